@@ -1,0 +1,51 @@
+"""The project's own errors: one class per kind of fault that a user, a file or the system can cause.
+
+A leaf: imports nothing, anyone may import it. Every message is one line that says where, what was found, what was
+expected and what to do.
+"""
+
+from __future__ import annotations
+
+
+class SmallThinkerError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class ConfigError(SmallThinkerError, ValueError):
+    """A model configuration has an unknown, missing or contradictory value; the message names the key."""
+
+
+class CheckpointError(SmallThinkerError, ValueError):
+    """A Hugging Face checkpoint folder lacks a tensor or file, or one has the wrong shape or type."""
+
+
+class StoreFormatError(SmallThinkerError, ValueError):
+    """A file is not a store, or its header, sizes, offsets or checksums contradict each other."""
+
+
+class StoreReadError(SmallThinkerError, OSError):
+    """Bytes of a store could not be read; the message has path and offset."""
+
+
+class StoreWriteError(SmallThinkerError, OSError):
+    """A store could not be written (exists already, disk full, no permission); nothing half-written stays."""
+
+
+class MemoryBudgetError(SmallThinkerError, ValueError):
+    """The memory budget is below the floor; the message names the floor."""
+
+
+class ContextLengthError(SmallThinkerError, ValueError):
+    """Prompt and answer don't fit the context that was planned; raised before anything is computed."""
+
+
+class RequestError(SmallThinkerError, ValueError):
+    """A sampling or generation parameter is out of range."""
+
+
+class TokenizerError(SmallThinkerError, ValueError):
+    """tokenizer.json or the chat template can't be loaded or rendered."""
+
+
+class CancelledError(SmallThinkerError):
+    """Work was cancelled from another thread."""
