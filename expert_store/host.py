@@ -1,0 +1,225 @@
+"""What only one operating system can do, each with a portable fallback: direct reads, page-aligned memory, dropping
+cached pages, atomic folder exchange, available and peak memory.
+
+Knows nothing about models or stores. Importing it works everywhere; where a function's best way is missing, its
+docstring or a comment says what happens on Windows and macOS instead. Sizes are bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+
+DIRECT_ALIGN = 4096  # what direct reads need of file offset, length and memory address, on every common disk
+
+
+def whole_pages(nbytes: int) -> int:
+    """`nbytes` rounded up to a length that direct reads take."""
+    return -(-nbytes // DIRECT_ALIGN) * DIRECT_ALIGN
+
+
+def aligned_buffer(nbytes: int) -> mmap.mmap:
+    """Zeroed anonymous memory that starts on a page; the length is rounded up to a multiple of DIRECT_ALIGN.
+
+    A map instead of a bytearray: page-aligned for direct reads, untouched pages cost nothing, freed to the system.
+    """
+    return mmap.mmap(-1, max(whole_pages(nbytes), DIRECT_ALIGN))
+
+
+def address(buffer: memoryview) -> int:
+    """Memory address of the first byte of a writable buffer."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def open_buffered(path: Path) -> int:
+    """A descriptor for ordinary reads through the page cache. Raises OSError."""
+    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+
+
+def open_direct(path: Path) -> int | None:
+    """A descriptor whose reads bypass the page cache; None where that can't be had. Raises OSError for other faults.
+
+    Linux: O_DIRECT. macOS: F_NOCACHE, which needs no alignment. Windows: None, since FILE_FLAG_NO_BUFFERING can't be
+    asked for through the C runtime; callers use the buffered way.
+    """
+    if sys.platform == "linux":
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        except OSError as e:
+            if e.errno in (errno.EINVAL, errno.ENOTSUP):  # the file system doesn't do direct reads
+                return None
+            raise
+    if sys.platform == "darwin":
+        import fcntl
+
+        fd = open_buffered(path)
+        fcntl.fcntl(fd, fcntl.F_NOCACHE, 1)
+        return fd
+    return None
+
+
+_seek_lock = threading.Lock()
+
+
+def read_at(fd: int, buffer: memoryview, offset: int) -> int:
+    """Read into `buffer` from file offset `offset`; the count may be short, 0 at the end of the file.
+
+    The GIL is released. Windows has no positioned read: there, seek and read happen under one lock.
+    """
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [buffer], offset)
+    with _seek_lock, open(fd, "rb", buffering=0, closefd=False) as file:
+        file.seek(offset)
+        return file.readinto(buffer) or 0
+
+
+def will_need(fd: int, offset: int, nbytes: int) -> None:
+    """Ask for these bytes of the file to be read into the page cache soon. Does nothing outside Linux."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
+
+
+def drop_file_cache(fd: int, offset: int, nbytes: int) -> None:
+    """Take these bytes of the file out of the page cache (0 bytes: up to the end). Dirty pages are only scheduled.
+
+    Pages that a read brought in are charged to the process's memory cgroup until they leave the cache.
+    macOS and Windows have no such call: the system drops the pages when it needs them.
+    """
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
+
+
+def drop_map_pages(mapped: mmap.mmap, offset: int, nbytes: int) -> None:
+    """Unmap these bytes of a file map from this process, at least the whole pages among them. Contents stay."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        start = offset - offset % mmap.PAGESIZE
+        with contextlib.suppress(OSError):
+            mapped.madvise(mmap.MADV_DONTNEED, start, min(offset + nbytes, len(mapped)) - start)
+
+
+def sync_folder(path: Path) -> None:
+    """Make names that were created or renamed in this folder survive a power cut. Windows can't open a folder."""
+    if os.name == "nt":
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def lock_folder(path: Path, wait: bool) -> int | None:
+    """Lock a folder for this process; close the returned descriptor to unlock. None: another process holds it.
+
+    The kernel unlocks when the process ends, however it ends. Windows: -1, no lock; open files can't be deleted there.
+    """
+    if os.name == "nt":
+        return -1
+    import fcntl
+
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except OSError:  # a network file system without locks
+        pass
+    return fd
+
+
+def unlock_folder(lock: int) -> None:
+    if lock >= 0:
+        os.close(lock)
+
+
+def exchange_folders(a: Path, b: Path) -> bool:
+    """Swap two folders in one step. False where the system or file system can't (then nothing happened)."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None, use_errno=True)
+        old, new = os.fsencode(a), os.fsencode(b)
+        if sys.platform == "linux":
+            at_fdcwd, rename_exchange = -100, 2
+            return bool(libc.renameat2(at_fdcwd, old, at_fdcwd, new, rename_exchange) == 0)
+        if sys.platform == "darwin":
+            rename_swap = 2
+            return bool(libc.renamex_np(old, new, rename_swap) == 0)
+    return False
+
+
+def available_memory_bytes() -> int:
+    """Memory that this process can still take: the least of the machine's and of every enclosing cgroup's."""
+    available = int(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError):
+        for directory, v2 in _memory_cgroups(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup")):
+            left = cgroup_left_bytes(directory, v2)
+            if left is not None:
+                available = min(available, left)
+    return available
+
+
+def cgroup_left_bytes(directory: Path, v2: bool) -> int | None:
+    """Limit minus usage of one memory cgroup; None without a limit. Reclaimable page cache doesn't count as used."""
+    names = ("memory.max", "memory.current") if v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    try:
+        limit, usage = ((directory / name).read_text().strip() for name in names)
+        stat = (directory / "memory.stat").read_text()
+    except OSError:
+        return None
+    if limit == "max":
+        return None
+    key = "inactive_file" if v2 else "total_inactive_file"
+    reclaimable = next((int(line.split()[1]) for line in stat.splitlines() if line.split()[0] == key), 0)
+    return max(int(limit) - max(int(usage) - reclaimable, 0), 0)
+
+
+def _memory_cgroups(proc_cgroup: str, root: Path) -> list[tuple[Path, bool]]:
+    """This process's memory cgroup and its ancestors as (folder, is v2). In a container, the path may lie outside."""
+    found: list[tuple[Path, bool]] = []
+    for line in proc_cgroup.splitlines():
+        number, controllers, path = line.split(":", 2)
+        v2 = number == "0" and controllers == ""
+        if not v2 and "memory" not in controllers.split(","):
+            continue
+        for mount in [root, root / "unified"] if v2 else [root / "memory"]:
+            inside = mount / path.lstrip("/")
+            for directory in (inside, *inside.parents):
+                if directory.is_relative_to(mount) and directory.is_dir():
+                    found.append((directory, v2))
+    return found
+
+
+def peak_memory_bytes() -> int:
+    """The most resident memory that this process had so far.
+
+    Linux: VmHWM, not ru_maxrss, which a child inherits from the process that started it.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may run on, at least 1. Hyper-threads don't add to memory-bound kernels."""
+    physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, min(physical, len(os.sched_getaffinity(0))))
+    return max(1, physical)
