@@ -1,0 +1,260 @@
+"""The store format: which tensors its two files hold, in which order, type and size, and how weights are packed.
+
+Owns every number of docs/format.md. Knows nothing about how the files are written, mapped or read in time.
+
+Shape letters: d hidden_size, F moe_ffn_hidden_size, E experts of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from smallthinker.expert_store.header import MAX_HEADER_BYTES, FileHeader, encode_header, fault, read_header
+
+from smallthinker.config import ModelConfig
+from smallthinker.errors import ConfigError, StoreFormatError
+
+FORMAT_NAME = "smallthinker-store"
+FORMAT_VERSION = "1"
+
+CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+DENSE_FILE = "dense.safetensors"
+EXPERTS_FILE = "experts.safetensors"
+REQUIRED_FILES = (CONFIG_FILE, TOKENIZER_FILE, DENSE_FILE, EXPERTS_FILE)
+ALL_FILES = (*REQUIRED_FILES, TOKENIZER_CONFIG_FILE)
+
+Quant = Literal["q4_0", "q8_0", "f16", "f32"]
+Layout = Literal["tiles", "rows"]
+QUANTS: tuple[Quant, ...] = get_args(Quant)
+
+BLOCK = 32  # columns that share one scale
+TILE_ROWS = 16  # rows that a tile interleaves
+TENSOR_ALIGN = 64  # a cache line: tensors of dense.safetensors and parts of a record start on one
+RECORD_ALIGN = 4096  # what a direct read needs
+
+_BLOCK_BYTES = {"q4_0": 2 + BLOCK // 2, "q8_0": 2 + BLOCK, "f16": 2 * BLOCK, "f32": 4 * BLOCK}
+
+# Room for one entry of a header: the longest name, dtype, shape, two offsets, its checksum. Bounds what we parse.
+_MAX_ENTRY_BYTES = 224
+_CRC_DIGITS = 8
+_REMEDY = "convert the model again"
+
+
+def align(nbytes: int, to: int) -> int:
+    """The next multiple of `to`."""
+    return -(-nbytes // to) * to
+
+
+def packed_bytes(quant: Quant, layout: Layout, rows: int, cols: int) -> int:
+    """Bytes of a packed [rows, cols] matrix without alignment; cols must be a multiple of 32."""
+    if cols % BLOCK:
+        raise ValueError(f"cols: expected a multiple of {BLOCK}, found {cols}")
+    return (align(rows, TILE_ROWS) if layout == "tiles" else rows) * (cols // BLOCK) * _BLOCK_BYTES[quant]
+
+
+@dataclass(frozen=True)
+class RecordLayout:
+    """Where the three matrices of an expert lie in its record. gate: tiles [F, d]; up: rows [F, d]; down: rows [F, d],
+    transposed, so that a zero gate skips one row of each."""
+
+    up_offset: int
+    down_offset: int
+    down_end: int
+    record_bytes: int
+
+    @classmethod
+    def of(cls, quant: Quant, hidden: int, ffn: int) -> RecordLayout:
+        rows = packed_bytes(quant, "rows", ffn, hidden)
+        up = align(packed_bytes(quant, "tiles", ffn, hidden), TENSOR_ALIGN)
+        down = align(up + rows, TENSOR_ALIGN)
+        return cls(up, down, down + rows, align(down + rows, RECORD_ALIGN))
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a store file: a vector of F32, or a matrix packed into U8.
+
+    `shape` is the matrix's [rows, cols] or the vector's [size]; `nbytes` what the file holds, `content_bytes` the part
+    of it before the padding with zeros. `quant` is None for a vector.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    quant: Quant | None
+    content_bytes: int
+    nbytes: int
+
+    @property
+    def dtype(self) -> str:
+        return "F32" if self.quant is None else "U8"
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape in the file's header."""
+        return self.shape if self.quant is None else (self.nbytes,)
+
+
+def dense_table(config: ModelConfig, quant: Quant) -> Iterator[TensorSpec]:
+    """The tensors of dense.safetensors in file order."""
+
+    def vector(name: str, size: int) -> TensorSpec:
+        return TensorSpec(name, (size,), None, 4 * size, 4 * size)  # size is a multiple of 32: 64-byte aligned as it is
+
+    def matrix(name: str, rows: int, cols: int, kind: Quant) -> TensorSpec:
+        nbytes = packed_bytes(kind, "tiles", rows, cols)
+        return TensorSpec(name, (rows, cols), kind, nbytes, align(nbytes, TENSOR_ALIGN))
+
+    d, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    yield matrix("embed_tokens", config.vocab_size, d, quant)
+    if not config.tie_word_embeddings:
+        yield matrix("lm_head", config.vocab_size, d, quant)
+    yield vector("norm", d)
+    for layer in range(config.num_hidden_layers):
+        name = f"layers.{layer}."
+        yield vector(name + "input_layernorm", d)
+        yield vector(name + "post_attention_layernorm", d)
+        yield matrix(name + "router", config.moe_num_primary_experts, d, "f32")  # small, and routing must be exact
+        yield matrix(name + "q_proj", heads * config.head_dim, d, quant)
+        yield matrix(name + "k_proj", kv_heads * config.head_dim, d, quant)
+        yield matrix(name + "v_proj", kv_heads * config.head_dim, d, quant)
+        yield matrix(name + "o_proj", d, heads * config.head_dim, quant)
+
+
+def expert_name(layer: int, expert: int) -> str:
+    return f"layers.{layer}.experts.{expert}"
+
+
+def expert_table(config: ModelConfig, quant: Quant) -> Iterator[TensorSpec]:
+    """The records of experts.safetensors in file order: layer by layer, expert by expert."""
+    d, ffn = config.hidden_size, config.moe_ffn_hidden_size
+    layout = RecordLayout.of(quant, d, ffn)
+    for layer in range(config.num_hidden_layers):
+        for expert in range(config.moe_num_primary_experts):
+            yield TensorSpec(expert_name(layer, expert), (3 * ffn, d), quant, layout.down_end, layout.record_bytes)
+
+
+def table(kind: Literal["dense", "experts"], config: ModelConfig, quant: Quant) -> Iterator[TensorSpec]:
+    return (dense_table if kind == "dense" else expert_table)(config, quant)
+
+
+def num_tensors(kind: Literal["dense", "experts"], config: ModelConfig) -> int:
+    """How many tensors `table` yields."""
+    if kind == "experts":
+        return config.num_experts_total
+    return 2 + (not config.tie_word_embeddings) + 7 * config.num_hidden_layers
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a checked file: what it is, where it starts in the file (bytes) and its CRC-32."""
+
+    spec: TensorSpec
+    offset: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class StoreFile:
+    """A checked file of a store."""
+
+    path: Path
+    quant: Quant
+    engine_version: str
+    data_start: int
+    file_bytes: int
+    tensors: tuple[StoredTensor, ...]
+
+
+def encode_store_header(specs: tuple[TensorSpec, ...], quant: Quant, engine_version: str, crcs: list[int]) -> bytes:
+    """Header bytes of a store file; the same length for any checksums."""
+    metadata = {
+        "format": FORMAT_NAME,
+        "format_version": FORMAT_VERSION,
+        "quant": quant,
+        "engine_version": engine_version,
+        "crc32": " ".join(f"{crc:0{_CRC_DIGITS}x}" for crc in crcs),
+    }
+    return encode_header(((spec.name, spec.dtype, spec.stored_shape) for spec in specs), metadata, RECORD_ALIGN)
+
+
+def read_store_file(path: Path, kind: Literal["dense", "experts"], config: ModelConfig) -> StoreFile:
+    """Read and check one file of a store against the model's configuration.
+
+    Nothing bigger than the expected header is allocated. Raises StoreFormatError, with path and offset.
+    """
+    count = num_tensors(kind, config)
+    header = read_header(path, min(RECORD_ALIGN + count * _MAX_ENTRY_BYTES, MAX_HEADER_BYTES))
+    quant, version = _check_metadata(header)
+    if len(header.tensors) != count:
+        raise _missing_or_unknown(header, kind, config, quant, count)
+    if header.data_start % RECORD_ALIGN:
+        raise fault(path, 8, "start of the data", f"a multiple of {RECORD_ALIGN}", header.data_start, _REMEDY)
+    crcs = _checksums(header, count)
+    tensors: list[StoredTensor] = []
+    offset = header.data_start
+    for spec, crc in zip(table(kind, config, quant), crcs, strict=True):
+        entry = header.tensors.get(spec.name)
+        if entry is None:
+            raise _missing_or_unknown(header, kind, config, quant, count)
+        expected = (spec.dtype, spec.stored_shape, offset)
+        if (entry.dtype, entry.shape, entry.start) != expected:
+            raise fault(
+                path,
+                entry.start,
+                f"tensor '{spec.name}'",
+                f"{spec.dtype} {list(spec.stored_shape)} at byte {offset}",
+                f"{entry.dtype} {list(entry.shape)} at byte {entry.start}",
+                f"{CONFIG_FILE} and this file belong to different models: {_REMEDY}",
+            )
+        tensors.append(StoredTensor(spec, offset, crc))
+        offset = entry.stop
+    return StoreFile(path, quant, version, header.data_start, header.file_bytes, tuple(tensors))
+
+
+def check_quant(quant: str) -> Quant:
+    """Raises ConfigError, naming the choices."""
+    if quant not in QUANTS:
+        raise ConfigError(f"quantisation: expected one of {', '.join(QUANTS)}, found {quant!r}")
+    return quant
+
+
+def _check_metadata(header: FileHeader) -> tuple[Quant, str]:
+    def bad(key: str, expected: str, remedy: str = _REMEDY) -> StoreFormatError:
+        return fault(header.path, 8, f"__metadata__ {key}", expected, header.metadata.get(key, "nothing"), remedy)
+
+    if header.metadata.get("format") != FORMAT_NAME:
+        raise bad("format", FORMAT_NAME, "not a store of this engine: convert the model first")
+    if header.metadata.get("format_version") != FORMAT_VERSION:
+        raise bad("format_version", FORMAT_VERSION, "made by another version of this engine: " + _REMEDY)
+    quant = header.metadata.get("quant", "")
+    if quant not in QUANTS:
+        raise bad("quant", "one of " + ", ".join(QUANTS))
+    if "engine_version" not in header.metadata:
+        raise bad("engine_version", "a version")
+    return quant, header.metadata["engine_version"]
+
+
+def _checksums(header: FileHeader, count: int) -> list[int]:
+    words = header.metadata.get("crc32", "").split(" ")
+    digits = set("0123456789abcdef")
+    if len(words) != count or any(len(word) != _CRC_DIGITS or not digits.issuperset(word) for word in words):
+        expected = f"{count} checksums of {_CRC_DIGITS} hexadecimal digits"
+        raise fault(header.path, 8, "__metadata__ crc32", expected, f"{len(words)} words", _REMEDY)
+    return [int(word, 16) for word in words]
+
+
+def _missing_or_unknown(
+    header: FileHeader, kind: Literal["dense", "experts"], config: ModelConfig, quant: Quant, count: int
+) -> StoreFormatError:
+    left = dict(header.tensors)
+    for spec in table(kind, config, quant):
+        if left.pop(spec.name, None) is None:
+            found = f"none of that name among {len(header.tensors)}"
+            return fault(header.path, 8, "tensors", f"a tensor '{spec.name}'", found, _REMEDY)
+    unknown = f"'{next(iter(left))}'" if left else "another number"
+    return fault(header.path, 8, "tensors", f"{count}, those of {CONFIG_FILE}", unknown, _REMEDY)

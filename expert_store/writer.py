@@ -1,0 +1,212 @@
+"""Writes safetensors files as a stream, and stores out of two of them.
+
+Owns the order of writing: header with placeholders, tensors, checksums, sync. Knows nothing about where the bytes of
+a tensor come from; whole-or-nothing is `folder`'s, sizes and names are `format`'s.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from smallthinker.expert_store import host
+from smallthinker.expert_store.folder import AtomicFolder
+from smallthinker.expert_store.format import (
+    ALL_FILES,
+    DENSE_FILE,
+    EXPERTS_FILE,
+    Quant,
+    TensorSpec,
+    dense_table,
+    encode_store_header,
+    expert_table,
+)
+from smallthinker.expert_store.progress import Progress, silent
+
+from smallthinker.config import ModelConfig
+from smallthinker.errors import StoreWriteError
+
+Bytes = bytes | memoryview  # of a numpy array: its `.data`
+
+DROP_EVERY_BYTES = 32 << 20  # written pages leave the cache in steps of this; they count towards a memory cgroup
+
+
+class TensorFileWriter:
+    """One safetensors file: tensors of known sizes, written in the order of `tensors`, (name, bytes) each.
+
+    `make_header` builds the header from the tensors' checksums (first all zero) and must return the same length.
+    """
+
+    def __init__(self, path: Path, tensors: list[tuple[str, int]], make_header: Callable[[list[int]], bytes]) -> None:
+        self._tensors = tensors
+        self._make_header = make_header
+        self._crcs: list[int] = []
+        self._file = path.open("xb", buffering=0)
+        self._dropped = 0
+        self._header_bytes = len(make_header([0] * len(tensors)))
+        self._put(make_header([0] * len(tensors)))
+
+    def write(self, name: str, pieces: Iterable[Bytes]) -> None:
+        """Write the next tensor, which must be `name`; zeros are added up to its size.
+
+        Raises ValueError when the caller's order or sizes contradict the table, OSError.
+        """
+        expected, nbytes = self._tensors[len(self._crcs)]
+        if name != expected:
+            raise ValueError(f"expected tensor {expected}, found {name}")
+        crc = written = 0
+        for piece in pieces:
+            data = memoryview(piece).cast("B")
+            written += len(data)
+            if written > nbytes:
+                raise ValueError(f"{name}: expected {nbytes} bytes, found more")
+            crc = zlib.crc32(data, crc)
+            self._put(data)
+        padding = bytes(nbytes - written)
+        self._put(padding)
+        self._crcs.append(zlib.crc32(padding, crc))
+
+    def finish(self) -> None:
+        """Write the checksums and sync the file. Raises ValueError when a tensor is missing."""
+        if len(self._crcs) != len(self._tensors):
+            raise ValueError(f"expected tensor {self._tensors[len(self._crcs)][0]}, found the end")
+        header = self._make_header(self._crcs)
+        assert len(header) == self._header_bytes
+        self._file.seek(0)
+        self._put(header)
+        os.fsync(self._file.fileno())
+        host.drop_file_cache(self._file.fileno(), 0, 0)
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _put(self, data: Bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+        position = self._file.tell()
+        if position - self._dropped >= DROP_EVERY_BYTES:
+            # From the start: the first call schedules dirty pages, a later one drops them. No sync, no waiting here.
+            host.drop_file_cache(self._file.fileno(), 0, position)
+            self._dropped = position
+
+
+class StoreWriter:
+    """Context manager that writes a store: every tensor of `dense_table`, then every record of `expert_table`.
+
+    `files` are the small files by name, config.json and tokenizer.json among them. Leaving the block without an
+    exception publishes the store at `out`; anything else leaves what was there before.
+    Raises StoreWriteError: `out` exists without `force`, disk full, no permission.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        config: ModelConfig,
+        quant: Quant,
+        files: Mapping[str, bytes],
+        force: bool = False,
+        progress: Progress | None = None,
+        engine_version: str | None = None,
+    ) -> None:
+        self._quant = quant
+        self._files = dict(files)
+        self._version = engine_version or installed_version()
+        self._progress = progress or silent
+        self.dense_specs = tuple(dense_table(config, quant))
+        self.expert_specs = tuple(expert_table(config, quant))
+        self.total_bytes = sum(spec.nbytes for spec in (*self.dense_specs, *self.expert_specs))
+        self._done_bytes = 0
+        headers = sum(len(self._header(specs, [0] * len(specs))) for specs in (self.dense_specs, self.expert_specs))
+        needed = self.total_bytes + headers + sum(map(len, self._files.values()))
+        self._folder = AtomicFolder(out, needed, ALL_FILES, force)
+        self._writers: dict[str, TensorFileWriter] = {}
+
+    def __enter__(self) -> StoreWriter:
+        self._folder.__enter__()
+        try:
+            for name, content in self._files.items():
+                write_synced(self._folder.temporary / name, content)
+            for name, specs in ((DENSE_FILE, self.dense_specs), (EXPERTS_FILE, self.expert_specs)):
+                tensors = [(spec.name, spec.nbytes) for spec in specs]
+                path = self._folder.temporary / name
+                self._writers[name] = TensorFileWriter(
+                    path,
+                    tensors,
+                    lambda crcs, specs=specs: self._header(specs, crcs),  # type: ignore[misc]
+                )
+        except BaseException as e:
+            self.__exit__(type(e), e, e.__traceback__)
+            if isinstance(e, OSError):
+                raise self._folder.error(e) from e
+            raise
+        return self
+
+    def write_dense(self, spec: TensorSpec, pieces: Iterable[Bytes]) -> None:
+        """Write the next tensor of dense.safetensors. Raises StoreWriteError; errors of `pieces` pass through."""
+        self._write(DENSE_FILE, spec, pieces)
+
+    def write_expert(self, spec: TensorSpec, pieces: Iterable[Bytes]) -> None:
+        """Write the next record of experts.safetensors."""
+        self._write(EXPERTS_FILE, spec, pieces)
+
+    def _write(self, file: str, spec: TensorSpec, pieces: Iterable[Bytes]) -> None:
+        try:
+            self._writers[file].write(spec.name, self._counted(spec.name, pieces))
+        except StoreWriteError:
+            raise
+        except OSError as e:
+            raise self._folder.error(e) from e
+
+    def _counted(self, what: str, pieces: Iterable[Bytes]) -> Iterable[Bytes]:
+        for piece in pieces:
+            yield piece
+            self._done_bytes += memoryview(piece).nbytes
+            self._progress(self._done_bytes, self.total_bytes, what)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                for writer in self._writers.values():
+                    writer.finish()
+        except BaseException as e:
+            self._abandon(e)
+            if isinstance(e, OSError):
+                raise self._folder.error(e) from e
+            raise
+        if error is not None:
+            self._abandon(error)
+            return
+        self._folder.__exit__(None, None, None)
+        self._progress(self.total_bytes, self.total_bytes, "done")
+
+    def _abandon(self, error: BaseException) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._folder.__exit__(type(error), error, None)
+
+    def _header(self, specs: tuple[TensorSpec, ...], crcs: list[int]) -> bytes:
+        return encode_store_header(specs, self._quant, self._version, crcs)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a small file and sync it."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def installed_version() -> str:
+    """Version of this package, for the files it writes."""
+    try:
+        return importlib.metadata.version("smallthinker")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
