@@ -1,0 +1,262 @@
+"""An opened store: its configuration, where every record lies, and the dense weights.
+
+Owns opening, checking and the dense part's memory. Experts are read by `readers`; a store holds no file open. Knows
+nothing about caches or what the weights are for.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import zlib
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from smallthinker.expert_store import host
+from smallthinker.expert_store.format import (
+    CONFIG_FILE,
+    DENSE_FILE,
+    EXPERTS_FILE,
+    REQUIRED_FILES,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    Quant,
+    RecordLayout,
+    StoredTensor,
+    StoreFile,
+    TensorSpec,
+    read_store_file,
+)
+from smallthinker.expert_store.header import fault
+from smallthinker.expert_store.progress import Progress, silent
+
+from smallthinker.config import ModelConfig
+from smallthinker.errors import StoreFormatError, StoreReadError
+
+_MAX_CONFIG_BYTES = 1 << 20
+_PIECE_BYTES = 4 << 20  # one read of dense weights or of a verification
+
+
+class Store:
+    """A checked store; use `Store.open`, and close it or use it as a context manager.
+
+    config: the model; quant: of everything but norms and routers; dense_bytes: memory that the dense weights take;
+    record_bytes: of one expert, a multiple of 4096; num_experts: records of all layers together.
+    """
+
+    def __init__(self, path: Path, config: ModelConfig, dense: StoreFile, experts: StoreFile) -> None:
+        self.path = path
+        self.config = config
+        self.quant: Quant = experts.quant
+        self.dense_file = dense
+        self.experts_file = experts
+        self.record_layout = RecordLayout.of(self.quant, config.hidden_size, config.moe_ffn_hidden_size)
+        self.record_bytes = self.record_layout.record_bytes
+        self.num_experts = config.num_experts_total
+        self.dense_bytes = dense.file_bytes - dense.data_start
+        self._by_name = {tensor.spec.name: tensor for tensor in dense.tensors}
+        self._dense: npt.NDArray[np.uint8] | None = None
+
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """Open and check a store without reading any weights.
+
+        Raises StoreFormatError (not a folder, a file missing, a header that doesn't fit), ConfigError, StoreReadError.
+        """
+        path = Path(path)
+        _check_folder(path)
+        try:
+            config_bytes = (path / CONFIG_FILE).stat().st_size
+            if config_bytes > _MAX_CONFIG_BYTES:
+                raise fault(path / CONFIG_FILE, 0, "size", f"at most {_MAX_CONFIG_BYTES} bytes", config_bytes)
+            config = ModelConfig.from_json(path / CONFIG_FILE)
+            dense = read_store_file(path / DENSE_FILE, "dense", config)
+            experts = read_store_file(path / EXPERTS_FILE, "experts", config)
+        except OSError as e:
+            raise StoreReadError(f"{e.filename or path}: cannot read the store: {e.strerror or e}") from e
+        if dense.quant != experts.quant:
+            raise fault(dense.path, 8, "__metadata__ quant", f"{experts.quant} as in {EXPERTS_FILE}", dense.quant)
+        return cls(path, config, dense, experts)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the dense weights; their memory goes when the last view of them does."""
+        self._dense = None
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / TOKENIZER_FILE
+
+    @property
+    def tokenizer_config_path(self) -> Path:
+        """May not exist: the file is optional."""
+        return self.path / TOKENIZER_CONFIG_FILE
+
+    def expert_index(self, layer: int, expert: int) -> int:
+        """The record's index, as readers count them. Raises IndexError."""
+        per_layer = self.config.moe_num_primary_experts
+        if not (0 <= layer < self.config.num_hidden_layers and 0 <= expert < per_layer):
+            raise IndexError(f"layer {layer}, expert {expert}: the store has {self.config.num_hidden_layers} layers "
+                             f"of {per_layer} experts")  # fmt: skip
+        return layer * per_layer + expert
+
+    def record_offset(self, index: int) -> int:
+        """Where record `index` starts in experts.safetensors, bytes; a multiple of 4096. Raises IndexError."""
+        if not 0 <= index < self.num_experts:
+            raise IndexError(f"record {index}: the store has {self.num_experts}")
+        return self.experts_file.data_start + index * self.record_bytes
+
+    def dense_spec(self, name: str) -> TensorSpec:
+        """Rows, columns and quantisation of a dense tensor. Raises KeyError."""
+        return self._by_name[name].spec
+
+    def dense_names(self) -> list[str]:
+        """Names of the dense tensors in file order."""
+        return list(self._by_name)
+
+    def load_dense(self, mode: Literal["anonymous", "mapped"] = "anonymous", progress: Progress | None = None) -> None:
+        """Bring the dense weights into memory; again, nothing happens.
+
+        anonymous: read past the page cache into memory of our own, which the system can't drop and read again in the
+        middle of a token; costs `dense_bytes`. mapped: starts at once, pages come from the file when first touched.
+        Raises StoreReadError.
+        """
+        if self._dense is None:
+            self._dense = self._read_dense(progress or silent) if mode == "anonymous" else self._map_dense()
+
+    def dense(self, name: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
+        """A read-only view of a dense tensor, 64-byte aligned: uint8 [packed bytes] of a matrix as the kernels take
+        it (padding left out), float32 [size] of a norm. Maps the file if nothing was loaded.
+
+        Raises KeyError, StoreReadError.
+        """
+        tensor = self._by_name[name]
+        self.load_dense("mapped")
+        assert self._dense is not None
+        start = tensor.offset - self.dense_file.data_start
+        view = self._dense[start : start + tensor.spec.content_bytes]
+        return view.view(np.float32) if tensor.spec.quant is None else view
+
+    def verify(self, progress: Progress | None = None) -> None:
+        """Read both files in full, past the page cache, and compare every tensor's checksum.
+
+        Raises StoreFormatError that names file, tensor and offset; StoreReadError.
+        """
+        progress = progress or silent
+        total = self.dense_file.file_bytes + self.experts_file.file_bytes
+        done = 0
+        for file in (self.dense_file, self.experts_file):
+            with _Sequential(file) as source:
+                for tensor in file.tensors:
+                    crc = _crc32(source, tensor)
+                    if crc != tensor.crc32:
+                        name = f"checksum of tensor '{tensor.spec.name}'"
+                        remedy = "the file changed since it was written: copy or convert it again"
+                        raise fault(file.path, tensor.offset, name, f"{tensor.crc32:08x}", f"{crc:08x}", remedy)
+                    progress(done + tensor.offset + tensor.spec.nbytes, total, tensor.spec.name)
+            done += file.file_bytes
+
+    def _read_dense(self, progress: Progress) -> npt.NDArray[np.uint8]:
+        memory = host.aligned_buffer(self.dense_bytes)
+        view = memoryview(memory)
+        with _Sequential(self.dense_file) as source:
+            for start in range(0, self.dense_bytes, _PIECE_BYTES):
+                # whole pages for direct reads: the last piece may ask for more than the file has
+                piece = view[start : start + _PIECE_BYTES]
+                wanted = min(len(piece), self.dense_bytes - start)
+                source.read(self.dense_file.data_start + start, piece, wanted)
+                progress(start + wanted, self.dense_bytes, DENSE_FILE)
+        return self._frozen(memory)
+
+    def _map_dense(self) -> npt.NDArray[np.uint8]:
+        path, expected = self.dense_file.path, self.dense_file.file_bytes
+        try:
+            with path.open("rb") as file:
+                found = file.seek(0, 2)
+                if found != expected:  # a map longer than its file would end the process at the first touch
+                    raise StoreReadError(f"{path}: expected {expected} bytes, found {found}; it changed since opening")
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as e:
+            raise e if isinstance(e, StoreReadError) else _read_error(path, 0, e) from e
+        return self._frozen(mapped, self.dense_file.data_start)
+
+    def _frozen(self, memory: mmap.mmap, start: int = 0) -> npt.NDArray[np.uint8]:
+        array = np.frombuffer(memory, np.uint8, self.dense_bytes, start)
+        array.flags.writeable = False
+        return array
+
+
+class _Sequential:
+    """Reads a file once through, past the page cache where possible, else dropping behind."""
+
+    def __init__(self, file: StoreFile) -> None:
+        self._path = file.path
+        try:
+            direct = host.open_direct(file.path)
+            self._fd = host.open_buffered(file.path) if direct is None else direct
+        except OSError as e:
+            raise _read_error(file.path, 0, e) from e
+        self.buffer = memoryview(host.aligned_buffer(_PIECE_BYTES))
+
+    def __enter__(self) -> _Sequential:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def read(self, offset: int, into: memoryview, wanted: int) -> None:
+        """Read at least `wanted` bytes; offset, length and address of `into` fit direct reads. StoreReadError."""
+        done = 0
+        while done < wanted:
+            done -= done % host.DIRECT_ALIGN  # after a short read, go on from a place that direct reads can start at
+            try:
+                count = host.read_at(self._fd, into[done:], offset + done)
+            except OSError as e:
+                raise _read_error(self._path, offset + done, e) from e
+            if count == 0 or (done + count < wanted and count < host.DIRECT_ALIGN):
+                raise StoreReadError(
+                    f"{self._path}: byte {offset + done}: expected {wanted - done} more bytes, found {count}: the file "
+                    f"was cut short after it was opened; copy or convert it again"
+                )
+            done += count
+        host.drop_file_cache(self._fd, offset, len(into))
+
+
+def _crc32(source: _Sequential, tensor: StoredTensor) -> int:
+    crc, position, stop = 0, tensor.offset, tensor.offset + tensor.spec.nbytes
+    while position < stop:
+        skip = position % host.DIRECT_ALIGN  # dense tensors start on cache lines, reads on pages
+        wanted = min(len(source.buffer), skip + stop - position)
+        source.read(position - skip, source.buffer[: host.whole_pages(wanted)], wanted)
+        crc = zlib.crc32(source.buffer[skip:wanted], crc)
+        position += wanted - skip
+    return crc
+
+
+def _check_folder(path: Path) -> None:
+    if not path.is_dir():
+        found = "a file" if path.exists() else "nothing"
+        raise StoreFormatError(
+            f"{path}: expected a store (a folder), found {found}; give the folder that was converted"
+        )
+    missing = [name for name in REQUIRED_FILES if not (path / name).is_file()]
+    if not missing:
+        return
+    remedy = "copy or convert it again"
+    if any(path.glob("model*.safetensors")) and DENSE_FILE in missing:
+        remedy = "this is a Hugging Face checkpoint: convert it first"
+    raise StoreFormatError(f"{path}: not a whole store: {', '.join(missing)} missing; {remedy}")
+
+
+def _read_error(path: Path, offset: int, e: OSError) -> StoreReadError:
+    return StoreReadError(f"{path}: byte {offset}: cannot read: {e.strerror or e}")
