@@ -12,12 +12,12 @@ import os
 import secrets
 import shutil
 from collections.abc import Collection
+from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
 
-from smallthinker.expert_store import host
-
 from smallthinker.errors import StoreWriteError
+from smallthinker.expert_store import host
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -25,8 +25,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 class AtomicFolder:
     """Context manager. Write into `.temporary`; leaving without an exception publishes the folder as `out`.
 
-    `own_files` are the names that `out` may hold when `force` replaces it: a folder with anything else in it was not
-    made by us and is never replaced. With `force`, the old folder stays until the new one is synced.
+    `own_files` are the names (shell patterns) that `out` may hold when `force` replaces it: a folder with anything else
+    in it was not made by us and is never replaced. With `force`, the old folder stays until the new one is synced.
     Raises StoreWriteError: `out` exists, less than `needed_bytes` free, no permission.
     """
 
@@ -34,7 +34,7 @@ class AtomicFolder:
         self.out = Path(out).resolve()  # a symlink to a store is followed: what it points to is replaced
         self.needed_bytes = needed_bytes
         self.force = force
-        self._own_files = frozenset(own_files)
+        self._own_files = tuple(own_files)
         self._lock = -1
 
     def __enter__(self) -> AtomicFolder:
@@ -87,9 +87,11 @@ class AtomicFolder:
         names = {entry.name for entry in self.out.iterdir()}
         if names and not self.force:
             raise StoreWriteError(f"{self.out}: exists already; force replaces it")
-        foreign = sorted(names - self._own_files)
+        foreign = [name for name in sorted(names) if not any(fnmatch(name, own) for own in self._own_files)]
         if foreign:
-            raise StoreWriteError(f"{self.out}: holds '{foreign[0]}', which is no part of a store; choose another name")
+            raise StoreWriteError(
+                f"{self.out}: holds '{foreign[0]}', which force would delete with it; choose another name"
+            )
 
     @property
     def _prefix(self) -> str:

@@ -1,0 +1,211 @@
+"""Reads a Hugging Face checkpoint: config.json and model weights in one safetensors file or in shards.
+
+Owns the checkpoint's tensor names and file layout. Gives float32 rows, a piece at a time, and leaves nothing in the
+page cache. Knows nothing about stores or quantisation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from smallthinker.config import ModelConfig
+from smallthinker.errors import CheckpointError, StoreFormatError
+from smallthinker.expert_store import host
+from smallthinker.expert_store.header import ITEM_BYTES, FileHeader, TensorEntry, read_header
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+SOURCE_DTYPES = ("BF16", "F16", "F32")
+
+_MAX_INDEX_BYTES = 64 << 20
+_NAMES = {
+    "embed_tokens": "model.embed_tokens.weight",
+    "lm_head": "lm_head.weight",
+    "norm": "model.norm.weight",
+    "router": "block_sparse_moe.primary_router.weight",
+    "q_proj": "self_attn.q_proj.weight",
+    "k_proj": "self_attn.k_proj.weight",
+    "v_proj": "self_attn.v_proj.weight",
+    "o_proj": "self_attn.o_proj.weight",
+    "input_layernorm": "input_layernorm.weight",
+    "post_attention_layernorm": "post_attention_layernorm.weight",
+}
+
+
+def checkpoint_name(store_name: str) -> str:
+    """The checkpoint's name of a tensor of dense.safetensors ("layers.3.q_proj")."""
+    *prefix, name = store_name.split(".")
+    return ".".join(["model", *prefix, _NAMES[name]]) if prefix else _NAMES[name]
+
+
+def expert_tensor(layer: int, expert: int, part: str) -> str:
+    """The checkpoint's name of an expert's gate, up or down matrix."""
+    return f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{part}.weight"
+
+
+def checkpoint_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of every tensor that a checkpoint of this model must have."""
+    d, ffn, vocab = config.hidden_size, config.moe_ffn_hidden_size, config.vocab_size
+    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    yield checkpoint_name("embed_tokens"), (vocab, d)
+    for layer in range(config.num_hidden_layers):
+        shapes = {
+            "input_layernorm": (d,), "q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q),
+            "post_attention_layernorm": (d,), "router": (config.moe_num_primary_experts, d),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            yield checkpoint_name(f"layers.{layer}.{name}"), shape
+        for expert in range(config.moe_num_primary_experts):
+            for part, shape in (("gate", (ffn, d)), ("up", (ffn, d)), ("down", (d, ffn))):
+                yield expert_tensor(layer, expert, part), shape
+    yield checkpoint_name("norm"), (d,)
+    if not config.tie_word_embeddings:
+        yield checkpoint_name("lm_head"), (vocab, d)
+
+
+class Checkpoint:
+    """An opened and checked checkpoint; context manager.
+
+    config: the model; files_bytes: size of the weights on disk. Raises CheckpointError (a tensor or file is missing,
+    has another shape or type, or is unknown: it could mean another model), ConfigError.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._files: dict[Path, int] = {}
+        if not self.path.is_dir():
+            raise CheckpointError(f"{self.path}: expected the folder of a Hugging Face checkpoint")
+        self.config = ModelConfig.from_json(self.path / "config.json")
+        headers = [self._header(path) for path in self._weight_files()]
+        self._entries: dict[str, tuple[Path, TensorEntry]] = {}
+        for header in headers:
+            for name, entry in header.tensors.items():
+                if name in self._entries:
+                    raise CheckpointError(f"{header.path}: tensor '{name}' is also in {self._entries[name][0].name}")
+                self._entries[name] = header.path, entry
+        self.files_bytes = sum(header.file_bytes for header in headers)
+        self._check_tensors()
+        try:
+            for header in headers:
+                self._files[header.path] = host.open_buffered(header.path)
+        except OSError as e:
+            self.close()
+            raise CheckpointError(f"{e.filename}: cannot open: {e.strerror}") from e
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
+        """Rows start..stop of a tensor as float32, [rows, cols] or [size]; exact for bf16 and f16 sources.
+
+        Raises CheckpointError when the file can't be read.
+        """
+        path, entry = self._entries[name]
+        rows = entry.shape[0] if stop is None else min(stop, entry.shape[0])
+        row_bytes = (entry.stop - entry.start) // entry.shape[0]
+        raw = np.empty((rows - start) * row_bytes, np.uint8)
+        self._read(path, entry.start + start * row_bytes, memoryview(raw.data))
+        return _to_float32(raw, entry.dtype).reshape(rows - start, *entry.shape[1:])
+
+    def close(self) -> None:
+        for fd in self._files.values():
+            os.close(fd)
+        self._files.clear()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self, path: Path, offset: int, buffer: memoryview) -> None:
+        done = 0
+        while done < len(buffer):
+            try:
+                count = host.read_at(self._files[path], buffer[done:], offset + done)
+            except OSError as e:
+                raise CheckpointError(f"{path}: byte {offset + done}: cannot read: {e.strerror or e}") from e
+            if count == 0:
+                raise CheckpointError(f"{path}: byte {offset + done}: the file was cut short after it was opened")
+            done += count
+        host.drop_file_cache(self._files[path], offset, len(buffer))
+
+    def _weight_files(self) -> list[Path]:
+        index = self.path / INDEX_FILE
+        if not index.exists():
+            single = self.path / SINGLE_FILE
+            if not single.is_file():
+                raise CheckpointError(f"{self.path}: neither {SINGLE_FILE} nor {INDEX_FILE}; download the weights too")
+            return [single]
+        names = sorted(set(_weight_map(index).values()))
+        for name in names:
+            # a plain file name: a path could reach outside the checkpoint
+            if not re.fullmatch(r"[\w.-]+\.safetensors", name, re.ASCII):
+                raise CheckpointError(f"{index}: expected names of .safetensors files, found {name[:80]!r}")
+            if not (self.path / name).is_file():
+                raise CheckpointError(f"{self.path / name}: missing, but {INDEX_FILE} names it; download it")
+        return [self.path / name for name in names]
+
+    def _header(self, path: Path) -> FileHeader:
+        try:
+            return read_header(path)
+        except (StoreFormatError, OSError) as e:
+            raise CheckpointError(str(e)) from e
+
+    def _check_tensors(self) -> None:
+        unknown = set(self._entries)
+        for name, shape in checkpoint_tensors(self.config):
+            if name not in self._entries:
+                raise CheckpointError(
+                    f"{self.path}: tensor '{name}' {list(shape)} is missing; download the weights again"
+                )
+            path, entry = self._entries[name]
+            if entry.shape != shape:
+                found = list(entry.shape)
+                raise CheckpointError(
+                    f"{path}: tensor '{name}': expected shape {list(shape)} (config.json), found {found}"
+                )
+            if entry.dtype not in SOURCE_DTYPES:
+                raise CheckpointError(
+                    f"{path}: tensor '{name}': expected {', '.join(SOURCE_DTYPES)}, found {entry.dtype}"
+                )
+            unknown.discard(name)
+        if self.config.tie_word_embeddings:
+            unknown.discard(checkpoint_name("lm_head"))  # some tied checkpoints store it all the same
+        if unknown:
+            name = min(unknown)
+            raise CheckpointError(f"{self._entries[name][0]}: unknown tensor '{name[:120]}'; this is another model")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        if index.stat().st_size > _MAX_INDEX_BYTES:
+            raise CheckpointError(f"{index}: expected at most {_MAX_INDEX_BYTES} bytes")
+        raw: Any = json.loads(index.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise CheckpointError(f"{index}: cannot read: {e.strerror or e}") from e
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(f"{index}: not valid JSON: {e}") from None
+    weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index}: expected an object 'weight_map' of tensor names and file names")
+    return weight_map
+
+
+def _to_float32(raw: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.float32]:
+    assert raw.nbytes % ITEM_BYTES[dtype] == 0
+    if dtype == "F32":
+        return raw.view("<f4")
+    if dtype == "F16":
+        return raw.view("<f2").astype(np.float32)
+    wide = raw.view("<u2").astype(np.uint32)  # bf16 is the upper half of a float32
+    wide <<= 16
+    return wide.view(np.float32)

@@ -1,0 +1,58 @@
+"""The config.json of the two published models, as data: shapes for synthetic stores. Knows nothing else.
+
+PowerInfer/SmallThinker-4BA0.6B-Instruct and PowerInfer/SmallThinker-21BA3B-Instruct (arXiv 2507.20984, Apache-2.0).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_COMMON: dict[str, Any] = {
+    "architectures": ["SmallThinkerForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": [151643, 151645],
+    "head_dim": 128,
+    "initializer_range": 0.02,
+    "model_type": "smallthinker",
+    "moe_ffn_hidden_size": 768,
+    "norm_topk_prob": True,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 1500000.0,
+    "sliding_window_size": 4096,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 151936,
+}
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "4b": _COMMON
+    | {
+        "model_name": "smallthinker_4b_instruct",
+        "hidden_size": 1536,
+        "max_position_embeddings": 32768,
+        "moe_num_active_primary_experts": 4,
+        "moe_num_primary_experts": 32,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 2,
+        "rope_layout": [1] * 32,
+        "sliding_window_layout": [0] * 32,
+        "tie_word_embeddings": True,
+    },
+    "21b": _COMMON
+    | {
+        "model_name": "smallthinker_21b_instruct",
+        "hidden_size": 2560,
+        "max_position_embeddings": 16384,
+        "moe_num_active_primary_experts": 6,
+        "moe_num_primary_experts": 64,
+        "moe_primary_router_apply_softmax": True,
+        "num_attention_heads": 28,
+        "num_hidden_layers": 52,
+        "num_key_value_heads": 4,
+        "rope_layout": [0, 1, 1, 1] * 13,
+        "sliding_window_layout": [0, 1, 1, 1] * 13,
+        "tie_word_embeddings": False,
+    },
+}
