@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from smallthinker.expert_store.header import MAX_HEADER_BYTES, FileHeader, encode_header, fault, read_header
-
 from smallthinker.config import ModelConfig
 from smallthinker.errors import ConfigError, StoreFormatError
+from smallthinker.expert_store.header import MAX_HEADER_BYTES, FileHeader, encode_header, fault, read_header
 
 FORMAT_NAME = "smallthinker-store"
 FORMAT_VERSION = "1"

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from types import TracebackType
 
-from smallthinker.expert_store.readers import Reader
-
 from smallthinker.errors import CancelledError, StoreReadError
+from smallthinker.expert_store.readers import Reader
 
 
 class ReadTicket:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
-from smallthinker.expert_store import host
-from smallthinker.expert_store.store import Store
 
 from smallthinker.errors import StoreReadError
+from smallthinker.expert_store import host
+from smallthinker.expert_store.store import Store
 
 ReaderKind = Literal["mmap", "direct", "auto"]
 

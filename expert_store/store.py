@@ -15,6 +15,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from smallthinker.config import ModelConfig
+from smallthinker.errors import StoreFormatError, StoreReadError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.format import (
     CONFIG_FILE,
@@ -32,9 +35,6 @@ from smallthinker.expert_store.format import (
 )
 from smallthinker.expert_store.header import fault
 from smallthinker.expert_store.progress import Progress, silent
-
-from smallthinker.config import ModelConfig
-from smallthinker.errors import StoreFormatError, StoreReadError
 
 _MAX_CONFIG_BYTES = 1 << 20
 _PIECE_BYTES = 4 << 20  # one read of dense weights or of a verification

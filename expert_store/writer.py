@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from smallthinker.config import ModelConfig
+from smallthinker.errors import StoreWriteError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.folder import AtomicFolder
 from smallthinker.expert_store.format import (
@@ -26,9 +28,6 @@ from smallthinker.expert_store.format import (
     expert_table,
 )
 from smallthinker.expert_store.progress import Progress, silent
-
-from smallthinker.config import ModelConfig
-from smallthinker.errors import StoreWriteError
 
 Bytes = bytes | memoryview  # of a numpy array: its `.data`
 
