@@ -1,0 +1,297 @@
+// The Python module: checks arguments, releases the GIL, calls a kernel. Shapes and meanings are in _kernels.pyi.
+#include "arguments.h"
+#include "kernels.h"
+#include "thread_pool.h"
+
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <optional>
+
+namespace smallthinker {
+namespace {
+
+constexpr int kMostThreads = 256;
+
+// The one place that reads the environment: the instruction set of pools that don't name one.
+const Isa& default_isa() {
+  static const Isa& isa = [&]() -> const Isa& {
+    const char* name = std::getenv("SMALLTHINKER_ISA");
+    try {
+      return find_isa(name == nullptr ? "" : name);
+    } catch (const std::invalid_argument& e) {
+      throw std::invalid_argument(std::string("SMALLTHINKER_ISA: ") + e.what());
+    }
+  }();
+  return isa;
+}
+
+std::unique_ptr<ThreadPool> make_pool(int threads, const std::optional<std::string>& isa) {
+  if (threads < 1 || threads > kMostThreads) fail("threads: expected 1 to ", kMostThreads, ", found ", threads);
+  if (isa && isa->empty()) fail("isa: expected a name or None");
+  return std::make_unique<ThreadPool>(threads, isa ? find_isa(*isa) : default_isa());
+}
+
+void check_experts_shape(int64_t hidden, int64_t ffn) {
+  check_dim("hidden", hidden);
+  check_dim("ffn", ffn);
+  if (hidden % kBlock != 0) fail("hidden: expected a multiple of ", kBlock, ", found ", hidden);
+  if (ffn % kBlock != 0) fail("ffn: expected a multiple of ", kBlock, ", found ", ffn);
+}
+
+int64_t bind_packed_bytes(const std::string& quant, const std::string& layout, int64_t rows, int64_t cols) {
+  check_matrix(parse_quant(quant), rows, cols);
+  return packed_bytes(parse_quant(quant), parse_layout(layout), rows, cols);
+}
+
+py::tuple bind_record_sections(const std::string& quant, int64_t hidden, int64_t ffn) {
+  check_experts_shape(hidden, ffn);
+  const RecordSections s = record_sections(parse_quant(quant), hidden, ffn);
+  return py::make_tuple(s.up_offset, s.down_offset, s.total_bytes);
+}
+
+py::array_t<uint8_t> bind_pack(const std::string& quant, const std::string& layout, const py::array& w) {
+  const float* from = input<float>(w, "w", {-1, -1});
+  const int64_t rows = w.shape(0), cols = w.shape(1);
+  py::array_t<uint8_t> data(bind_packed_bytes(quant, layout, rows, cols));
+  uint8_t* to = data.mutable_data();
+  const Quant q = parse_quant(quant);
+  const Layout l = parse_layout(layout);
+  py::gil_scoped_release unlocked;
+  pack(q, l, from, rows, cols, to);
+  return data;
+}
+
+py::array_t<float> bind_unpack(const std::string& quant, const std::string& layout, const py::array& data, int64_t rows,
+                               int64_t cols) {
+  const uint8_t* from = packed(data, "data", bind_packed_bytes(quant, layout, rows, cols));
+  py::array_t<float> w({rows, cols});
+  float* to = w.mutable_data();
+  const Quant q = parse_quant(quant);
+  const Layout l = parse_layout(layout);
+  py::gil_scoped_release unlocked;
+  unpack(q, l, from, rows, cols, to);
+  return w;
+}
+
+void bind_embed(const std::string& quant, const py::array& data, int64_t rows, int64_t cols, const py::array& ids,
+                py::array& out) {
+  const Quant q = parse_quant(quant);
+  check_matrix(q, rows, cols);
+  const uint8_t* from = packed(data, "data", packed_bytes(q, Layout::tiles, rows, cols));
+  const int32_t* id = input<int32_t>(ids, "ids", {-1});
+  const int64_t tokens = ids.shape(0);
+  float* to = output<float>(out, "out", {tokens, cols});
+  for (int64_t t = 0; t < tokens; ++t) {
+    if (id[t] < 0 || id[t] >= rows) fail("ids[", t, "]: expected 0 to ", rows - 1, ", found ", id[t]);
+  }
+  py::gil_scoped_release unlocked;
+  embed(q, from, cols, id, tokens, to);
+}
+
+void bind_rmsnorm(const py::array& x, const py::array& weight, float eps, py::array& out) {
+  const float* from = input<float>(x, "x", {-1, -1});
+  const int64_t tokens = x.shape(0), dim = x.shape(1);
+  check_dim("x.shape[1]", dim);
+  const float* w = input<float>(weight, "weight", {dim});
+  float* to = output<float>(out, "out", {tokens, dim});
+  if (to != from) check_disjoint(out, x, "x");
+  check_disjoint(out, weight, "weight");
+  py::gil_scoped_release unlocked;
+  rmsnorm(from, w, eps, tokens, dim, to);
+}
+
+void bind_linear(ThreadPool& pool, const std::string& quant, const py::array& data, int64_t rows, int64_t cols,
+                 const py::array& x, py::array& out) {
+  const Quant q = parse_quant(quant);
+  check_matrix(q, rows, cols);
+  const uint8_t* weights = packed(data, "data", packed_bytes(q, Layout::tiles, rows, cols));
+  const float* from = input<float>(x, "x", {-1, cols});
+  const int64_t tokens = x.shape(0);
+  float* to = output<float>(out, "out", {tokens, rows});
+  check_disjoint(out, x, "x");
+  check_disjoint(out, data, "data");
+  py::gil_scoped_release unlocked;
+  linear(pool, q, weights, rows, cols, from, tokens, to);
+}
+
+void bind_rope_angles(const py::array& positions, int64_t head_dim, double theta, py::array& cos, py::array& sin) {
+  const int64_t* p = input<int64_t>(positions, "positions", {-1});
+  check_dim("head_dim", head_dim);
+  if (head_dim % 2 != 0) fail("head_dim: expected an even number, found ", head_dim);
+  if (!(theta > 0.0) || !std::isfinite(theta)) fail("theta: expected a positive number, found ", theta);
+  float* c = output<float>(cos, "cos", {positions.shape(0), head_dim / 2});
+  float* s = output<float>(sin, "sin", {positions.shape(0), head_dim / 2});
+  py::gil_scoped_release unlocked;
+  rope_angles(p, positions.shape(0), head_dim, theta, c, s);
+}
+
+void bind_rope(py::array& x, const py::array& cos, const py::array& sin) {
+  float* values = output<float>(x, "x", {-1, -1, -1});
+  const int64_t tokens = x.shape(0), heads = x.shape(1), head_dim = x.shape(2);
+  if (head_dim % 2 != 0) fail("x: expected an even last dimension, found ", head_dim);
+  const float* c = input<float>(cos, "cos", {tokens, head_dim / 2});
+  const float* s = input<float>(sin, "sin", {tokens, head_dim / 2});
+  py::gil_scoped_release unlocked;
+  rope(values, c, s, tokens, heads, head_dim);
+}
+
+void bind_route(const py::array& logits, int64_t k, const std::string& gating, py::array& ids, py::array& weights) {
+  const float* from = input<float>(logits, "logits", {-1, -1});
+  const int64_t tokens = logits.shape(0), experts = logits.shape(1);
+  if (k < 1 || k > experts) fail("k: expected 1 to ", experts, " (experts), found ", k);
+  if (gating != "softmax" && gating != "sigmoid") fail("gating: expected softmax or sigmoid, found '", gating, "'");
+  int32_t* to_ids = output<int32_t>(ids, "ids", {tokens, k});
+  float* to_weights = output<float>(weights, "weights", {tokens, k});
+  const Gating g = gating == "softmax" ? Gating::softmax : Gating::sigmoid;
+  py::gil_scoped_release unlocked;
+  route(from, tokens, experts, k, g, to_ids, to_weights);
+}
+
+void check_start(int64_t start, int64_t tokens) {
+  if (start < 0 || start > std::numeric_limits<int32_t>::max() - tokens) {
+    fail("start: expected 0 to ", std::numeric_limits<int32_t>::max() - tokens, ", found ", start);
+  }
+}
+
+void bind_kv_append(const py::array& k, const py::array& v, py::array& k_cache, py::array& v_cache, int64_t start) {
+  const float* from_k = input<float>(k, "k", {-1, -1, -1});
+  const int64_t tokens = k.shape(0), heads = k.shape(1), dim = k.shape(2);
+  const float* from_v = input<float>(v, "v", {tokens, heads, dim});
+  uint16_t* to_k = output<uint16_t>(k_cache, "k_cache", {heads, -1, dim});
+  const int64_t capacity = k_cache.shape(1);
+  uint16_t* to_v = output<uint16_t>(v_cache, "v_cache", {heads, capacity, dim});
+  check_start(start, tokens);
+  if (tokens > 0 && capacity < 1) fail("k_cache: expected a capacity of at least 1");
+  py::gil_scoped_release unlocked;
+  kv_append(from_k, from_v, tokens, {heads, capacity, dim}, start, to_k, to_v);
+}
+
+void bind_attention(ThreadPool& pool, const py::array& q, const py::array& k_cache, const py::array& v_cache,
+                    int64_t start, int64_t window, py::array& out) {
+  const float* from = input<float>(q, "q", {-1, -1, -1});
+  const int64_t tokens = q.shape(0), heads = q.shape(1), dim = q.shape(2);
+  check_dim("q.shape[1]", heads);
+  check_dim("q.shape[2]", dim);
+  const uint16_t* keys = input<uint16_t>(k_cache, "k_cache", {-1, -1, dim});
+  const int64_t kv_heads = k_cache.shape(0), capacity = k_cache.shape(1);
+  const uint16_t* values = input<uint16_t>(v_cache, "v_cache", {kv_heads, capacity, dim});
+  float* to = output<float>(out, "out", {tokens, heads, dim});
+  check_start(start, tokens);
+  if (window < 0) fail("window: expected 0 (none) or more, found ", window);
+  if (kv_heads < 1 || heads % kv_heads != 0) fail("k_cache: ", kv_heads, " heads don't divide the ", heads, " of q");
+  const int64_t seen = window == 0 ? start + tokens : std::min(start + tokens, window + tokens - 1);
+  if (capacity < seen) fail("k_cache: expected a capacity of at least ", seen, " positions, found ", capacity);
+  check_disjoint(out, q, "q");
+  if (tokens == 0) return;
+  py::gil_scoped_release unlocked;
+  attention(pool, from, tokens, heads, {kv_heads, capacity, dim}, keys, values, start, window, to);
+}
+
+int64_t bind_experts(ThreadPool& pool, const std::string& quant, int64_t hidden, int64_t ffn, const py::array& x,
+                     const py::array& slots, const py::array& slot_ids, const py::array& offsets,
+                     const py::array& pairs, int64_t k, py::array& out) {
+  check_experts_shape(hidden, ffn);
+  ExpertCall call{};
+  call.quant = parse_quant(quant);
+  call.hidden = hidden;
+  call.ffn = ffn;
+  call.k = k;
+  call.x = input<float>(x, "x", {-1, hidden});
+  call.tokens = x.shape(0);
+  check_dim("k", k);
+  if (call.tokens * k > std::numeric_limits<int32_t>::max()) fail("x: ", call.tokens, " tokens of ", k, " experts are too many");
+  call.slots = input<uint8_t>(slots, "slots", {-1, -1});
+  call.record_bytes = slots.shape(1);
+  const int64_t needed = record_sections(call.quant, hidden, ffn).total_bytes;
+  if (call.record_bytes < needed) fail("slots: expected records of at least ", needed, " bytes, found ", call.record_bytes);
+  if (reinterpret_cast<uintptr_t>(call.slots) % 4 != 0 || call.record_bytes % 4 != 0) {
+    fail("slots: expected records aligned to 4 bytes");
+  }
+  call.slot_ids = input<int32_t>(slot_ids, "slot_ids", {-1});
+  call.n_experts = slot_ids.shape(0);
+  call.offsets = input<int32_t>(offsets, "offsets", {call.n_experts + 1});
+  call.pairs = input<int32_t>(pairs, "pairs", {-1});
+  const int64_t n_pairs = pairs.shape(0);
+  call.out = output<float>(out, "out", {call.tokens * k, hidden});
+  check_disjoint(out, x, "x");
+  check_disjoint(out, slots, "slots");
+
+  for (int64_t i = 0; i < call.n_experts; ++i) {
+    const int64_t slot = call.slot_ids[i];
+    if (slot < 0 || slot >= slots.shape(0)) fail("slot_ids[", i, "]: expected 0 to ", slots.shape(0) - 1, ", found ", slot);
+    if (call.offsets[i] > call.offsets[i + 1]) fail("offsets[", i + 1, "]: less than the one before it");
+  }
+  if (call.offsets[0] != 0 || call.offsets[call.n_experts] != n_pairs) {
+    fail("offsets: expected 0 to ", n_pairs, " (pairs), found ", call.offsets[0], " to ", call.offsets[call.n_experts]);
+  }
+  std::vector<char> is_used(static_cast<size_t>(call.tokens * k));
+  for (int64_t i = 0; i < n_pairs; ++i) {
+    const int64_t pair = call.pairs[i];
+    if (pair < 0 || pair >= call.tokens * k) fail("pairs[", i, "]: expected 0 to ", call.tokens * k - 1, ", found ", pair);
+    if (is_used[static_cast<size_t>(pair)]++) fail("pairs[", i, "]: ", pair, " is there twice");
+  }
+  py::gil_scoped_release unlocked;
+  return experts(pool, call);
+}
+
+void bind_combine(py::array& x, const py::array& contributions, const py::array& weights) {
+  float* to = output<float>(x, "x", {-1, -1});
+  const int64_t tokens = x.shape(0), dim = x.shape(1);
+  const float* w = input<float>(weights, "weights", {tokens, -1});
+  const int64_t k = weights.shape(1);
+  const float* from = input<float>(contributions, "contributions", {tokens * k, dim});
+  py::gil_scoped_release unlocked;
+  combine(to, from, w, tokens, k, dim);
+}
+
+void bind_add(py::array& x, const py::array& y) {
+  float* to = output<float>(x, "x", {-1, -1});
+  const float* from = input<float>(y, "y", {x.shape(0), x.shape(1)});
+  py::gil_scoped_release unlocked;
+  add(to, from, x.size());
+}
+
+}  // namespace
+}  // namespace smallthinker
+
+PYBIND11_MODULE(_kernels, m) {
+  using namespace smallthinker;
+  namespace py = pybind11;
+  using py::arg;
+
+  default_isa();  // a wrong SMALLTHINKER_ISA fails the import, not the first token
+  m.attr("BLOCK") = kBlock;
+  m.attr("TILE_ROWS") = kTileRows;
+  m.def("isa", [] { return std::string(default_isa().name); });
+  m.def("available_isas", [] {
+    std::vector<std::string> names;
+    for (const Isa* isa : available_isas()) names.emplace_back(isa->name);
+    return names;
+  });
+
+  py::class_<ThreadPool>(m, "ThreadPool")
+      .def(py::init(&make_pool), arg("threads"), arg("isa") = py::none())
+      .def_property_readonly("threads", &ThreadPool::threads)
+      .def_property_readonly("isa", [](const ThreadPool& pool) { return std::string(pool.isa().name); })
+      .def_property_readonly("scratch_bytes", &ThreadPool::scratch_bytes);
+
+  m.def("packed_bytes", &bind_packed_bytes, arg("quant"), arg("layout"), arg("rows"), arg("cols"));
+  m.def("record_sections", &bind_record_sections, arg("quant"), arg("hidden"), arg("ffn"));
+  m.def("pack", &bind_pack, arg("quant"), arg("layout"), arg("w"));
+  m.def("unpack", &bind_unpack, arg("quant"), arg("layout"), arg("data"), arg("rows"), arg("cols"));
+  m.def("embed", &bind_embed, arg("quant"), arg("data"), arg("rows"), arg("cols"), arg("ids"), arg("out"));
+  m.def("rmsnorm", &bind_rmsnorm, arg("x"), arg("weight"), arg("eps"), arg("out"));
+  m.def("linear", &bind_linear, arg("pool"), arg("quant"), arg("data"), arg("rows"), arg("cols"), arg("x"), arg("out"));
+  m.def("rope_angles", &bind_rope_angles, arg("positions"), arg("head_dim"), arg("theta"), arg("cos"), arg("sin"));
+  m.def("rope", &bind_rope, arg("x"), arg("cos"), arg("sin"));
+  m.def("route", &bind_route, arg("logits"), arg("k"), arg("gating"), arg("ids"), arg("weights"));
+  m.def("kv_append", &bind_kv_append, arg("k"), arg("v"), arg("k_cache"), arg("v_cache"), arg("start"));
+  m.def("attention", &bind_attention, arg("pool"), arg("q"), arg("k_cache"), arg("v_cache"), arg("start"), arg("window"),
+        arg("out"));
+  m.def("experts", &bind_experts, arg("pool"), arg("quant"), arg("hidden"), arg("ffn"), arg("x"), arg("slots"),
+        arg("slot_ids"), arg("offsets"), arg("pairs"), arg("k"), arg("out"));
+  m.def("combine", &bind_combine, arg("x"), arg("contributions"), arg("weights"));
+  m.def("add", &bind_add, arg("x"), arg("y"));
+}

@@ -1,0 +1,53 @@
+#include "isa.h"
+
+#include <stdexcept>
+
+namespace smallthinker {
+
+namespace {
+int64_t strip_cols(Quant quant) { return quant == Quant::q4_0 ? 4 * kBlock : 2 * kBlock; }
+}  // namespace
+
+int64_t activation_bytes(Quant quant, int64_t cols) {
+  if (!is_block_quantized(quant)) return 0;
+  const int64_t padded = round_up(cols, strip_cols(quant));
+  const int64_t strips = padded / strip_cols(quant);
+  return round_up(padded + strips * kLanes * 4 + padded / kBlock * 4, 64);
+}
+
+ActivationRow place_activations(Quant quant, int64_t cols, const float* x, uint8_t* scratch) {
+  if (!is_block_quantized(quant)) return {x, nullptr, nullptr, nullptr};
+  const int64_t padded = round_up(cols, strip_cols(quant));
+  uint8_t* start = scratch + padded;
+  uint8_t* scale = start + padded / strip_cols(quant) * kLanes * 4;
+  return {x, reinterpret_cast<int8_t*>(scratch), reinterpret_cast<float*>(scale), reinterpret_cast<int32_t*>(start)};
+}
+
+std::vector<const Isa*> available_isas() {
+  std::vector<const Isa*> isas{&isa_portable()};
+#if SMALLTHINKER_X86
+  __builtin_cpu_init();
+  // F16C isn't asked for: compilers disagree on its name, and every CPU with AVX2 has it.
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    isas.push_back(&isa_avx2());
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
+      isas.push_back(&isa_avx512());
+    }
+  }
+#endif
+  return isas;
+}
+
+const Isa& find_isa(const std::string& name) {
+  const std::vector<const Isa*> isas = available_isas();
+  if (name.empty()) return *isas.back();
+  std::string names;
+  for (const Isa* isa : isas) {
+    if (name == isa->name) return *isa;
+    names += names.empty() ? isa->name : std::string(", ") + isa->name;
+  }
+  throw std::invalid_argument("instruction set '" + name + "' is unknown or not supported by this CPU; it can run " + names);
+}
+
+}  // namespace smallthinker

@@ -1,0 +1,62 @@
+// Every kernel that Python can call, on plain pointers that the bindings have checked.
+//
+// Shape letters: T tokens, E experts, H query heads, K key-value heads, D head size, k experts per token.
+//
+// A token's result never depends on T, on the other tokens of the call, on the number of threads or on timing: every
+// output element is computed by one thread, with the same operations in the same order.
+#pragma once
+
+#include <cstdint>
+
+#include "formats.h"
+
+namespace smallthinker {
+
+class ThreadPool;
+
+// packing.cpp
+void pack(Quant quant, Layout layout, const float* w, int64_t rows, int64_t cols, uint8_t* data);
+void unpack(Quant quant, Layout layout, const uint8_t* data, int64_t rows, int64_t cols, float* w);
+void embed(Quant quant, const uint8_t* data, int64_t cols, const int32_t* ids, int64_t tokens, float* out);
+
+// linear.cpp
+void linear(ThreadPool& pool, Quant quant, const uint8_t* data, int64_t rows, int64_t cols, const float* x,
+            int64_t tokens, float* out);
+
+// norm_rope.cpp
+void rmsnorm(const float* x, const float* weight, float eps, int64_t tokens, int64_t dim, float* out);
+void rope_angles(const int64_t* positions, int64_t tokens, int64_t head_dim, double theta, float* cos, float* sin);
+void rope(float* x, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t head_dim);
+void add(float* x, const float* y, int64_t n);
+
+// route.cpp
+enum class Gating { softmax, sigmoid };
+void route(const float* logits, int64_t tokens, int64_t experts, int64_t k, Gating gating, int32_t* ids, float* weights);
+
+// attention.cpp
+struct KvShape {
+  int64_t kv_heads, capacity, head_dim;
+};
+void kv_append(const float* k, const float* v, int64_t tokens, const KvShape& shape, int64_t start, uint16_t* k_cache,
+               uint16_t* v_cache);
+void attention(ThreadPool& pool, const float* q, int64_t tokens, int64_t heads, const KvShape& shape,
+               const uint16_t* k_cache, const uint16_t* v_cache, int64_t start, int64_t window, float* out);
+
+// experts.cpp
+struct ExpertCall {
+  Quant quant;
+  int64_t hidden, ffn;
+  const float* x;           // [T, hidden]
+  int64_t tokens;
+  const uint8_t* slots;     // [n_slots, record_bytes]
+  int64_t record_bytes;
+  const int32_t* slot_ids;  // [n_experts]
+  const int32_t* offsets;   // [n_experts + 1] into pairs
+  const int32_t* pairs;     // token * k + place among the token's experts
+  int64_t n_experts, k;
+  float* out;               // [T * k, hidden]
+};
+int64_t experts(ThreadPool& pool, const ExpertCall& call);
+void combine(float* x, const float* contributions, const float* weights, int64_t tokens, int64_t k, int64_t dim);
+
+}  // namespace smallthinker

@@ -1,0 +1,163 @@
+// 16-lane vectors in two ymm registers. The same names as in simd_avx512.h and simd_portable.h; micro_*.h is written
+// over them. Included once, by isa_avx2.cpp.
+#pragma once
+
+namespace smallthinker {
+namespace {
+
+#define SIMD_INLINE static inline __attribute__((always_inline))
+
+struct F32 { __m256 lo, hi; };
+struct I32 { __m256i lo, hi; };
+struct B64 { __m256i lo, hi; };  // 64 bytes
+
+constexpr int kTileTokens = 2;
+constexpr int kTileGroups = 2;
+constexpr int kAccumulators = 4;
+
+SIMD_INLINE F32 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+SIMD_INLINE F32 broadcast(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+SIMD_INLINE F32 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+SIMD_INLINE F32 load(const uint16_t* f16) {
+  const __m128i* p = reinterpret_cast<const __m128i*>(f16);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(p)), _mm256_cvtph_ps(_mm_loadu_si128(p + 1))};
+}
+SIMD_INLINE F32 load(const int8_t* p) {
+  const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(a)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(a, 8)))};
+}
+SIMD_INLINE void store(float* p, F32 v) {
+  _mm256_storeu_ps(p, v.lo);
+  _mm256_storeu_ps(p + 8, v.hi);
+}
+
+SIMD_INLINE F32 add(F32 a, F32 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+SIMD_INLINE F32 sub(F32 a, F32 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+SIMD_INLINE F32 mul(F32 a, F32 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+SIMD_INLINE F32 fma(F32 a, F32 b, F32 c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+SIMD_INLINE F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }  // b if NaN
+SIMD_INLINE F32 abs(F32 a) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+}
+SIMD_INLINE F32 zero_where_below(F32 v, F32 x, F32 bound) {
+  return {_mm256_and_ps(_mm256_cmp_ps(x.lo, bound.lo, _CMP_NLT_UQ), v.lo),
+          _mm256_and_ps(_mm256_cmp_ps(x.hi, bound.hi, _CMP_NLT_UQ), v.hi)};
+}
+SIMD_INLINE bool all_finite(F32 a) {
+  const F32 magnitude = abs(a);
+  const __m256 largest = _mm256_set1_ps(std::numeric_limits<float>::max());
+  return _mm256_movemask_ps(_mm256_and_ps(_mm256_cmp_ps(magnitude.lo, largest, _CMP_LE_OQ),
+                                          _mm256_cmp_ps(magnitude.hi, largest, _CMP_LE_OQ))) == 0xff;
+}
+SIMD_INLINE __m256 pow2_of_rounded(__m256 t) {
+  return _mm256_castsi256_ps(
+      _mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(t), 23), _mm256_set1_epi32(0x3f800000)));
+}
+SIMD_INLINE F32 pow2_of_rounded(F32 t) { return {pow2_of_rounded(t.lo), pow2_of_rounded(t.hi)}; }
+
+SIMD_INLINE float sum_lanes(F32 a) {
+  const __m256 s = _mm256_add_ps(a.lo, a.hi);
+  __m128 t = _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+  t = _mm_add_ps(t, _mm_movehl_ps(t, t));
+  return _mm_cvtss_f32(_mm_add_ss(t, _mm_movehdup_ps(t)));
+}
+SIMD_INLINE float max_lane(F32 a) {
+  const __m256 s = _mm256_max_ps(a.lo, a.hi);
+  __m128 t = _mm_max_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+  t = _mm_max_ps(t, _mm_movehl_ps(t, t));
+  return _mm_cvtss_f32(_mm_max_ss(t, _mm_movehdup_ps(t)));
+}
+
+SIMD_INLINE __m256 sum_lanes8(const F32* a) {
+  __m256 s[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) s[i] = _mm256_add_ps(a[i].lo, a[i].hi);
+  const __m256 u = _mm256_hadd_ps(_mm256_hadd_ps(s[0], s[1]), _mm256_hadd_ps(s[2], s[3]));
+  const __m256 v = _mm256_hadd_ps(_mm256_hadd_ps(s[4], s[5]), _mm256_hadd_ps(s[6], s[7]));
+  return _mm256_add_ps(_mm256_permute2f128_ps(u, v, 0x20), _mm256_permute2f128_ps(u, v, 0x31));
+}
+SIMD_INLINE F32 sum_lanes16(const F32* a) { return {sum_lanes8(a), sum_lanes8(a + 8)}; }
+
+SIMD_INLINE void store_int8(int8_t* p, F32 v) {
+  const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(v.lo), _mm256_cvtps_epi32(v.hi));
+  const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
+}
+
+SIMD_INLINE I32 broadcast(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+SIMD_INLINE I32 load(const int32_t* p) {
+  const __m256i* v = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};
+}
+SIMD_INLINE F32 to_f32(I32 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+
+SIMD_INLINE B64 load_bytes(const void* p) {
+  const __m256i* v = static_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};
+}
+SIMD_INLINE B64 broadcast_dword(const int8_t* p) {
+  int32_t x;
+  std::memcpy(&x, p, 4);
+  return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
+}
+SIMD_INLINE B64 low_nibbles(B64 a) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(a.lo, mask), _mm256_and_si256(a.hi, mask)};
+}
+SIMD_INLINE B64 high_nibbles(B64 a) { return low_nibbles({_mm256_srli_epi16(a.lo, 4), _mm256_srli_epi16(a.hi, 4)}); }
+
+SIMD_INLINE __m256i dot_unsigned(__m256i sum, __m256i w, __m256i a) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)));
+}
+// The pairwise int16 sums of this instruction saturate with q + 128 as the unsigned side, not with |q| <= 128:
+// 2 * 128 * 127 fits. So the sign moves to the activations and there is no bias to take back.
+SIMD_INLINE __m256i dot_signed(__m256i sum, __m256i w, __m256i a) {
+  return dot_unsigned(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+}
+constexpr int32_t kBiasQ8 = 0;
+SIMD_INLINE I32 dot_nibbles(I32 sum, B64 w, B64 a) {
+  return {dot_unsigned(sum.lo, w.lo, a.lo), dot_unsigned(sum.hi, w.hi, a.hi)};
+}
+SIMD_INLINE I32 dot_signed(I32 sum, B64 w, B64 a) {
+  return {dot_signed(sum.lo, w.lo, a.lo), dot_signed(sum.hi, w.hi, a.hi)};
+}
+SIMD_INLINE I32 dot_biased(I32 sum, B64 w, B64 a) {
+  const __m256i bias = _mm256_set1_epi8(-128);
+  return dot_signed(sum, {_mm256_xor_si256(w.lo, bias), _mm256_xor_si256(w.hi, bias)}, a);
+}
+
+SIMD_INLINE F32 spread4(__m128 x) {
+  const __m256 twice = _mm256_set_m128(x, x);
+  return {_mm256_permutevar_ps(twice, _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0)),
+          _mm256_permutevar_ps(twice, _mm256_set_epi32(3, 3, 3, 3, 2, 2, 2, 2))};
+}
+SIMD_INLINE F32 spread2(__m128 x) {
+  return {_mm256_broadcastss_ps(x), _mm256_broadcastss_ps(_mm_movehdup_ps(x))};
+}
+SIMD_INLINE __m128 load4(const float* p) { return _mm_loadu_ps(p); }
+SIMD_INLINE __m128 load4(const uint16_t* f16) { return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(f16))); }
+SIMD_INLINE __m128 load2(const float* p) { return _mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
+SIMD_INLINE __m128 load2(const uint16_t* f16) {
+  int32_t x;
+  std::memcpy(&x, f16, 4);
+  return _mm_cvtph_ps(_mm_cvtsi32_si128(x));
+}
+SIMD_INLINE __m128 mul4(__m128 a, __m128 b) { return _mm_mul_ps(a, b); }
+SIMD_INLINE __m128 scale4(__m128 a, float b) { return _mm_mul_ps(a, _mm_set1_ps(b)); }
+
+template <int N>
+SIMD_INLINE __m256 nibble_weights(__m256i a) {
+  const __m256i nibble = _mm256_and_si256(_mm256_srli_epi32(a, 4 * N), _mm256_set1_epi32(15));
+  return _mm256_cvtepi32_ps(_mm256_sub_epi32(nibble, _mm256_set1_epi32(8)));
+}
+template <int N>
+SIMD_INLINE F32 nibble_weights(B64 a) { return {nibble_weights<N>(a.lo), nibble_weights<N>(a.hi)}; }
+
+SIMD_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace
+}  // namespace smallthinker

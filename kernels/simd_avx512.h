@@ -1,0 +1,120 @@
+// 16-lane vectors in one zmm register. The same names as in simd_avx2.h and simd_portable.h; micro_*.h is written
+// over them. Included once, by isa_avx512.cpp.
+#pragma once
+
+namespace smallthinker {
+namespace {
+
+#define SIMD_INLINE static inline __attribute__((always_inline))
+
+using F32 = __m512;
+using I32 = __m512i;
+using B64 = __m512i;  // 64 bytes
+
+constexpr int kTileTokens = 8;        // tokens that share one unpacking of a weight vector
+constexpr int kTileGroups = 4;        // row groups that hide the latency of f32 and f16 products
+constexpr int kAccumulators = 16;     // vectors that stay in registers beside their operands
+
+SIMD_INLINE F32 zero() { return _mm512_setzero_ps(); }
+SIMD_INLINE F32 broadcast(float x) { return _mm512_set1_ps(x); }
+SIMD_INLINE F32 load(const float* p) { return _mm512_loadu_ps(p); }
+SIMD_INLINE F32 load(const uint16_t* f16) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(f16))); }
+SIMD_INLINE F32 load(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+SIMD_INLINE void store(float* p, F32 v) { _mm512_storeu_ps(p, v); }
+
+SIMD_INLINE F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+SIMD_INLINE F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
+SIMD_INLINE F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
+SIMD_INLINE F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+SIMD_INLINE F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }  // b if either is NaN
+SIMD_INLINE F32 abs(F32 a) { return _mm512_abs_ps(a); }
+SIMD_INLINE F32 zero_where_below(F32 v, F32 x, F32 bound) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, bound, _CMP_NLT_UQ), v);
+}
+SIMD_INLINE bool all_finite(F32 a) {
+  return _mm512_cmp_ps_mask(abs(a), broadcast(std::numeric_limits<float>::max()), _CMP_LE_OQ) == 0xffff;
+}
+// 2^n where `t` is n + 1.5 * 2^23, n in [-126, 127].
+SIMD_INLINE F32 pow2_of_rounded(F32 t) {
+  return _mm512_castsi512_ps(
+      _mm512_add_epi32(_mm512_slli_epi32(_mm512_castps_si512(t), 23), _mm512_set1_epi32(0x3f800000)));
+}
+
+SIMD_INLINE float sum_lanes(F32 a) { return _mm512_reduce_add_ps(a); }
+SIMD_INLINE float max_lane(F32 a) { return _mm512_reduce_max_ps(a); }
+
+// Lane i is the sum of the lanes of a[i].
+SIMD_INLINE F32 sum_lanes16(const F32* a) {
+  F32 t[8], u[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    t[i] = add(_mm512_unpacklo_ps(a[2 * i], a[2 * i + 1]), _mm512_unpackhi_ps(a[2 * i], a[2 * i + 1]));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    u[i] = add(_mm512_shuffle_ps(t[2 * i], t[2 * i + 1], 0x44), _mm512_shuffle_ps(t[2 * i], t[2 * i + 1], 0xee));
+  }
+  const F32 v = add(_mm512_shuffle_f32x4(u[0], u[1], 0x44), _mm512_shuffle_f32x4(u[0], u[1], 0xee));
+  const F32 w = add(_mm512_shuffle_f32x4(u[2], u[3], 0x44), _mm512_shuffle_f32x4(u[2], u[3], 0xee));
+  return add(_mm512_shuffle_f32x4(v, w, 0x88), _mm512_shuffle_f32x4(v, w, 0xdd));
+}
+
+// Rounds to nearest even; lanes must be within int8.
+SIMD_INLINE void store_int8(int8_t* p, F32 v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+}
+
+SIMD_INLINE I32 broadcast(int32_t x) { return _mm512_set1_epi32(x); }
+SIMD_INLINE I32 load(const int32_t* p) { return _mm512_loadu_si512(p); }
+SIMD_INLINE F32 to_f32(I32 a) { return _mm512_cvtepi32_ps(a); }
+
+SIMD_INLINE B64 load_bytes(const void* p) { return _mm512_loadu_si512(p); }
+SIMD_INLINE B64 broadcast_dword(const int8_t* p) {
+  int32_t x;
+  std::memcpy(&x, p, 4);
+  return _mm512_set1_epi32(x);
+}
+SIMD_INLINE B64 low_nibbles(B64 a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
+SIMD_INLINE B64 high_nibbles(B64 a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }
+
+// Sums of four neighbouring byte products are added to every lane. The instruction wants one unsigned side, so q8_0
+// weights count 128 too much; `start` of the activations takes it back.
+constexpr int32_t kBiasQ8 = 128;
+SIMD_INLINE I32 dot_nibbles(I32 sum, B64 w, B64 a) { return _mm512_dpbusd_epi32(sum, w, a); }
+SIMD_INLINE I32 dot_biased(I32 sum, B64 w, B64 a) { return _mm512_dpbusd_epi32(sum, w, a); }
+SIMD_INLINE I32 dot_signed(I32 sum, B64 w, B64 a) {
+  return _mm512_dpbusd_epi32(sum, _mm512_xor_si512(w, _mm512_set1_epi8(-128)), a);
+}
+
+// Lane l is element l / 4 of four, or element l / 8 of two.
+SIMD_INLINE F32 spread4(__m128 x) {
+  return _mm512_permutexvar_ps(_mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0), _mm512_castps128_ps512(x));
+}
+SIMD_INLINE F32 spread2(__m128 x) {
+  return _mm512_permutexvar_ps(_mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0), _mm512_castps128_ps512(x));
+}
+SIMD_INLINE __m128 load4(const float* p) { return _mm_loadu_ps(p); }
+SIMD_INLINE __m128 load4(const uint16_t* f16) { return _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(f16))); }
+SIMD_INLINE __m128 load2(const float* p) { return _mm_castsi128_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))); }
+SIMD_INLINE __m128 load2(const uint16_t* f16) {
+  int32_t x;
+  std::memcpy(&x, f16, 4);
+  return _mm_cvtph_ps(_mm_cvtsi32_si128(x));
+}
+SIMD_INLINE __m128 mul4(__m128 a, __m128 b) { return _mm_mul_ps(a, b); }
+SIMD_INLINE __m128 scale4(__m128 a, float b) { return _mm_mul_ps(a, _mm_set1_ps(b)); }
+
+// Nibble N of every dword as the weight it means, n - 8. The permute reads only the low four bits of its index, so it
+// is mask, conversion and subtraction in one.
+template <int N>
+SIMD_INLINE F32 nibble_weights(B64 a) {
+  const F32 weights = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
+  return _mm512_permutexvar_ps(N == 0 ? a : _mm512_srli_epi32(a, 4 * N), weights);
+}
+
+SIMD_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace
+}  // namespace smallthinker

@@ -1,0 +1,132 @@
+"""The engine's arithmetic, in C++ (kernels/).
+
+Arrays are C-contiguous numpy arrays of exactly the type given; results go into arrays that the caller brings. Every
+argument is checked before memory is touched: ValueError says what was expected and what was found. Compute functions
+release the GIL.
+
+A token's result is the same bits whatever the other tokens of the call, the number of threads and their timing. It may
+differ between instruction sets in functions that take a pool; the others have one text for all of them.
+
+Shape letters: T tokens, E experts, H query heads, K key-value heads, D head size, k experts per token, d hidden size.
+"""
+
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Quant = Literal["f32", "f16", "q8_0", "q4_0"]
+Layout = Literal["tiles", "rows"]
+Gating = Literal["softmax", "sigmoid"]
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.uint8]
+U16 = npt.NDArray[np.uint16]
+
+BLOCK: int
+"""Columns that share one scale in q8_0 and q4_0."""
+TILE_ROWS: int
+"""Rows of a group of the tiles layout; matrices are padded to a multiple of it."""
+
+def isa() -> str:
+    """The instruction set of pools that name none: the best of this CPU, or that of SMALLTHINKER_ISA.
+
+    The variable is read once, at import. A name that is unknown or that this CPU can't run makes the import fail.
+    """
+
+def available_isas() -> list[str]:
+    """Of portable, avx2 and avx512 those that this CPU can run, best last."""
+
+class ThreadPool:
+    """Threads that wait for kernel calls, and the scratch memory of those calls.
+
+    `threads` from 1 to 256 counts the calling thread, so 1 starts none. Idle threads sleep. Python threads may share a
+    pool: their calls take turns. Scratch grows to the largest call made and is kept.
+    """
+
+    def __init__(self, threads: int, isa: str | None = None) -> None: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of scratch memory held now."""
+
+def packed_bytes(quant: Quant, layout: Layout, rows: int, cols: int) -> int:
+    """Bytes of a packed matrix. `cols` is a multiple of 32 for q8_0 and q4_0."""
+
+def record_sections(quant: Quant, hidden: int, ffn: int) -> tuple[int, int, int]:
+    """(up_offset, down_offset, total_bytes) of an expert's record; gate is at 0. Both sizes are multiples of 32."""
+
+def pack(quant: Quant, layout: Layout, w: F32) -> U8:
+    """Packs w [rows, cols] into bytes [packed_bytes]. Rounds as ggml does.
+
+    A block of 32 with a NaN or an infinity becomes all NaN. Scales beyond f16 become infinite.
+    """
+
+def unpack(quant: Quant, layout: Layout, data: U8, rows: int, cols: int) -> F32:
+    """The matrix [rows, cols] that packed bytes mean, exactly."""
+
+def embed(quant: Quant, data: U8, rows: int, cols: int, ids: I32, out: F32) -> None:
+    """out [T, cols] = rows `ids` [T] of a matrix in the tiles layout."""
+
+def rmsnorm(x: F32, weight: F32, eps: float, out: F32) -> None:
+    """out [T, d] = x / sqrt(mean(x^2) + eps) * weight [d]. `out` may be `x`."""
+
+def linear(pool: ThreadPool, quant: Quant, data: U8, rows: int, cols: int, x: F32, out: F32) -> None:
+    """out [T, rows] = x [T, cols] @ W.T, W in the tiles layout.
+
+    With q8_0 and q4_0, x is rounded to int8 with one scale per 32 columns; a block with a NaN or an infinity makes the
+    token's results NaN. With f16 and f32, x and the sums are f32.
+    """
+
+def rope_angles(positions: I64, head_dim: int, theta: float, cos: F32, sin: F32) -> None:
+    """cos, sin [T, D/2] of positions [T] * theta ** (-i / (D/2)), computed in double precision."""
+
+def rope(x: F32, cos: F32, sin: F32) -> None:
+    """Rotates x [T, H, D] in place; element i is paired with i + D/2 ("NeoX")."""
+
+def route(logits: F32, k: int, gating: Gating, ids: I32, weights: F32) -> None:
+    """The k largest of logits [T, E] into ids [T, k], descending, ties to the lower index; NaN is below everything.
+
+    weights [T, k] are the softmax over those k logits, or their sigmoids divided by the sum of them.
+    """
+
+def kv_append(k: F32, v: F32, k_cache: U16, v_cache: U16, start: int) -> None:
+    """Writes k, v [T, K, D] as f16 bits into caches [K, capacity, D]; position p = start + t goes to p % capacity."""
+
+def attention(pool: ThreadPool, q: F32, k_cache: U16, v_cache: U16, start: int, window: int, out: F32) -> None:
+    """out [T, H, D] = softmax(q k / sqrt(D)) v over caches [K, capacity, D], causal, T queries from position `start`.
+
+    A query at position s sees keys p <= s, with a window (0: none) those p > s - window. H is a multiple of K. Raises
+    ValueError where the capacity can't hold all keys that the call's queries see.
+    """
+
+def experts(
+    pool: ThreadPool,
+    quant: Quant,
+    hidden: int,
+    ffn: int,
+    x: F32,
+    slots: U8,
+    slot_ids: I32,
+    offsets: I32,
+    pairs: I32,
+    k: int,
+    out: F32,
+) -> int:
+    """out[pair] = down(relu(gate(x)) * up(x)), for each expert i and each pair in pairs[offsets[i]:offsets[i + 1]].
+
+    x [T, hidden]; slots [n_slots, record_bytes], each row an expert's record; slot_ids [n]; offsets [n + 1]; pairs [m],
+    each at most once; out [T * k, hidden]. A pair is token * k + place among that token's experts; rows of `out`
+    without a pair stay. Neurons whose gate is zero or less are skipped; a NaN gate is not. Returns how many were
+    computed, over all pairs.
+    """
+
+def combine(x: F32, contributions: F32, weights: F32) -> None:
+    """x[t] += weights[t, j] * contributions[t * k + j], j ascending. x [T, d], contributions [T * k, d], weights [T, k]."""
+
+def add(x: F32, y: F32) -> None:
+    """x += y, both [T, d]."""
