@@ -3,9 +3,10 @@
 Owns the statistics of the weights. Packed bytes come straight from random bytes, without quantising floats. Knows
 nothing about the kernels: the layouts are those of docs/format.md.
 
-Statistics: every matrix is zero-mean and uniform, 0.8 / sqrt(cols) in standard deviation, so that a normalised input
-gives outputs of 0.8, half of the gates are negative, which ReLU makes zero, and a layer adds 0.1 to 0.6 to the
-residual stream. Embedding and head have 2 / sqrt(d), for logits of about 2.
+Statistics: every matrix is zero-mean and uniform, with a standard deviation of gain / sqrt(cols); see `_gain`.
+Measured on 256 random tokens at the 4B shape: 50 % of the gates negative, which
+ReLU makes zero; a residual stream of 0.4 after the first layer and 2.0 after the last; logits of 2.0; every expert of
+a layer used by 6 to 23 % of the tokens (12.5 % is even), 13 % in common with the token before, as by chance.
 """
 
 from __future__ import annotations
@@ -44,8 +45,6 @@ from smallthinker.expert_store.writer import StoreWriter, TensorFileWriter, writ
 
 NO_QUANT = "none"
 
-_GAIN = 0.8
-_LOGIT_STD = 2.0
 _STRIP_WEIGHTS = 4 << 20
 _SHARD_BYTES = 1 << 30
 
@@ -121,9 +120,20 @@ class _Random:
         return np.take(table, np.frombuffer(self.bytes(n), np.uint8))
 
 
-def _matrix_std(name: str, cols: int) -> float:
-    vocabulary = name.startswith(("embed_tokens", "lm_head", "model.embed_tokens"))
-    return (_LOGIT_STD if vocabulary else _GAIN) / math.sqrt(cols)
+def _std(name: str, cols: int) -> float:
+    """Standard deviation of a matrix by the last part of its name, in a store or a checkpoint."""
+    return _gain(name.removesuffix(".weight").rsplit(".", 1)[-1]) / math.sqrt(cols)
+
+
+def _gain(part: str) -> float:
+    """Standard deviation of a matrix's outputs for inputs of 1."""
+    if part in ("embed_tokens", "lm_head"):
+        return 2.0  # logits of about 2. Small beside what the layers add: else a tied head repeats its input for ever
+    if part == "o_proj":
+        return 0.1  # attention averages over tokens: at 0.8, what they share took over and all chose the same experts
+    if part == "down":
+        return 1.6  # so that the experts, which differ by token, make most of the residual stream
+    return 0.8
 
 
 def _dense_pieces(spec: TensorSpec, random: _Random) -> Iterator[memoryview]:
@@ -133,16 +143,16 @@ def _dense_pieces(spec: TensorSpec, random: _Random) -> Iterator[memoryview]:
     rows, cols = spec.shape
     strip = max(_STRIP_WEIGHTS // cols // TILE_ROWS, 1) * TILE_ROWS
     for start in range(0, rows, strip):
-        yield _tiles(spec.quant, min(strip, rows - start), cols, _matrix_std(spec.name, cols), random).data
+        yield _tiles(spec.quant, min(strip, rows - start), cols, _std(spec.name, cols), random).data
 
 
 def _record(quant: Quant, hidden: int, ffn: int, random: _Random) -> npt.NDArray[np.uint8]:
     layout = RecordLayout.of(quant, hidden, ffn)
     record = np.zeros(layout.record_bytes, np.uint8)
     parts = (
-        (0, _tiles(quant, ffn, hidden, _GAIN / hidden**0.5, random)),
-        (layout.up_offset, _rows(quant, ffn, hidden, _GAIN / hidden**0.5, random)),
-        (layout.down_offset, _rows(quant, ffn, hidden, _GAIN / ffn**0.5, random)),  # stored transposed
+        (0, _tiles(quant, ffn, hidden, _std("gate", hidden), random)),
+        (layout.up_offset, _rows(quant, ffn, hidden, _std("up", hidden), random)),
+        (layout.down_offset, _rows(quant, ffn, hidden, _std("down", ffn), random)),  # stored transposed
     )
     for offset, packed in parts:
         record[offset : offset + packed.size] = packed
@@ -238,7 +248,7 @@ def _bf16_pieces(name: str, shape: tuple[int, ...], random: _Random) -> Iterator
         yield np.full(shape, 0x3F80, "<u2").view(np.uint8).data  # 1.0
         return
     # the upper half of a float32, to nearest, is its bf16
-    floats = (_BYTE_LEVELS * (_matrix_std(name, shape[1]) / _BYTE_STD)).astype("<f4").view("<u4")
+    floats = (_BYTE_LEVELS * (_std(name, shape[1]) / _BYTE_STD)).astype("<f4").view("<u4")
     table = ((floats + 0x8000) >> 16).astype("<u2")
     left = shape[0] * shape[1]
     while left:

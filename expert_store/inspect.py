@@ -1,0 +1,67 @@
+"""What a store holds, as plain data for `smallthinker inspect`. Prints nothing, reads no weights unless asked to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smallthinker.errors import StoreFormatError
+from smallthinker.expert_store.format import FORMAT_NAME, FORMAT_VERSION
+from smallthinker.expert_store.progress import Progress
+from smallthinker.expert_store.store import Store
+
+
+def describe(store: Store, verify: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+    """Shapes, bytes of each part, experts and quantisation of a store: only text, numbers, lists and dictionaries.
+
+    With `verify`, every checksum is computed: "checksums" is then "ok" or the message of what is wrong, else "not
+    checked". Raises StoreReadError.
+    """
+    config, layout = store.config, store.record_layout
+    dense: dict[str, int] = {}
+    for tensor in store.dense_file.tensors:
+        part = _part(tensor.spec.name)
+        dense[part] = dense.get(part, 0) + tensor.spec.nbytes
+    files = {path.name: path.stat().st_size for path in sorted(store.path.iterdir()) if path.is_file()}
+    experts_bytes = store.num_experts * store.record_bytes
+    return {
+        "path": str(store.path),
+        "format": f"{FORMAT_NAME} {FORMAT_VERSION}",
+        "engine_version": store.experts_file.engine_version,
+        "quant": store.quant,
+        "checksums": _checksums(store, progress) if verify else "not checked",
+        "parameters": config.num_parameters,
+        "model": config.to_dict(),
+        "experts": {
+            "layers": config.num_hidden_layers,
+            "per_layer": config.moe_num_primary_experts,
+            "per_token": config.moe_num_active_primary_experts,
+            "total": store.num_experts,
+            "record_bytes": store.record_bytes,
+            "up_offset": layout.up_offset,
+            "down_offset": layout.down_offset,
+            "token_bytes": config.num_hidden_layers * config.moe_num_active_primary_experts * store.record_bytes,
+        },
+        "bytes": {
+            "dense": store.dense_bytes,
+            "dense_parts": dense,
+            "experts": experts_bytes,
+            "total": sum(files.values()),
+            "files": files,
+        },
+        "bits_per_parameter": 8 * (store.dense_bytes + experts_bytes) / config.num_parameters,
+    }
+
+
+def _part(name: str) -> str:
+    last = name.rsplit(".", 1)[-1]
+    if last in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        return "attention"
+    return "norms" if "norm" in last else last
+
+
+def _checksums(store: Store, progress: Progress | None) -> str:
+    try:
+        store.verify(progress)
+    except StoreFormatError as e:
+        return str(e)
+    return "ok"
