@@ -26,8 +26,6 @@ ParallelCompile(default=os.cpu_count() or 1).install()
 
 setup(
     ext_modules=[
-        Pybind11Extension(
-            "smallthinker._kernels", SOURCES, depends=HEADERS, cxx_std=17, extra_compile_args=FLAGS
-        )
+        Pybind11Extension("smallthinker._kernels", SOURCES, depends=HEADERS, cxx_std=17, extra_compile_args=FLAGS)
     ]
 )

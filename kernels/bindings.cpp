@@ -253,6 +253,13 @@ void bind_add(py::array& x, const py::array& y) {
   add(to, from, x.size());
 }
 
+uint64_t bind_read_memory(ThreadPool& pool, const py::array& data) {
+  const uint8_t* from = input<uint8_t>(data, "data", {-1});
+  const int64_t bytes = data.shape(0);
+  py::gil_scoped_release unlocked;
+  return read_memory(pool, from, bytes);
+}
+
 }  // namespace
 }  // namespace smallthinker
 
@@ -294,4 +301,5 @@ PYBIND11_MODULE(_kernels, m) {
         arg("slot_ids"), arg("offsets"), arg("pairs"), arg("k"), arg("out"));
   m.def("combine", &bind_combine, arg("x"), arg("contributions"), arg("weights"));
   m.def("add", &bind_add, arg("x"), arg("y"));
+  m.def("read_memory", &bind_read_memory, arg("pool"), arg("data"));
 }

@@ -78,6 +78,9 @@ struct Isa {
 
   // One step of online softmax for every query.
   void (*attend)(const AttentionBlock& block);
+
+  // Reads all bytes, a multiple of 256, and returns a mix of them.
+  uint64_t (*mix_bytes)(const uint8_t* data, int64_t bytes);
 };
 
 // Scratch bytes of one token's q, scale and start, and their places in it.

@@ -59,4 +59,7 @@ struct ExpertCall {
 int64_t experts(ThreadPool& pool, const ExpertCall& call);
 void combine(float* x, const float* contributions, const float* weights, int64_t tokens, int64_t k, int64_t dim);
 
+// memory_read.cpp
+uint64_t read_memory(ThreadPool& pool, const uint8_t* data, int64_t bytes);
+
 }  // namespace smallthinker

@@ -104,6 +104,7 @@ SIMD_INLINE B64 broadcast_dword(const int8_t* p) {
   std::memcpy(&x, p, 4);
   return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
 }
+SIMD_INLINE B64 mix(B64 a, B64 b) { return {_mm256_xor_si256(a.lo, b.lo), _mm256_xor_si256(a.hi, b.hi)}; }
 SIMD_INLINE B64 low_nibbles(B64 a) {
   const __m256i mask = _mm256_set1_epi8(15);
   return {_mm256_and_si256(a.lo, mask), _mm256_and_si256(a.hi, mask)};

@@ -76,6 +76,7 @@ SIMD_INLINE B64 broadcast_dword(const int8_t* p) {
   std::memcpy(&x, p, 4);
   return _mm512_set1_epi32(x);
 }
+SIMD_INLINE B64 mix(B64 a, B64 b) { return _mm512_xor_si512(a, b); }
 SIMD_INLINE B64 low_nibbles(B64 a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 SIMD_INLINE B64 high_nibbles(B64 a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }
 

@@ -100,6 +100,10 @@ SIMD_INLINE B64 broadcast_dword(const int8_t* p) {
   for (int i = 0; i < 64; i += 4) std::memcpy(r.v + i, p, 4);
   return r;
 }
+SIMD_INLINE B64 mix(B64 a, const B64& b) {
+  for (int i = 0; i < 64; ++i) a.v[i] ^= b.v[i];
+  return a;
+}
 SIMD_INLINE B64 low_nibbles(B64 a) {
   for (uint8_t& x : a.v) x &= 15;
   return a;

@@ -126,7 +126,13 @@ def experts(
     """
 
 def combine(x: F32, contributions: F32, weights: F32) -> None:
-    """x[t] += weights[t, j] * contributions[t * k + j], j ascending. x [T, d], contributions [T * k, d], weights [T, k]."""
+    """x[t] += weights[t, j] * contributions[t * k + j], j ascending.
+
+    x [T, d], contributions [T * k, d], weights [T, k].
+    """
 
 def add(x: F32, y: F32) -> None:
     """x += y, both [T, d]."""
+
+def read_memory(pool: ThreadPool, data: U8) -> int:
+    """Reads every byte of data [n] and returns some mix of them: what reading costs when nothing else is done."""

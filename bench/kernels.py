@@ -1,0 +1,183 @@
+"""How close to the memory's speed do the kernels run? python bench/kernels.py [--threads N] [--isa NAME]
+
+Prints what reading memory costs with the same threads, then each kernel at the shapes of the 4B model, as a share of
+that. Weights are rotated through more memory than the last-level cache holds, as they are in a model, so nothing is
+read twice from a cache. Every kernel is timed several times, in turns with the ceiling, and the medians are compared:
+another process on the same cores slows both. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from smallthinker import _kernels
+
+# The 4B model: d hidden size, F expert size, k experts a token of E, H query and K key-value heads of size D.
+d, F, E, k, H, K, D, VOCAB, LAYERS = 1536, 768, 32, 4, 12, 2, 128, 151_936, 32
+rng = np.random.default_rng(0)
+
+
+def random_bytes(n: int) -> np.ndarray:
+    return rng.integers(0, 256, n, dtype=np.uint8)
+
+
+def packed(quant: _kernels.Quant, rows: int, cols: int, copies: int) -> list[np.ndarray]:
+    """Copies of one random matrix in memory of their own."""
+    tile = _kernels.pack(quant, "tiles", rng.standard_normal((min(rows, 4096), cols), dtype=np.float32))
+    size = _kernels.packed_bytes(quant, "tiles", rows, cols)
+    return [np.resize(tile, size) for _ in range(copies)]
+
+
+def time_calls(call: Callable[[int], None], min_sec: float = 0.05) -> float:
+    """Seconds a call; `call` gets a running number to rotate its weights with."""
+    calls, begin = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - begin) < min_sec:
+        call(calls)
+        calls += 1
+    return elapsed / calls
+
+
+class Bench:
+    def __init__(self, threads: int, isa: str | None, repeats: int) -> None:
+        self.pool = _kernels.ThreadPool(threads, isa)
+        self.repeats = repeats
+        self.cold = random_bytes(512 << 20)
+        self.results: dict[str, dict[str, float]] = {}
+
+    def read_speed(self) -> float:
+        """Bytes a second when the pool only reads."""
+        pieces = self.cold.reshape(32, -1)
+        return pieces[0].nbytes / time_calls(lambda i: _kernels.read_memory(self.pool, pieces[i % 32]))
+
+    def bytes_per_sec(self, name: str, n_bytes: float, call: Callable[[int], None]) -> None:
+        """A kernel that is bound by reading `n_bytes` a call."""
+        call(0)
+        sec, ceiling = [], []
+        for _ in range(self.repeats):
+            ceiling.append(self.read_speed())
+            sec.append(time_calls(call))
+        speed = n_bytes / statistics.median(sec)
+        share = statistics.median(n_bytes / s / c for s, c in zip(sec, ceiling, strict=True))
+        print(f"{name:44} {statistics.median(sec) * 1e6:9.1f} us {speed / 1e9:8.2f} GB/s {share:6.0%} of the ceiling")
+        self.results[name] = {"usec": statistics.median(sec) * 1e6, "gb_per_sec": speed / 1e9, "share": share}
+
+    def ops_per_sec(self, name: str, ops: float, call: Callable[[int], None]) -> None:
+        """A kernel that is bound by its arithmetic: `ops` multiplications and additions a call."""
+        call(0)
+        sec = statistics.median(time_calls(call) for _ in range(self.repeats))
+        print(f"{name:44} {sec * 1e6:9.1f} us {ops / sec / 1e9:8.1f} GOPS")
+        self.results[name] = {"usec": sec * 1e6, "gops": ops / sec / 1e9}
+
+    def linear(self, quant: _kernels.Quant, rows: int, cols: int, tokens: int, label: str) -> None:
+        size = _kernels.packed_bytes(quant, "tiles", rows, cols)
+        weights = packed(quant, rows, cols, max(1, (384 << 20) // size) if tokens == 1 else 4)
+        x = rng.standard_normal((tokens, cols), dtype=np.float32)
+        out = np.empty((tokens, rows), np.float32)
+
+        def call(i: int) -> None:
+            _kernels.linear(self.pool, quant, weights[i % len(weights)], rows, cols, x, out)
+
+        name = f"linear {quant} {label} [{rows}, {cols}] T={tokens}"
+        if tokens == 1:
+            self.bytes_per_sec(name, size, call)
+        else:
+            self.ops_per_sec(name, 2 * tokens * rows * cols, call)
+
+    def experts(self, quant: _kernels.Quant, tokens: int) -> None:
+        up, down, total = _kernels.record_sections(quant, d, F)
+        record = np.zeros(-(-total // 4096) * 4096, np.uint8)
+        for begin, layout, (rows, cols) in ((0, "tiles", (F, d)), (up, "rows", (F, d)), (down, "rows", (F, d))):
+            section = _kernels.pack(quant, layout, rng.standard_normal((rows, cols), dtype=np.float32))
+            record[begin : begin + len(section)] = section
+        n_slots = (384 << 20) // len(record) if tokens == 1 else E
+        slots = np.tile(record, (n_slots, 1))
+        x = rng.standard_normal((tokens, d), dtype=np.float32)
+        out = np.empty((tokens * k, d), np.float32)
+        chosen = np.argsort(rng.random((tokens, min(E, n_slots))), axis=1)[:, :k]
+        order = np.argsort(chosen.ravel(), kind="stable").astype(np.int32)
+        ids, counts = np.unique(chosen, return_counts=True)
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+        live = 0
+
+        def call(i: int) -> None:
+            nonlocal live
+            slot_ids = (np.arange(len(ids)) + i * len(ids)) % n_slots
+            live = _kernels.experts(self.pool, quant, d, F, x, slots, slot_ids.astype(np.int32), offsets, order, k, out)
+
+        call(0)
+        name = f"experts {quant} T={tokens} live={live / (tokens * k * F):.0%}"
+        if tokens == 1:
+            gate_bytes = _kernels.packed_bytes(quant, "tiles", F, d)
+            self.bytes_per_sec(name, k * gate_bytes + live * 2 * _kernels.packed_bytes(quant, "rows", 1, d), call)
+        else:
+            self.ops_per_sec(name, 2 * (tokens * k * F * d + live * 2 * d), call)
+
+    def attention(self, tokens: int, seen: int) -> None:
+        cache = [rng.standard_normal((K, seen, D)).astype(np.float16).view(np.uint16) for _ in range(2)]
+        q = rng.standard_normal((tokens, H, D), dtype=np.float32)
+        out = np.empty_like(q)
+
+        def call(i: int) -> None:
+            _kernels.attention(self.pool, q, cache[0], cache[1], seen - tokens, 0, out)
+
+        keys = tokens * (seen - (tokens - 1) / 2)
+        self.ops_per_sec(f"attention T={tokens} over {seen} keys", 4 * keys * H * D, call)
+
+    def dispatch(self) -> None:
+        weights, x, out = packed("q4_0", 32, 32, 1)[0], np.ones((1, 32), np.float32), np.empty((1, 32), np.float32)
+        sec = time_calls(lambda i: _kernels.linear(self.pool, "q4_0", weights, 32, 32, x, out))
+        print(f"{'smallest call on the pool':44} {sec * 1e6:9.1f} us")
+        self.results["smallest call"] = {"usec": sec * 1e6}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--isa", choices=_kernels.available_isas())
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+
+    bench = Bench(args.threads, args.isa, args.repeats)
+    ceiling = statistics.median(bench.read_speed() for _ in range(args.repeats))
+    print(f"{'memory read ceiling':44} {'':12} {ceiling / 1e9:8.2f} GB/s  {args.threads} threads, {bench.pool.isa}")
+    bench.dispatch()
+    bench.linear("q4_0", VOCAB, d, 1, "head")
+    bench.linear("q4_0", (H + 2 * K) * D, d, 1, "qkv")
+    bench.linear("q4_0", d, H * D, 1, "o")
+    bench.linear("q8_0", (H + 2 * K) * D, d, 1, "qkv")
+    bench.linear("f16", (H + 2 * K) * D, d, 1, "qkv")
+    bench.linear("f32", E, d, 1, "router")
+    for quant in ("q4_0", "q8_0", "f16"):
+        bench.experts(quant, 1)
+    bench.linear("q4_0", (H + 2 * K) * D, d, 128, "qkv")
+    bench.linear("q8_0", (H + 2 * K) * D, d, 128, "qkv")
+    bench.experts("q4_0", 128)
+    for seen in (256, 4096):
+        bench.attention(1, seen)
+    bench.attention(128, 1024)
+
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "commit": commit}
+    summary = {
+        "threads": args.threads,
+        "isa": bench.pool.isa,
+        "read_gb_per_sec": ceiling / 1e9,
+        "results": bench.results,
+    }
+    print(json.dumps(machine | summary))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+// What reading memory costs when nothing else is done: the ceiling that the benchmarks hold every kernel against.
+#include <algorithm>
+#include <atomic>
+
+#include "kernels.h"
+#include "thread_pool.h"
+
+namespace smallthinker {
+
+uint64_t read_memory(ThreadPool& pool, const uint8_t* data, int64_t bytes) {
+  constexpr int64_t kChunk = 1 << 18;
+  ThreadPool::Session session(pool);
+  const int64_t whole = bytes / 256 * 256;
+  std::atomic<uint64_t> total{0};
+  const auto read_chunk = [&](int, int64_t unit) {
+    const int64_t begin = unit * kChunk;
+    total.fetch_xor(session.isa().mix_bytes(data + begin, std::min(whole - begin, kChunk)), std::memory_order_relaxed);
+  };
+  session.parallel_for((whole + kChunk - 1) / kChunk, read_chunk);
+  for (int64_t at = whole; at < bytes; ++at) total.fetch_xor(data[at], std::memory_order_relaxed);
+  return total;
+}
+
+}  // namespace smallthinker

@@ -1,0 +1,25 @@
+// Reading and nothing else, with the widest loads and the products' own prefetch distance: on one core that is 40 %
+// faster than 16-byte loads, so a plain loop would be no ceiling.
+#pragma once
+
+namespace smallthinker {
+namespace {
+
+// `bytes` is a multiple of 256.
+uint64_t mix_bytes(const uint8_t* data, int64_t bytes) {
+  B64 sums[4] = {load_bytes(data), load_bytes(data + 64), load_bytes(data + 128), load_bytes(data + 192)};
+  for (int64_t at = 256; at < bytes; at += 256) {
+    for (int i = 0; i < 4; ++i) {
+      prefetch(data + at + 2048 + i * 64);
+      sums[i] = mix(sums[i], load_bytes(data + at + i * 64));
+    }
+  }
+  const B64 sum = mix(mix(sums[0], sums[1]), mix(sums[2], sums[3]));
+  uint64_t words[8], total = 0;
+  std::memcpy(words, &sum, sizeof(words));
+  for (uint64_t word : words) total ^= word;
+  return total;
+}
+
+}  // namespace
+}  // namespace smallthinker
