@@ -38,7 +38,7 @@ def packed(quant: _kernels.Quant, rows: int, cols: int, copies: int) -> list[np.
     return [np.resize(tile, size) for _ in range(copies)]
 
 
-def time_calls(call: Callable[[int], None], min_sec: float = 0.05) -> float:
+def time_calls(call: Callable[[int], object], min_sec: float = 0.05) -> float:
     """Seconds a call; `call` gets a running number to rotate its weights with."""
     calls, begin = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - begin) < min_sec:
@@ -56,10 +56,10 @@ class Bench:
 
     def read_speed(self) -> float:
         """Bytes a second when the pool only reads."""
-        pieces = self.cold.reshape(32, -1)
-        return pieces[0].nbytes / time_calls(lambda i: _kernels.read_memory(self.pool, pieces[i % 32]))
+        pieces = np.split(self.cold, 32)
+        return len(pieces[0]) / time_calls(lambda i: _kernels.read_memory(self.pool, pieces[i % 32]))
 
-    def bytes_per_sec(self, name: str, n_bytes: float, call: Callable[[int], None]) -> None:
+    def bytes_per_sec(self, name: str, n_bytes: float, call: Callable[[int], object]) -> None:
         """A kernel that is bound by reading `n_bytes` a call."""
         call(0)
         sec, ceiling = [], []
@@ -71,7 +71,7 @@ class Bench:
         print(f"{name:44} {statistics.median(sec) * 1e6:9.1f} us {speed / 1e9:8.2f} GB/s {share:6.0%} of the ceiling")
         self.results[name] = {"usec": statistics.median(sec) * 1e6, "gb_per_sec": speed / 1e9, "share": share}
 
-    def ops_per_sec(self, name: str, ops: float, call: Callable[[int], None]) -> None:
+    def ops_per_sec(self, name: str, ops: float, call: Callable[[int], object]) -> None:
         """A kernel that is bound by its arithmetic: `ops` multiplications and additions a call."""
         call(0)
         sec = statistics.median(time_calls(call) for _ in range(self.repeats))
@@ -96,8 +96,9 @@ class Bench:
     def experts(self, quant: _kernels.Quant, tokens: int) -> None:
         up, down, total = _kernels.record_sections(quant, d, F)
         record = np.zeros(-(-total // 4096) * 4096, np.uint8)
-        for begin, layout, (rows, cols) in ((0, "tiles", (F, d)), (up, "rows", (F, d)), (down, "rows", (F, d))):
-            section = _kernels.pack(quant, layout, rng.standard_normal((rows, cols), dtype=np.float32))
+        for begin in (0, up, down):
+            w = rng.standard_normal((F, d), dtype=np.float32)
+            section = _kernels.pack(quant, "rows" if begin else "tiles", w)
             record[begin : begin + len(section)] = section
         n_slots = (384 << 20) // len(record) if tokens == 1 else E
         slots = np.tile(record, (n_slots, 1))

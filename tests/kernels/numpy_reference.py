@@ -1,0 +1,150 @@
+"""Every kernel again in numpy, from its description alone: slow, in float64 where it can be, one obvious way.
+
+Byte layouts are written here by index arithmetic and never by calling the kernels, so that a mistake in one is a
+difference between the two. Shape letters as in _kernels.pyi.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+U8 = npt.NDArray[np.uint8]
+I32 = npt.NDArray[np.int32]
+
+
+def blocks_q4_0(w: F32) -> tuple[npt.NDArray[np.float16], U8]:
+    """Scales [rows, blocks] and nibbles 0..15 [rows, blocks, 32], as ggml rounds."""
+    x = w.reshape(len(w), -1, 32)
+    extreme = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)[..., 0]
+    scale = extreme / np.float32(-8)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        inverse = np.where(np.isfinite(1 / scale), 1 / scale, 0).astype(np.float32)
+        scale16 = np.where(inverse == 0, 0, scale).astype(np.float16)
+    n = np.clip(np.floor(x * inverse[..., None] + np.float32(8.5)), 0, 15).astype(np.uint8)
+    return scale16, n
+
+
+def blocks_q8_0(w: F32) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int8]]:
+    """Scales [rows, blocks] and integers -127..127 [rows, blocks, 32]."""
+    x = w.reshape(len(w), -1, 32)
+    scale = np.abs(x).max(-1) / np.float32(127)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        inverse = np.where(np.isfinite(1 / scale), 1 / scale, 0).astype(np.float32)
+        scale16 = np.where(inverse == 0, 0, scale).astype(np.float16)
+    y = x * inverse[..., None]
+    q = np.trunc(y + np.copysign(np.float32(0.5), y))
+    return scale16, np.clip(q, -127, 127).astype(np.int8)
+
+
+def pack(quant: str, layout: str, w: F32) -> U8:
+    if layout == "tiles":
+        w = np.vstack([w, np.zeros((-len(w) % 16, w.shape[1]), np.float32)])
+    rows, cols = w.shape
+    if quant in ("f16", "f32"):
+        values = w.astype(np.float16 if quant == "f16" else np.float32)
+        if layout == "tiles":
+            values = values.reshape(rows // 16, 16, cols).transpose(0, 2, 1)
+        return np.frombuffer(values.tobytes(), np.uint8)
+    out = bytearray()
+    if quant == "q4_0":
+        scale, n = blocks_q4_0(w)
+        stored = n[..., :16] | n[..., 16:] << 4  # [rows, blocks, 16] bytes
+    else:
+        scale, q = blocks_q8_0(w)
+        stored = (q.astype(np.int16) + 128).astype(np.uint8) if layout == "tiles" else q.view(np.uint8)
+    if layout == "rows":
+        for row in range(rows):
+            out += stored[row].tobytes() + scale[row].tobytes()
+        return np.frombuffer(bytes(out), np.uint8)
+    for group in range(0, rows, 16):
+        for block in range(cols // 32):
+            out += scale[group : group + 16, block].tobytes()
+            for j in range(stored.shape[-1] // 4):
+                for row in range(group, group + 16):
+                    out += stored[row, block, 4 * j : 4 * j + 4].tobytes()
+    return np.frombuffer(bytes(out), np.uint8)
+
+
+def unpack(quant: str, w: F32) -> F32:
+    """What pack keeps of w."""
+    if quant == "f32":
+        return w
+    if quant == "f16":
+        return w.astype(np.float16).astype(np.float32)
+    scale, q = blocks_q4_0(w) if quant == "q4_0" else blocks_q8_0(w)
+    offset = 8 if quant == "q4_0" else 0
+    return (scale.astype(np.float32)[..., None] * (q.astype(np.float32) - offset)).reshape(w.shape)
+
+
+def quantize_activations(x: F32) -> F64:
+    """x [T, cols] rounded to int8 with a scale per 32 columns, and back."""
+    blocks = x.reshape(len(x), -1, 32)
+    amax = np.abs(blocks).max(-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        inverse = np.where(amax < np.float32(1e-30), 0, np.float32(127) / amax).astype(np.float32)
+        q = np.rint(blocks * inverse)
+    scale = np.where(amax < np.float32(1e-30), 0, amax / np.float32(127))
+    kept: F64 = (q.astype(np.float64) * scale).reshape(x.shape)
+    return kept
+
+
+def activations(quant: str, x: F32) -> F64:
+    return quantize_activations(x) if quant in ("q4_0", "q8_0") else x.astype(np.float64)
+
+
+def linear(quant: str, w: F32, x: F32) -> F64:
+    """w is what unpack gives."""
+    product: F64 = activations(quant, x) @ w.T.astype(np.float64)
+    return product
+
+
+def rmsnorm(x: F32, weight: F32, eps: float) -> F64:
+    wide = x.astype(np.float64)
+    normal: F64 = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + eps) * weight
+    return normal
+
+
+def rope_angles(positions: npt.NDArray[np.int64], head_dim: int, theta: float) -> tuple[F64, F64]:
+    angle = positions[:, None] * theta ** (-np.arange(head_dim // 2) / (head_dim // 2))
+    return np.cos(angle), np.sin(angle)
+
+
+def rope(x: F32, cos: F32, sin: F32) -> F64:
+    a, b = np.split(x.astype(np.float64), 2, axis=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def route(logits: F32, k: int, gating: str) -> tuple[I32, F64]:
+    key = np.where(np.isnan(logits), -np.inf, logits.astype(np.float64))
+    order = [np.lexsort((np.isnan(row), -row_key)) for row, row_key in zip(logits, key, strict=True)]
+    ids = np.stack(order)[:, :k].astype(np.int32)
+    v = np.take_along_axis(logits, ids, -1).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        e = np.exp(v - v[:, :1]) if gating == "softmax" else 1 / (1 + np.exp(-v))
+        return ids, e / e.sum(-1, keepdims=True)
+
+
+def attention(q: F32, k: F32, v: F32, start: int, window: int) -> F64:
+    """q [T, H, D] from position `start`; k, v [S, K, D] of positions 0..S-1, as the cache keeps them (f16)."""
+    tokens, heads, dim = q.shape
+    out = np.empty(q.shape)
+    for t in range(tokens):
+        last = start + t
+        first = max(0, last - window + 1) if window else 0
+        for h in range(heads):
+            kv = h // (heads // k.shape[1])
+            keys, values = (c[first : last + 1, kv].astype(np.float16).astype(np.float64) for c in (k, v))
+            score = keys @ q[t, h].astype(np.float64) / np.sqrt(dim)
+            p = np.exp(score - score.max())
+            out[t, h] = p / p.sum() @ values
+    return out
+
+
+def expert(quant: str, gate: F32, up: F32, down: F32, x: F32) -> F64:
+    """gate, up [ffn, hidden] and down [hidden, ffn] as unpacked; x [T, hidden]."""
+    a = linear(quant, gate, x)
+    return (np.maximum(a, 0) * linear(quant, up, x)) @ down.T.astype(np.float64)

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import numpy_reference
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from random_inputs import F32, bits, normal, seeds
+
+from smallthinker import _kernels
+
+sizes = st.integers(1, 9).map(lambda n: 32 * n)
+
+
+@dataclass
+class Layer:
+    """Random experts as records, and as the matrices that the records mean."""
+
+    quant: _kernels.Quant
+    hidden: int
+    ffn: int
+    slots: npt.NDArray[np.uint8]
+    matrices: list[tuple[F32, F32, F32]]
+
+    @classmethod
+    def random(cls, quant: _kernels.Quant, hidden: int, ffn: int, n: int, seed: int) -> Layer:
+        up_at, down_at, total = _kernels.record_sections(quant, hidden, ffn)
+        slots = np.full((n, total + 64), 0xEE, np.uint8)  # what lies between the sections must not matter
+        matrices = []
+        for e in range(n):
+            gate, up, down = normal(seed + e, 3, ffn, hidden)
+            parts = (
+                _kernels.pack(quant, "tiles", gate),
+                _kernels.pack(quant, "rows", up),
+                _kernels.pack(quant, "rows", down),
+            )
+            for at, packed in zip((0, up_at, down_at), parts, strict=True):
+                slots[e, at : at + len(packed)] = packed
+            kept = [numpy_reference.unpack(quant, w) for w in (gate, up, down)]
+            matrices.append((kept[0], kept[1], kept[2].T))
+        return cls(quant, hidden, ffn, slots, matrices)
+
+    def run(self, pool: _kernels.ThreadPool, x: F32, chosen: npt.NDArray[np.int64]) -> tuple[F32, int]:
+        """chosen [T, k] experts of each token; experts are given in descending order, pairs ascending."""
+        k = chosen.shape[1]
+        ids = np.unique(chosen)[::-1]
+        groups = [np.flatnonzero(chosen.ravel() == e) for e in ids]
+        offsets = np.cumsum([0] + [len(g) for g in groups]).astype(np.int32)
+        out = np.full((chosen.size, self.hidden), 7, np.float32)
+        live = _kernels.experts(
+            pool,
+            self.quant,
+            self.hidden,
+            self.ffn,
+            x,
+            self.slots,
+            ids.astype(np.int32),
+            offsets,
+            np.concatenate(groups).astype(np.int32),
+            k,
+            out,
+        )
+        return out, live
+
+
+def choose(seed: int, tokens: int, experts: int, k: int) -> npt.NDArray[np.int64]:
+    return np.argsort(np.random.default_rng(seed).random((tokens, experts)), axis=1)[:, :k]
+
+
+@given(seed=seeds, hidden=sizes, ffn=sizes, tokens=st.integers(1, 11), k=st.integers(1, 3))
+def test_experts_match_the_reference(
+    pool: _kernels.ThreadPool, quant: _kernels.Quant, seed: int, hidden: int, ffn: int, tokens: int, k: int
+) -> None:
+    layer = Layer.random(quant, hidden, ffn, 4, seed)
+    x, chosen = normal(seed + 9, tokens, hidden), choose(seed, tokens, 4, k)
+    out, live = layer.run(pool, x, chosen)
+    n_live = 0
+    for pair, e in enumerate(chosen.ravel()):
+        token = x[pair // k : pair // k + 1]
+        expected = numpy_reference.expert(quant, *layer.matrices[e], token)[0]
+        gate = numpy_reference.linear(quant, layer.matrices[e][0], token)
+        n_live += int((gate > 0).sum())
+        np.testing.assert_allclose(out[pair], expected, rtol=1e-4, atol=1e-4 * hidden * np.sqrt(ffn))
+    assert abs(live - n_live) <= 2  # a gate next to zero may round to either side
+
+
+@given(seed=seeds, hidden=sizes, ffn=sizes, tokens=st.integers(1, 19), k=st.integers(1, 3))
+def test_a_token_has_the_same_bits_alone_and_in_any_company_on_any_number_of_threads(
+    pools: list[_kernels.ThreadPool], quant: _kernels.Quant, seed: int, hidden: int, ffn: int, tokens: int, k: int
+) -> None:
+    layer = Layer.random(quant, hidden, ffn, 4, seed)
+    x, chosen = normal(seed + 9, tokens, hidden), choose(seed, tokens, 4, k)
+    together = [layer.run(pool, x, chosen) for pool in pools]
+    alone = [layer.run(pools[1], x[t : t + 1], chosen[t : t + 1]) for t in range(tokens)]
+    for out, live in together:
+        np.testing.assert_array_equal(bits(out), bits(np.vstack([o for o, _ in alone])))
+        assert live == sum(n for _, n in alone)
+
+
+def test_dead_neurons_are_not_read(pool: _kernels.ThreadPool, quant: _kernels.Quant) -> None:
+    layer = Layer.random(quant, 64, 32, 1, 0)
+    x = normal(1, 1, 64)
+    expected, _ = layer.run(pool, x, np.array([[0]]))
+    up_at, down_at, _ = _kernels.record_sections(quant, 64, 32)
+    row = _kernels.packed_bytes(quant, "rows", 1, 64)
+    dead = np.flatnonzero(numpy_reference.linear(quant, layer.matrices[0][0], x)[0] < -1e-3)
+    assert len(dead) > 0
+    for section in (up_at, down_at):
+        for j in dead:
+            layer.slots[0, section + j * row : section + (j + 1) * row] = 0xFF  # NaN scales, NaN weights
+    out, live = layer.run(pool, x, np.array([[0]]))
+    np.testing.assert_array_equal(bits(out), bits(expected))
+    assert live == 32 - len(dead)
+
+
+def test_an_expert_whose_neurons_are_all_dead_gives_zeros(pool: _kernels.ThreadPool, quant: _kernels.Quant) -> None:
+    layer = Layer.random(quant, 64, 32, 1, 0)
+    out, live = layer.run(pool, np.zeros((2, 64), np.float32), np.array([[0], [0]]))
+    assert live == 0
+    assert not out.any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_token_that_is_not_finite_stays_so_and_leaves_the_others_alone(
+    pool: _kernels.ThreadPool, quant: _kernels.Quant, bad: float
+) -> None:
+    layer = Layer.random(quant, 64, 64, 2, 0)
+    x, chosen = normal(1, 5, 64), choose(0, 5, 2, 2)
+    clean, _ = layer.run(pool, x, chosen)
+    x[2, 40] = bad
+    out, _ = layer.run(pool, x, chosen)
+    assert not np.isfinite(out[4:6]).any()
+    others = np.arange(10) // 2 != 2
+    np.testing.assert_array_equal(bits(out[others]), bits(clean[others]))
+
+
+def test_rows_without_a_pair_stay_as_they_were(pool: _kernels.ThreadPool) -> None:
+    layer = Layer.random("q4_0", 64, 32, 1, 0)
+    out = np.full((6, 64), 7, np.float32)
+    ids, offsets, pairs = (np.array(a, np.int32) for a in ([0], [0, 1], [3]))
+    _kernels.experts(pool, "q4_0", 64, 32, normal(1, 3, 64), layer.slots, ids, offsets, pairs, 2, out)
+    assert (np.delete(out, 3, axis=0) == 7).all()
+    assert (out[3] != 7).all()
+
+
+@given(seed=seeds, tokens=st.integers(0, 5), k=st.integers(1, 6), dim=st.integers(1, 70))
+def test_contributions_are_added_in_ascending_order(seed: int, tokens: int, k: int, dim: int) -> None:
+    x, c, w = normal(seed, tokens, dim), normal(seed + 1, tokens * k, dim), normal(seed + 2, tokens, k)
+    expected = x.copy()
+    for j in range(k):
+        expected += w[:, j, None] * c.reshape(tokens, k, dim)[:, j]
+    _kernels.combine(x, c, w)
+    np.testing.assert_array_equal(x, expected)

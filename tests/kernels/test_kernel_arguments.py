@@ -1,0 +1,251 @@
+"""Every argument of every kernel, wrong in every way that would touch memory it shouldn't."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from smallthinker import _kernels
+
+POOL = _kernels.ThreadPool(1)
+f32, i32, i64, u16, u8 = np.float32, np.int32, np.int64, np.uint16, np.uint8
+SECTIONS = _kernels.record_sections("q4_0", 64, 32)
+
+
+def zeros(*shape: int, dtype: Any = f32) -> np.ndarray:
+    return np.zeros(shape, dtype)
+
+
+# A right call of each kernel. `k` of route and the counts of experts are chosen so that every dimension differs.
+RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "unpack": (
+        _kernels.unpack,
+        {"quant": "q4_0", "layout": "rows", "data": zeros(3 * 36, dtype=u8), "rows": 3, "cols": 64},
+    ),
+    "pack": (_kernels.pack, {"quant": "q4_0", "layout": "tiles", "w": zeros(3, 64)}),
+    "embed": (
+        _kernels.embed,
+        {
+            "quant": "f32",
+            "data": zeros(16 * 20, dtype=f32).view(u8),
+            "rows": 5,
+            "cols": 20,
+            "ids": zeros(2, dtype=i32),
+            "out": zeros(2, 20),
+        },
+    ),
+    "rmsnorm": (_kernels.rmsnorm, {"x": zeros(2, 20), "weight": zeros(20), "eps": 1e-6, "out": zeros(2, 20)}),
+    "linear": (
+        _kernels.linear,
+        {
+            "pool": POOL,
+            "quant": "q4_0",
+            "data": zeros(2 * 288, dtype=u8),
+            "rows": 5,
+            "cols": 64,
+            "x": zeros(3, 64),
+            "out": zeros(3, 5),
+        },
+    ),
+    "rope_angles": (
+        _kernels.rope_angles,
+        {"positions": zeros(3, dtype=i64), "head_dim": 8, "theta": 1e4, "cos": zeros(3, 4), "sin": zeros(3, 4)},
+    ),
+    "rope": (_kernels.rope, {"x": zeros(3, 2, 8), "cos": zeros(3, 4), "sin": zeros(3, 4)}),
+    "route": (
+        _kernels.route,
+        {
+            "logits": zeros(3, 8),
+            "k": 2,
+            "gating": "softmax",
+            "ids": zeros(3, 2, dtype=i32),
+            "weights": zeros(3, 2),
+        },
+    ),
+    "kv_append": (
+        _kernels.kv_append,
+        {
+            "k": zeros(3, 2, 8),
+            "v": zeros(3, 2, 8),
+            "k_cache": zeros(2, 10, 8, dtype=u16),
+            "v_cache": zeros(2, 10, 8, dtype=u16),
+            "start": 0,
+        },
+    ),
+    "attention": (
+        _kernels.attention,
+        {
+            "pool": POOL,
+            "q": zeros(3, 4, 8),
+            "k_cache": zeros(2, 10, 8, dtype=u16),
+            "v_cache": zeros(2, 10, 8, dtype=u16),
+            "start": 7,
+            "window": 0,
+            "out": zeros(3, 4, 8),
+        },
+    ),
+    "experts": (
+        _kernels.experts,
+        {
+            "pool": POOL,
+            "quant": "q4_0",
+            "hidden": 64,
+            "ffn": 32,
+            "x": zeros(5, 64),
+            "slots": zeros(3, SECTIONS[2], dtype=u8),
+            "slot_ids": np.array([2, 0], i32),
+            "offsets": np.array([0, 1, 3], i32),
+            "pairs": np.array([0, 4, 9], i32),
+            "k": 2,
+            "out": zeros(10, 64),
+        },
+    ),
+    "combine": (_kernels.combine, {"x": zeros(3, 20), "contributions": zeros(6, 20), "weights": zeros(3, 2)}),
+    "add": (_kernels.add, {"x": zeros(3, 20), "y": zeros(3, 20)}),
+    "read_memory": (_kernels.read_memory, {"pool": POOL, "data": zeros(20, dtype=u8)}),
+}
+
+ARRAYS = [
+    (name, arg) for name, (_, args) in RIGHT.items() for arg, value in args.items() if isinstance(value, np.ndarray)
+]
+OUTPUTS = [
+    (name, arg)
+    for name, arg in ARRAYS
+    if arg in ("out", "cos", "sin", "ids", "weights", "k_cache", "v_cache", "x")
+    and (name, arg)
+    not in {("linear", "x"), ("experts", "x"), ("rmsnorm", "x"), ("embed", "ids"), ("combine", "weights")}
+    and (name, arg) not in {("rope", "cos"), ("rope", "sin"), ("attention", "k_cache"), ("attention", "v_cache")}
+]
+# Dimensions that nothing else of the call has.
+FREE = {("experts", "slots", 0), ("rope", "x", 1), ("route", "logits", 1)}
+
+
+def call(name: str, **changes: Any) -> Any:
+    function, args = RIGHT[name]
+    return function(**(args | changes))
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_the_right_call_passes(name: str) -> None:
+    call(name)
+
+
+@pytest.mark.parametrize(("name", "arg"), ARRAYS)
+def test_another_type_is_refused(name: str, arg: str) -> None:
+    value = RIGHT[name][1][arg]
+    for dtype in {np.dtype(t) for t in (f32, np.float64, i32, i64, u16, u8, value.dtype.newbyteorder())} - {
+        value.dtype
+    }:
+        if dtype.itemsize > 1 or value.dtype.itemsize > 1:
+            with pytest.raises(ValueError, match=f"{arg}: expected {value.dtype}"):
+                call(name, **{arg: value.astype(dtype)})
+
+
+@pytest.mark.parametrize(("name", "arg"), ARRAYS)
+def test_another_number_of_dimensions_is_refused(name: str, arg: str) -> None:
+    value = RIGHT[name][1][arg]
+    for other in (value[None], value[0, ...]):
+        with pytest.raises(ValueError, match=f"{arg}: expected"):
+            call(name, **{arg: other})
+
+
+@pytest.mark.parametrize(("name", "arg"), [a for a in ARRAYS if a[0] not in ("pack", "read_memory")])
+def test_another_length_of_a_dimension_is_refused(name: str, arg: str) -> None:
+    value = RIGHT[name][1][arg]
+    for axis in range(value.ndim):
+        if (name, arg, axis) in FREE:
+            continue
+        with pytest.raises(ValueError, match=r"expected|divide"):
+            call(name, **{arg: np.delete(value, 0, axis)})
+
+
+@pytest.mark.parametrize(("name", "arg"), ARRAYS)
+def test_gaps_between_elements_are_refused(name: str, arg: str) -> None:
+    value = RIGHT[name][1][arg]
+    with pytest.raises(ValueError, match=f"{arg}: expected a C-contiguous array"):
+        call(name, **{arg: np.repeat(value, 2, axis=-1)[..., ::2]})
+
+
+@pytest.mark.parametrize(("name", "arg"), [(n, a) for n, a in ARRAYS if n not in ("read_memory",)])
+def test_misaligned_data_is_refused(name: str, arg: str) -> None:
+    value = RIGHT[name][1][arg]
+    buffer = np.zeros(value.nbytes + 1, u8)[1:]
+    with pytest.raises(ValueError, match="aligned"):
+        call(name, **{arg: buffer.view(value.dtype).reshape(value.shape)})
+
+
+@pytest.mark.parametrize(("name", "arg"), OUTPUTS)
+def test_a_read_only_output_is_refused(name: str, arg: str) -> None:
+    value = RIGHT[name][1][arg].copy()
+    value.flags.writeable = False
+    with pytest.raises(ValueError, match=f"{arg}: expected a writeable array"):
+        call(name, **{arg: value})
+
+
+@pytest.mark.parametrize(("name", "arg"), [(n, a) for n, (_, args) in RIGHT.items() for a in args if a == "quant"])
+def test_an_unknown_format_is_refused(name: str, arg: str) -> None:
+    with pytest.raises(ValueError, match="quant: expected f32, f16, q8_0 or q4_0, found 'q5_1'"):
+        call(name, **{arg: "q5_1"})
+
+
+WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
+    ("unpack", {"rows": 0}, "rows: expected 1 to"),
+    ("unpack", {"rows": 2**62}, "rows: expected 1 to"),
+    ("unpack", {"cols": 2**62}, "cols: expected 1 to"),
+    ("unpack", {"cols": 48}, "cols: expected a multiple of 32"),
+    ("unpack", {"layout": "cols"}, "layout: expected tiles or rows"),
+    ("pack", {"w": zeros(3, 40)}, "cols: expected a multiple of 32"),
+    ("pack", {"w": zeros(0, 64)}, "rows: expected 1 to"),
+    ("embed", {"ids": np.array([0, 5], i32)}, r"ids\[1\]: expected 0 to 4, found 5"),
+    ("embed", {"ids": np.array([-1, 0], i32)}, r"ids\[0\]: expected 0 to 4, found -1"),
+    ("rope_angles", {"head_dim": 7}, "head_dim: expected an even number"),
+    ("rope_angles", {"theta": float("nan")}, "theta: expected a positive number"),
+    ("route", {"k": 9}, "k: expected 1 to 8"),
+    ("route", {"k": 0}, "k: expected 1 to 8"),
+    ("route", {"gating": "relu"}, "gating: expected softmax or sigmoid"),
+    ("kv_append", {"start": -1}, "start: expected 0 to"),
+    ("kv_append", {"start": 2**31 - 3}, "start: expected 0 to"),
+    ("attention", {"start": 8}, "capacity of at least 11 positions, found 10"),
+    ("attention", {"start": 100, "window": 9}, "capacity of at least 11 positions, found 10"),
+    ("attention", {"start": -1}, "start: expected 0 to"),
+    ("attention", {"window": -1}, "window: expected 0"),
+    ("attention", {"q": zeros(3, 5, 8), "out": zeros(3, 5, 8)}, "2 heads don't divide the 5"),
+    ("experts", {"hidden": 48}, "hidden: expected a multiple of 32"),
+    ("experts", {"ffn": 16}, "ffn: expected a multiple of 32"),
+    ("experts", {"ffn": 64}, "slots: expected records of at least"),
+    ("experts", {"k": 0}, "k: expected 1 to"),
+    ("experts", {"slot_ids": np.array([3, 0], i32)}, r"slot_ids\[0\]: expected 0 to 2, found 3"),
+    ("experts", {"slot_ids": np.array([0, -1], i32)}, r"slot_ids\[1\]: expected 0 to 2, found -1"),
+    ("experts", {"offsets": np.array([0, 4, 3], i32)}, r"offsets\[2\]: less than"),
+    ("experts", {"offsets": np.array([0, 1, 2], i32)}, "offsets: expected 0 to 3"),
+    ("experts", {"offsets": np.array([1, 1, 3], i32)}, "offsets: expected 0 to 3"),
+    ("experts", {"pairs": np.array([0, 4, 10], i32)}, r"pairs\[2\]: expected 0 to 9, found 10"),
+    ("experts", {"pairs": np.array([-1, 4, 9], i32)}, r"pairs\[0\]: expected 0 to 9, found -1"),
+    ("experts", {"pairs": np.array([0, 4, 4], i32)}, r"pairs\[2\]: 4 is there twice"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), WRONG_VALUES)
+def test_a_value_out_of_range_is_refused(name: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(name, **changes)
+
+
+def test_an_output_over_its_input_is_refused() -> None:
+    x = zeros(3, 64)
+    with pytest.raises(ValueError, match="out: expected memory apart from that of x"):
+        call("linear", data=zeros(4 * 4 * 288, dtype=u8)[: 4 * 2 * 288], rows=64, x=x, out=x)
+    q = zeros(3, 4, 8)
+    with pytest.raises(ValueError, match="out: expected memory apart from that of q"):
+        call("attention", q=q, out=q)
+
+
+def test_sizes_of_records_are_those_of_their_aligned_sections() -> None:
+    gate = _kernels.packed_bytes("q4_0", "tiles", 32, 64)
+    up = _kernels.packed_bytes("q4_0", "rows", 32, 64)
+    assert (gate, up) == (2 * 2 * 288, 32 * 36)
+    assert (gate, gate + up, gate + up + up) == SECTIONS
+    assert all(offset % 64 == 0 for offset in _kernels.record_sections("q8_0", 96, 32)[:2])

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import numpy as np
+import numpy_reference
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from random_inputs import assert_near, bits, linear, normal, seeds, tokens, widths
+
+from smallthinker import _kernels
+
+
+@given(data=st.data(), seed=seeds, rows=st.integers(1, 90), n_tokens=tokens, exponent=st.integers(-20, 20))
+def test_products_match_the_reference(
+    pool: _kernels.ThreadPool,
+    quant: _kernels.Quant,
+    data: st.DataObject,
+    seed: int,
+    rows: int,
+    n_tokens: int,
+    exponent: int,
+) -> None:
+    w = normal(seed, rows, data.draw(widths(quant)))
+    x = normal(seed + 1, n_tokens, w.shape[1]) * np.float32(10.0**exponent)
+    out = linear(pool, quant, _kernels.pack(quant, "tiles", w), rows, x)
+    kept = numpy_reference.unpack(quant, w)
+    magnitude = np.abs(x).astype(np.float64) @ np.abs(kept).T + np.abs(x).max()
+    assert_near(out, numpy_reference.linear(quant, kept, x), magnitude)
+
+
+@given(data=st.data(), seed=seeds, rows=st.integers(1, 150), n_tokens=tokens)
+def test_a_token_has_the_same_bits_alone_and_in_any_company_on_any_number_of_threads(
+    pools: list[_kernels.ThreadPool], quant: _kernels.Quant, data: st.DataObject, seed: int, rows: int, n_tokens: int
+) -> None:
+    w = normal(seed, rows, data.draw(widths(quant)))
+    x = normal(seed + 1, n_tokens, w.shape[1])
+    packed = _kernels.pack(quant, "tiles", w)
+    together = [linear(pool, quant, packed, rows, x) for pool in pools]
+    alone = np.vstack([linear(pools[0], quant, packed, rows, x[t : t + 1]) for t in range(n_tokens)])
+    cut = data.draw(st.integers(0, n_tokens))
+    halves = np.vstack([linear(pools[1], quant, packed, rows, part) for part in (x[:cut], x[cut:])])
+    for other in (*together, halves):
+        np.testing.assert_array_equal(bits(other), bits(alone))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_token_that_is_not_finite_gives_nothing_finite_and_leaves_the_others_alone(
+    pool: _kernels.ThreadPool, quant: _kernels.Quant, bad: float
+) -> None:
+    packed = _kernels.pack(quant, "tiles", normal(0, 20, 96))
+    x = normal(1, 11, 96)
+    clean = linear(pool, quant, packed, 20, x)
+    x[4, 50] = bad
+    out = linear(pool, quant, packed, 20, x)
+    assert not np.isfinite(out[4]).any()
+    others = np.arange(11) != 4
+    np.testing.assert_array_equal(bits(out[others]), bits(clean[others]))
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1e-45, 1e-38, 9e-31])
+def test_inputs_next_to_zero_give_next_to_zero(pool: _kernels.ThreadPool, quant: _kernels.Quant, value: float) -> None:
+    packed = _kernels.pack(quant, "tiles", normal(0, 20, 64))
+    out = linear(pool, quant, packed, 20, np.full((3, 64), value, np.float32))
+    assert (np.abs(out) <= 64 * 8 * abs(value)).all()
+
+
+def test_the_largest_finite_inputs_do_not_break_the_int8_rounding(pool: _kernels.ThreadPool) -> None:
+    x = np.full((1, 64), np.finfo(np.float32).max, np.float32)
+    w = np.full((16, 64), 1e-3, np.float32)
+    for quant in ("q8_0", "q4_0"):
+        out = linear(pool, quant, _kernels.pack(quant, "tiles", w), 16, x)
+        np.testing.assert_allclose(out, 64e-3 * np.finfo(np.float32).max, rtol=1e-2)
+
+
+def test_weights_at_both_ends_of_their_range_do_not_saturate(pool: _kernels.ThreadPool, quant: _kernels.Quant) -> None:
+    w = np.tile(np.array([[-8.0], [8.0]], np.float32), (8, 64))
+    w[:, 1::2] *= -1
+    for x in (np.ones((1, 64), np.float32), np.tile(np.array([[1.0, -1.0]], np.float32), (1, 32))):
+        kept = numpy_reference.unpack(quant, w)
+        out = linear(pool, quant, _kernels.pack(quant, "tiles", w), 16, x)
+        np.testing.assert_allclose(out, numpy_reference.linear(quant, kept, x), rtol=1e-6, atol=1e-4)
+
+
+def test_hostile_q8_bytes_of_minus_128_count_as_minus_128(pool: _kernels.ThreadPool) -> None:
+    packed = _kernels.pack("q8_0", "tiles", np.ones((16, 32), np.float32))
+    packed[32:] = 0  # q + 128 = 0
+    scale = np.float32(packed[:2].view(np.float16)[0])
+    out = linear(pool, "q8_0", packed, 16, np.ones((1, 32), np.float32))
+    np.testing.assert_allclose(out, -128 * 32 * scale, rtol=1e-6)
+
+
+def test_no_tokens_is_no_work(pool: _kernels.ThreadPool, quant: _kernels.Quant) -> None:
+    packed = _kernels.pack(quant, "tiles", normal(0, 16, 32))
+    assert linear(pool, quant, packed, 16, np.empty((0, 32), np.float32)).shape == (0, 16)
+
+
+def test_every_byte_of_a_read_counts(pool: _kernels.ThreadPool) -> None:
+    data = np.random.default_rng(0).integers(0, 256, 1000, dtype=np.uint8)
+    mix = _kernels.read_memory(pool, data)
+    for i in (0, 255, 256, 767, 768, 999):
+        data[i] ^= 1
+        assert _kernels.read_memory(pool, data) != mix
+        data[i] ^= 1
+    assert _kernels.read_memory(pool, data) == mix

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import numpy as np
+import numpy_reference
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from random_inputs import bits, normal, seeds, widths
+
+from smallthinker import _kernels
+
+BLOCK_QUANTS: list[_kernels.Quant] = ["q8_0", "q4_0"]
+
+
+@given(data=st.data(), seed=seeds, rows=st.integers(1, 40), exponent=st.integers(-12, 3))
+def test_packed_bytes_are_those_of_the_written_layout(
+    quant: _kernels.Quant, layout: _kernels.Layout, data: st.DataObject, seed: int, rows: int, exponent: int
+) -> None:
+    w = normal(seed, rows, data.draw(widths(quant))) * np.float32(10.0**exponent)
+    packed = _kernels.pack(quant, layout, w)
+    assert len(packed) == _kernels.packed_bytes(quant, layout, *w.shape)
+    np.testing.assert_array_equal(packed, numpy_reference.pack(quant, layout, w))
+
+
+@given(data=st.data(), seed=seeds, rows=st.integers(1, 40))
+def test_unpacking_gives_exactly_what_the_bytes_mean(
+    quant: _kernels.Quant, layout: _kernels.Layout, data: st.DataObject, seed: int, rows: int
+) -> None:
+    w = normal(seed, rows, data.draw(widths(quant)))
+    unpacked = _kernels.unpack(quant, layout, _kernels.pack(quant, layout, w), *w.shape)
+    np.testing.assert_array_equal(unpacked, numpy_reference.unpack(quant, w))
+
+
+@given(data=st.data(), seed=seeds)
+def test_packing_what_was_unpacked_changes_nothing(
+    quant: _kernels.Quant, layout: _kernels.Layout, data: st.DataObject, seed: int
+) -> None:
+    w = normal(seed, 17, data.draw(widths(quant)))
+    once = _kernels.unpack(quant, layout, _kernels.pack(quant, layout, w), *w.shape)
+    twice = _kernels.unpack(quant, layout, _kernels.pack(quant, layout, once), *w.shape)
+    np.testing.assert_allclose(twice, once, rtol=2e-3, atol=0)
+
+
+def test_padding_rows_of_tiles_mean_zero(quant: _kernels.Quant) -> None:
+    packed = _kernels.pack(quant, "tiles", normal(0, 3, 64))
+    assert not _kernels.unpack(quant, "tiles", packed, 16, 64)[3:].any()
+
+
+def test_every_f16_value_survives_and_every_f32_rounds_as_numpy_does(layout: _kernels.Layout) -> None:
+    every = np.arange(65536, dtype=np.uint16).view(np.float16)
+    wide = _kernels.unpack(
+        "f16", layout, _kernels.pack("f16", layout, every.astype(np.float32).reshape(256, 256)), 256, 256
+    )
+    is_nan = np.isnan(every).reshape(256, 256)
+    np.testing.assert_array_equal(wide[~is_nan], every.reshape(256, 256)[~is_nan].astype(np.float32))
+    assert np.isnan(wide[is_nan]).all()
+
+    random_bits = np.random.default_rng(0).integers(0, 2**32, (64, 512), dtype=np.uint32).view(np.float32)
+    finite = np.where(np.isnan(random_bits), np.float32(0), random_bits)
+    halfway = (np.arange(2048, dtype=np.float32) * np.float32(0.5) + 2048).reshape(4, 512)
+    for w in (finite, halfway, -halfway, halfway * np.float32(2.0**-30), np.full((1, 32), 65519.996, np.float32)):
+        with np.errstate(over="ignore"):
+            expected = w.astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(
+            _kernels.unpack("f16", layout, _kernels.pack("f16", layout, w), *w.shape), expected
+        )
+
+
+@pytest.mark.parametrize("quant", BLOCK_QUANTS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_block_with_a_nan_or_an_infinity_is_nan_and_its_neighbours_are_not(
+    quant: _kernels.Quant, layout: _kernels.Layout, bad: float
+) -> None:
+    w = normal(0, 3, 96)
+    w[1, 40] = bad
+    unpacked = _kernels.unpack(quant, layout, _kernels.pack(quant, layout, w), 3, 96)
+    assert np.isnan(unpacked[1, 32:64]).all()
+    unpacked[1, 32:64] = 0
+    assert np.isfinite(unpacked).all()
+
+
+@pytest.mark.parametrize("quant", BLOCK_QUANTS)
+@pytest.mark.parametrize("value", [0.0, -0.0, 1e-45, -1e-40, 1e-30])
+def test_blocks_too_small_for_a_scale_become_zero(quant: _kernels.Quant, layout: _kernels.Layout, value: float) -> None:
+    w = np.full((2, 32), value, np.float32)
+    assert not _kernels.unpack(quant, layout, _kernels.pack(quant, layout, w), 2, 32).any()
+
+
+@given(data=st.data(), seed=seeds, rows=st.integers(1, 40))
+def test_embedding_gathers_rows_of_the_unpacked_matrix(
+    quant: _kernels.Quant, data: st.DataObject, seed: int, rows: int
+) -> None:
+    w = normal(seed, rows, data.draw(widths(quant)))
+    ids = np.array(data.draw(st.lists(st.integers(0, rows - 1), max_size=5)), np.int32)
+    out = np.empty((len(ids), w.shape[1]), np.float32)
+    packed = _kernels.pack(quant, "tiles", w)
+    _kernels.embed(quant, packed, rows, w.shape[1], ids, out)
+    np.testing.assert_array_equal(bits(out), bits(_kernels.unpack(quant, "tiles", packed, *w.shape)[ids]))
