@@ -39,8 +39,10 @@ class AtomicFolder:
 
     def __enter__(self) -> AtomicFolder:
         try:
-            self._check_target()
+            if not self.out.parent.is_dir():
+                raise StoreWriteError(f"{self.out}: the folder {self.out.parent} doesn't exist; create it first")
             self._clean_stale()
+            self._check_target()
             free = shutil.disk_usage(self.out.parent).free
             if free < self.needed_bytes:
                 raise StoreWriteError(
@@ -78,8 +80,6 @@ class AtomicFolder:
         return StoreWriteError(f"{self.out}: cannot write: {e.strerror or e}")
 
     def _check_target(self) -> None:
-        if not self.out.parent.is_dir():
-            raise StoreWriteError(f"{self.out}: the folder {self.out.parent} doesn't exist; create it first")
         if not self.out.exists():
             return
         if not self.out.is_dir():
@@ -116,6 +116,7 @@ class AtomicFolder:
     def _clean_stale(self) -> None:
         if self._replaced.exists() and not self.out.exists():
             self._replaced.rename(self.out)  # killed between the two renames of `_publish`
+        shutil.rmtree(self._replaced, ignore_errors=True)
         for path in self.out.parent.glob(f"{_literal(self._prefix)}*"):
             lock = host.lock_folder(path, wait=False)
             if lock is not None:
