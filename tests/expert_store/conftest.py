@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smallthinker.expert_store.store import Store
+from smallthinker.expert_store.synth import synth
+
+# rows that are no multiple of 16 (vocabulary, experts) and an untied head: every kind of padding and tensor
+TINY: dict[str, Any] = {
+    "architectures": ["SmallThinkerForCausalLM"],
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "moe_num_primary_experts": 3,
+    "moe_num_active_primary_experts": 2,
+    "moe_ffn_hidden_size": 96,
+    "vocab_size": 300,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+    "eos_token_id": [297, 299],
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "config.json"
+    path.write_text(json.dumps(TINY))
+    return path
+
+
+@pytest.fixture
+def tiny_store(tiny_config: Path, tmp_path: Path) -> Path:
+    return synth(str(tiny_config), tmp_path / "store", "q4_0")
+
+
+@pytest.fixture
+def opened(tiny_store: Path) -> Store:
+    return Store.open(tiny_store)
+
+
+@pytest.fixture
+def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a script in a process of its own: for kills, limits and peak memory."""
+
+    def run(script: str, *args: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", script, *map(str, args)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    return run

@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import json
+
+from smallthinker.expert_store.inspect import describe
+from smallthinker.expert_store.store import Store
+
+
+def test_a_description_is_plain_data_and_adds_up(opened: Store) -> None:
+    found = json.loads(json.dumps(describe(opened)))
+    assert found["checksums"] == "not checked"
+    assert sum(found["bytes"]["dense_parts"].values()) == found["bytes"]["dense"] == opened.dense_bytes
+    assert found["experts"]["total"] * found["experts"]["record_bytes"] == found["bytes"]["experts"]
+    assert found["bytes"]["total"] == sum(file.stat().st_size for file in opened.path.iterdir())
+
+
+def test_a_description_says_whether_the_checksums_are_right(opened: Store) -> None:
+    assert describe(opened, verify=True)["checksums"] == "ok"
+    with opened.experts_file.path.open("r+b") as file:
+        file.seek(opened.record_offset(1))
+        file.write(b"damage")
+    assert "'layers.0.experts.1'" in describe(opened, verify=True)["checksums"]
