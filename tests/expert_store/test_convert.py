@@ -19,7 +19,7 @@ from smallthinker.errors import CheckpointError, ConfigError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.checkpoint import Checkpoint, checkpoint_name, checkpoint_tensors, expert_tensor
 from smallthinker.expert_store.convert import convert
-from smallthinker.expert_store.format import QUANTS, Quant
+from smallthinker.expert_store.format import QUANTS, Layout, Quant
 from smallthinker.expert_store.readers import MmapReader
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synth import synth
@@ -61,13 +61,12 @@ def unpack_expert(store: Store, layer: int, expert: int) -> tuple[F32, F32, F32]
     reader.close()
     record = np.frombuffer(buffer, np.uint8)
     layout, ffn, hidden = store.record_layout, store.config.moe_ffn_hidden_size, store.config.hidden_size
-    sizes = (_kernels.packed_bytes(store.quant, kind, ffn, hidden) for kind in ("tiles", "rows", "rows"))
-    starts = (0, layout.up_offset, layout.down_offset)
-    gate, up, down = (
-        _kernels.unpack(store.quant, kind, record[start : start + size].copy(), ffn, hidden)
-        for start, size, kind in zip(starts, sizes, ("tiles", "rows", "rows"), strict=True)
-    )
-    return gate, up, down.T
+
+    def part(kind: Layout, start: int) -> F32:
+        packed = record[start : start + _kernels.packed_bytes(store.quant, kind, ffn, hidden)].copy()
+        return _kernels.unpack(store.quant, kind, packed, ffn, hidden)
+
+    return part("tiles", 0), part("rows", layout.up_offset), part("rows", layout.down_offset).T
 
 
 def close(found: F32, expected: F32, quant: Quant) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from smallthinker.errors import StoreWriteError
-from smallthinker.expert_store import folder, host
+from smallthinker.expert_store import host
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synth import synth
 
@@ -204,7 +205,7 @@ def test_a_running_writer_is_not_taken_for_a_dead_one(tiny_config: Path, tmp_pat
 def test_too_little_free_space_is_noticed_before_writing(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(StoreWriteError, match=r"needs \d+ bytes, the disk has 1000 free"):
         synth(str(tiny_config), tmp_path / "store", "q4_0")
     assert names(tmp_path) == []
