@@ -1,0 +1,47 @@
+"""Runs sparse Mixture-of-Experts language models that are larger than memory, with their experts on disk.
+
+>>> from smallthinker import LLM
+>>> with LLM(memory="1GiB") as llm:
+...     print(llm.generate("Once upon a time").text)
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+_HERE = Path(__file__).resolve().parent
+if not (_HERE / "router").is_dir():
+    # Found through the checkout's root on sys.path (`python -m smallthinker` there), where this folder is only one of
+    # the package's four and nothing is compiled: everything else comes from the installed package.
+    _elsewhere = [p for p in sys.path if Path(p or ".").resolve() != _HERE.parent]
+    _spec = PathFinder.find_spec(__name__, _elsewhere)
+    if _spec is None or not _spec.submodule_search_locations:
+        raise ImportError(f"{_HERE} is a source folder: install the project first (pip install .)")
+    __path__ = list(_spec.submodule_search_locations)
+
+if TYPE_CHECKING:
+    from smallthinker.errors import SmallThinkerError
+    from smallthinker.generation import Completion, GenerationParams, TextStream
+    from smallthinker.llm import LLM
+
+_EXPORTS = {
+    "LLM": "smallthinker.llm",
+    "Completion": "smallthinker.generation",
+    "GenerationParams": "smallthinker.generation",
+    "TextStream": "smallthinker.generation",
+    "SmallThinkerError": "smallthinker.errors",
+}
+
+__all__ = ["LLM", "Completion", "GenerationParams", "SmallThinkerError", "TextStream"]
+
+
+def __getattr__(name: str) -> Any:
+    """Exports are imported when first used: `import smallthinker` costs nothing until a model is needed."""
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_EXPORTS[name]), name)

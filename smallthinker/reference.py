@@ -107,7 +107,9 @@ class SparseMoE(nn.Module):
         counts = torch.bincount(flat_ids, minlength=len(self.experts)).tolist()
         token = order // self.top_k  # [N * k], grouped by expert
         parts = [
-            expert(part) for expert, part in zip(self.experts, m[token].split(counts), strict=True) if part.shape[0]
+            expert(part)
+            for expert, part in zip(self.experts, torch.split(m.index_select(0, token), counts), strict=True)
+            if part.shape[0]
         ]
         contribution = torch.cat(parts) * weights.flatten()[order, None]
         return torch.zeros_like(m).index_add(0, token, contribution)

@@ -1,0 +1,52 @@
+"""The exact pre-attention router: which experts a layer needs, known before its attention runs.
+
+Follows section 2 of the SmallThinker report (arXiv 2507.20984): the router reads the raw residual, so its answer is the
+true one, not a guess. Knows nothing about where experts are or whether they are in memory.
+
+Shape letters: T tokens, d hidden_size, E experts of a layer, k experts per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from smallthinker import _kernels
+
+
+class Route(NamedTuple):
+    """`ids` int32 [T, k], best first; `weights` float32 [T, k], summing to 1 for each token."""
+
+    ids: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+
+
+class ExactRouter:
+    """`weights[l]` is layer l's router matrix [E, d], packed as float32 tiles."""
+
+    def __init__(
+        self,
+        pool: _kernels.ThreadPool,
+        weights: Sequence[npt.NDArray[np.uint8]],
+        num_experts: int,
+        num_experts_per_tok: int,
+        gating: Literal["softmax", "sigmoid"],
+    ) -> None:
+        self._pool = pool
+        self._weights = weights
+        self._num_experts = num_experts
+        self._k = num_experts_per_tok
+        self._gating: Literal["softmax", "sigmoid"] = gating
+
+    def route(self, layer: int, x: npt.NDArray[np.float32]) -> Route:
+        """x: the residual [T, d] before any norm of this layer."""
+        tokens, d = x.shape
+        logits = np.empty((tokens, self._num_experts), np.float32)
+        _kernels.linear(self._pool, "f32", self._weights[layer], self._num_experts, d, x, logits)
+        ids = np.empty((tokens, self._k), np.int32)
+        weights = np.empty((tokens, self._k), np.float32)
+        _kernels.route(logits, self._k, self._gating, ids, weights)
+        return Route(ids, weights)

@@ -1,0 +1,123 @@
+"""A conversation at the terminal: history, commands, and Ctrl-C that stops the answer and not the program.
+
+Part of the command line: it prints. Knows nothing about how text is generated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from smallthinker.errors import ContextLengthError, SmallThinkerError
+from smallthinker.llm import LLM, Options
+from smallthinker.tokenizer import Message
+
+HELP = """\
+/help        this list
+/reset       forget the conversation
+/save FILE   write the conversation to a new file: .json for messages, else a transcript
+/quit        leave (so does Ctrl-D)
+Ctrl-C       stop the answer"""
+
+
+class Chat:
+    """One conversation. `run` returns the exit code."""
+
+    def __init__(self, llm: LLM, options: Options, system: str | None) -> None:
+        self._llm, self._options = llm, options
+        self._opening: list[Message] = [{"role": "system", "content": system}] if system else []
+        self.messages: list[Message] = list(self._opening)
+
+    def run(self) -> int:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (line editing and history in input())
+
+        if sys.stdin.isatty():
+            print("/help lists the commands.")
+        while True:
+            try:
+                line = input("> " if sys.stdin.isatty() else "").strip()
+            except EOFError:
+                if sys.stdin.isatty():
+                    print()
+                return 0
+            except KeyboardInterrupt:
+                print("\n/quit or Ctrl-D leaves.")
+                continue
+            if line == "/quit":
+                return 0
+            if line.startswith("/"):
+                self._command(line)
+            elif line:
+                self._answer(line)
+
+    def _command(self, line: str) -> None:
+        name, _, argument = line.partition(" ")
+        if name == "/help":
+            print(HELP)
+        elif name == "/reset":
+            self.messages = list(self._opening)
+            print("The conversation is forgotten.")
+        elif name == "/save":
+            print(self._save(argument.strip()))
+        else:
+            print(f"{name}: unknown command; /help lists them")
+
+    def _save(self, name: str) -> str:
+        if not name:
+            return "/save needs a file name"
+        path = Path(name).expanduser()
+        if path.suffix == ".json":
+            text = json.dumps(self.messages, ensure_ascii=False, indent=1) + "\n"
+        else:
+            text = "".join(f"{m['role']}: {m['content']}\n\n" for m in self.messages)
+        try:
+            with path.open("x", encoding="utf-8") as file:  # never over another file
+                file.write(text)
+        except OSError as e:
+            return f"{path}: not saved: {e.strerror or e}"
+        return f"saved {len(self.messages)} messages to {path}"
+
+    def _answer(self, text: str) -> None:
+        self.messages.append({"role": "user", "content": text})
+        parts: list[str] = []
+        try:
+            with interrupts_cancel(self._llm):
+                for piece in self._stream():
+                    parts.append(piece)
+                    print(piece, end="", flush=True)
+        except SmallThinkerError as e:
+            print(f"error: {e}", file=sys.stderr)
+            self.messages.pop()
+            return
+        print()
+        self.messages.append({"role": "assistant", "content": "".join(parts)})
+
+    def _stream(self) -> Iterator[str]:
+        """The answer to the conversation, its oldest turns dropped if it has outgrown the context."""
+        while True:
+            try:
+                stream = self._llm.stream(self.messages, **self._options)
+                break
+            except ContextLengthError:
+                first = len(self._opening)
+                if len(self.messages) - first < 3:
+                    raise
+                del self.messages[first : first + 2]
+                print("(the oldest turn no longer fits the context and is forgotten)", file=sys.stderr)
+        with stream:
+            yield from stream
+
+
+@contextlib.contextmanager
+def interrupts_cancel(llm: LLM) -> Iterator[None]:
+    """Inside, Ctrl-C ends the answer instead of raising KeyboardInterrupt in the middle of a step."""
+    previous = signal.signal(signal.SIGINT, lambda *_: llm.cancel())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

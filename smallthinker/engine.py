@@ -1,0 +1,177 @@
+"""A loaded model: opens a store, plans its memory, and runs prefill and decode steps.
+
+Owns every resource of one model (files, I/O thread, thread pool, caches) and frees them on close. Knows nothing about
+text or sampling; purely token ids in, logits out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from smallthinker import _kernels
+from smallthinker.cache.expert_cache import ExpertCache
+from smallthinker.cache.kv_cache import KVCache
+from smallthinker.cache.policies import LRU
+from smallthinker.errors import ContextLengthError, RequestError
+from smallthinker.expert_store import host
+from smallthinker.expert_store.io_thread import IoThread
+from smallthinker.expert_store.readers import open_reader
+from smallthinker.expert_store.store import Store
+from smallthinker.layers import Decoder, never
+from smallthinker.memory_plan import CHUNKS, choose_context, parse_size, plan_memory
+from smallthinker.tokenizer import Tokenizer
+
+MIB = 1 << 20
+# A cold start pulls more of the interpreter's and the libraries' files into the page cache than is ever mapped; all of
+# it counts against a hard limit. Measured from a dropped page cache; see docs/design.md.
+LIBRARY_PAGES_BYTES = 40 * MIB
+IO_WORKERS = 2
+# Left free when no budget is given: other programs go on living.
+DEFAULT_MARGIN = 0.15
+
+
+class Engine:
+    """One model, ready to compute. Not thread-safe: one caller at a time."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        memory: str | int | None = None,
+        context: int | None = None,
+        threads: int | None = None,
+        reader: Literal["auto", "mmap", "direct"] = "auto",
+        prefetch: bool = True,
+        chunk: int | None = None,
+        max_slots: int | None = None,
+    ) -> None:
+        """Raises StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError, ContextLengthError or RequestError.
+
+        memory: budget of the whole process, in bytes or as '1GiB'; None takes what is free, less a margin.
+        context: tokens of prompt and answer together; None takes the model's, at most 4096.
+        threads: for arithmetic; None takes the physical cores.
+        chunk, max_slots: instead of what the plan would choose, to measure and test; no output depends on them.
+        """
+        began = time.perf_counter()
+        if threads is not None and not 1 <= threads <= 1024:
+            raise RequestError(f"threads: expected 1 to 1024, found {threads}")
+        budget = None if memory is None else parse_size(memory)
+        before_tokenizer = _resident_bytes()
+        with ExitStack() as resources:
+            store = resources.enter_context(Store.open(path))
+            self.store, self.config = store, store.config
+            self.tokenizer = Tokenizer(store.path, store.config.vocab_size)
+            resident = _resident_bytes()
+            if budget is None:
+                budget = resident + int(host.available_memory_bytes() * (1 - DEFAULT_MARGIN))
+            self._reader = open_reader(reader, store)
+            resources.callback(self._reader.close)
+            self.plan = plan_memory(
+                store.config,
+                budget_bytes=budget,
+                context=choose_context(store.config, context),
+                dense_bytes=store.dense_bytes,
+                record_bytes=store.record_bytes,
+                io_bytes=IO_WORKERS * store.record_bytes,  # the map's pages, until they are dropped behind the copy
+                interpreter_bytes=before_tokenizer + LIBRARY_PAGES_BYTES,
+                tokenizer_bytes=resident - before_tokenizer,
+                chunks=CHUNKS if chunk is None else (chunk,),
+                max_slots=max_slots,
+            )
+            io = resources.enter_context(IoThread(self._reader, IO_WORKERS))
+            self.threads = threads or host.physical_cores()
+            self.experts = ExpertCache(
+                io, self.plan.slots, store.record_bytes, LRU(), self.config.moe_num_primary_experts
+            )
+            self.kv = KVCache(self.config, self.plan.context, self.plan.chunk)
+            pool = _kernels.ThreadPool(self.threads)
+            self.isa: str = pool.isa
+            store.load_dense()
+            self._decoder = Decoder(store, self.experts, self.kv, pool, prefetch=prefetch)
+            self._resources = resources.pop_all()
+        self._tokens: list[int] = []
+        self.load_sec = time.perf_counter() - began
+
+    @property
+    def reader_name(self) -> str:
+        return self._reader.name
+
+    def check_fits(self, prompt_tokens: int, new_tokens: int) -> None:
+        """Raises ContextLengthError when prompt and answer together exceed the planned context."""
+        if prompt_tokens + new_tokens > self.plan.context:
+            raise ContextLengthError(
+                f"context: {prompt_tokens} prompt tokens and up to {new_tokens} new ones don't fit the planned "
+                f"{self.plan.context}; give a shorter prompt, a smaller --max-tokens or a larger --context "
+                f"(this model takes up to {self.config.max_position_embeddings})"
+            )
+
+    def prefill(
+        self, tokens: Sequence[int], *, cancelled: Callable[[], bool] = never
+    ) -> tuple[npt.NDArray[np.float32], int]:
+        """Make the KV cache hold exactly these tokens -> logits [V] after the last, and how many were held already.
+
+        Continues from the longest beginning that the cache holds, so a conversation's next turn computes only what
+        is new. Raises RequestError for no tokens or an id outside the vocabulary, ContextLengthError, CancelledError.
+        """
+        if not tokens:
+            raise RequestError("prompt: expected at least one token, found none")
+        bad = next((t for t in tokens if not 0 <= t < self.config.vocab_size), None)
+        if bad is not None:
+            raise RequestError(f"prompt: token id {bad} is outside the vocabulary of {self.config.vocab_size}")
+        self.check_fits(len(tokens), 0)
+        reused = self._reusable(tokens)
+        self.kv.rewind(reused)
+        del self._tokens[reused:]
+        logits = np.empty(0, np.float32)
+        for at in range(reused, len(tokens), self.plan.chunk):
+            logits = self._step(tokens[at : at + self.plan.chunk], cancelled)
+        return logits, reused
+
+    def decode(self, token: int, *, cancelled: Callable[[], bool] = never) -> npt.NDArray[np.float32]:
+        """Append one token -> logits [V] of the next. Raises ContextLengthError when the context is full."""
+        self.check_fits(len(self._tokens), 1)
+        return self._step([token], cancelled)
+
+    def all_logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits [T, V] at every position of a fresh sequence, for evaluation."""
+        self.check_fits(len(tokens), 0)
+        self.kv.rewind(0)
+        self._tokens = []
+        chunks = [tokens[at : at + self.plan.chunk] for at in range(0, len(tokens), self.plan.chunk)]
+        return np.concatenate([self._decoder.forward(chunk, all_logits=True) for chunk in chunks])
+
+    def _step(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> npt.NDArray[np.float32]:
+        logits = self._decoder.forward(tokens, cancelled=cancelled)
+        self._tokens.extend(tokens)
+        return logits
+
+    def _reusable(self, tokens: Sequence[int]) -> int:
+        longest = min(len(tokens) - 1, len(self._tokens))  # the last token is always computed: its logits are wanted
+        same = next((i for i in range(longest) if tokens[i] != self._tokens[i]), longest)
+        return same if self.kv.can_rewind(same) else 0
+
+    def close(self) -> None:
+        """Stop the I/O thread, close the files, free the memory. May be called twice."""
+        self._resources.close()
+        self._decoder.dense.clear()
+        self.experts.free()
+        self.kv.free()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _resident_bytes() -> int:
+    return int(psutil.Process().memory_info().rss)

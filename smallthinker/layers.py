@@ -1,0 +1,159 @@
+"""The decoder's layers: token ids in, logits out, with experts requested before attention and used as they land.
+
+Owns the order of one token's way through the model. The arithmetic is in `_kernels`, the choice of experts in `router`,
+their bytes in `cache`; knows nothing about text, sampling or memory budgets.
+
+Shape letters: T new tokens, d hidden_size, H query heads, K key/value heads, D head_dim, E experts of a layer,
+k experts per token, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from smallthinker import _kernels
+from smallthinker.cache.expert_cache import ExpertCache, Ticket
+from smallthinker.cache.kv_cache import KVCache
+from smallthinker.errors import CancelledError
+from smallthinker.expert_store.store import Store
+from smallthinker.router.exact import ExactRouter, Route
+from smallthinker.router.planner import ExpertWork, group_by_expert, plan_reads
+
+Floats = npt.NDArray[np.float32]
+
+
+def never() -> bool:
+    return False
+
+
+class Decoder:
+    """One model's forward pass over its own KV cache and expert cache.
+
+    `prefetch=False` asks for experts only after attention: for measuring what asking early is worth.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        experts: ExpertCache,
+        kv: KVCache,
+        pool: _kernels.ThreadPool,
+        *,
+        prefetch: bool = True,
+    ) -> None:
+        config = store.config
+        self.config, self.quant = config, store.quant
+        self.experts, self.kv, self.pool, self.prefetch = experts, kv, pool, prefetch
+        self.dense: dict[str, npt.NDArray[Any]] = {name: store.dense(name) for name in store.dense_names()}
+        self.router = ExactRouter(
+            pool,
+            [self.dense[f"layers.{layer}.router"] for layer in range(config.num_hidden_layers)],
+            config.moe_num_primary_experts,
+            config.moe_num_active_primary_experts,
+            config.gating,
+        )
+
+    def forward(
+        self, tokens: Sequence[int], *, all_logits: bool = False, cancelled: Callable[[], bool] = never
+    ) -> Floats:
+        """Run T tokens after those in the KV cache; T is at most the planned chunk.
+
+        Returns logits [V] of the last token, or [T, V] with `all_logits`. Raises CancelledError between two layers
+        when `cancelled()` turns true (the KV cache then holds what it held before), StoreReadError when experts can't
+        be read.
+        """
+        ids = np.asarray(tokens, np.int32)
+        start = self.kv.begin(len(ids))
+        x = np.empty((len(ids), self.config.hidden_size), np.float32)
+        _kernels.embed(self.quant, self.dense["embed_tokens"], self.config.vocab_size, x.shape[1], ids, x)
+        cos, sin = self._rope_angles(start, len(ids))
+        for layer in range(self.config.num_hidden_layers):
+            if cancelled():
+                raise CancelledError("cancelled")
+            route = self.router.route(layer, x)  # exact: from the raw residual, before this layer's norm and attention
+            if self.prefetch:
+                work, ticket = self._request(layer, route)  # misses go to the I/O thread now
+                with ticket:
+                    self._attention(layer, x, start, cos, sin)  # arithmetic while the disk works
+                    self._experts(layer, x, route, work, ticket)
+            else:
+                self._attention(layer, x, start, cos, sin)
+                work, ticket = self._request(layer, route)
+                with ticket:
+                    self._experts(layer, x, route, work, ticket)
+        self.kv.advance(len(ids))
+        return self._head(x) if all_logits else self._head(x[-1:])[0]
+
+    def _request(self, layer: int, route: Route) -> tuple[list[ExpertWork], Ticket]:
+        work = plan_reads(group_by_expert(route.ids), lambda expert: self.experts.is_resident(layer, expert))
+        return work, self.experts.request(layer, [entry.expert for entry in work])
+
+    def _rope_angles(self, start: int, tokens: int) -> tuple[Floats, Floats]:
+        cos = np.empty((tokens, self.config.head_dim // 2), np.float32)
+        sin = np.empty_like(cos)
+        positions = np.arange(start, start + tokens, dtype=np.int64)
+        _kernels.rope_angles(positions, self.config.head_dim, self.config.rope_theta, cos, sin)
+        return cos, sin
+
+    def _attention(self, layer: int, x: Floats, start: int, cos: Floats, sin: Floats) -> None:
+        """x += o_proj(attention(rmsnorm(x)))"""
+        c = self.config
+        h = self._norm(f"layers.{layer}.input_layernorm", x)
+        tokens = len(x)
+        q = self._linear(f"layers.{layer}.q_proj", h, c.num_attention_heads * c.head_dim)
+        k = self._linear(f"layers.{layer}.k_proj", h, c.num_key_value_heads * c.head_dim)
+        v = self._linear(f"layers.{layer}.v_proj", h, c.num_key_value_heads * c.head_dim)
+        q = q.reshape(tokens, c.num_attention_heads, c.head_dim)
+        k = k.reshape(tokens, c.num_key_value_heads, c.head_dim)
+        v = v.reshape(tokens, c.num_key_value_heads, c.head_dim)
+        if c.use_rope[layer]:
+            _kernels.rope(q, cos, sin)
+            _kernels.rope(k, cos, sin)
+        keys, values = self.kv.keys[layer], self.kv.values[layer]
+        _kernels.kv_append(k, v, keys, values, start)
+        attended = np.empty_like(q)
+        _kernels.attention(self.pool, q, keys, values, start, c.window(layer), attended)
+        _kernels.add(x, self._linear(f"layers.{layer}.o_proj", attended.reshape(tokens, -1), c.hidden_size))
+
+    def _experts(self, layer: int, x: Floats, route: Route, work: list[ExpertWork], ticket: Ticket) -> None:
+        """x += the weighted sum of each token's experts, computed as they land, summed in the router's order."""
+        c = self.config
+        m = self._norm(f"layers.{layer}.post_attention_layernorm", x)
+        k = c.moe_num_active_primary_experts
+        contributions = np.empty((len(x) * k, c.hidden_size), np.float32)
+        for landed in ticket:
+            pairs = [work[i].pairs for i, _ in landed]
+            offsets = np.zeros(len(pairs) + 1, np.int32)
+            np.cumsum([len(p) for p in pairs], out=offsets[1:])
+            _kernels.experts(
+                self.pool,
+                self.quant,
+                c.hidden_size,
+                c.moe_ffn_hidden_size,
+                m,
+                self.experts.slots,
+                np.array([slot for _, slot in landed], np.int32),
+                offsets,
+                np.concatenate(pairs),
+                k,
+                contributions,
+            )
+        _kernels.combine(x, contributions, route.weights)
+
+    def _head(self, x: Floats) -> Floats:
+        name = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
+        return self._linear(name, self._norm("norm", x), self.config.vocab_size)
+
+    def _norm(self, name: str, x: Floats) -> Floats:
+        out = np.empty_like(x)
+        _kernels.rmsnorm(x, self.dense[name], self.config.rms_norm_eps, out)
+        return out
+
+    def _linear(self, name: str, x: Floats, rows: int) -> Floats:
+        out = np.empty((len(x), rows), np.float32)
+        _kernels.linear(self.pool, self.quant, self.dense[name], rows, x.shape[1], x, out)
+        return out

@@ -1,0 +1,153 @@
+"""The memory plan: one budget in bytes split into parts before anything is loaded.
+
+Owns the arithmetic of who gets what, and the floor. Allocates nothing. What the process holds already (interpreter,
+libraries, tokenizer) is measured by the caller and handed in: it differs between machines and tokenizers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from smallthinker.cache.kv_cache import kv_cache_bytes
+from smallthinker.config import ModelConfig
+from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
+
+MIB = 1 << 20
+DEFAULT_CONTEXT = 4096
+# Prefill chunk sizes, in tokens: a larger one reads an expert for more tokens at once and needs more scratch.
+CHUNKS = (256, 128, 32)
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of each part; together at most `budget_bytes`. `slots` experts fit in `slots_bytes`."""
+
+    budget_bytes: int
+    interpreter_bytes: int
+    tokenizer_bytes: int
+    dense_bytes: int
+    kv_bytes: int
+    scratch_bytes: int
+    io_bytes: int
+    slots_bytes: int
+    slots: int
+    num_experts: int
+    context: int
+    chunk: int
+
+    def table(self) -> str:
+        """The plan for people, one part a line."""
+        parts = {key: value for key, value in asdict(self).items() if key.endswith("_bytes") and key != "budget_bytes"}
+        names = {
+            "kv_bytes": f"KV cache ({self.context} tokens)",
+            "io_bytes": "reads in flight",
+            "scratch_bytes": f"scratch (chunks of {self.chunk})",
+            "slots_bytes": f"experts ({self.slots} of {self.num_experts} fit)",
+        }
+        lines = [f"memory plan for {self.budget_bytes / MIB:.0f} MiB:"]
+        for key, value in parts.items():
+            name = names.get(key, key.removesuffix("_bytes"))
+            lines.append(f"  {name:<28}{value / MIB:>9.1f} MiB")
+        spare = self.budget_bytes - sum(parts.values())
+        lines.append(f"  {'unused':<28}{spare / MIB:>9.1f} MiB")
+        return "\n".join(lines)
+
+
+def parse_size(text: str | int) -> int:
+    """'1GiB', '800M', '1.5g' or a number of bytes -> bytes. K, M, G and T are powers of 1024, however spelled."""
+    if isinstance(text, int):
+        return text
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise RequestError(f"memory: expected a size such as 1GiB, 800M or a number of bytes, found {text!r}")
+    exponent = " kmgt".index(match[2].lower()) if match[2] else 0
+    return int(float(match[1]) * 1024**exponent)
+
+
+def choose_context(config: ModelConfig, context: int | None) -> int:
+    """The context to plan for. Raises ContextLengthError when the model was not made for it."""
+    if context is None:
+        return min(config.max_position_embeddings, DEFAULT_CONTEXT)
+    if not 1 <= context <= config.max_position_embeddings:
+        raise ContextLengthError(
+            f"context: this model takes 1 to {config.max_position_embeddings} tokens, found {context}"
+        )
+    return context
+
+
+def plan_memory(
+    config: ModelConfig,
+    *,
+    budget_bytes: int,
+    context: int,
+    dense_bytes: int,
+    record_bytes: int,
+    io_bytes: int,
+    interpreter_bytes: int,
+    tokenizer_bytes: int,
+    chunks: Sequence[int] = CHUNKS,
+    max_slots: int | None = None,
+) -> MemoryPlan:
+    """Split the budget: fixed parts first, experts get the rest, up to all of them or `max_slots`.
+
+    The largest of the prefill `chunks` that leaves room for a whole layer of experts is taken. Raises
+    MemoryBudgetError, naming the floor, when not even one token's experts fit beside the fixed parts.
+    """
+
+    def plan(chunk: int, slots: int) -> MemoryPlan:
+        return MemoryPlan(
+            budget_bytes=budget_bytes,
+            interpreter_bytes=interpreter_bytes,
+            tokenizer_bytes=tokenizer_bytes,
+            dense_bytes=dense_bytes,
+            kv_bytes=kv_cache_bytes(config, context, chunk),
+            scratch_bytes=scratch_bytes(config, chunk),
+            io_bytes=io_bytes,
+            slots_bytes=slots * record_bytes,
+            slots=slots,
+            num_experts=config.num_experts_total,
+            context=context,
+            chunk=chunk,
+        )
+
+    def total(p: MemoryPlan) -> int:
+        return (
+            p.interpreter_bytes
+            + p.tokenizer_bytes
+            + p.dense_bytes
+            + p.kv_bytes
+            + p.scratch_bytes
+            + p.io_bytes
+            + p.slots_bytes
+        )
+
+    fewest = config.moe_num_active_primary_experts
+    most = config.num_experts_total if max_slots is None else max(fewest, min(max_slots, config.num_experts_total))
+    for chunk in chunks:
+        slots = (budget_bytes - total(plan(chunk, 0))) // record_bytes
+        if slots >= (fewest if chunk == chunks[-1] else config.moe_num_primary_experts):
+            return plan(chunk, min(slots, most))
+    floor = total(plan(chunks[-1], fewest))
+    raise MemoryBudgetError(
+        f"memory: {budget_bytes / MIB:.0f} MiB is below the floor of {-(-floor // MIB)} MiB for a context of {context} "
+        f"tokens; give --memory {-(-floor // MIB)}MiB or more, or a smaller --context"
+    )
+
+
+def scratch_bytes(config: ModelConfig, chunk: int) -> int:
+    """Activations of one chunk, the logits, and what sampling makes of them."""
+    d, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    k, ffn = config.moe_num_active_primary_experts, config.moe_ffn_hidden_size
+    floats_per_token = (
+        5 * d  # residual, normed copy, projections' output and their int8 copies
+        + 2 * (heads + kv_heads) * config.head_dim  # q, k, v and the attention's output
+        + k * d  # one output row for each (token, expert), so that they can be summed in a fixed order
+        + 3 * k * ffn  # gate, up, live neurons
+        + config.moe_num_primary_experts
+    )
+    # full sampling sorts the vocabulary in float64: ids, keys, order, probabilities, cumulative sums
+    return chunk * floats_per_token * 4 + config.vocab_size * 64 + 8 * MIB

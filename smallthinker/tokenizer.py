@@ -1,0 +1,147 @@
+"""Text to token ids and back, and chat messages to text.
+
+Wraps the `tokenizers` library; chat templates run in a jinja2 sandbox, since they come from a file. Knows nothing about
+models beyond the size of their vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypedDict
+
+from smallthinker.errors import TokenizerError
+
+_MAX_TEMPLATE_BYTES = 1 << 20
+
+
+class Message(TypedDict):
+    """One turn of a conversation; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+class Tokenizer:
+    """The tokenizer of a store: `tokenizer.json` and, for the chat template, `tokenizer_config.json`."""
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        """Raises TokenizerError when a file is missing, broken or has ids outside the model's vocabulary."""
+        from tokenizers import Tokenizer as HFTokenizer  # 30 ms of import that `inspect` and `--help` do without
+
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise TokenizerError(f"{path}: not found; a store needs the tokenizer.json of its model")
+        try:
+            self._tokenizer = HFTokenizer.from_file(str(path))
+        except Exception as e:  # the library raises bare Exception
+            raise TokenizerError(f"{path}: not a tokenizer that the tokenizers library can load: {e}") from None
+        highest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        if highest >= vocab_size:
+            raise TokenizerError(
+                f"{path}: token id {highest} is outside the model's vocabulary of {vocab_size}; "
+                "the tokenizer belongs to another model"
+            )
+        self.vocab_size = vocab_size
+        self._folder = folder
+        self._chat_template: Any = None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of the text, special tokens in it recognised, none added."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids. Special tokens, and ids that the tokenizer doesn't know, decode to nothing."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+    def stream(self) -> StreamDecoder:
+        return StreamDecoder(self)
+
+    def render_chat(self, messages: Iterable[Message]) -> str:
+        """The prompt that the model's chat template makes of the messages, ready for the assistant's answer."""
+        if self._chat_template is None:
+            self._chat_template = _load_chat_template(self._folder)
+        template, special_tokens = self._chat_template
+        from jinja2 import TemplateError
+
+        try:
+            text: str = template.render(messages=list(messages), add_generation_prompt=True, **special_tokens)
+        except TemplateError as e:
+            raise TokenizerError(f"{self._folder / 'tokenizer_config.json'}: chat_template failed: {e}") from None
+        return text
+
+
+class StreamDecoder:
+    """Turns tokens into text one at a time, holding back bytes that are not yet a whole character."""
+
+    # A token's text can depend on those before it (spaces, half characters), so a few are decoded again each time;
+    # decoding the whole answer again would be quadratic.
+    _CONTEXT_TOKENS = 4
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._context: list[int] = []
+        self._pending: list[int] = []
+
+    def push(self, token: int) -> str:
+        """Text that became certain with this token; '' while a character is incomplete."""
+        self._pending.append(token)
+        text = self._new_text()
+        # U+FFFD at the end: bytes of a character still to come. No character has over four bytes: longer is garbage.
+        if text.endswith("\ufffd") and len(self._pending) < 8:
+            return ""
+        self._context = (self._context + self._pending)[-self._CONTEXT_TOKENS :]
+        self._pending = []
+        return text
+
+    def finish(self) -> str:
+        """What was held back, at the end of the answer."""
+        text = self._new_text() if self._pending else ""
+        self._pending = []
+        return text
+
+    def _new_text(self) -> str:
+        before = self._tokenizer.decode(self._context)
+        return self._tokenizer.decode(self._context + self._pending)[len(before) :]
+
+
+def _load_chat_template(folder: Path) -> tuple[Any, dict[str, str]]:
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    path = folder / "tokenizer_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TokenizerError(f"{path}: not found; chat needs the model's chat_template") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+        raise TokenizerError(f"{path}: cannot read the tokenizer configuration: {e}") from None
+    source = config.get("chat_template") if isinstance(config, dict) else None
+    if isinstance(source, list):  # several named templates: the one named default
+        source = next((t.get("template") for t in source if isinstance(t, dict) and t.get("name") == "default"), None)
+    if not isinstance(source, str) or len(source) > _MAX_TEMPLATE_BYTES:
+        raise TokenizerError(f"{path}: chat_template: expected a template text, found {type(source).__name__}")
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        template = environment.from_string(source)
+    except TemplateError as e:
+        raise TokenizerError(f"{path}: chat_template is not a valid template: {e}") from None
+    special = {key: _token_text(config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    return template, special
+
+
+def _token_text(value: Any) -> str:
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else ""

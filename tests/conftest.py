@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests/models.py, for tests in every room
+
+
+@pytest.fixture(scope="session")
+def hybrid_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A q4_0 store of a tiny model of the 21B's kind."""
+    from models import HYBRID_ATTENTION, make_store, tiny_config
+
+    return make_store(tiny_config(**HYBRID_ATTENTION), tmp_path_factory.mktemp("hybrid"), "q4_0")[0]

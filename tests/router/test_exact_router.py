@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from models import random_reference, tiny_config
+
+from smallthinker import _kernels
+from smallthinker.router.exact import ExactRouter
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_routes_are_those_of_the_reference(softmax: bool) -> None:
+    config = tiny_config(moe_primary_router_apply_softmax=softmax, moe_num_active_primary_experts=3)
+    moe = random_reference(config).model.layers[0].block_sparse_moe
+    x = np.random.default_rng(0).standard_normal((20, 64)).astype(np.float32)
+    with torch.no_grad():
+        _, weights, ids = moe.route(torch.from_numpy(x))
+    packed = _kernels.pack("f32", "tiles", moe.primary_router.weight.detach().numpy())
+    route = ExactRouter(_kernels.ThreadPool(1), [packed], 8, 3, config.gating).route(0, x)
+    assert np.array_equal(route.ids, ids.numpy())
+    np.testing.assert_allclose(route.weights, weights.numpy(), rtol=1e-5)

@@ -1,0 +1,78 @@
+"""The first promise: tokens and logits are the same bits whatever the memory, reader, prefetch, chunking or threads."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import make_store, tiny_config
+
+from smallthinker.engine import Engine
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> dict[str, Any]:
+    layers = draw(st.integers(1, 4))
+    kv_heads = draw(st.sampled_from([1, 2, 3]))
+    experts = draw(st.sampled_from([4, 7, 8]))
+    flags = st.lists(st.integers(0, 1), min_size=layers, max_size=layers)
+    return {
+        "num_hidden_layers": layers,
+        "num_attention_heads": kv_heads * draw(st.sampled_from([1, 2, 3])),
+        "num_key_value_heads": kv_heads,
+        "head_dim": 32,
+        "hidden_size": draw(st.sampled_from([32, 64, 96])),
+        "moe_ffn_hidden_size": draw(st.sampled_from([32, 64])),
+        "moe_num_primary_experts": experts,
+        "moe_num_active_primary_experts": draw(st.integers(1, min(4, experts))),
+        "moe_primary_router_apply_softmax": draw(st.booleans()),
+        "rope_layout": draw(flags),
+        "sliding_window_layout": draw(flags),
+        "sliding_window_size": draw(st.sampled_from([3, 8, 20])),
+        "tie_word_embeddings": draw(st.booleans()),
+    }
+
+
+@given(config=configs(), quant=st.sampled_from(["q4_0", "q8_0", "f16"]), data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_every_way_to_run_gives_the_same_bits(config: dict[str, Any], quant: str, data: st.DataObject) -> None:
+    parsed = tiny_config(**config)
+    prompt = np.random.default_rng(0).integers(0, 256, data.draw(st.integers(1, 40), label="prompt")).tolist()
+    answer = np.random.default_rng(1).integers(0, 256, 8).tolist()
+    everything, floor = parsed.num_experts_total, parsed.moe_num_active_primary_experts
+    with tempfile.TemporaryDirectory() as folder:
+        store, _ = make_store(parsed, Path(folder), quant)
+
+        def run(**options: Any) -> list[np.ndarray]:
+            with Engine(store, **options) as engine:
+                return [engine.prefill(prompt)[0], *(engine.decode(token) for token in answer)]
+
+        baseline = run(max_slots=everything, reader="mmap", prefetch=True, threads=1)
+        for slots in (everything, max(floor, everything // 4), floor):
+            options = {
+                "max_slots": slots,
+                "reader": data.draw(st.sampled_from(["mmap", "direct"]), label="reader"),
+                "prefetch": data.draw(st.booleans(), label="prefetch"),
+                "threads": data.draw(st.integers(1, 3), label="threads"),
+                "chunk": data.draw(st.sampled_from([1, 3, 7, 64]), label="chunk"),
+            }
+            for found, expected in zip(run(**options), baseline, strict=True):
+                assert np.array_equal(found.view(np.uint32), expected.view(np.uint32)), options
+
+
+def test_prefill_of_a_conversation_continued_equals_prefill_from_the_start(hybrid_store: Path) -> None:
+    """A chat's next turn continues the KV cache; rings that have overwritten what is needed start afresh."""
+    turn = list(b"and then the sea came in ")
+    with Engine(hybrid_store, chunk=8) as engine:
+        fresh = {}
+        for length in (10, 20, 25):
+            engine.prefill([7])  # nothing in common
+            fresh[length] = engine.prefill(turn[:length])[0]
+        for length, at_least in ((10, 0), (20, 10), (25, 20), (25, 24), (20, 0), (10, 0)):
+            logits, reused = engine.prefill(turn[:length])
+            assert np.array_equal(logits, fresh[length])
+            assert reused >= at_least

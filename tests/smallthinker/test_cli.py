@@ -1,0 +1,187 @@
+"""The command as a user meets it: a process, its two streams, its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import HYBRID_ATTENTION, random_reference, tiny_config, write_checkpoint
+
+COMMAND = [sys.executable, "-m", "smallthinker"]
+
+
+def smallthinker(*args: str | Path, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, args)], input=stdin, capture_output=True, text=True, check=False, cwd=cwd
+    )
+
+
+def assert_one_clear_error(result: subprocess.CompletedProcess[str], *expected: str) -> None:
+    assert result.returncode == 2, result
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert "error:" in lines[0]
+    for text in expected:
+        assert text in lines[0]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(random_reference(tiny_config(**HYBRID_ATTENTION)), tmp_path_factory.mktemp("cli") / "hf")
+
+
+def test_run_streams_text_to_stdout_and_figures_to_stderr(hybrid_store: Path) -> None:
+    result = smallthinker("run", "-m", hybrid_store, "--seed", "1", "--max-tokens", "12", "Once")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("\n") and len(result.stdout) > 1
+    (line,) = result.stderr.splitlines()
+    for figure in ("TTFT", "tokens/s", "hit rate", "read per token", "peak memory"):
+        assert figure in line
+
+
+def test_the_prompt_can_come_from_stdin_and_gives_the_same_text(hybrid_store: Path) -> None:
+    options = ("-m", hybrid_store, "--seed", "1", "--max-tokens", "12")
+    assert smallthinker("run", *options, "-", stdin="Once").stdout == smallthinker("run", *options, "Once").stdout
+
+
+def test_stats_json_is_one_object_on_the_last_line(hybrid_store: Path) -> None:
+    result = smallthinker(
+        "run", "-m", hybrid_store, "--max-tokens", "5", "--ignore-eos", "--verbose", "--stats", "json", "x"
+    )
+    figures: dict[str, Any] = json.loads(result.stderr.splitlines()[-1])
+    assert figures["new_tokens"] == 5
+    assert {"ttft_sec", "decode_tok_per_sec", "hit_rate", "bytes_read_per_token", "peak_memory_bytes"} <= set(figures)
+    assert "memory plan" in result.stderr
+
+
+def test_the_bundled_model_needs_no_arguments(tmp_path: Path) -> None:
+    result = smallthinker("run", "--max-tokens", "8", "Once upon a time", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+
+
+def test_convert_then_inspect_then_run(checkpoint: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    assert smallthinker("convert", checkpoint, store, "--quant", "q8_0").returncode == 0
+    facts = json.loads(smallthinker("inspect", store, "--verify", "--json").stdout)
+    assert facts["quant"] == "q8_0"
+    assert facts["checksums"] == "verified"
+    assert "q8_0" in smallthinker("inspect", store).stdout
+    assert smallthinker("run", "-m", store, "--max-tokens", "3", "x").returncode == 0
+    again = smallthinker("convert", checkpoint, store)
+    assert_one_clear_error(again, str(store), "--force")
+    assert smallthinker("convert", checkpoint, store, "--force").returncode == 0
+
+
+def test_synth_of_a_config_gives_a_store_that_runs(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "random"
+    assert smallthinker("synth", checkpoint / "config.json", out).returncode == 0
+    assert smallthinker("run", "-m", out, "--max-tokens", "3", "hello").returncode == 0
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    assert "example:" in smallthinker("--help").stdout
+    for command in ("run", "chat", "convert", "inspect", "synth"):
+        result = smallthinker(command, "--help")
+        assert result.returncode == 0
+        assert f"example: smallthinker {command}" in " ".join(result.stdout.split())
+
+
+def test_a_missing_store_is_one_clear_error(tmp_path: Path) -> None:
+    assert_one_clear_error(smallthinker("run", "-m", tmp_path / "nowhere", "x"), "nowhere", "found nothing")
+
+
+def test_what_is_not_a_store_is_one_clear_error(checkpoint: Path, tmp_path: Path) -> None:
+    assert_one_clear_error(smallthinker("run", "-m", tmp_path, "x"), str(tmp_path), "missing")
+    assert_one_clear_error(smallthinker("run", "-m", checkpoint, "x"), "convert it first")
+
+
+def test_a_truncated_store_is_one_clear_error(hybrid_store: Path, tmp_path: Path) -> None:
+    for name in ("experts.safetensors", "dense.safetensors"):
+        broken = tmp_path / f"without-end-of-{name}"
+        broken.mkdir()
+        for file in hybrid_store.iterdir():
+            (broken / file.name).write_bytes(file.read_bytes())
+        os.truncate(broken / name, (broken / name).stat().st_size - 4096)
+        assert_one_clear_error(smallthinker("run", "-m", broken, "x"), name, "expected", "found")
+
+
+def test_another_architecture_is_one_clear_error(checkpoint: Path, tmp_path: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["architectures"] = ["MixtralForCausalLM"]
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "config.json").write_text(json.dumps(config))
+    assert_one_clear_error(smallthinker("convert", foreign, tmp_path / "out"), "MixtralForCausalLM", "architectures")
+
+
+def test_a_budget_below_the_floor_names_the_floor(hybrid_store: Path) -> None:
+    assert_one_clear_error(smallthinker("run", "-m", hybrid_store, "--memory", "16MiB", "x"), "16 MiB", "floor of")
+    assert_one_clear_error(smallthinker("run", "-m", hybrid_store, "--memory", "lots", "x"), "lots")
+
+
+def test_a_context_too_long_is_one_clear_error(hybrid_store: Path) -> None:
+    assert_one_clear_error(smallthinker("run", "-m", hybrid_store, "--context", "100000", "x"), "512", "100000")
+    assert_one_clear_error(smallthinker("run", "-m", hybrid_store, "x" * 700), "context")
+
+
+def test_an_unknown_quantisation_or_flag_is_one_clear_error(checkpoint: Path, tmp_path: Path) -> None:
+    assert_one_clear_error(smallthinker("convert", checkpoint, tmp_path / "out", "--quant", "q3_k"), "q3_k", "q4_0")
+    assert_one_clear_error(smallthinker("run", "--frobnicate", "x"), "--frobnicate")
+    assert_one_clear_error(smallthinker("run", "-m", "x", "--temperature", "-1", "x"))
+
+
+def test_a_reader_of_the_output_that_leaves_early_is_no_error(hybrid_store: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "run", "-m", str(hybrid_store), "--max-tokens", "300", "--ignore-eos", "x"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.read(1)
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read()
+    assert process.wait() == 0
+
+
+def test_ctrl_c_ends_a_run_without_a_traceback(hybrid_store: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "run", "-m", str(hybrid_store), "--max-tokens", "450", "--ignore-eos", "x"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert b"Traceback" not in errors
+    assert process.returncode in (130, 0)  # 0: it was already done
+
+
+def test_a_chat_keeps_history_saves_it_and_resets(hybrid_store: Path, tmp_path: Path) -> None:
+    lines = ["/help", "hello", "again", "/save talk.json", "/save talk.json", "/save talk.txt", "/reset",
+             "/save empty.json", "/nonsense", "/quit", "never reached"]  # fmt: skip
+    result = smallthinker(
+        "chat", "-m", hybrid_store, "--max-tokens", "5", "--system", "Be brief.", stdin="\n".join(lines), cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    roles = [m["role"] for m in json.loads((tmp_path / "talk.json").read_text())]
+    assert roles == ["system", "user", "assistant", "user", "assistant"]
+    assert "not saved" in result.stdout  # the second save would have replaced the first
+    assert (tmp_path / "talk.txt").read_text().startswith("system: Be brief.\n\nuser: hello\n")
+    assert [m["role"] for m in json.loads((tmp_path / "empty.json").read_text())] == ["system"]
+    assert "/nonsense: unknown command" in result.stdout
+    assert "/save FILE" in result.stdout
+
+
+def test_a_chat_that_outgrows_its_context_forgets_the_oldest_turn(hybrid_store: Path) -> None:
+    turns = "\n".join(["x" * 60] * 8)
+    result = smallthinker("chat", "-m", hybrid_store, "--context", "256", "--max-tokens", "20", stdin=turns)
+    assert result.returncode == 0, result.stderr
+    assert "forgotten" in result.stderr
+    assert "error" not in result.stderr

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from smallthinker import LLM
+from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
+
+PROMPT = "The sea was calm"
+
+
+@pytest.fixture(scope="module")
+def llm(hybrid_store: Path) -> LLM:
+    return LLM(hybrid_store, threads=1)
+
+
+def test_the_same_seed_gives_the_same_text_and_another_seed_another(llm: LLM) -> None:
+    first = llm.generate(PROMPT, seed=1, max_tokens=40, temperature=1.0)
+    assert llm.generate(PROMPT, seed=1, max_tokens=40, temperature=1.0).token_ids == first.token_ids
+    assert llm.generate(PROMPT, seed=2, max_tokens=40, temperature=1.0).token_ids != first.token_ids
+
+
+def test_a_drawn_seed_is_reported_and_gives_the_text_again(llm: LLM) -> None:
+    drawn = llm.generate(PROMPT, max_tokens=20, temperature=1.0)
+    assert llm.generate(PROMPT, max_tokens=20, temperature=1.0, seed=drawn.stats.seed).token_ids == drawn.token_ids
+
+
+def test_a_stream_s_pieces_are_the_text(llm: LLM) -> None:
+    with llm.stream(PROMPT, seed=1, max_tokens=30) as stream:
+        pieces = list(stream)
+    assert stream.completion is not None
+    assert "".join(pieces) == stream.completion.text == llm.generate(PROMPT, seed=1, max_tokens=30).text
+
+
+def test_max_tokens_ends_the_answer(llm: LLM) -> None:
+    completion = llm.generate(PROMPT, max_tokens=7, ignore_eos=True)
+    assert (len(completion.token_ids), completion.finish_reason) == (7, "length")
+
+
+def test_a_stop_string_ends_the_answer_and_is_left_out(llm: LLM) -> None:
+    options = {"seed": 3, "max_tokens": 60, "temperature": 1.0, "ignore_eos": True}
+    whole = llm.generate(PROMPT, **options).text  # type: ignore[arg-type]
+    stop = whole[20:22]
+    cut = llm.generate(PROMPT, stop=[stop], **options)  # type: ignore[arg-type]
+    assert cut.finish_reason == "stop"
+    assert cut.text == whole[: whole.find(stop)]
+
+
+def test_messages_go_through_the_chat_template(llm: LLM) -> None:
+    as_text = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    options = {"seed": 1, "max_tokens": 10}
+    chat = llm.generate([{"role": "user", "content": "hi"}], **options)  # type: ignore[arg-type]
+    assert chat.token_ids == llm.generate(as_text, **options).token_ids  # type: ignore[arg-type]
+
+
+def test_cancel_from_another_thread_ends_the_answer(hybrid_store: Path) -> None:
+    with LLM(hybrid_store, threads=1) as llm:
+        started = threading.Event()
+
+        def cancel() -> None:
+            started.wait()
+            llm.cancel()
+
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        with llm.stream(PROMPT, max_tokens=400, ignore_eos=True) as stream:
+            for _ in stream:
+                started.set()
+                thread.join()
+        assert stream.completion is not None
+        assert stream.completion.finish_reason == "cancelled"
+        assert llm.generate(PROMPT, max_tokens=3, ignore_eos=True).finish_reason == "length"
+
+
+def test_two_models_live_in_one_process(hybrid_store: Path) -> None:
+    with (
+        LLM(hybrid_store) as a,
+        LLM(hybrid_store) as b,
+        a.stream(PROMPT, seed=1, max_tokens=10) as first,
+        b.stream(PROMPT, seed=1, max_tokens=10) as second,
+    ):
+        for piece, same in zip(first, second, strict=True):
+            assert piece == same
+
+
+def test_a_second_answer_at_once_is_refused_and_a_dropped_stream_makes_room(llm: LLM) -> None:
+    stream = llm.stream(PROMPT, max_tokens=20)
+    next(stream)
+    with pytest.raises(RequestError, match="another answer"):
+        llm.generate(PROMPT)
+    del stream
+    llm.generate(PROMPT, max_tokens=2)
+
+
+def test_closing_in_the_middle_of_a_stream_ends_it(hybrid_store: Path) -> None:
+    llm = LLM(hybrid_store)
+    stream = llm.stream(PROMPT, max_tokens=200, ignore_eos=True)
+    next(stream)
+    llm.close()
+    list(stream)
+    assert stream.completion is not None
+    assert stream.completion.finish_reason == "cancelled"
+    llm.close()
+    with pytest.raises(RequestError, match="closed"):
+        llm.generate(PROMPT)
+
+
+def test_what_cannot_fit_is_refused_before_it_starts(llm: LLM, hybrid_store: Path) -> None:
+    with pytest.raises(ContextLengthError, match="512"):
+        llm.generate("x" * 600)
+    with pytest.raises(ContextLengthError):
+        llm.generate("x" * 500, max_tokens=100)
+    with pytest.raises(RequestError, match="prompt"):
+        llm.generate("")
+    with pytest.raises(RequestError, match="max_tokens"):
+        llm.generate(PROMPT, max_tokens=0)
+    with pytest.raises(MemoryBudgetError, match="floor"):
+        LLM(hybrid_store, memory="10MiB")
+    with pytest.raises(RequestError, match="threads"):
+        LLM(hybrid_store, threads=0)
+
+
+def test_stats_count_what_happened(llm: LLM) -> None:
+    stats = llm.generate("A" + PROMPT, max_tokens=9, ignore_eos=True).stats
+    config = llm._engine.config
+    per_token = config.num_hidden_layers * config.moe_num_active_primary_experts
+    assert (stats.prompt_tokens, stats.new_tokens) == (len(PROMPT) + 1, 9)
+    assert stats.decode_hits + stats.decode_misses == 8 * per_token
+    assert stats.decode_bytes_read == stats.decode_misses * llm._engine.store.record_bytes
+    assert 0 <= stats.hit_rate <= 1
+    assert min(stats.ttft_sec, stats.decode_sec) > 0
+    assert stats.peak_memory_bytes > 1 << 20
+
+
+def test_a_whole_run_imports_no_torch_and_installs_nothing(hybrid_store: Path) -> None:
+    """In a fresh interpreter: torch costs 200 MB; a library must leave signals and stdout to its host."""
+    code = f"""
+import signal, sys
+before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGSEGV)]
+from smallthinker import LLM
+with LLM({str(hybrid_store)!r}) as llm:
+    llm.generate("hello", max_tokens=3)
+assert "torch" not in sys.modules
+assert before == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGSEGV)]
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from models import HYBRID_ATTENTION, tiny_config
+
+from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
+from smallthinker.memory_plan import CHUNKS, MIB, MemoryPlan, choose_context, parse_size, plan_memory
+
+CONFIG = tiny_config(**HYBRID_ATTENTION)
+
+
+def plan(budget_bytes: int, context: int = 512) -> MemoryPlan:
+    return plan_memory(
+        CONFIG, budget_bytes=budget_bytes, context=context, dense_bytes=3 * MIB, record_bytes=64 << 10,
+        io_bytes=128 << 10, interpreter_bytes=50 * MIB, tokenizer_bytes=MIB,
+    )  # fmt: skip
+
+
+@given(st.integers(62 * MIB, 200 * MIB), st.integers(1, 512))
+def test_the_parts_never_exceed_the_budget(budget_bytes: int, context: int) -> None:
+    try:
+        p = plan(budget_bytes, context)
+    except MemoryBudgetError:
+        assume(False)
+    parts = [
+        p.interpreter_bytes,
+        p.tokenizer_bytes,
+        p.dense_bytes,
+        p.kv_bytes,
+        p.scratch_bytes,
+        p.io_bytes,
+        p.slots_bytes,
+    ]
+    assert sum(parts) <= budget_bytes
+    assert CONFIG.moe_num_active_primary_experts <= p.slots <= CONFIG.num_experts_total
+    assert p.chunk in CHUNKS
+
+
+def test_the_floor_that_is_named_is_enough_and_nearly_the_least() -> None:
+    with pytest.raises(MemoryBudgetError, match="floor") as e:
+        plan(1)
+    floor = int(re.search(r"floor of (\d+) MiB", str(e.value))[1]) * MIB  # type: ignore[index]
+    assert plan(floor).slots >= CONFIG.moe_num_active_primary_experts
+    with pytest.raises(MemoryBudgetError):
+        plan(floor - MIB)
+
+
+def test_more_memory_never_means_fewer_slots_at_the_same_chunk() -> None:
+    plans = [plan(budget) for budget in range(70 * MIB, 120 * MIB, MIB)]
+    assert plans[-1].slots == CONFIG.num_experts_total
+    for smaller, larger in pairwise(plans):
+        assert smaller.chunk < larger.chunk or smaller.slots <= larger.slots
+
+
+def test_the_table_adds_up_to_the_budget() -> None:
+    lines = plan(100 * MIB).table().splitlines()[1:]
+    assert sum(float(line.split()[-2]) for line in lines) == pytest.approx(100, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("1GiB", 1 << 30), ("1g", 1 << 30), ("1.5 GB", 3 << 29), ("800M", 800 << 20), ("4096", 4096), ("64KiB", 65536)],
+)
+def test_sizes_are_powers_of_1024_however_spelled(text: str, expected: int) -> None:
+    assert parse_size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1G", "1X", "1GiBB", "0x10"])
+def test_what_is_no_size_is_an_error(text: str) -> None:
+    with pytest.raises(RequestError, match="memory"):
+        parse_size(text)
+
+
+def test_a_context_beyond_the_model_is_an_error() -> None:
+    assert choose_context(CONFIG, None) == 512
+    with pytest.raises(ContextLengthError, match="512"):
+        choose_context(CONFIG, 513)
+    with pytest.raises(ContextLengthError):
+        choose_context(CONFIG, 0)
