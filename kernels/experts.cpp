@@ -12,7 +12,7 @@
 namespace smallthinker {
 
 namespace {
-constexpr int64_t kRowChunk = 32;    // neurons a unit of the first round
+constexpr int64_t kRowChunk = 64;    // neurons a unit of the first round
 constexpr int64_t kColChunk = 256;   // output columns a unit of the second round
 }  // namespace
 

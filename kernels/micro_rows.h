@@ -109,7 +109,7 @@ int64_t live_rows(Quant quant, const uint8_t* rows, int64_t first, int64_t last,
   return n;
 }
 
-constexpr int64_t kPrefetchRows = 8;  // live rows ahead; each gives only a cache line or two to a strip
+constexpr int64_t kPrefetchRows = 16;  // live rows ahead; each gives only a cache line or two to a strip
 
 // Strips of 128 columns as eight vectors: vector N holds nibble N of every dword, so the unpacking needs no byte moves.
 template <int Strips>

@@ -7,15 +7,18 @@
 namespace smallthinker {
 namespace {
 
+// The lines of the block that comes kPrefetchBytes later; past the matrix's end a prefetch does nothing.
+template <int64_t Bytes>
+SIMD_INLINE void prefetch_block(const uint8_t* weights) {
+  for (int64_t at = 0; at < Bytes; at += 64) prefetch(weights + kPrefetchBytes + at);
+}
+
 template <int NT>
 SIMD_INLINE void group_q4(const uint8_t* group, int64_t blocks, const ActivationRow* activations, F32* sums) {
   for (int64_t block = 0; block < blocks; ++block) {
     const uint8_t* weights = group + block * kTileBlockBytesQ4;
     const int64_t strip = block / 4, i = block % 4;
-    prefetch(weights + 2048);
-    prefetch(weights + 2048 + 64);
-    prefetch(weights + 2048 + 128);
-    prefetch(weights + 2048 + 192);
+    prefetch_block<kTileBlockBytesQ4>(weights);
     const F32 scale = load(reinterpret_cast<const uint16_t*>(weights));
     I32 dot[NT];
     for (int t = 0; t < NT; ++t) dot[t] = broadcast(activations[t].start[strip * kLanes + i * 4]);
@@ -37,6 +40,7 @@ template <int NT>
 SIMD_INLINE void group_q8(const uint8_t* group, int64_t blocks, const ActivationRow* activations, F32* sums) {
   for (int64_t block = 0; block < blocks; ++block) {
     const uint8_t* weights = group + block * kTileBlockBytesQ8;
+    prefetch_block<kTileBlockBytesQ8>(weights);
     const F32 scale = load(reinterpret_cast<const uint16_t*>(weights));
     I32 dot[NT];
     for (int t = 0; t < NT; ++t) dot[t] = broadcast(activations[t].start[block / 2 * kLanes + block % 2 * 8]);

@@ -147,4 +147,5 @@ def attention(q: F32, k: F32, v: F32, start: int, window: int) -> F64:
 def expert(quant: str, gate: F32, up: F32, down: F32, x: F32) -> F64:
     """gate, up [ffn, hidden] and down [hidden, ffn] as unpacked; x [T, hidden]."""
     a = linear(quant, gate, x)
-    return (np.maximum(a, 0) * linear(quant, up, x)) @ down.T.astype(np.float64)
+    product: F64 = (np.maximum(a, 0) * linear(quant, up, x)) @ down.T.astype(np.float64)
+    return product
