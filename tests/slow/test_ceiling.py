@@ -1,0 +1,99 @@
+"""The budget is a ceiling: a synthetic 4B store under a hard limit of the kernel. Needs root, cgroups, 3 GB of disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+GIB = 1 << 30
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Group:
+    """A memory cgroup, of version 1 or 2."""
+
+    folder: Path
+    v2: bool
+
+    def peak_bytes(self) -> int:
+        return int((self.folder / ("memory.peak" if self.v2 else "memory.max_usage_in_bytes")).read_text())
+
+    def ceiling_hits(self) -> int:
+        """How often an allocation met the limit, reclaim that went well included."""
+        if not self.v2:
+            return int((self.folder / "memory.failcnt").read_text())
+        events = dict(line.split() for line in (self.folder / "memory.events").read_text().splitlines())
+        return int(events["max"])
+
+
+@contextmanager
+def memory_limit(limit_bytes: int) -> Iterator[Group]:
+    v2 = (CGROUPS / "cgroup.controllers").exists()
+    parent = CGROUPS if v2 else CGROUPS / "memory"
+    folder = parent / f"smallthinker-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+        (folder / ("memory.max" if v2 else "memory.limit_in_bytes")).write_text(str(limit_bytes))
+    except OSError as e:
+        pytest.skip(f"no memory cgroup can be made here: {e}")
+    try:
+        yield Group(folder, v2)
+    finally:
+        folder.rmdir()
+
+
+@pytest.fixture(scope="module")
+def store_4b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from smallthinker.expert_store.synth import synth
+
+    folder = tmp_path_factory.mktemp("4b")
+    if shutil.disk_usage(folder).free < 4 * GIB:
+        pytest.skip(f"{folder}: less than 4 GiB of disk free")
+    return synth("4b", folder / "store", "q4_0")
+
+
+def run_limited(store: Path, limit_bytes: int, memory: str, *options: str, stdin: str) -> tuple[Group, str, dict]:  # type: ignore[type-arg]
+    """A run inside the limit, from a cold page cache: (cgroup's figures, text, stats)."""
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+    with memory_limit(limit_bytes) as group:
+        join = f'echo $$ > {group.folder}/cgroup.procs && exec "$@"'
+        command = [sys.executable, "-m", "smallthinker", "run", "-m", str(store), "--memory", memory, "--seed", "1"]
+        result = subprocess.run(
+            ["bash", "-c", join, "_", *command, "--ignore-eos", "--stats", "json", *options, "-"],
+            input=stdin, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert group.ceiling_hits() == 0, f"peak {group.peak_bytes()}"
+        assert group.peak_bytes() <= limit_bytes
+        return group, result.stdout, json.loads(result.stderr.splitlines()[-1])
+
+
+@pytest.mark.parametrize("reader", ["direct", "mmap"])
+def test_the_4b_shape_writes_under_a_hard_limit_of_1_gib(store_4b: Path, reader: str) -> None:
+    _, _, stats = run_limited(store_4b, GIB, "1GiB", "--max-tokens", "32", "--reader", reader, stdin="Once upon a time")
+    assert stats["new_tokens"] == 32
+
+
+def test_a_prompt_that_fills_the_context_stays_below_the_limit(store_4b: Path) -> None:
+    """Every part of the plan is touched: the whole KV cache, scratch, all slots."""
+    run_limited(store_4b, GIB, "1GiB", "--max-tokens", "16", "--context", "4096", stdin="All work. " * 405)
+
+
+def test_the_text_is_the_same_at_half_the_memory(store_4b: Path) -> None:
+    options = ("--max-tokens", "12", "--context", "512")
+    _, text, rich = run_limited(store_4b, 4 * GIB, "4GiB", *options, stdin="Once upon a time")
+    _, same, poor = run_limited(store_4b, GIB // 2, "512MiB", *options, stdin="Once upon a time")
+    assert text == same
+    assert poor["slots"] < rich["slots"] / 4
