@@ -76,6 +76,7 @@ class ExpertCache:
         self._pins: dict[int, int] = {}  # record -> tickets that still need it
         self._hits = self._misses = self._evictions = self._bytes_read = 0
         self._stall_sec = 0.0
+        self._in_use = False
 
     def counters(self) -> CacheCounters:
         return CacheCounters(self._hits, self._misses, self._evictions, self._bytes_read, self._stall_sec)
@@ -89,6 +90,9 @@ class ExpertCache:
         Reads start before this returns, as many as slots can be had for. Use the ticket as a context manager: leaving
         it takes back what was not read yet and unpins the rest. One ticket at a time.
         """
+        if self._in_use:  # an interrupt kept the last ticket from being closed
+            self._recover()
+        self._in_use = True
         return Ticket(self, [layer * self._experts_per_layer + expert for expert in experts])
 
     def free(self) -> None:
@@ -96,13 +100,15 @@ class ExpertCache:
         self.slots = np.empty((0, 0), np.uint8)
         self._buffers = []
 
-    def forget(self) -> None:
-        """Drop every record. Ctrl-C can strike between any two lines above: what the books say then is not to be
-        trusted, and reading some experts again is cheaper than guarding each line."""
+    def _recover(self) -> None:
+        """Start over with nothing resident. Ctrl-C can strike between any two lines of this file: what the books say
+        then is not to be trusted, and reading some experts again is cheaper than guarding each line."""
+        self._io.drain()
         self._policy.clear()
         self._slot_of.clear()
         self._pins.clear()
         self._free = list(range(len(self.slots)))
+        self._in_use = False
 
     def _take_slot(self) -> int | None:
         """A free slot, or one taken from the policy's victim; None when every record is pinned or being read."""
@@ -205,15 +211,16 @@ class Ticket:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Withdraw reads that have not started, wait for those that have (they write into slots), unpin everything."""
+        cache = self._cache
+        if error is not None and not isinstance(error, Exception):
+            cache._recover()
+            return
         for read, _, _ in self._reading.values():
             read.cancel()
         for read, _, slot in self._reading.values():
             with suppress(StoreReadError, CancelledError):
                 read.wait()
-            self._cache._free.append(slot)
-        self._reading.clear()
+            cache._free.append(slot)
         for record in self._pinned:
-            self._cache._unpin(record)
-        self._pinned.clear()
-        if error is not None and not isinstance(error, Exception):
-            self._cache.forget()
+            cache._unpin(record)
+        cache._in_use = False

@@ -76,6 +76,7 @@ class _State:
     depth: int
     queue: deque[ReadTicket] = field(default_factory=deque)
     closing: bool = False
+    running: int = 0
     reads: int = 0
     bytes: int = 0
     errors: int = 0
@@ -87,6 +88,7 @@ class _State:
         self.lock = threading.RLock()
         self.work = threading.Condition(self.lock)
         self.room = threading.Condition(self.lock)
+        self.idle = threading.Condition(self.lock)
 
     def submit(self, ticket: ReadTicket) -> None:
         with self.lock:
@@ -109,6 +111,13 @@ class _State:
         ticket._finish(CancelledError(f"record {ticket.index}: read cancelled"))
         return True
 
+    def drain(self) -> None:
+        with self.lock:
+            for ticket in list(self.queue):
+                self.cancel(ticket)
+            while self.running:
+                self.idle.wait()
+
     def stop(self) -> None:
         with self.lock:
             self.closing = True
@@ -127,6 +136,7 @@ class _State:
                 if not self.queue:
                     return
                 ticket = self.queue.popleft()
+                self.running += 1
                 self.room.notify()
             error: BaseException | None = None
             start = time.perf_counter()
@@ -136,6 +146,8 @@ class _State:
                 error = e
             seconds = time.perf_counter() - start
             with self.lock:
+                self.running -= 1
+                self.idle.notify_all()
                 self.reads += 1
                 self.busy_sec += seconds
                 if error is None:
@@ -175,6 +187,10 @@ class IoThread:
         ticket = ReadTicket(index, buffer, completed)
         self._state.submit(ticket)
         return ticket
+
+    def drain(self) -> None:
+        """Cancel what has not started and wait for what has: afterwards nothing writes into any buffer."""
+        self._state.drain()
 
     @property
     def counters(self) -> IoCounters:

@@ -245,6 +245,7 @@ def _convert(args: argparse.Namespace) -> int:
 
     with _ProgressBar("converting") as progress:
         convert(args.checkpoint, args.store, args.quant, force=args.force, progress=progress)
+    print(_summary(args.store))
     return 0
 
 
@@ -253,7 +254,16 @@ def _synth(args: argparse.Namespace) -> int:
 
     with _ProgressBar("writing") as progress:
         synth(args.shape, args.store, args.quant, seed=args.seed, force=args.force, progress=progress)
+    print(f"{args.store}: a bf16 checkpoint" if args.quant == "none" else _summary(args.store))
     return 0
+
+
+def _summary(path: Path) -> str:
+    from smallthinker.expert_store.store import Store
+
+    with Store.open(path) as store:
+        total = store.dense_bytes + store.num_experts * store.record_bytes
+        return f"{path}: {store.quant}, {total / 2**20:,.0f} MiB, {store.num_experts} experts"
 
 
 def _inspect(args: argparse.Namespace) -> int:

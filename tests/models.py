@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import save_file
+from typing import TYPE_CHECKING, Any
 
 from smallthinker.config import ModelConfig
 from smallthinker.expert_store.byte_tokenizer import byte_tokenizer_files
 from smallthinker.expert_store.convert import convert
-from smallthinker.reference import ReferenceModel
+
+if TYPE_CHECKING:  # torch takes two seconds to import, and most tests want only a configuration
+    from smallthinker.reference import ReferenceModel
 
 # The 4B's kind: sigmoid gates, rotary positions everywhere, whole attention, tied head.
 DENSE_ATTENTION: dict[str, Any] = {
@@ -57,6 +56,10 @@ def tiny_config(**overrides: Any) -> ModelConfig:
 
 def random_reference(config: ModelConfig, seed: int = 0) -> ReferenceModel:
     """Weights large enough that every part matters in the logits, rounded to bfloat16 as in published checkpoints."""
+    import torch
+
+    from smallthinker.reference import ReferenceModel
+
     torch.manual_seed(seed)
     model = ReferenceModel(config).eval()
     with torch.no_grad():
@@ -75,6 +78,8 @@ def random_reference(config: ModelConfig, seed: int = 0) -> ReferenceModel:
 
 def write_checkpoint(model: ReferenceModel, folder: Path) -> Path:
     """A Hugging Face folder: config.json, model.safetensors in bfloat16, a byte-level tokenizer."""
+    from safetensors.torch import save_file
+
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(model.config.to_dict()))
     for name, content in byte_tokenizer_files(model.config).items():

@@ -69,7 +69,9 @@ def test_the_bundled_model_needs_no_arguments(tmp_path: Path) -> None:
 
 def test_convert_then_inspect_then_run(checkpoint: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    assert smallthinker("convert", checkpoint, store, "--quant", "q8_0").returncode == 0
+    result = smallthinker("convert", checkpoint, store, "--quant", "q8_0")
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"{store}: q8_0, ")
     facts = json.loads(smallthinker("inspect", store, "--verify", "--json").stdout)
     assert facts["quant"] == "q8_0"
     assert facts["checksums"] == "verified"
@@ -161,6 +163,23 @@ def test_ctrl_c_ends_a_run_without_a_traceback(hybrid_store: Path) -> None:
     _, errors = process.communicate()
     assert b"Traceback" not in errors
     assert process.returncode in (130, 0)  # 0: it was already done
+
+
+def test_ctrl_c_in_a_chat_stops_the_answer_and_not_the_program(hybrid_store: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "chat", "-m", str(hybrid_store), "--max-tokens", "450", "--ignore-eos"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"hello\n")
+    process.stdin.flush()
+    process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(b"/help\n/quit\n")
+    assert process.returncode == 0
+    assert b"/save FILE" in output  # it went on
+    assert errors == b""
 
 
 def test_a_chat_keeps_history_saves_it_and_resets(hybrid_store: Path, tmp_path: Path) -> None:
