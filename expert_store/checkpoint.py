@@ -83,7 +83,10 @@ class Checkpoint:
         self.path = Path(path)
         self._files: dict[Path, int] = {}
         if not self.path.is_dir():
-            raise CheckpointError(f"{self.path}: expected the folder of a Hugging Face checkpoint")
+            raise CheckpointError(
+                f"{self.path}: expected the folder of a Hugging Face checkpoint, found "
+                f"{'a file' if self.path.exists() else 'nothing'}"
+            )
         self.config = ModelConfig.from_json(self.path / "config.json")
         headers = [self._header(path) for path in self._weight_files()]
         self._entries: dict[str, tuple[Path, TensorEntry]] = {}

@@ -1,20 +1,17 @@
-"""What a store holds, as plain data for `smallthinker inspect`. Prints nothing, reads no weights unless asked to."""
+"""What a store holds, as plain data for `smallthinker inspect`. Prints nothing, reads no weights."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from smallthinker.errors import StoreFormatError
 from smallthinker.expert_store.format import FORMAT_NAME, FORMAT_VERSION
-from smallthinker.expert_store.progress import Progress
 from smallthinker.expert_store.store import Store
 
 
-def describe(store: Store, verify: bool = False, progress: Progress | None = None) -> dict[str, Any]:
+def describe(store: Store) -> dict[str, Any]:
     """Shapes, bytes of each part, experts and quantisation of a store: only text, numbers, lists and dictionaries.
 
-    With `verify`, every checksum is computed: "checksums" is then "ok" or the message of what is wrong, else "not
-    checked". Raises StoreReadError.
+    "checksums" is "not checked": `Store.verify` is what checks them.
     """
     config, layout = store.config, store.record_layout
     dense: dict[str, int] = {}
@@ -28,7 +25,7 @@ def describe(store: Store, verify: bool = False, progress: Progress | None = Non
         "format": f"{FORMAT_NAME} {FORMAT_VERSION}",
         "engine_version": store.experts_file.engine_version,
         "quant": store.quant,
-        "checksums": _checksums(store, progress) if verify else "not checked",
+        "checksums": "not checked",
         "parameters": config.num_parameters,
         "model": config.to_dict(),
         "experts": {
@@ -57,11 +54,3 @@ def _part(name: str) -> str:
     if last in ("q_proj", "k_proj", "v_proj", "o_proj"):
         return "attention"
     return "norms" if "norm" in last else last
-
-
-def _checksums(store: Store, progress: Progress | None) -> str:
-    try:
-        store.verify(progress)
-    except StoreFormatError as e:
-        return str(e)
-    return "ok"

@@ -32,7 +32,11 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, 2 for anything wrong with input or system, 130 for Ctrl-C."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
     try:
         code: int = args.handler(args)
         sys.stdout.flush()
@@ -54,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog='example: smallthinker run "Once upon a time"',
     )
     parser.add_argument("--version", action=_Version)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     run = _command(
         commands,
@@ -269,6 +273,7 @@ def _summary(path: Path) -> str:
 def _inspect(args: argparse.Namespace) -> int:
     from smallthinker.expert_store.inspect import describe
     from smallthinker.expert_store.store import Store
+    from smallthinker.inspection import inspection_text
     from smallthinker.llm import DEMO_STORE
 
     with Store.open(args.store or DEMO_STORE) as store:
@@ -278,22 +283,8 @@ def _inspect(args: argparse.Namespace) -> int:
         facts = describe(store)
         if args.verify:
             facts["checksums"] = "verified"
-        print(json.dumps(facts) if args.json else _facts(facts))
+        print(json.dumps(facts) if args.json else inspection_text(facts))
     return 0
-
-
-def _facts(facts: dict[str, Any], indent: str = "") -> str:
-    """Nested plain data as aligned lines."""
-    width = max(len(key) for key in facts)
-    lines = []
-    for key, value in facts.items():
-        name = key.replace("_", " ")
-        if isinstance(value, dict):
-            lines += [f"{indent}{name}", _facts(value, indent + "  ")]
-        else:
-            shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-            lines.append(f"{indent}{name:<{width}}  {shown}")
-    return "\n".join(lines)
 
 
 class _ProgressBar:

@@ -204,3 +204,22 @@ def test_a_chat_that_outgrows_its_context_forgets_the_oldest_turn(hybrid_store: 
     assert result.returncode == 0, result.stderr
     assert "forgotten" in result.stderr
     assert "error" not in result.stderr
+
+
+def test_a_damaged_store_is_found_by_verify_with_tensor_and_offset(hybrid_store: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for file in hybrid_store.iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes())
+    with (damaged / "experts.safetensors").open("r+b") as experts:
+        experts.seek(-4096, os.SEEK_END)
+        experts.write(b"damage")
+    assert smallthinker("inspect", damaged).returncode == 0
+    assert_one_clear_error(smallthinker("inspect", damaged, "--verify"), "layers.3.experts.7", "checksum", "byte")
+
+
+def test_no_command_shows_the_help() -> None:
+    result = smallthinker()
+    assert result.returncode == 2
+    assert "COMMAND" in result.stderr
+    assert "convert" in result.stderr
