@@ -27,10 +27,9 @@ from smallthinker.expert_store.io_thread import IoThread
 from smallthinker.expert_store.readers import open_reader
 from smallthinker.expert_store.store import Store
 from smallthinker.layers import Decoder, never
-from smallthinker.memory_plan import CHUNKS, choose_context, parse_size, plan_memory
+from smallthinker.memory_plan import CHUNKS, MIB, choose_context, parse_size, plan_memory
 from smallthinker.tokenizer import Tokenizer
 
-MIB = 1 << 20
 # A cold start pulls more of the interpreter's and the libraries' files into the page cache than is ever mapped; all of
 # it counts against a hard limit. Measured from a dropped page cache; see docs/design.md.
 LIBRARY_PAGES_BYTES = 40 * MIB

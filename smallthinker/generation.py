@@ -159,6 +159,7 @@ def _answer(
         reason = "cancelled"
     if not stops.stopped:
         rest = stops.push(decoder.finish()) + stops.finish()
+        reason = "stop" if stops.stopped else reason
         if rest:
             text.append(rest)
             yield rest

@@ -12,7 +12,7 @@ from models import DENSE_ATTENTION, HYBRID_ATTENTION, make_store, tiny_config
 
 from smallthinker.engine import Engine
 
-TOLERANCE = {"f16": 1e-2, "q8_0": 5e-2}  # of the logits' range
+TOLERANCE = {"f16": 3e-3, "q8_0": 5e-2}  # of the logits' range; seen: 7e-4 and 2e-2
 
 KINDS: dict[str, dict[str, Any]] = {
     "4b kind": DENSE_ATTENTION,
