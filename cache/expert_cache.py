@@ -171,8 +171,12 @@ class Ticket:
             if slot is None:
                 return
             position = self._waiting.popleft()
-            read = cache._io.submit(self._records[position], cache._buffers[slot], self._completed)
+            record = self._records[position]
+            read = cache._io.submit(record, cache._buffers[slot], self._completed)
             self._reading[id(read)] = (read, position, slot)
+            self._pin(record)
+            # The policy hears of it now, not when it lands: what is evicted must not depend on the disk's timing.
+            cache._policy.insert(record)
 
     def _collect(self) -> list[Landed]:
         """At least one landed expert, and every other that has landed by then. Raises StoreReadError."""
@@ -190,13 +194,17 @@ class Ticket:
         _, position, slot = self._reading.pop(id(read))
         cache, record = self._cache, self._records[position]
         if read.error is not None:
-            cache._free.append(slot)
+            self._abandon(record, slot)
             raise read.error
         cache._bytes_read += cache._record_bytes
         cache._slot_of[record] = slot
-        cache._policy.insert(record)
-        self._pin(record)
         return Landed(position, slot)
+
+    def _abandon(self, record: int, slot: int) -> None:
+        """A read that brought nothing."""
+        self._cache._policy.remove(record)
+        self._unpin(record)
+        self._cache._free.append(slot)
 
     def _pin(self, record: int) -> None:
         self._cache._pin(record)
@@ -217,10 +225,10 @@ class Ticket:
             return
         for read, _, _ in self._reading.values():
             read.cancel()
-        for read, _, slot in self._reading.values():
+        for read, position, slot in self._reading.values():
             with suppress(StoreReadError, CancelledError):
                 read.wait()
-            cache._free.append(slot)
+            self._abandon(self._records[position], slot)
         for record in self._pinned:
             cache._unpin(record)
         cache._in_use = False

@@ -134,6 +134,26 @@ def test_the_least_recently_used_leaves_first(io: IoThread) -> None:
     assert [cache.is_resident(0, e) for e in range(4)] == [True, False, True, True]
 
 
+def test_what_is_evicted_does_not_depend_on_the_order_of_landing(reader: MarkingReader, io: IoThread) -> None:
+    cache = cache_of(io, 4)
+    first_landed = threading.Event()
+    original = reader.read_into
+
+    def reversed_read(index: int, buffer: memoryview) -> None:
+        if index == 0:
+            first_landed.wait(10)
+        original(index, buffer)
+        if index == 1:
+            first_landed.set()
+
+    reader.read_into = reversed_read  # type: ignore[method-assign]
+    assert use(cache, 0, [0, 1]) == [1, 0]
+    use(cache, 0, [2, 3])
+    use(cache, 0, [4])
+    assert not cache.is_resident(0, 0)
+    assert cache.is_resident(0, 1)
+
+
 def test_a_failed_read_surfaces_at_the_caller_and_the_cache_goes_on(reader: MarkingReader, io: IoThread) -> None:
     cache = cache_of(io, 2)
     reader.broken = {3}
