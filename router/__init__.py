@@ -1,0 +1,1 @@
+"""Which experts, when: the exact pre-attention router and the prefetch planner."""
