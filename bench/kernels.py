@@ -11,14 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
+from machine import machine
 
 from smallthinker import _kernels
 
@@ -167,17 +165,13 @@ def main() -> None:
         bench.attention(1, seen)
     bench.attention(128, 1024)
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    ).stdout.strip()
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "commit": commit}
     summary = {
         "threads": args.threads,
         "isa": bench.pool.isa,
         "read_gb_per_sec": ceiling / 1e9,
         "results": bench.results,
     }
-    print(json.dumps(machine | summary))
+    print(json.dumps(machine() | summary))
 
 
 if __name__ == "__main__":
