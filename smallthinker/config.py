@@ -35,6 +35,7 @@ _LIMITS = {
 # Keys that change nothing in the forward pass. Anything else that we don't know is an error: a key that we ignored
 # could mean another model.
 _IGNORED = {
+    "_name_or_path",
     "architectures",
     "attention_dropout",
     "auto_map",
