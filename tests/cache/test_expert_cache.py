@@ -78,7 +78,7 @@ def cache_of(io: IoThread, slots: int) -> ExpertCache:
         max_size=12,
     ),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_requests_with_any_number_of_slots_get_the_right_bytes(
     slots: int, requests: list[tuple[int, list[int]]]
 ) -> None:

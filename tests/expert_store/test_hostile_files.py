@@ -255,7 +255,7 @@ def test_what_is_no_store_says_what_it_is(tmp_path: Path) -> None:
             Store.open(tmp_path / name)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(data=st.data())
 def test_any_byte_of_a_header_may_be_wrong(tiny_store: Path, data: st.DataObject) -> None:
     path = tiny_store / "experts.safetensors"

@@ -3,13 +3,8 @@ from __future__ import annotations
 from typing import cast
 
 import pytest
-from hypothesis import settings
 
 from smallthinker import _kernels
-
-# A deadline would fail the suite on a machine that is busy with something else.
-settings.register_profile("kernels", deadline=None)
-settings.load_profile("kernels")
 
 
 @pytest.fixture(params=_kernels.available_isas(), scope="session")

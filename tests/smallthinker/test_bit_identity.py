@@ -38,7 +38,7 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(config=configs(), quant=st.sampled_from(["q4_0", "q8_0", "f16"]), data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_way_to_run_gives_the_same_bits(config: dict[str, Any], quant: str, data: st.DataObject) -> None:
     parsed = tiny_config(**config)
     prompt = np.random.default_rng(0).integers(0, 256, data.draw(st.integers(1, 40), label="prompt")).tolist()

@@ -63,7 +63,7 @@ def test_the_penalty_forgets_tokens_beyond_its_range() -> None:
     top_p=st.floats(0.01, 1),
     min_p=st.floats(0, 0.99),
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_same_seed_gives_the_same_tokens(
     seed: int, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> None:
