@@ -198,7 +198,7 @@ def test_workers_and_depth_below_one_are_refused() -> None:
             IoThread(GatedReader(), workers, depth)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     workers=st.integers(1, 4),
     depth=st.integers(1, 6),
