@@ -1,6 +1,6 @@
 """The exact pre-attention router: which experts a layer needs, known before its attention runs.
 
-Follows section 2 of the SmallThinker report (arXiv 2507.20984): the router reads the raw residual, so its answer is the
+Follows the SmallThinker report (arXiv 2507.20984): the router reads the raw residual, so its answer is the
 true one, not a guess. Knows nothing about where experts are or whether they are in memory.
 
 Shape letters: T tokens, d hidden_size, E experts of a layer, k experts per token.
