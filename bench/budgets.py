@@ -21,21 +21,21 @@ from machine import machine
 
 from smallthinker.engine import IO_WORKERS
 from smallthinker.expert_store import host
-from smallthinker.expert_store.io_thread import IoThread
-from smallthinker.expert_store.readers import open_reader
+from smallthinker.expert_store.io_thread import IoThread, ReadTicket
+from smallthinker.expert_store.readers import ReaderKind, open_reader
 from smallthinker.expert_store.store import Store
 
 PROMPT = "Once upon a time"
 MIB = 1 << 20
 
 
-def disk_bytes_per_sec(path: Path, reader_kind: str, min_bytes: int = 1 << 29) -> float:
+def disk_bytes_per_sec(path: Path, reader_kind: ReaderKind, min_bytes: int = 1 << 29) -> float:
     """Random whole records, IO_WORKERS in flight."""
     with Store.open(path) as store:
-        reader = open_reader(reader_kind, store)  # type: ignore[arg-type]
+        reader = open_reader(reader_kind, store)
         buffers = [memoryview(host.aligned_buffer(store.record_bytes)) for _ in range(2 * IO_WORKERS)]
         order = np.random.default_rng(0).permutation(store.num_experts)[: max(8, min_bytes // store.record_bytes)]
-        pending: deque = deque()  # type: ignore[type-arg]
+        pending: deque[ReadTicket] = deque()
         with IoThread(reader, IO_WORKERS) as io:
             began = time.perf_counter()
             for i, record in enumerate(order.tolist()):
