@@ -67,7 +67,7 @@ def test_cancel_from_another_thread_ends_the_answer(hybrid_store: Path) -> None:
 
         thread = threading.Thread(target=cancel)
         thread.start()
-        with llm.stream(PROMPT, max_tokens=400, ignore_eos=True) as stream:
+        with llm.stream(PROMPT, max_tokens=400, seed=1, ignore_eos=True) as stream:
             for _ in stream:
                 started.set()
                 thread.join()
@@ -88,7 +88,7 @@ def test_two_models_live_in_one_process(hybrid_store: Path) -> None:
 
 
 def test_a_second_answer_at_once_is_refused_and_a_dropped_stream_makes_room(llm: LLM) -> None:
-    stream = llm.stream(PROMPT, max_tokens=20)
+    stream = llm.stream(PROMPT, max_tokens=20, seed=1, ignore_eos=True)
     next(stream)
     with pytest.raises(RequestError, match="another answer"):
         llm.generate(PROMPT)
@@ -98,7 +98,7 @@ def test_a_second_answer_at_once_is_refused_and_a_dropped_stream_makes_room(llm:
 
 def test_closing_in_the_middle_of_a_stream_ends_it(hybrid_store: Path) -> None:
     llm = LLM(hybrid_store)
-    stream = llm.stream(PROMPT, max_tokens=200, ignore_eos=True)
+    stream = llm.stream(PROMPT, max_tokens=200, seed=1, ignore_eos=True)
     next(stream)
     llm.close()
     list(stream)
