@@ -24,8 +24,6 @@ from smallthinker.expert_store.format import (
     DENSE_FILE,
     EXPERTS_FILE,
     REQUIRED_FILES,
-    TOKENIZER_CONFIG_FILE,
-    TOKENIZER_FILE,
     Quant,
     RecordLayout,
     StoredTensor,
@@ -92,15 +90,6 @@ class Store:
     def close(self) -> None:
         """Let go of the dense weights; their memory goes when the last view of them does."""
         self._dense = None
-
-    @property
-    def tokenizer_path(self) -> Path:
-        return self.path / TOKENIZER_FILE
-
-    @property
-    def tokenizer_config_path(self) -> Path:
-        """May not exist: the file is optional."""
-        return self.path / TOKENIZER_CONFIG_FILE
 
     def expert_index(self, layer: int, expert: int) -> int:
         """The record's index, as readers count them. Raises IndexError."""
