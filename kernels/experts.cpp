@@ -14,56 +14,123 @@ namespace smallthinker {
 
 namespace {
 
-constexpr int64_t kPartRows = 3 * kChunkRows;  // 16 parts of four experts of 768 neurons: even work for a few threads
+constexpr int64_t kPartChunks = 3;
+constexpr int64_t kPartRows = kPartChunks * kChunkRows;  // 16 parts of four experts of 768 neurons: even work for a few threads
 constexpr int64_t kMostPartBytes = int64_t{4} << 20;
 constexpr int64_t kSumColumns = 4 * kDownStrip;
+constexpr int64_t kNextRows = 48;  // of up's size, 40 KiB of the 4B model's next gate
 
 // What one worker does at a time: a block of an expert's tokens, and either one part of its neurons or all of them.
 struct Unit {
   int64_t expert, begin, end;  // places
   int64_t part;
+  const uint8_t* next = nullptr;  // what the worker will likely read next
 };
 
 struct Worker {
-  float* a;        // [kTokenBlock, kChunkRows]
-  uint64_t* live;  // [kTokenBlock]
+  float* a;        // [chunks of a part, tokens, kChunkRows]
+  uint64_t* live;  // [chunks of a part, tokens]
   uint8_t* down;   // scratch of add_down
 };
 
+// live[t]: a bit for each of `rows` neurons whose gate is above zero, or NaN; the other gates become zero.
+void find_live(float* gates, int64_t rows, int64_t tokens, uint64_t* live) {
+  for (int64_t t = 0; t < tokens; ++t, gates += kChunkRows) {
+    live[t] = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      const bool is_live = !(gates[row] <= 0.0f);
+      live[t] |= static_cast<uint64_t>(is_live) << row;
+      gates[row] = is_live ? gates[row] : 0.0f;
+    }
+  }
+}
+
+void append_rows(const uint8_t* first, uint64_t live, int64_t stride, int64_t& n, const uint8_t** rows) {
+  for (; live != 0; live &= live - 1) rows[n++] = first + lowest_bit(live) * stride;
+}
+
 class Experts {
  public:
-  Experts(const ExpertCall& call, const Isa& isa) : call_(call), isa_(isa) {}
+  Experts(const ExpertCall& call, const Isa& isa)
+      : call_(call), isa_(isa), sections_(record_sections(call.quant, call.hidden, call.ffn)) {}
 
   int64_t parts() const { return (call_.ffn + kPartRows - 1) / kPartRows; }
   int64_t padded() const { return round_up(call_.hidden, kDownStrip); }
 
   // sums [end - begin, padded] = the part's neurons; returns how many were live.
-  int64_t compute_part(const Unit& unit, int64_t part, const ActivationRow* activations, const Worker& worker,
-                       float* sums, int64_t sums_stride) const {
-    const auto [quant, hidden, ffn] = std::tuple(call_.quant, call_.hidden, call_.ffn);
-    const RecordSections sections = record_sections(quant, hidden, ffn);
-    const uint8_t* const record = call_.slots + call_.slot_ids[unit.expert] * call_.record_bytes;
-    const int64_t tokens = unit.end - unit.begin, stride = row_bytes(quant, hidden);
+  int64_t compute_part(const Unit& unit, const ActivationRow* activations, const Worker& worker, float* sums,
+                       int64_t sums_stride) const {
+    const int64_t tokens = unit.end - unit.begin;
     for (int64_t t = 0; t < tokens; ++t) std::fill_n(sums + t * sums_stride, padded(), 0.0f);
+    if (tokens == 1) return compute_alone(unit, activations[unit.begin], worker, sums);
     int64_t n_live = 0;
-    for (int64_t row = part * kPartRows; row < std::min(ffn, (part + 1) * kPartRows); row += kChunkRows) {
-      const int64_t rows = std::min(kChunkRows, ffn - row);
-      const uint8_t* const down = record + sections.down_offset + row * stride;
-      isa_.tile_product(quant, record + row / kTileRows * group_bytes(quant, hidden), rows, hidden,
-                        activations + unit.begin, tokens, worker.a, kChunkRows);
-      isa_.gated_up(quant, record + sections.up_offset + row * stride, down, hidden, rows, activations + unit.begin,
-                    tokens, worker.a, worker.live);
-      isa_.add_down(quant, down, hidden, rows, worker.a, worker.live, tokens, worker.down, sums, sums_stride);
+    for (int64_t row = unit.part * kPartRows; row < end_of(unit.part); row += kChunkRows) {
+      const int64_t rows = std::min(kChunkRows, call_.ffn - row);
+      isa_.tile_product(call_.quant, gate(unit.expert, row), rows, call_.hidden, activations + unit.begin, tokens, worker.a,
+                        kChunkRows);
+      find_live(worker.a, rows, tokens, worker.live);
+      isa_.gated_up(call_.quant, up(unit.expert, row), call_.hidden, rows, activations + unit.begin, tokens, worker.live,
+                    worker.a, nullptr);
+      isa_.add_down(call_.quant, down(unit.expert, row), call_.hidden, rows, worker.a, worker.live, tokens, worker.down,
+                    sums, sums_stride, nullptr);
       for (int64_t t = 0; t < tokens; ++t) n_live += count_bits(worker.live[t]);
     }
     return n_live;
   }
 
+  // One token is bound by reading, so that every step asks for what comes two chunks later: gates for the rows of up
+  // that turned out live, up for those of down, down for the gates of the unit that this thread will likely do next.
+  int64_t compute_alone(const Unit& unit, const ActivationRow& activations, const Worker& worker, float* sums) const {
+    const int64_t first = unit.part * kPartRows, last = end_of(unit.part), stride = row_bytes(call_.quant, call_.hidden);
+    const uint8_t* rows[2 * kPartRows + kNextRows];
+    Upcoming upcoming{rows, 0, stride};
+    for (int64_t row = first, chunk = 0; row < last; row += kChunkRows, ++chunk) {
+      const int64_t n = std::min(kChunkRows, call_.ffn - row);
+      float* const a = worker.a + chunk * kChunkRows;
+      for (int64_t group = 0; group < n; group += kTileRows) {
+        isa_.ask(upcoming, kTileRows / 2);
+        isa_.tile_product(call_.quant, gate(unit.expert, row + group), kTileRows, call_.hidden, &activations, 1, a + group,
+                          kTileRows);
+      }
+      find_live(a, n, 1, worker.live + chunk);
+      append_rows(up(unit.expert, row), worker.live[chunk], stride, upcoming.n, rows);
+    }
+    const int64_t n_live = upcoming.n;
+    for (int64_t row = first, chunk = 0; row < last; row += kChunkRows, ++chunk) {
+      append_rows(down(unit.expert, row), worker.live[chunk], stride, upcoming.n, rows);
+    }
+    if (unit.next != nullptr) {
+      for (int64_t i = 0; i < kNextRows; ++i) rows[upcoming.n++] = unit.next + i * stride;
+    }
+    for (int64_t row = first, chunk = 0; row < last; row += kChunkRows, ++chunk) {
+      isa_.gated_up(call_.quant, up(unit.expert, row), call_.hidden, std::min(kChunkRows, call_.ffn - row), &activations, 1,
+                    worker.live + chunk, worker.a + chunk * kChunkRows, &upcoming);
+    }
+    for (int64_t row = first, chunk = 0; row < last; row += kChunkRows, ++chunk) {
+      isa_.add_down(call_.quant, down(unit.expert, row), call_.hidden, std::min(kChunkRows, call_.ffn - row),
+                    worker.a + chunk * kChunkRows, worker.live + chunk, 1, worker.down, sums, 0, &upcoming);
+    }
+    return n_live;
+  }
+
+  const uint8_t* gate(int64_t expert, int64_t row) const {
+    return record(expert) + row / kTileRows * group_bytes(call_.quant, call_.hidden);
+  }
   float* out(int64_t place) const { return call_.out + call_.pairs[place] * call_.hidden; }
 
  private:
+  const uint8_t* record(int64_t expert) const { return call_.slots + call_.slot_ids[expert] * call_.record_bytes; }
+  const uint8_t* up(int64_t expert, int64_t row) const {
+    return record(expert) + sections_.up_offset + row * row_bytes(call_.quant, call_.hidden);
+  }
+  const uint8_t* down(int64_t expert, int64_t row) const {
+    return record(expert) + sections_.down_offset + row * row_bytes(call_.quant, call_.hidden);
+  }
+  int64_t end_of(int64_t part) const { return std::min(call_.ffn, (part + 1) * kPartRows); }
+
   const ExpertCall& call_;
   const Isa& isa_;
+  const RecordSections sections_;
 };
 
 }  // namespace
@@ -84,8 +151,8 @@ int64_t experts(ThreadPool& pool, const ExpertCall& call) {
   Scratch<Unit> units((n_pairs / block + call.n_experts) * (by_parts ? parts : 1));
   const int64_t most_tokens = std::min(block, n_pairs);
   const int64_t down_bytes = down_scratch_bytes(call.quant, call.hidden, most_tokens);
-  Scratch<float> a(threads * most_tokens * kChunkRows);
-  Scratch<uint64_t> live(threads * most_tokens);
+  Scratch<float> a(threads * most_tokens * kPartRows);
+  Scratch<uint64_t> live(threads * most_tokens * kPartChunks);
   Scratch<float> sums(by_parts ? n_pairs * parts * padded : threads * most_tokens * 2 * padded);
   Scratch<uint8_t> down(threads * down_bytes);
   session.allocate(quantized, activations, units, a, live, sums, down);
@@ -111,20 +178,25 @@ int64_t experts(ThreadPool& pool, const ExpertCall& call) {
       }
     }
   }
+  for (int64_t i = 0; i + threads < n_units; ++i) {  // as when the threads take turns
+    const Unit& next = units[i + threads];
+    units[i].next = layer.gate(next.expert, next.part * kPartRows);
+  }
 
   std::atomic<int64_t> live_total{0};
   const auto compute = [&](int index, int64_t at) {
     const Unit& unit = units[at];
-    const Worker worker{a.data() + index * most_tokens * kChunkRows, live.data() + index * most_tokens,
+    const Worker worker{a.data() + index * most_tokens * kPartRows, live.data() + index * most_tokens * kPartChunks,
                         down.data() + index * down_bytes};
     if (by_parts) {  // all parts of a place lie together
-      live_total += layer.compute_part(unit, unit.part, activations.data(), worker,
+      live_total += layer.compute_part(unit, activations.data(), worker,
                                        sums.data() + (unit.begin * parts + unit.part) * padded, parts * padded);
       return;
     }
     float* const total = sums.data() + index * most_tokens * 2 * padded;  // of a token, and beside it its next part
     for (int64_t part = 0; part < parts; ++part) {
-      live_total += layer.compute_part(unit, part, activations.data(), worker, part == 0 ? total : total + padded, 2 * padded);
+      live_total += layer.compute_part({unit.expert, unit.begin, unit.end, part}, activations.data(), worker,
+                                       part == 0 ? total : total + padded, 2 * padded);
       if (part == 0) continue;
       for (int64_t t = 0; t < unit.end - unit.begin; ++t) isa.add_sums(total + t * 2 * padded, total + (t * 2 + 1) * padded, padded);
     }

@@ -44,11 +44,20 @@ struct AttentionBlock {
 };
 
 constexpr int64_t kLanes = 16;
-constexpr int64_t kPrefetchBytes = 4096;  // ahead in a stream; half of it reads q4_0 5 % slower, none 25 %
+constexpr int64_t kFarBytes = 8192;  // ahead in a stream, to the second-level cache: half of it reads q4_0 6 % slower
+constexpr int64_t kNearBytes = 1152;  // ahead, to the first level
 constexpr int64_t kChunkRows = 64;   // neurons of an expert that are computed together; one bit each
 constexpr int64_t kTokenBlock = 32;  // most tokens that are computed together at an expert
 constexpr int64_t kDownStrip = 128;  // sums of down are padded to a multiple
 constexpr int64_t kKeyBlock = 64;  // online softmax steps at multiples of this position, whatever the call's shape
+
+// Rows that will be read, in that order: kernels of one token ask for some of them while they compute, since the
+// hardware can't guess which rows of up and down are live.
+struct Upcoming {
+  const uint8_t* const* rows;
+  int64_t n, row_bytes;
+  int64_t asked = 0;
+};
 
 struct Isa {
   const char* name;
@@ -62,21 +71,23 @@ struct Isa {
                        int64_t tokens, float* out, int64_t out_stride);
 
   // Of `rows` neurons, at most kChunkRows, of an expert: `a` [tokens, kChunkRows] holds the gates and becomes
-  // gate * (row of up . activations), zero where the gate is zero or less; live[t] has a bit for each neuron whose gate is
-  // above zero, or NaN. Other rows are not read for one token. `down` is only prefetched.
-  void (*gated_up)(Quant quant, const uint8_t* up, const uint8_t* down, int64_t cols, int64_t rows,
-                   const ActivationRow* activations, int64_t tokens, float* a, uint64_t* live);
+  // gate * (row of up . activations) for the live ones. Other rows are not read for one token.
+  void (*gated_up)(Quant quant, const uint8_t* up, int64_t cols, int64_t rows, const ActivationRow* activations,
+                   int64_t tokens, const uint64_t* live, float* a, Upcoming* upcoming);
 
   // sums[t * sums_stride] += the sum over live neurons of a[t, neuron] * the neuron's row of down. A token's sums are
   // cols rounded up to a multiple of kDownStrip, in an order of their own. scratch: down_scratch_bytes(...).
   void (*add_down)(Quant quant, const uint8_t* down, int64_t cols, int64_t rows, const float* a, const uint64_t* live,
-                   int64_t tokens, uint8_t* scratch, float* sums, int64_t sums_stride);
+                   int64_t tokens, uint8_t* scratch, float* sums, int64_t sums_stride, Upcoming* upcoming);
 
   // out [cols] = sums in the order of columns; cols may end, and sums begin, at any multiple of kDownStrip.
   void (*order_sums)(Quant quant, int64_t cols, const float* sums, float* out);
 
   // to += from; n is a multiple of 16.
   void (*add_sums)(float* to, const float* from, int64_t n);
+
+  // Asks for the next `n` upcoming rows.
+  void (*ask)(Upcoming& upcoming, int64_t n);
 
   // dst[0..n) from f16, zeros up to the next multiple of 16.
   void (*widen_f16)(const uint16_t* src, int64_t n, float* dst);

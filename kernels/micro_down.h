@@ -147,7 +147,7 @@ SIMD_INLINE void add_scaled(const Factors& factors, int64_t strip, const I32* in
 
 template <class Format>
 void add_down_alone(Quant quant, const uint8_t* down, int64_t cols, const float* a, uint64_t live, uint8_t* scratch,
-                    float* sums) {
+                    float* sums, Upcoming& upcoming) {
   const int64_t stride = row_bytes(quant, cols), blocks = padded_blocks(cols);
   const int64_t strips = round_up(cols, kDownStrip) / kDownStrip;
   int32_t* const integers = reinterpret_cast<int32_t*>(scratch);
@@ -178,6 +178,7 @@ void add_down_alone(Quant quant, const uint8_t* down, int64_t cols, const float*
   }
   const int64_t row_end = stride - cols / kBlock * 2;
   for (int64_t four = 0; four * kFour < fours.n; ++four) {
+    ask(upcoming, kFour);
     for (int64_t s = 0; s < strips; ++s) {
       B64 w[kVectors];
       load_strip<Format>(rows + four * kFour, s, row_end, w);
@@ -278,15 +279,15 @@ void add_down_float(const uint8_t* down, int64_t cols, const float* a, uint64_t 
 }
 
 void add_down(Quant quant, const uint8_t* down, int64_t cols, int64_t rows, const float* a, const uint64_t* live,
-              int64_t tokens, uint8_t* scratch, float* sums, int64_t sums_stride) {
-  if (is_block_quantized(quant) && tokens > 1) {
-    if (quant == Quant::q4_0) add_down_together<DownQ4>(quant, down, cols, rows, a, live, tokens, scratch, sums, sums_stride);
-    else add_down_together<DownQ8>(quant, down, cols, rows, a, live, tokens, scratch, sums, sums_stride);
+              int64_t tokens, uint8_t* scratch, float* sums, int64_t sums_stride, Upcoming* upcoming) {
+  if (is_block_quantized(quant) && upcoming != nullptr) {
+    if (quant == Quant::q4_0) add_down_alone<DownQ4>(quant, down, cols, a, *live, scratch, sums, *upcoming);
+    else add_down_alone<DownQ8>(quant, down, cols, a, *live, scratch, sums, *upcoming);
     return;
   }
+  if (quant == Quant::q4_0) add_down_together<DownQ4>(quant, down, cols, rows, a, live, tokens, scratch, sums, sums_stride);
+  if (quant == Quant::q8_0) add_down_together<DownQ8>(quant, down, cols, rows, a, live, tokens, scratch, sums, sums_stride);
   for (int64_t t = 0; t < tokens; ++t, a += kChunkRows, ++live, sums += sums_stride) {
-    if (quant == Quant::q4_0) add_down_alone<DownQ4>(quant, down, cols, a, *live, scratch, sums);
-    if (quant == Quant::q8_0) add_down_alone<DownQ8>(quant, down, cols, a, *live, scratch, sums);
     if (quant == Quant::f16) add_down_float<uint16_t>(down, cols, a, *live, sums);
     if (quant == Quant::f32) add_down_float<float>(down, cols, a, *live, sums);
   }

@@ -10,7 +10,7 @@ uint64_t mix_bytes(const uint8_t* data, int64_t bytes) {
   B64 sums[4] = {load_bytes(data), load_bytes(data + 64), load_bytes(data + 128), load_bytes(data + 192)};
   for (int64_t at = 256; at < bytes; at += 256) {
     for (int i = 0; i < 4; ++i) {
-      prefetch(data + at + kPrefetchBytes + i * 64);
+      prefetch_l2(data + at + kFarBytes + i * 64);
       sums[i] = mix(sums[i], load_bytes(data + at + i * 64));
     }
   }

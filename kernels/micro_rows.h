@@ -7,7 +7,6 @@ namespace {
 
 constexpr int64_t kStripQ4 = 128;  // columns of one 64-byte vector of nibbles
 constexpr int64_t kStripQ8 = 64;   // columns of one 64-byte vector of int8
-constexpr int64_t kPrefetchRows = 2;  // live rows ahead
 
 // The last strip of a row, copied so that nothing past the row is read; the rest of it is zeros, whose products with
 // the zeros in the activations' last strip change nothing.
@@ -97,32 +96,25 @@ SIMD_INLINE void dot_row(Quant quant, const uint8_t* row, int64_t cols, const Ac
   for (int t = 0; t < NT; ++t) out[t] = sum_lanes(sums[t]);
 }
 
+// To the second-level cache: of the first level there are too few lines under way, and half the speed.
 SIMD_INLINE void prefetch_row(const uint8_t* row, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) prefetch(row + at);
+  for (int64_t at = 0; at < bytes; at += 64) prefetch_l2(row + at);
 }
 
-// One token: only its live rows are read. The hardware can't guess which; and the same rows of down come next.
-SIMD_INLINE void gated_up_alone(Quant quant, const uint8_t* up, const uint8_t* down, int64_t cols, uint64_t live,
-                                const ActivationRow& activations, float* a) {
-  const int64_t stride = row_bytes(quant, cols);
+void ask(Upcoming& upcoming, int64_t n) {
+  for (; n > 0 && upcoming.asked < upcoming.n; --n) prefetch_row(upcoming.rows[upcoming.asked++], upcoming.row_bytes);
+}
+
+// One token: only its live rows are read.
+SIMD_INLINE void gated_up_alone(Quant quant, const uint8_t* up, int64_t cols, uint64_t live,
+                                const ActivationRow& activations, float* a, Upcoming& upcoming) {
   const ActivationRow* const token = &activations;
-  int64_t ahead[kPrefetchRows];  // the live rows that come next
-  uint64_t unseen = live;
-  int64_t known = 0;
-  const auto see_next = [&] {
-    const int64_t row = lowest_bit(unseen);
-    unseen &= unseen - 1;
-    prefetch_row(up + row * stride, stride);
-    ahead[known++ % kPrefetchRows] = row;
-  };
-  while (unseen != 0 && known < kPrefetchRows) see_next();
-  for (int64_t i = 0; i < known; ++i) {
-    const int64_t row = ahead[i % kPrefetchRows];
-    for (int64_t at = 0; at < stride; at += 64) prefetch_l2(down + row * stride + at);
+  for (; live != 0; live &= live - 1) {
+    const int64_t row = lowest_bit(live);
+    ask(upcoming, 1);
     float dot;
-    dot_row<1>(quant, up + row * stride, cols, &token, &dot);
+    dot_row<1>(quant, up + row * row_bytes(quant, cols), cols, &token, &dot);
     a[row] *= dot;
-    if (unseen != 0) see_next();
   }
 }
 
@@ -132,7 +124,6 @@ SIMD_INLINE void gated_up_together(Quant quant, const uint8_t* up, int64_t cols,
   const int64_t stride = row_bytes(quant, cols);
   for (int64_t row = 0; row < rows; ++row) {
     const uint8_t* const weights = up + row * stride;
-    prefetch_row(weights + kPrefetchRows * stride, stride);
     const ActivationRow* token[kTokenBlock];
     float* place[kTokenBlock];
     float dots[kUpTokens];
@@ -154,18 +145,9 @@ SIMD_INLINE void gated_up_together(Quant quant, const uint8_t* up, int64_t cols,
   }
 }
 
-void gated_up(Quant quant, const uint8_t* up, const uint8_t* down, int64_t cols, int64_t rows,
-              const ActivationRow* activations, int64_t tokens, float* a, uint64_t* live) {
-  for (int64_t t = 0; t < tokens; ++t) {
-    live[t] = 0;
-    for (int64_t row = 0; row < rows; ++row) {
-      float& gate = a[t * kChunkRows + row];
-      const bool is_live = !(gate <= 0.0f);
-      live[t] |= static_cast<uint64_t>(is_live) << row;
-      gate = is_live ? gate : 0.0f;
-    }
-  }
-  if (tokens == 1) gated_up_alone(quant, up, down, cols, *live, *activations, a);
+void gated_up(Quant quant, const uint8_t* up, int64_t cols, int64_t rows, const ActivationRow* activations,
+              int64_t tokens, const uint64_t* live, float* a, Upcoming* upcoming) {
+  if (upcoming != nullptr) gated_up_alone(quant, up, cols, *live, *activations, a, *upcoming);
   else gated_up_together(quant, up, cols, rows, live, activations, tokens, a);
 }
 

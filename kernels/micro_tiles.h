@@ -7,10 +7,14 @@
 namespace smallthinker {
 namespace {
 
-// The lines of the block that comes kPrefetchBytes later; past the matrix's end a prefetch does nothing.
+// The lines of a block further on, first to the second-level cache, which keeps more of them under way, and from there
+// to the first. Past the matrix's end a prefetch does nothing.
 template <int64_t Bytes>
 SIMD_INLINE void prefetch_block(const uint8_t* weights) {
-  for (int64_t at = 0; at < Bytes; at += 64) prefetch(weights + kPrefetchBytes + at);
+  for (int64_t at = 0; at < Bytes; at += 64) {
+    prefetch_l2(weights + kFarBytes + at);
+    prefetch(weights + kNearBytes + at);
+  }
 }
 
 template <int NT>
