@@ -2,6 +2,7 @@
 #include "arguments.h"
 #include "kernels.h"
 #include "thread_pool.h"
+#include "timings.h"
 
 #include <pybind11/stl.h>
 
@@ -87,6 +88,7 @@ void bind_embed(const std::string& quant, const py::array& data, int64_t rows, i
     if (id[t] < 0 || id[t] >= rows) fail("ids[", t, "]: expected 0 to ", rows - 1, ", found ", id[t]);
   }
   py::gil_scoped_release unlocked;
+  Timed timed(poolless_timings(), "embed");
   embed(q, from, cols, id, tokens, to);
 }
 
@@ -99,6 +101,7 @@ void bind_rmsnorm(const py::array& x, const py::array& weight, float eps, py::ar
   if (to != from) check_disjoint(out, x, "x");
   check_disjoint(out, weight, "weight");
   py::gil_scoped_release unlocked;
+  Timed timed(poolless_timings(), "rmsnorm");
   rmsnorm(from, w, eps, tokens, dim, to);
 }
 
@@ -113,6 +116,7 @@ void bind_linear(ThreadPool& pool, const std::string& quant, const py::array& da
   check_disjoint(out, x, "x");
   check_disjoint(out, data, "data");
   py::gil_scoped_release unlocked;
+  Timed timed(pool.timings(), "linear");
   linear(pool, q, weights, rows, cols, from, tokens, to);
 }
 
@@ -124,6 +128,7 @@ void bind_rope_angles(const py::array& positions, int64_t head_dim, double theta
   float* c = output<float>(cos, "cos", {positions.shape(0), head_dim / 2});
   float* s = output<float>(sin, "sin", {positions.shape(0), head_dim / 2});
   py::gil_scoped_release unlocked;
+  Timed timed(poolless_timings(), "rope_angles");
   rope_angles(p, positions.shape(0), head_dim, theta, c, s);
 }
 
@@ -134,6 +139,7 @@ void bind_rope(py::array& x, const py::array& cos, const py::array& sin) {
   const float* c = input<float>(cos, "cos", {tokens, head_dim / 2});
   const float* s = input<float>(sin, "sin", {tokens, head_dim / 2});
   py::gil_scoped_release unlocked;
+  Timed timed(poolless_timings(), "rope");
   rope(values, c, s, tokens, heads, head_dim);
 }
 
@@ -146,6 +152,7 @@ void bind_route(const py::array& logits, int64_t k, const std::string& gating, p
   float* to_weights = output<float>(weights, "weights", {tokens, k});
   const Gating g = gating == "softmax" ? Gating::softmax : Gating::sigmoid;
   py::gil_scoped_release unlocked;
+  Timed timed(poolless_timings(), "route");
   route(from, tokens, experts, k, g, to_ids, to_weights);
 }
 
@@ -165,6 +172,7 @@ void bind_kv_append(const py::array& k, const py::array& v, py::array& k_cache, 
   check_start(start, tokens);
   if (tokens > 0 && capacity < 1) fail("k_cache: expected a capacity of at least 1");
   py::gil_scoped_release unlocked;
+  Timed timed(poolless_timings(), "kv_append");
   kv_append(from_k, from_v, tokens, {heads, capacity, dim}, start, to_k, to_v);
 }
 
@@ -186,6 +194,7 @@ void bind_attention(ThreadPool& pool, const py::array& q, const py::array& k_cac
   check_disjoint(out, q, "q");
   if (tokens == 0) return;
   py::gil_scoped_release unlocked;
+  Timed timed(pool.timings(), "attention");
   attention(pool, from, tokens, heads, {kv_heads, capacity, dim}, keys, values, start, window, to);
 }
 
@@ -233,6 +242,7 @@ int64_t bind_experts(ThreadPool& pool, const std::string& quant, int64_t hidden,
     if (is_used[static_cast<size_t>(pair)]++) fail("pairs[", i, "]: ", pair, " is there twice");
   }
   py::gil_scoped_release unlocked;
+  Timed timed(pool.timings(), "experts");
   return experts(pool, call);
 }
 
@@ -243,6 +253,7 @@ void bind_combine(py::array& x, const py::array& contributions, const py::array&
   const int64_t k = weights.shape(1);
   const float* from = input<float>(contributions, "contributions", {tokens * k, dim});
   py::gil_scoped_release unlocked;
+  Timed timed(poolless_timings(), "combine");
   combine(to, from, w, tokens, k, dim);
 }
 
@@ -250,7 +261,14 @@ void bind_add(py::array& x, const py::array& y) {
   float* to = output<float>(x, "x", {-1, -1});
   const float* from = input<float>(y, "y", {x.shape(0), x.shape(1)});
   py::gil_scoped_release unlocked;
+  Timed timed(poolless_timings(), "add");
   add(to, from, x.size());
+}
+
+py::dict bind_timings(const Timings& timings) {
+  py::dict by_name;
+  for (const Timings::Entry& entry : timings.entries()) by_name[entry.name] = py::make_tuple(entry.calls, entry.sec);
+  return by_name;
 }
 
 uint64_t bind_read_memory(ThreadPool& pool, const py::array& data) {
@@ -278,11 +296,19 @@ PYBIND11_MODULE(_kernels, m) {
     return names;
   });
 
+  m.def("built_isas", [] {
+    std::vector<std::string> names;
+    for (const Isa* isa : built_isas()) names.emplace_back(isa->name);
+    return names;
+  });
+  m.def("timings", [] { return bind_timings(poolless_timings()); });
+
   py::class_<ThreadPool>(m, "ThreadPool")
       .def(py::init(&make_pool), arg("threads"), arg("isa") = py::none())
       .def_property_readonly("threads", &ThreadPool::threads)
       .def_property_readonly("isa", [](const ThreadPool& pool) { return std::string(pool.isa().name); })
-      .def_property_readonly("scratch_bytes", &ThreadPool::scratch_bytes);
+      .def_property_readonly("scratch_bytes", &ThreadPool::scratch_bytes)
+      .def("timings", [](ThreadPool& pool) { return bind_timings(pool.timings()); });
 
   m.def("packed_bytes", &bind_packed_bytes, arg("quant"), arg("layout"), arg("rows"), arg("cols"));
   m.def("record_sections", &bind_record_sections, arg("quant"), arg("hidden"), arg("ffn"));

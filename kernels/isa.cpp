@@ -23,6 +23,16 @@ ActivationRow place_activations(Quant quant, int64_t cols, const float* x, uint8
   return {x, reinterpret_cast<int8_t*>(scratch), reinterpret_cast<float*>(scale), reinterpret_cast<int32_t*>(start)};
 }
 
+std::vector<const Isa*> built_isas() {
+  return {
+      &isa_portable(),
+#if SMALLTHINKER_X86
+      &isa_avx2(),
+      &isa_avx512(),
+#endif
+  };
+}
+
 std::vector<const Isa*> available_isas() {
   std::vector<const Isa*> isas{&isa_portable()};
 #if SMALLTHINKER_X86

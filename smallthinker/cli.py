@@ -155,6 +155,7 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--no-prefetch", action="store_true", help="read experts only once attention is done")
     group.add_argument("--verbose", action="store_true", help="print the memory plan to stderr")
+    group.add_argument("--profile", action="store_true", help="print where a token's time went to stderr")
 
 
 def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -233,7 +234,11 @@ def _run(args: argparse.Namespace) -> int:
         print(flush=True)
         assert stream.completion is not None
         stats = stream.completion.stats
-        print(json.dumps(stats.to_dict()) if args.stats == "json" else stats.line(), file=sys.stderr)
+        profile = stream.completion.profile
+        if args.profile:
+            print(profile.table(), file=sys.stderr)
+        figures = stats.to_dict() | ({"profile": profile.to_dict()} if args.profile else {})
+        print(json.dumps(figures) if args.stats == "json" else stats.line(), file=sys.stderr)
         return EXIT_INTERRUPTED if stream.completion.finish_reason == "cancelled" else 0
 
 
@@ -241,7 +246,7 @@ def _chat(args: argparse.Namespace) -> int:
     from smallthinker.chat import Chat
 
     with _load(args) as llm:
-        return Chat(llm, _generation_options(args), args.system).run()
+        return Chat(llm, _generation_options(args), args.system, profile=args.profile).run()
 
 
 def _convert(args: argparse.Namespace) -> int:

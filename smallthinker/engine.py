@@ -28,6 +28,7 @@ from smallthinker.expert_store.readers import open_reader
 from smallthinker.expert_store.store import Store
 from smallthinker.layers import Decoder, never
 from smallthinker.memory_plan import CHUNKS, MIB, choose_context, parse_size, plan_memory
+from smallthinker.profile import Clocks, KernelTime, Stopwatch
 from smallthinker.tokenizer import Tokenizer
 
 # From a cold page cache, a start pulls in file pages that are never mapped, and the kernel's own tables count too; all
@@ -93,12 +94,13 @@ class Engine:
                 io, self.plan.slots, store.record_bytes, LRU(), self.config.moe_num_primary_experts
             )
             self.kv = KVCache(self.config, self.plan.context, self.plan.chunk)
-            pool = _kernels.ThreadPool(self.threads)
+            self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa
             store.load_dense()
             self._decoder = Decoder(store, self.experts, self.kv, pool, prefetch=prefetch)
             self._resources = resources.pop_all()
         self._tokens: list[int] = []
+        self._computing, self._computed_tokens = Stopwatch(), 0
         self.load_sec = time.perf_counter() - began
 
     @property
@@ -150,9 +152,17 @@ class Engine:
         return np.concatenate([self._decoder.forward(chunk, all_logits=True) for chunk in chunks])
 
     def _step(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> npt.NDArray[np.float32]:
-        logits = self._decoder.forward(tokens, cancelled=cancelled)
+        with self._computing:
+            logits = self._decoder.forward(tokens, cancelled=cancelled)
         self._tokens.extend(tokens)
+        self._computed_tokens += len(tokens)
         return logits
+
+    def clocks(self) -> Clocks:
+        """Time and tokens of all prefill and decode steps so far; subtract two readings."""
+        timings = _kernels.timings() | self._pool.timings()
+        kernels = {name: KernelTime(calls, sec) for name, (calls, sec) in timings.items()}
+        return Clocks(self._computed_tokens, self._computing.sec, self.experts.counters().stall_sec, kernels)
 
     def _reusable(self, tokens: Sequence[int]) -> int:
         longest = min(len(tokens) - 1, len(self._tokens))  # the last token is always computed: its logits are wanted
