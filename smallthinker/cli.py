@@ -44,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SmallThinkerError as e:
         print(f"smallthinker {args.command}: error: {' '.join(str(e).split())}", file=sys.stderr)
         return EXIT_USAGE
+    except ImportError as e:
+        if not str(e).startswith("SMALLTHINKER_ISA"):  # the user's own setting, found wrong when the kernels load
+            raise
+        print(f"smallthinker {args.command}: error: {e}", file=sys.stderr)
+        return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `smallthinker run ... | head`: the reader has what it wanted
@@ -105,6 +110,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("--verify", action="store_true", help="read everything and compare checksums")
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
+
+    doctor = _command(
+        commands, "doctor", _doctor, "say what this machine and this build can do", "smallthinker doctor --json"
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
 
     synth = _command(
         commands,
@@ -290,6 +300,14 @@ def _inspect(args: argparse.Namespace) -> int:
             facts["checksums"] = "verified"
         print(json.dumps(facts) if args.json else inspection_text(facts))
     return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from smallthinker.doctor import diagnose, diagnosis_text
+
+    facts = diagnose()
+    print(json.dumps(facts) if args.json else diagnosis_text(facts))
+    return EXIT_USAGE if facts["problems"] else 0
 
 
 class _ProgressBar:

@@ -90,7 +90,7 @@ def test_synth_of_a_config_gives_a_store_that_runs(checkpoint: Path, tmp_path: P
 
 def test_every_command_has_help_with_an_example() -> None:
     assert "example:" in smallthinker("--help").stdout
-    for command in ("run", "chat", "convert", "inspect", "synth"):
+    for command in ("run", "chat", "convert", "inspect", "doctor", "synth"):
         result = smallthinker(command, "--help")
         assert result.returncode == 0
         assert f"example: smallthinker {command}" in " ".join(result.stdout.split())
