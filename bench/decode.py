@@ -43,21 +43,21 @@ def token_bytes(engine: Engine, live: float) -> float:
 
 def main() -> None:
     args = arguments(__doc__, 64, "tokens of a run, from an empty context")
-    rng = np.random.default_rng(args.seed)
+    rng, tokens = np.random.default_rng(args.seed), int(args.tokens)
     with warm_engine(args) as engine:
-        live = live_share(lambda: decode(engine, random_tokens(engine, rng, args.tokens)), engine)
+        live = live_share(lambda: decode(engine, random_tokens(engine, rng, tokens)), engine)
         needed = token_bytes(engine, live)
         pool, data = _kernels.ThreadPool(args.threads), np.full(READ_BYTES, 1, np.uint8)
         reads = []
 
         def run() -> float:
             reads.append(read_bytes_per_sec(pool, data))
-            return args.tokens / decode(engine, random_tokens(engine, rng, args.tokens))
+            return tokens / decode(engine, random_tokens(engine, rng, tokens))
 
         run()  # once for the page tables
         reads.clear()
         before = engine.clocks()
-        speeds = take_turns(args, run, 0, args.tokens)
+        speeds = take_turns(args, run, 0, tokens)
         clocks = engine.clocks() - before
         isa = engine.isa
     read = statistics.median(reads)
@@ -70,7 +70,7 @@ def main() -> None:
     facts = {
         "threads": args.threads,
         "isa": isa,
-        "tokens": args.tokens,
+        "tokens": tokens,
         "live_share": live,
         "token_bytes": needed,
         "read_bytes_per_sec": read,

@@ -57,27 +57,27 @@ class Peak:
 
 def main() -> None:
     args = arguments(__doc__, 512, "tokens of the prompt")
-    rng = np.random.default_rng(args.seed)
+    rng, tokens = np.random.default_rng(args.seed), int(args.tokens)
     with warm_engine(args) as engine:
-        live = live_share(lambda: engine.prefill(random_tokens(engine, rng, args.tokens)), engine)
-        ops = prompt_ops(engine, args.tokens, live)
+        live = live_share(lambda: engine.prefill(random_tokens(engine, rng, tokens)), engine)
+        ops = prompt_ops(engine, tokens, live)
         peak, peaks = Peak(engine, args.threads, rng), []
 
         def run() -> float:
             peaks.append(peak.measure())
-            prompt = random_tokens(engine, rng, args.tokens)
+            prompt = random_tokens(engine, rng, tokens)
             began = time.perf_counter()
             _, reused = engine.prefill(prompt)
             assert reused == 0, "the prompt begins as the one before it: take another --seed"
-            return args.tokens / (time.perf_counter() - began)
+            return tokens / (time.perf_counter() - began)
 
         run()  # once for the page tables
         peaks.clear()
         before = engine.clocks()
-        speeds = take_turns(args, run, args.tokens, 0)
+        speeds = take_turns(args, run, tokens, 0)
         clocks = engine.clocks() - before
         isa, chunk, quant = engine.isa, engine.plan.chunk, engine.store.quant
-    reached = [speed * ops / args.tokens for speed in speeds["tok_per_sec_all"]]
+    reached = [speed * ops / tokens for speed in speeds["tok_per_sec_all"]]
     share = statistics.median(r / p for r, p in zip(reached, peaks, strict=True))
     print(
         f"{statistics.median(reached) / 1e9:.0f} GOPS ({live:.0%} of the neurons live), {share:.0%} of the "
@@ -87,7 +87,7 @@ def main() -> None:
     facts = {
         "threads": args.threads,
         "isa": isa,
-        "tokens": args.tokens,
+        "tokens": tokens,
         "chunk": chunk,
         "live_share": live,
         "gops": statistics.median(reached) / 1e9,
