@@ -120,6 +120,27 @@ void bind_linear(ThreadPool& pool, const std::string& quant, const py::array& da
   linear(pool, q, weights, rows, cols, from, tokens, to);
 }
 
+void bind_linear_groups(ThreadPool& pool, const std::string& quant, const py::array& data, int64_t rows, int64_t cols,
+                        const py::array& groups, const py::array& x, py::array& out) {
+  const Quant q = parse_quant(quant);
+  check_matrix(q, rows, cols);
+  const uint8_t* weights = packed(data, "data", packed_bytes(q, Layout::tiles, rows, cols));
+  const int32_t* chosen = input<int32_t>(groups, "groups", {-1});
+  const int64_t last = (rows - 1) / kTileRows, n_groups = groups.shape(0);
+  for (int64_t i = 0; i < n_groups; ++i) {
+    if (chosen[i] < 0 || chosen[i] > last) fail("groups[", i, "]: expected 0 to ", last, ", found ", chosen[i]);
+    if (i > 0 && chosen[i] <= chosen[i - 1]) fail("groups[", i, "]: not above the one before it");
+  }
+  const float* from = input<float>(x, "x", {-1, cols});
+  const int64_t tokens = x.shape(0);
+  float* to = output<float>(out, "out", {tokens, rows});
+  check_disjoint(out, x, "x");
+  check_disjoint(out, data, "data");
+  py::gil_scoped_release unlocked;
+  Timed timed(pool.timings(), "linear_groups");
+  linear_groups(pool, q, weights, rows, cols, chosen, n_groups, from, tokens, to);
+}
+
 void bind_rope_angles(const py::array& positions, int64_t head_dim, double theta, py::array& cos, py::array& sin) {
   const int64_t* p = input<int64_t>(positions, "positions", {-1});
   check_dim("head_dim", head_dim);
@@ -317,6 +338,8 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("embed", &bind_embed, arg("quant"), arg("data"), arg("rows"), arg("cols"), arg("ids"), arg("out"));
   m.def("rmsnorm", &bind_rmsnorm, arg("x"), arg("weight"), arg("eps"), arg("out"));
   m.def("linear", &bind_linear, arg("pool"), arg("quant"), arg("data"), arg("rows"), arg("cols"), arg("x"), arg("out"));
+  m.def("linear_groups", &bind_linear_groups, arg("pool"), arg("quant"), arg("data"), arg("rows"), arg("cols"),
+        arg("groups"), arg("x"), arg("out"));
   m.def("rope_angles", &bind_rope_angles, arg("positions"), arg("head_dim"), arg("theta"), arg("cos"), arg("sin"));
   m.def("rope", &bind_rope, arg("x"), arg("cos"), arg("sin"));
   m.def("route", &bind_route, arg("logits"), arg("k"), arg("gating"), arg("ids"), arg("weights"));

@@ -92,6 +92,14 @@ def linear(pool: ThreadPool, quant: Quant, data: U8, rows: int, cols: int, x: F3
     token's results NaN. With f16 and f32, x and the sums are f32.
     """
 
+def linear_groups(
+    pool: ThreadPool, quant: Quant, data: U8, rows: int, cols: int, groups: I32, x: F32, out: F32
+) -> None:
+    """As `linear`, the same bits, but only rows 16 g to 16 g + 15 for every g in `groups` [n], ascending.
+
+    The other columns of out [T, rows] stay.
+    """
+
 def rope_angles(positions: I64, head_dim: int, theta: float, cos: F32, sin: F32) -> None:
     """cos, sin [T, D/2] of positions [T] * theta ** (-i / (D/2)), computed in double precision."""
 

@@ -164,6 +164,18 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--reader", choices=["auto", "mmap", "direct"], default="auto", help="how experts are read (default: auto)"
     )
     group.add_argument("--no-prefetch", action="store_true", help="read experts only once attention is done")
+    group.add_argument(
+        "--lossy-head",
+        metavar="FILE",
+        help="LOSSY: compute only logits that this predictor (a model_lm_head.pt) deems likely (default: off)",
+    )
+    group.add_argument(
+        "--lossy-threshold",
+        type=float,
+        metavar="X",
+        default=0.0,
+        help="score above which the predictor has a logit computed; lower loses less (default: 0, as published)",
+    )
     group.add_argument("--verbose", action="store_true", help="print the memory plan to stderr")
     group.add_argument("--profile", action="store_true", help="print where a token's time went to stderr")
 
@@ -214,6 +226,8 @@ def _load(args: argparse.Namespace) -> LLM:
         threads=args.threads,
         reader=args.reader,
         prefetch=not args.no_prefetch,
+        lossy_head=args.lossy_head,
+        lossy_threshold=args.lossy_threshold,
     )
     if args.verbose:
         print(llm.plan.table(), file=sys.stderr)

@@ -16,6 +16,7 @@ from typing import Literal
 from smallthinker.engine import Engine
 from smallthinker.errors import CancelledError, RequestError
 from smallthinker.expert_store import host
+from smallthinker.lossy_head import HeadCounters
 from smallthinker.profile import Profile, Stopwatch
 from smallthinker.sampling import Sampler, SamplingParams
 from smallthinker.stats import GenerationStats
@@ -181,6 +182,7 @@ class _Meter:
         self._first_token = self._last_token = self._began
         self._at_start = engine.experts.counters()
         self._at_first_token = self._at_start
+        self._head_at_start = HeadCounters() if engine.lossy_head is None else engine.lossy_head.counters()
         self.sampling, self.text = Stopwatch(), Stopwatch()
         self._clocks_at_start = self._clocks_at_first_token = engine.clocks()
 
@@ -198,7 +200,7 @@ class _Meter:
         return Profile(first - start, end - first, self.sampling.sec, self.text.sec, self._tokens)
 
     def stats(self) -> GenerationStats:
-        engine = self._engine
+        engine, head = self._engine, self._engine.lossy_head
         prefill = self._at_first_token - self._at_start
         decode = engine.experts.counters() - self._at_first_token
         return GenerationStats(
@@ -222,4 +224,5 @@ class _Meter:
             isa=engine.isa,
             threads=engine.threads,
             seed=self._seed,
+            lossy_head=None if head is None else head.counters() - self._head_at_start,
         )
