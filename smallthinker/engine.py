@@ -70,6 +70,8 @@ class Engine:
         began = time.perf_counter()
         if threads is not None and not 1 <= threads <= 1024:
             raise RequestError(f"threads: expected 1 to 1024, found {threads}")
+        if lossy_head is None and lossy_threshold != DEFAULT_THRESHOLD:
+            raise RequestError("lossy_threshold: has no meaning without lossy_head, the predictor's file")
         budget = None if memory is None else parse_size(memory)
         before_tokenizer = _resident_bytes()
         with ExitStack() as resources:

@@ -56,7 +56,7 @@ class HeadCounters:
         return (
             f"lossy head: {self.rows_computed / rows:.1%} of its rows computed ({self.rows_chosen / rows:.1%} chosen), "
             f"the likeliest token is the exact head's in {self.agreed} of {self.checked} checked "
-            f"(checks: {1000 * self.check_sec / max(1, self.tokens):.2f} ms a token)"
+            f"(checks: {1000 * self.check_sec / max(1, self.tokens):.3f} ms a token)"
         )
 
 

@@ -160,9 +160,11 @@ def test_names_without_weight_and_other_types_are_read_too(tmp_path: Path, predi
         assert np.mean(short != long) < 0.05  # float16 moves few of the 4-bit weights
 
 
-def test_a_threshold_that_is_no_number_is_refused(store: Path, predictor: Path) -> None:
+def test_a_threshold_that_is_no_number_or_for_nothing_is_refused(store: Path, predictor: Path) -> None:
     with pytest.raises(RequestError, match="lossy_threshold"):
         Engine(store, lossy_head=predictor, lossy_threshold=float("nan"))
+    with pytest.raises(RequestError, match="without lossy_head"):
+        Engine(store, lossy_threshold=-2.0)
 
 
 def test_it_is_off_unless_asked_for_and_named_lossy(store: Path, predictor: Path) -> None:
