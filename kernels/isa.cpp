@@ -33,6 +33,14 @@ std::vector<const Isa*> built_isas() {
   };
 }
 
+int64_t down_scratch_bytes(Quant quant, int64_t cols, int64_t tokens) {
+  if (!is_block_quantized(quant)) return 0;
+  const int64_t blocks = round_up(cols / kBlock, kLanes), fours = kChunkRows / 4;
+  const int64_t tile = kChunkRows * kDownStrip, sums = round_up(cols, kDownStrip) * 4;
+  const int64_t scales = (kChunkRows + 1) * blocks * 4, factors = tokens * (fours + 2) * blocks * 4;
+  return round_up(tile + sums + scales + factors, 64);
+}
+
 std::vector<const Isa*> available_isas() {
   std::vector<const Isa*> isas{&isa_portable()};
 #if SMALLTHINKER_X86

@@ -31,12 +31,6 @@ struct ActivationRow {
   int32_t* start;
 };
 
-// One neuron of an expert that the ReLU let through, and what its row of down is multiplied by.
-struct LiveNeuron {
-  int32_t row;
-  float a;
-};
-
 // Queries that share one key-value head, and one block of that head's keys and values in f32, rows padded to 16.
 struct AttentionBlock {
   int64_t queries, dim_padded;
@@ -51,6 +45,9 @@ struct AttentionBlock {
 
 constexpr int64_t kLanes = 16;
 constexpr int64_t kPrefetchBytes = 4096;  // ahead in a stream; half of it reads q4_0 5 % slower, none 25 %
+constexpr int64_t kChunkRows = 64;   // neurons of an expert that are computed together; one bit each
+constexpr int64_t kTokenBlock = 32;  // most tokens that are computed together at an expert
+constexpr int64_t kDownStrip = 128;  // sums of down are padded to a multiple
 constexpr int64_t kKeyBlock = 64;  // online softmax steps at multiples of this position, whatever the call's shape
 
 struct Isa {
@@ -64,15 +61,22 @@ struct Isa {
   void (*tile_product)(Quant quant, const uint8_t* tiles, int64_t rows, int64_t cols, const ActivationRow* activations,
                        int64_t tokens, float* out, int64_t out_stride);
 
-  // For every row r in [first, last) with a live gate[r - first]: appends {r, gate * (row r . activations)} to `live`.
-  // A gate is live when it is above zero, or NaN. Returns how many.
-  int64_t (*live_rows)(Quant quant, const uint8_t* rows, int64_t first, int64_t last, int64_t cols, const float* gate,
-                       const ActivationRow& activations, LiveNeuron* live);
+  // Of `rows` neurons, at most kChunkRows, of an expert: `a` [tokens, kChunkRows] holds the gates and becomes
+  // gate * (row of up . activations), zero where the gate is zero or less; live[t] has a bit for each neuron whose gate is
+  // above zero, or NaN. Other rows are not read for one token. `down` is only prefetched.
+  void (*gated_up)(Quant quant, const uint8_t* up, const uint8_t* down, int64_t cols, int64_t rows,
+                   const ActivationRow* activations, int64_t tokens, float* a, uint64_t* live);
 
-  // out[c - col_begin] = sum over live neurons, in the order given, of a * weight[row][c]. Column bounds are multiples
-  // of 128, but for the matrix's own end.
-  void (*sum_rows)(Quant quant, const uint8_t* rows, int64_t cols, int64_t col_begin, int64_t col_end,
-                   const LiveNeuron* live, int64_t n_live, float* out);
+  // sums[t * sums_stride] += the sum over live neurons of a[t, neuron] * the neuron's row of down. A token's sums are
+  // cols rounded up to a multiple of kDownStrip, in an order of their own. scratch: down_scratch_bytes(...).
+  void (*add_down)(Quant quant, const uint8_t* down, int64_t cols, int64_t rows, const float* a, const uint64_t* live,
+                   int64_t tokens, uint8_t* scratch, float* sums, int64_t sums_stride);
+
+  // out [cols] = sums in the order of columns; cols may end, and sums begin, at any multiple of kDownStrip.
+  void (*order_sums)(Quant quant, int64_t cols, const float* sums, float* out);
+
+  // to += from; n is a multiple of 16.
+  void (*add_sums)(float* to, const float* from, int64_t n);
 
   // dst[0..n) from f16, zeros up to the next multiple of 16.
   void (*widen_f16)(const uint16_t* src, int64_t n, float* dst);
@@ -83,6 +87,24 @@ struct Isa {
   // Reads all bytes, a multiple of 256, and returns a mix of them.
   uint64_t (*mix_bytes)(const uint8_t* data, int64_t bytes);
 };
+
+int64_t down_scratch_bytes(Quant quant, int64_t cols, int64_t tokens);
+
+inline int64_t lowest_bit(uint64_t bits) {  // bits != 0
+#if defined(__GNUC__) || defined(__clang__)
+  return __builtin_ctzll(bits);
+#else
+  int64_t n = 0;
+  for (; (bits & 1) == 0; bits >>= 1) ++n;
+  return n;
+#endif
+}
+
+inline int64_t count_bits(uint64_t bits) {
+  int64_t n = 0;
+  for (; bits != 0; bits &= bits - 1) ++n;
+  return n;
+}
 
 // Scratch bytes of one token's q, scale and start, and their places in it.
 int64_t activation_bytes(Quant quant, int64_t cols);

@@ -21,6 +21,7 @@
 
 #include "micro_activations.h"
 #include "micro_attention.h"
+#include "micro_down.h"
 #include "micro_memory.h"
 #include "micro_rows.h"
 #include "micro_tiles.h"
@@ -28,7 +29,7 @@
 namespace smallthinker {
 
 const Isa& isa_avx512() {
-  static constexpr Isa isa{"avx512", quantize_activations, tile_product, live_rows, sum_rows,
+  static constexpr Isa isa{"avx512", quantize_activations, tile_product, gated_up, add_down, order_sums, add_sums,
                            widen_f16, attend, mix_bytes};
   return isa;
 }

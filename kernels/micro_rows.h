@@ -1,7 +1,5 @@
-// Products with matrices in the "rows" layout, for the neurons of an expert that the ReLU let through.
-//
-// live_rows  up: a row's dot product with the activations, lanes along the columns
-// sum_rows   down, transposed: rows times a factor each, added up in registers, lanes along the columns
+// `up` of an expert, in the "rows" layout: dot products of the rows whose neurons the ReLU let through, lanes along the
+// columns. NT tokens share one unpacking of a row; each has the operations that it would have alone.
 #pragma once
 
 namespace smallthinker {
@@ -9,7 +7,7 @@ namespace {
 
 constexpr int64_t kStripQ4 = 128;  // columns of one 64-byte vector of nibbles
 constexpr int64_t kStripQ8 = 64;   // columns of one 64-byte vector of int8
-constexpr int64_t kSumStrip = 128;
+constexpr int64_t kPrefetchRows = 2;  // live rows ahead
 
 // The last strip of a row, copied so that nothing past the row is read; the rest of it is zeros, whose products with
 // the zeros in the activations' last strip change nothing.
@@ -24,49 +22,51 @@ struct Tail {
   }
 };
 
-SIMD_INLINE F32 add_strip_q4(const uint8_t* weights, const uint16_t* scales, const ActivationRow& a, int64_t strip, F32 sum) {
+template <int NT>
+SIMD_INLINE void add_strip_q4(const uint8_t* weights, const uint16_t* scales, const ActivationRow* const* a,
+                              int64_t strip, F32* sums) {
   const B64 packed = load_bytes(weights);
-  I32 dot = load(a.start + strip * kLanes);
-  dot = dot_nibbles(dot, low_nibbles(packed), load_bytes(a.q + strip * kStripQ4));
-  dot = dot_nibbles(dot, high_nibbles(packed), load_bytes(a.q + strip * kStripQ4 + 64));
-  return fma(spread4(mul4(load4(scales), load4(a.scale + strip * 4))), to_f32(dot), sum);
+  const B64 low = low_nibbles(packed), high = high_nibbles(packed);
+  const auto scale = load4(scales);
+  for (int t = 0; t < NT; ++t) {
+    I32 dot = load(a[t]->start + strip * kLanes);
+    dot = dot_nibbles(dot, low, load_bytes(a[t]->q + strip * kStripQ4));
+    dot = dot_nibbles(dot, high, load_bytes(a[t]->q + strip * kStripQ4 + 64));
+    sums[t] = fma(spread4(mul4(scale, load4(a[t]->scale + strip * 4))), to_f32(dot), sums[t]);
+  }
 }
 
-SIMD_INLINE float dot_row_q4(const uint8_t* row, int64_t cols, const ActivationRow& a) {
+template <int NT>
+SIMD_INLINE void dot_row_q4(const uint8_t* row, int64_t cols, const ActivationRow* const* a, F32* sums) {
   const uint16_t* scales = reinterpret_cast<const uint16_t*>(row + cols / 2);
   const int64_t strips = cols / kStripQ4;
-  F32 sum = zero();
-  for (int64_t s = 0; s < strips; ++s) sum = add_strip_q4(row + s * 64, scales + s * 4, a, s, sum);
+  for (int64_t s = 0; s < strips; ++s) add_strip_q4<NT>(row + s * 64, scales + s * 4, a, s, sums);
   if (const int64_t rest = cols % kStripQ4) {
     const Tail<64> tail(row + strips * 64, rest / 2, scales + strips * 4, rest / kBlock);
-    sum = add_strip_q4(tail.weights, tail.scale, a, strips, sum);
+    add_strip_q4<NT>(tail.weights, tail.scale, a, strips, sums);
   }
-  return sum_lanes(sum);
 }
 
-SIMD_INLINE F32 add_strip_q8(const uint8_t* weights, const uint16_t* scales, const ActivationRow& a, int64_t strip, F32 sum) {
-  const I32 dot = dot_signed(load(a.start + strip * kLanes), load_bytes(weights), load_bytes(a.q + strip * kStripQ8));
-  return fma(spread2(mul4(load2(scales), load2(a.scale + strip * 2))), to_f32(dot), sum);
+template <int NT>
+SIMD_INLINE void add_strip_q8(const uint8_t* weights, const uint16_t* scales, const ActivationRow* const* a,
+                              int64_t strip, F32* sums) {
+  const B64 w = load_bytes(weights);
+  const auto scale = load2(scales);
+  for (int t = 0; t < NT; ++t) {
+    const I32 dot = dot_signed(load(a[t]->start + strip * kLanes), w, load_bytes(a[t]->q + strip * kStripQ8));
+    sums[t] = fma(spread2(mul4(scale, load2(a[t]->scale + strip * 2))), to_f32(dot), sums[t]);
+  }
 }
 
-SIMD_INLINE float dot_row_q8(const uint8_t* row, int64_t cols, const ActivationRow& a) {
+template <int NT>
+SIMD_INLINE void dot_row_q8(const uint8_t* row, int64_t cols, const ActivationRow* const* a, F32* sums) {
   const uint16_t* scales = reinterpret_cast<const uint16_t*>(row + cols);
   const int64_t strips = cols / kStripQ8;
-  F32 sum = zero();
-  for (int64_t s = 0; s < strips; ++s) sum = add_strip_q8(row + s * 64, scales + s * 2, a, s, sum);
+  for (int64_t s = 0; s < strips; ++s) add_strip_q8<NT>(row + s * 64, scales + s * 2, a, s, sums);
   if (const int64_t rest = cols % kStripQ8) {
     const Tail<64> tail(row + strips * 64, rest, scales + strips * 2, rest / kBlock);
-    sum = add_strip_q8(tail.weights, tail.scale, a, strips, sum);
+    add_strip_q8<NT>(tail.weights, tail.scale, a, strips, sums);
   }
-  return sum_lanes(sum);
-}
-
-// The first n < 16 of 16 lanes, the others zero.
-template <class T>
-SIMD_INLINE F32 load_part(const T* p, int64_t n) {
-  T lanes[kLanes] = {};
-  std::memcpy(lanes, p, static_cast<size_t>(n) * sizeof(T));
-  return load(lanes);
 }
 
 template <class Weight>
@@ -77,155 +77,96 @@ SIMD_INLINE float dot_row_float(const uint8_t* bytes, int64_t cols, const float*
   for (; cols - col >= 4 * kLanes; col += 4 * kLanes) {
     for (int i = 0; i < 4; ++i) sums[i] = fma(load(row + col + i * kLanes), load(x + col + i * kLanes), sums[i]);
   }
-  for (; cols - col >= kLanes; col += kLanes) sums[0] = fma(load(row + col), load(x + col), sums[0]);
-  if (col < cols) sums[0] = fma(load_part(row + col, cols - col), load_part(x + col, cols - col), sums[0]);
+  for (; col < cols; col += kLanes) sums[0] = fma(load(row + col), load(x + col), sums[0]);
   return sum_lanes(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
 }
 
-SIMD_INLINE float dot_row(Quant quant, const uint8_t* row, int64_t cols, const ActivationRow& a) {
-  switch (quant) {
-    case Quant::q4_0: return dot_row_q4(row, cols, a);
-    case Quant::q8_0: return dot_row_q8(row, cols, a);
-    case Quant::f16: return dot_row_float<uint16_t>(row, cols, a.x);
-    default: return dot_row_float<float>(row, cols, a.x);
-  }
-}
-
-int64_t live_rows(Quant quant, const uint8_t* rows, int64_t first, int64_t last, int64_t cols, const float* gate,
-                  const ActivationRow& activations, LiveNeuron* live) {
-  int64_t n = 0;
-  for (int64_t row = first; row < last; ++row) {
-    if (!(gate[row - first] <= 0.0f)) live[n++] = {static_cast<int32_t>(row), gate[row - first]};
-  }
-  const int64_t stride = row_bytes(quant, cols);
-  for (int64_t i = 0; i < n; ++i) {
-    // Rows between live ones are skipped, which the hardware's prefetcher can't guess.
-    if (i + 2 < n) {
-      const uint8_t* next = rows + live[i + 2].row * stride;
-      for (int64_t at = 0; at < stride; at += 64) prefetch(next + at);
+// out[t] = row . activations of token t.
+template <int NT>
+SIMD_INLINE void dot_row(Quant quant, const uint8_t* row, int64_t cols, const ActivationRow* const* a, float* out) {
+  if (!is_block_quantized(quant)) {
+    for (int t = 0; t < NT; ++t) {
+      out[t] = quant == Quant::f16 ? dot_row_float<uint16_t>(row, cols, a[t]->x) : dot_row_float<float>(row, cols, a[t]->x);
     }
-    live[i].a *= dot_row(quant, rows + live[i].row * stride, cols, activations);
+    return;
   }
-  return n;
-}
-
-constexpr int64_t kPrefetchRows = 16;  // live rows ahead; each gives only a cache line or two to a strip
-
-// Strips of 128 columns as eight vectors: vector N holds nibble N of every dword, so the unpacking needs no byte moves.
-template <int Strips>
-SIMD_INLINE void sum_strips_q4(const uint8_t* rows, int64_t cols, int64_t col, int64_t n_cols, const LiveNeuron* live,
-                               int64_t n_live, float* out) {
-  const int64_t stride = row_bytes(Quant::q4_0, cols);
-  F32 sums[Strips * 8];
+  F32 sums[NT];
   for (F32& sum : sums) sum = zero();
-  for (int64_t i = 0; i < n_live; ++i) {
-    const uint8_t* row = rows + live[i].row * stride;
-    const uint8_t* weights = row + col / 2;
-    const uint16_t* scales = reinterpret_cast<const uint16_t*>(row + cols / 2) + col / kBlock;
-    if (i + kPrefetchRows < n_live) {
-      const uint8_t* next = rows + live[i + kPrefetchRows].row * stride;
-      for (int s = 0; s <= Strips; ++s) prefetch(next + col / 2 + s * 64);
-      prefetch(next + cols / 2 + col / kBlock * 2);
-    }
-    const bool is_partial = Strips == 1 && n_cols < kStripQ4;
-    const Tail<64> tail(weights, is_partial ? n_cols / 2 : 0, scales, is_partial ? n_cols / kBlock : 0);
-    for (int s = 0; s < Strips; ++s) {
-      const B64 packed = load_bytes(is_partial ? tail.weights : weights + s * 64);
-      const F32 scale = spread4(scale4(load4(is_partial ? tail.scale : scales + s * 4), live[i].a));
-      F32* sum = sums + s * 8;
-      sum[0] = fma(scale, nibble_weights<0>(packed), sum[0]);
-      sum[1] = fma(scale, nibble_weights<1>(packed), sum[1]);
-      sum[2] = fma(scale, nibble_weights<2>(packed), sum[2]);
-      sum[3] = fma(scale, nibble_weights<3>(packed), sum[3]);
-      sum[4] = fma(scale, nibble_weights<4>(packed), sum[4]);
-      sum[5] = fma(scale, nibble_weights<5>(packed), sum[5]);
-      sum[6] = fma(scale, nibble_weights<6>(packed), sum[6]);
-      sum[7] = fma(scale, nibble_weights<7>(packed), sum[7]);
-    }
-  }
-  for (int s = 0; s < Strips; ++s) {
-    float by_nibble[8][kLanes];
-    for (int n = 0; n < 8; ++n) store(by_nibble[n], sums[s * 8 + n]);
-    const int64_t end = n_cols - s * kStripQ4 < kStripQ4 ? n_cols - s * kStripQ4 : kStripQ4;
-    for (int64_t c = 0; c < end; ++c) {
-      const int64_t byte = c % 16;  // of the block; columns 16.. of a block are high nibbles
-      out[s * kStripQ4 + c] = by_nibble[byte % 4 * 2 + c % kBlock / 16][c / kBlock * 4 + byte / 4];
-    }
-  }
+  if (quant == Quant::q4_0) dot_row_q4<NT>(row, cols, a, sums);
+  else dot_row_q8<NT>(row, cols, a, sums);
+  for (int t = 0; t < NT; ++t) out[t] = sum_lanes(sums[t]);
 }
 
-// Vectors of 16 columns of the other formats: what one holds, and the factor that it is multiplied by.
-struct RowsQ8 {
-  const uint8_t* row;
-  const uint16_t* scales;
-  RowsQ8(const uint8_t* r, int64_t cols) : row(r), scales(reinterpret_cast<const uint16_t*>(r + cols)) {}
-  const int8_t* at(int64_t col) const { return reinterpret_cast<const int8_t*>(row) + col; }
-  F32 factor(int64_t col, float a) const {
-    const uint16_t pair[2] = {scales[col / kBlock], scales[col / kBlock]};
-    return spread2(scale4(load2(pair), a));
-  }
-};
-
-template <class Weight>
-struct RowsFloat {
-  const Weight* row;
-  RowsFloat(const uint8_t* r, int64_t) : row(reinterpret_cast<const Weight*>(r)) {}
-  const Weight* at(int64_t col) const { return row + col; }
-  F32 factor(int64_t, float a) const { return broadcast(a); }
-};
-
-template <class Rows, int Vectors>
-SIMD_INLINE void sum_vectors(const uint8_t* rows, int64_t stride, int64_t cols, int64_t col, int64_t n_cols,
-                             const LiveNeuron* live, int64_t n_live, float* out) {
-  F32 sums[Vectors];
-  for (F32& sum : sums) sum = zero();
-  for (int64_t i = 0; i < n_live; ++i) {
-    const Rows row(rows + live[i].row * stride, cols);
-    if (i + kPrefetchRows < n_live) {
-      const Rows next(rows + live[i + kPrefetchRows].row * stride, cols);
-      const uint8_t* at = reinterpret_cast<const uint8_t*>(next.at(col));
-      for (int64_t byte = 0; byte < stride / cols * Vectors * kLanes; byte += 64) prefetch(at + byte);
-    }
-    for (int v = 0; v < Vectors; ++v) {
-      const int64_t at = col + v * kLanes;
-      const F32 w = Vectors > 1 || n_cols >= kLanes ? load(row.at(at)) : load_part(row.at(at), n_cols);
-      sums[v] = fma(row.factor(at, live[i].a), w, sums[v]);
-    }
-  }
-  if (Vectors == 1 && n_cols < kLanes) {
-    float lanes[kLanes];
-    store(lanes, sums[0]);
-    std::memcpy(out, lanes, static_cast<size_t>(n_cols) * sizeof(float));
-  } else {
-    for (int v = 0; v < Vectors; ++v) store(out + v * kLanes, sums[v]);
-  }
+SIMD_INLINE void prefetch_row(const uint8_t* row, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) prefetch(row + at);
 }
 
-template <class Rows>
-void sum_row_vectors(Quant quant, const uint8_t* rows, int64_t cols, int64_t col, int64_t end, const LiveNeuron* live,
-                     int64_t n_live, float* out) {
+// One token: only its live rows are read. The hardware can't guess which; and the same rows of down come next.
+SIMD_INLINE void gated_up_alone(Quant quant, const uint8_t* up, const uint8_t* down, int64_t cols, uint64_t live,
+                                const ActivationRow& activations, float* a) {
   const int64_t stride = row_bytes(quant, cols);
-  for (; end - col >= kSumStrip; col += kSumStrip, out += kSumStrip) {
-    sum_vectors<Rows, kSumStrip / kLanes>(rows, stride, cols, col, kSumStrip, live, n_live, out);
-  }
-  for (; col < end; col += kLanes, out += kLanes) {
-    sum_vectors<Rows, 1>(rows, stride, cols, col, end - col, live, n_live, out);
+  const ActivationRow* const token = &activations;
+  int64_t ahead[kPrefetchRows];  // the live rows that come next
+  uint64_t unseen = live;
+  int64_t known = 0;
+  const auto see_next = [&] {
+    const int64_t row = lowest_bit(unseen);
+    unseen &= unseen - 1;
+    prefetch_row(up + row * stride, stride);
+    ahead[known++ % kPrefetchRows] = row;
+  };
+  while (unseen != 0 && known < kPrefetchRows) see_next();
+  for (int64_t i = 0; i < known; ++i) {
+    const int64_t row = ahead[i % kPrefetchRows];
+    for (int64_t at = 0; at < stride; at += 64) prefetch_l2(down + row * stride + at);
+    float dot;
+    dot_row<1>(quant, up + row * stride, cols, &token, &dot);
+    a[row] *= dot;
+    if (unseen != 0) see_next();
   }
 }
 
-void sum_rows(Quant quant, const uint8_t* rows, int64_t cols, int64_t col, int64_t end, const LiveNeuron* live,
-              int64_t n_live, float* out) {
-  if (quant == Quant::q8_0) return sum_row_vectors<RowsQ8>(quant, rows, cols, col, end, live, n_live, out);
-  if (quant == Quant::f16) return sum_row_vectors<RowsFloat<uint16_t>>(quant, rows, cols, col, end, live, n_live, out);
-  if (quant == Quant::f32) return sum_row_vectors<RowsFloat<float>>(quant, rows, cols, col, end, live, n_live, out);
-  if constexpr (kAccumulators >= 16) {
-    for (; end - col >= 2 * kStripQ4; col += 2 * kStripQ4, out += 2 * kStripQ4) {
-      sum_strips_q4<2>(rows, cols, col, 2 * kStripQ4, live, n_live, out);
+// Several tokens: every row meets the tokens that want it, a few at a time.
+SIMD_INLINE void gated_up_together(Quant quant, const uint8_t* up, int64_t cols, int64_t rows, const uint64_t* live,
+                                   const ActivationRow* activations, int64_t tokens, float* a) {
+  const int64_t stride = row_bytes(quant, cols);
+  for (int64_t row = 0; row < rows; ++row) {
+    const uint8_t* const weights = up + row * stride;
+    prefetch_row(weights + kPrefetchRows * stride, stride);
+    const ActivationRow* token[kTokenBlock];
+    float* place[kTokenBlock];
+    float dots[kUpTokens];
+    int64_t n = 0;
+    for (int64_t t = 0; t < tokens; ++t) {
+      token[n] = activations + t;
+      place[n] = a + t * kChunkRows + row;
+      n += live[t] >> row & 1;
+    }
+    int64_t i = 0;
+    for (; n - i >= kUpTokens; i += kUpTokens) {
+      dot_row<kUpTokens>(quant, weights, cols, token + i, dots);
+      for (int64_t j = 0; j < kUpTokens; ++j) *place[i + j] *= dots[j];
+    }
+    for (; i < n; ++i) {
+      dot_row<1>(quant, weights, cols, token + i, dots);
+      *place[i] *= dots[0];
     }
   }
-  for (; col < end; col += kStripQ4, out += kStripQ4) {
-    sum_strips_q4<1>(rows, cols, col, end - col, live, n_live, out);
+}
+
+void gated_up(Quant quant, const uint8_t* up, const uint8_t* down, int64_t cols, int64_t rows,
+              const ActivationRow* activations, int64_t tokens, float* a, uint64_t* live) {
+  for (int64_t t = 0; t < tokens; ++t) {
+    live[t] = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      float& gate = a[t * kChunkRows + row];
+      const bool is_live = !(gate <= 0.0f);
+      live[t] |= static_cast<uint64_t>(is_live) << row;
+      gate = is_live ? gate : 0.0f;
+    }
   }
+  if (tokens == 1) gated_up_alone(quant, up, down, cols, *live, *activations, a);
+  else gated_up_together(quant, up, cols, rows, live, activations, tokens, a);
 }
 
 }  // namespace

@@ -14,6 +14,9 @@ struct B64 { __m256i lo, hi; };  // 64 bytes
 constexpr int kTileTokens = 2;
 constexpr int kTileGroups = 2;
 constexpr int kAccumulators = 4;
+constexpr int kUpTokens = 2;
+constexpr int kDownTokens = 1;
+constexpr int kDownVectors = 4;
 
 SIMD_INLINE F32 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 SIMD_INLINE F32 broadcast(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
@@ -37,10 +40,18 @@ SIMD_INLINE F32 mul(F32 a, F32 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mu
 SIMD_INLINE F32 fma(F32 a, F32 b, F32 c) {
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
+SIMD_INLINE F32 div(F32 a, F32 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
 SIMD_INLINE F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }  // b if NaN
 SIMD_INLINE F32 abs(F32 a) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+}
+SIMD_INLINE __m256 max_bits(__m256 a, __m256 b) {
+  return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), _mm256_castps_si256(b)));
+}
+SIMD_INLINE F32 max_magnitude(F32 a, F32 b) {
+  const F32 x = abs(a), y = abs(b);
+  return {max_bits(x.lo, y.lo), max_bits(x.hi, y.hi)};
 }
 SIMD_INLINE F32 zero_where_below(F32 v, F32 x, F32 bound) {
   return {_mm256_and_ps(_mm256_cmp_ps(x.lo, bound.lo, _CMP_NLT_UQ), v.lo),
@@ -88,10 +99,29 @@ SIMD_INLINE void store_int8(int8_t* p, F32 v) {
                    _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
 }
 
+SIMD_INLINE __m256i pack4_int8(__m256 a, __m256 b, __m256 c, __m256 d) {
+  const __m256i ab = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+  const __m256i cd = _mm256_packs_epi32(_mm256_cvtps_epi32(c), _mm256_cvtps_epi32(d));
+  const __m128i order = _mm_set_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400);
+  return _mm256_shuffle_epi8(_mm256_packs_epi16(ab, cd), _mm256_broadcastsi128_si256(order));
+}
+SIMD_INLINE I32 pack4_int8(F32 a, F32 b, F32 c, F32 d) {
+  return {pack4_int8(a.lo, b.lo, c.lo, d.lo), pack4_int8(a.hi, b.hi, c.hi, d.hi)};
+}
+
 SIMD_INLINE I32 broadcast(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 SIMD_INLINE I32 load(const int32_t* p) {
   const __m256i* v = reinterpret_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};
+}
+SIMD_INLINE void store(int32_t* p, I32 a) {
+  __m256i* v = reinterpret_cast<__m256i*>(p);
+  _mm256_storeu_si256(v, a.lo);
+  _mm256_storeu_si256(v + 1, a.hi);
+}
+SIMD_INLINE I32 negate(I32 a) {
+  const __m256i zero = _mm256_setzero_si256();
+  return {_mm256_sub_epi32(zero, a.lo), _mm256_sub_epi32(zero, a.hi)};
 }
 SIMD_INLINE F32 to_f32(I32 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 
@@ -103,6 +133,37 @@ SIMD_INLINE B64 broadcast_dword(const int8_t* p) {
   int32_t x;
   std::memcpy(&x, p, 4);
   return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
+}
+SIMD_INLINE void store_bytes(void* p, B64 a) {
+  __m256i* v = static_cast<__m256i*>(p);
+  _mm256_storeu_si256(v, a.lo);
+  _mm256_storeu_si256(v + 1, a.hi);
+}
+SIMD_INLINE B64 broadcast_byte(int x) {
+  const __m256i v = _mm256_set1_epi8(static_cast<char>(x));
+  return {v, v};
+}
+SIMD_INLINE B64 as_bytes(I32 a) { return {a.lo, a.hi}; }
+SIMD_INLINE I32 as_i32(B64 a) { return {a.lo, a.hi}; }
+SIMD_INLINE B64 spread_dwords4(const int32_t* p) {
+  const __m256i four = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return {_mm256_permutevar8x32_epi32(four, _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0)),
+          _mm256_permutevar8x32_epi32(four, _mm256_set_epi32(3, 3, 3, 3, 2, 2, 2, 2))};
+}
+SIMD_INLINE B64 spread_dwords2(const int32_t* p) { return {_mm256_set1_epi32(p[0]), _mm256_set1_epi32(p[1])}; }
+SIMD_INLINE void interleave4(__m256i a, __m256i b, __m256i c, __m256i d, __m256i* out) {
+  const __m256i ab_low = _mm256_unpacklo_epi8(a, b), ab_high = _mm256_unpackhi_epi8(a, b);
+  const __m256i cd_low = _mm256_unpacklo_epi8(c, d), cd_high = _mm256_unpackhi_epi8(c, d);
+  out[0] = _mm256_unpacklo_epi16(ab_low, cd_low);
+  out[1] = _mm256_unpackhi_epi16(ab_low, cd_low);
+  out[2] = _mm256_unpacklo_epi16(ab_high, cd_high);
+  out[3] = _mm256_unpackhi_epi16(ab_high, cd_high);
+}
+SIMD_INLINE void interleave4(B64 a, B64 b, B64 c, B64 d, B64* out) {
+  __m256i low[4], high[4];
+  interleave4(a.lo, b.lo, c.lo, d.lo, low);
+  interleave4(a.hi, b.hi, c.hi, d.hi, high);
+  for (int v = 0; v < 4; ++v) out[v] = {low[v], high[v]};
 }
 SIMD_INLINE B64 mix(B64 a, B64 b) { return {_mm256_xor_si256(a.lo, b.lo), _mm256_xor_si256(a.hi, b.hi)}; }
 SIMD_INLINE B64 low_nibbles(B64 a) {
@@ -150,14 +211,7 @@ SIMD_INLINE __m128 load2(const uint16_t* f16) {
 SIMD_INLINE __m128 mul4(__m128 a, __m128 b) { return _mm_mul_ps(a, b); }
 SIMD_INLINE __m128 scale4(__m128 a, float b) { return _mm_mul_ps(a, _mm_set1_ps(b)); }
 
-template <int N>
-SIMD_INLINE __m256 nibble_weights(__m256i a) {
-  const __m256i nibble = _mm256_and_si256(_mm256_srli_epi32(a, 4 * N), _mm256_set1_epi32(15));
-  return _mm256_cvtepi32_ps(_mm256_sub_epi32(nibble, _mm256_set1_epi32(8)));
-}
-template <int N>
-SIMD_INLINE F32 nibble_weights(B64 a) { return {nibble_weights<N>(a.lo), nibble_weights<N>(a.hi)}; }
-
+SIMD_INLINE void prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 SIMD_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace

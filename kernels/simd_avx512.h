@@ -14,6 +14,9 @@ using B64 = __m512i;  // 64 bytes
 constexpr int kTileTokens = 8;        // tokens that share one unpacking of a weight vector
 constexpr int kTileGroups = 4;        // row groups that hide the latency of f32 and f16 products
 constexpr int kAccumulators = 16;     // vectors that stay in registers beside their operands
+constexpr int kUpTokens = 4;          // tokens that share one unpacking of a row of up
+constexpr int kDownTokens = 2;        // tokens whose sums of a strip of down stay in registers
+constexpr int kDownVectors = 8;       // vectors of f32 sums of down
 
 SIMD_INLINE F32 zero() { return _mm512_setzero_ps(); }
 SIMD_INLINE F32 broadcast(float x) { return _mm512_set1_ps(x); }
@@ -28,7 +31,12 @@ SIMD_INLINE F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
 SIMD_INLINE F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
 SIMD_INLINE F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
 SIMD_INLINE F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+SIMD_INLINE F32 div(F32 a, F32 b) { return _mm512_div_ps(a, b); }
 SIMD_INLINE F32 max(F32 a, F32 b) { return _mm512_max_ps(a, b); }  // b if either is NaN
+// The larger of |a| and |b|; NaN is above everything. As integers the magnitudes have just this order.
+SIMD_INLINE F32 max_magnitude(F32 a, F32 b) {
+  return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(_mm512_abs_ps(a)), _mm512_castps_si512(_mm512_abs_ps(b))));
+}
 SIMD_INLINE F32 abs(F32 a) { return _mm512_abs_ps(a); }
 SIMD_INLINE F32 zero_where_below(F32 v, F32 x, F32 bound) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, bound, _CMP_NLT_UQ), v);
@@ -66,8 +74,18 @@ SIMD_INLINE void store_int8(int8_t* p, F32 v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
 }
 
+// Dword i is the int8 of lane i of a, b, c, d, rounded to nearest even; lanes must be within int8.
+SIMD_INLINE I32 pack4_int8(F32 a, F32 b, F32 c, F32 d) {
+  const __m512i ab = _mm512_packs_epi32(_mm512_cvtps_epi32(a), _mm512_cvtps_epi32(b));
+  const __m512i cd = _mm512_packs_epi32(_mm512_cvtps_epi32(c), _mm512_cvtps_epi32(d));
+  const __m512i by_vector = _mm512_packs_epi16(ab, cd);
+  return _mm512_shuffle_epi8(by_vector, _mm512_set4_epi32(0x0f0b0703, 0x0e0a0602, 0x0d090501, 0x0c080400));
+}
+
 SIMD_INLINE I32 broadcast(int32_t x) { return _mm512_set1_epi32(x); }
 SIMD_INLINE I32 load(const int32_t* p) { return _mm512_loadu_si512(p); }
+SIMD_INLINE void store(int32_t* p, I32 v) { _mm512_storeu_si512(p, v); }
+SIMD_INLINE I32 negate(I32 a) { return _mm512_sub_epi32(_mm512_setzero_si512(), a); }
 SIMD_INLINE F32 to_f32(I32 a) { return _mm512_cvtepi32_ps(a); }
 
 SIMD_INLINE B64 load_bytes(const void* p) { return _mm512_loadu_si512(p); }
@@ -75,6 +93,29 @@ SIMD_INLINE B64 broadcast_dword(const int8_t* p) {
   int32_t x;
   std::memcpy(&x, p, 4);
   return _mm512_set1_epi32(x);
+}
+SIMD_INLINE void store_bytes(void* p, B64 v) { _mm512_storeu_si512(p, v); }
+SIMD_INLINE B64 broadcast_byte(int x) { return _mm512_set1_epi8(static_cast<char>(x)); }
+SIMD_INLINE B64 as_bytes(I32 a) { return a; }
+SIMD_INLINE I32 as_i32(B64 a) { return a; }
+// Every quarter is one dword: of four, or of two that serve two quarters each.
+SIMD_INLINE B64 spread_dwords4(const int32_t* p) {
+  const __m512i four = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  return _mm512_permutexvar_epi32(_mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0), four);
+}
+SIMD_INLINE B64 spread_dwords2(const int32_t* p) {
+  const __m512i two = _mm512_castsi128_si512(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return _mm512_permutexvar_epi32(_mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0), two);
+}
+// Four rows of bytes to dwords of four rows: quarter k of out[v] has bytes 4v..4v+3 of the rows' quarters k, byte j of a
+// dword from row j.
+SIMD_INLINE void interleave4(B64 a, B64 b, B64 c, B64 d, B64* out) {
+  const B64 ab_low = _mm512_unpacklo_epi8(a, b), ab_high = _mm512_unpackhi_epi8(a, b);
+  const B64 cd_low = _mm512_unpacklo_epi8(c, d), cd_high = _mm512_unpackhi_epi8(c, d);
+  out[0] = _mm512_unpacklo_epi16(ab_low, cd_low);
+  out[1] = _mm512_unpackhi_epi16(ab_low, cd_low);
+  out[2] = _mm512_unpacklo_epi16(ab_high, cd_high);
+  out[3] = _mm512_unpackhi_epi16(ab_high, cd_high);
 }
 SIMD_INLINE B64 mix(B64 a, B64 b) { return _mm512_xor_si512(a, b); }
 SIMD_INLINE B64 low_nibbles(B64 a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
@@ -107,14 +148,7 @@ SIMD_INLINE __m128 load2(const uint16_t* f16) {
 SIMD_INLINE __m128 mul4(__m128 a, __m128 b) { return _mm_mul_ps(a, b); }
 SIMD_INLINE __m128 scale4(__m128 a, float b) { return _mm_mul_ps(a, _mm_set1_ps(b)); }
 
-// Nibble N of every dword as the weight it means, n - 8. The permute reads only the low four bits of its index, so it
-// is mask, conversion and subtraction in one.
-template <int N>
-SIMD_INLINE F32 nibble_weights(B64 a) {
-  const F32 weights = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
-  return _mm512_permutexvar_ps(N == 0 ? a : _mm512_srli_epi32(a, 4 * N), weights);
-}
-
+SIMD_INLINE void prefetch_l2(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 SIMD_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace

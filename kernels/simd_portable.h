@@ -21,6 +21,9 @@ struct F32x4 { float v[4]; };
 constexpr int kTileTokens = 2;
 constexpr int kTileGroups = 1;
 constexpr int kAccumulators = 4;
+constexpr int kUpTokens = 1;
+constexpr int kDownTokens = 1;
+constexpr int kDownVectors = 4;
 
 template <class Lane>
 SIMD_INLINE F32 lanes(Lane lane) {
@@ -39,6 +42,7 @@ SIMD_INLINE void store(float* p, const F32& v) { std::memcpy(p, v.v, sizeof(v.v)
 SIMD_INLINE F32 add(const F32& a, const F32& b) { return lanes([&](int i) { return a.v[i] + b.v[i]; }); }
 SIMD_INLINE F32 sub(const F32& a, const F32& b) { return lanes([&](int i) { return a.v[i] - b.v[i]; }); }
 SIMD_INLINE F32 mul(const F32& a, const F32& b) { return lanes([&](int i) { return a.v[i] * b.v[i]; }); }
+SIMD_INLINE F32 div(const F32& a, const F32& b) { return lanes([&](int i) { return a.v[i] / b.v[i]; }); }
 // Two roundings: std::fma without the instruction is a function call for every lane.
 SIMD_INLINE F32 fma(const F32& a, const F32& b, const F32& c) {
   return lanes([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
@@ -47,6 +51,12 @@ SIMD_INLINE F32 max(const F32& a, const F32& b) {
   return lanes([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });  // b if either is NaN
 }
 SIMD_INLINE F32 abs(const F32& a) { return lanes([&](int i) { return std::fabs(a.v[i]); }); }
+SIMD_INLINE F32 max_magnitude(const F32& a, const F32& b) {
+  return lanes([&](int i) {
+    const float x = std::fabs(a.v[i]), y = std::fabs(b.v[i]);
+    return x > y || x != x ? x : y;
+  });
+}
 SIMD_INLINE F32 zero_where_below(const F32& v, const F32& x, const F32& bound) {
   return lanes([&](int i) { return x.v[i] < bound.v[i] ? 0.0f : v.v[i]; });
 }
@@ -78,6 +88,20 @@ SIMD_INLINE void store_int8(int8_t* p, const F32& v) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>((v.v[i] + 12582912.0f) - 12582912.0f);
 }
 
+SIMD_INLINE I32 pack4_int8(const F32& a, const F32& b, const F32& c, const F32& d) {
+  int8_t rows[4][16];
+  store_int8(rows[0], a);
+  store_int8(rows[1], b);
+  store_int8(rows[2], c);
+  store_int8(rows[3], d);
+  I32 r;
+  for (int i = 0; i < 16; ++i) {
+    const int8_t dword[4] = {rows[0][i], rows[1][i], rows[2][i], rows[3][i]};
+    std::memcpy(&r.v[i], dword, 4);
+  }
+  return r;
+}
+
 SIMD_INLINE I32 broadcast(int32_t x) {
   I32 r;
   for (int32_t& lane : r.v) lane = x;
@@ -87,6 +111,11 @@ SIMD_INLINE I32 load(const int32_t* p) {
   I32 r;
   std::memcpy(r.v, p, sizeof(r.v));
   return r;
+}
+SIMD_INLINE void store(int32_t* p, const I32& a) { std::memcpy(p, a.v, sizeof(a.v)); }
+SIMD_INLINE I32 negate(I32 a) {
+  for (int32_t& x : a.v) x = -x;
+  return a;
 }
 SIMD_INLINE F32 to_f32(const I32& a) { return lanes([&](int i) { return static_cast<float>(a.v[i]); }); }
 
@@ -99,6 +128,33 @@ SIMD_INLINE B64 broadcast_dword(const int8_t* p) {
   B64 r;
   for (int i = 0; i < 64; i += 4) std::memcpy(r.v + i, p, 4);
   return r;
+}
+SIMD_INLINE void store_bytes(void* p, const B64& a) { std::memcpy(p, a.v, sizeof(a.v)); }
+SIMD_INLINE B64 broadcast_byte(int x) {
+  B64 r;
+  for (uint8_t& byte : r.v) byte = static_cast<uint8_t>(x);
+  return r;
+}
+SIMD_INLINE B64 as_bytes(const I32& a) { return bit_cast<B64>(a); }
+SIMD_INLINE I32 as_i32(const B64& a) { return bit_cast<I32>(a); }
+SIMD_INLINE B64 spread_dwords4(const int32_t* p) {
+  I32 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = p[i / 4];
+  return as_bytes(r);
+}
+SIMD_INLINE B64 spread_dwords2(const int32_t* p) {
+  I32 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = p[i / 8];
+  return as_bytes(r);
+}
+SIMD_INLINE void interleave4(const B64& a, const B64& b, const B64& c, const B64& d, B64* out) {
+  for (int v = 0; v < 4; ++v) {
+    for (int i = 0; i < 16; ++i) {
+      const int from = i / 4 * 16 + v * 4 + i % 4;
+      const uint8_t dword[4] = {a.v[from], b.v[from], c.v[from], d.v[from]};
+      std::memcpy(out[v].v + 4 * i, dword, 4);
+    }
+  }
 }
 SIMD_INLINE B64 mix(B64 a, const B64& b) {
   for (int i = 0; i < 64; ++i) a.v[i] ^= b.v[i];
@@ -143,11 +199,7 @@ SIMD_INLINE F32x4 scale4(F32x4 a, float b) {
   return a;
 }
 
-template <int N>
-SIMD_INLINE F32 nibble_weights(const B64& a) {
-  return lanes([&](int i) { return static_cast<float>((a.v[4 * i + N / 2] >> (N % 2 * 4) & 15) - 8); });
-}
-
+SIMD_INLINE void prefetch_l2(const void*) {}
 SIMD_INLINE void prefetch(const void*) {}
 
 }  // namespace

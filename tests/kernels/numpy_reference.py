@@ -144,8 +144,24 @@ def attention(q: F32, k: F32, v: F32, start: int, window: int) -> F64:
     return out
 
 
-def expert(quant: str, gate: F32, up: F32, down: F32, x: F32) -> F64:
-    """gate, up [ffn, hidden] and down [hidden, ffn] as unpacked; x [T, hidden]."""
-    a = linear(quant, gate, x)
-    product: F64 = (np.maximum(a, 0) * linear(quant, up, x)) @ down.T.astype(np.float64)
-    return product
+def expert(quant: str, gate: F32, up: F32, down: F32, x: F32) -> tuple[F64, F64]:
+    """gate, up [ffn, hidden] and down [hidden, ffn] as unpacked; x [T, hidden].
+
+    The second result bounds what one factor of each chunk makes of a value when it is rounded the other way.
+    """
+    neurons: F64 = np.maximum(linear(quant, gate, x), 0) * linear(quant, up, x)
+    if quant in ("f16", "f32"):
+        product: F64 = neurons @ down.T.astype(np.float64)
+        return product, np.zeros_like(product)
+    rows = np.ascontiguousarray(down.T)
+    scale, q = blocks_q4_0(rows) if quant == "q4_0" else blocks_q8_0(rows)
+    weights = q.astype(np.float64) - (8 if quant == "q4_0" else 0)  # [ffn, blocks, 32]
+    out, rounding = np.zeros((2, len(x), *weights.shape[1:]))
+    for first in range(0, len(rows), 64):  # a chunk of neurons shares a scale for each block of columns
+        chunk = slice(first, first + 64)
+        factor = neurons[:, chunk, None] * scale[chunk].astype(np.float64)  # [T, neurons, blocks]
+        step = np.abs(factor).max(1, keepdims=True) / 127
+        kept = np.rint(factor / np.where(step == 0, 1, step)) * step
+        out += np.einsum("tnb,nbc->tbc", kept, weights[chunk])
+        rounding += step[:, 0, :, None] * np.abs(weights[chunk]).max(0)
+    return out.reshape(len(x), -1), rounding.reshape(len(x), -1)

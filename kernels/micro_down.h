@@ -1,0 +1,318 @@
+// `down` of an expert, stored transposed in the "rows" layout: the sum over neurons of a neuron's row times its `a`.
+//
+// f16 and f32 rows are added up in f32. Block quantised rows are added up in integers, over the up to 64 neurons of a
+// chunk: with w the weights' integers and d their scale, a * d * w is factor * w * scale, where the factor is a * d as
+// an int8 and the scale belongs to the chunk's 32 columns. Four rows' bytes are interleaved to feed an instruction that
+// adds four products; integers add up to the same in any order and any company, so one token takes only its live rows
+// and many tokens share an unpacking of all rows.
+//
+// Sums lie in strips of 128 columns, in the order in which the interleaving leaves them; order_sums puts them right.
+#pragma once
+
+namespace smallthinker {
+namespace {
+
+constexpr int64_t kFour = 4;  // rows that are interleaved
+constexpr int64_t kMostFours = kChunkRows / kFour;
+constexpr int64_t kVectors = kDownStrip / kLanes;  // of sums in a strip
+
+// One token's chunk: the factors of four rows and a block of columns are one dword, [four][block].
+struct Factors {
+  int32_t* dwords = nullptr;
+  float* scale = nullptr;    // [blocks]
+  int32_t* start = nullptr;  // [blocks] where integer sums begin: undoes the unsigned weights' bias
+
+  static int64_t ints(int64_t blocks) { return (kMostFours + 2) * blocks; }
+  Factors() = default;
+  Factors(int32_t* at, int64_t blocks)
+      : dwords(at), scale(reinterpret_cast<float*>(at + kMostFours * blocks)), start(at + (kMostFours + 1) * blocks) {}
+};
+
+int64_t padded_blocks(int64_t cols) { return round_up(cols / kBlock, kLanes); }
+
+const uint16_t* row_scales(Quant quant, const uint8_t* row, int64_t cols) {
+  return reinterpret_cast<const uint16_t*>(row + (quant == Quant::q4_0 ? cols / 2 : cols));
+}
+
+// A row's scales in f32, zeros up to the padded number of blocks.
+SIMD_INLINE void widen_scales(Quant quant, const uint8_t* row, int64_t cols, float* wide) {
+  const uint16_t* const scales = row_scales(quant, row, cols);
+  const int64_t blocks = cols / kBlock;
+  int64_t block = 0;
+  for (; blocks - block >= kLanes; block += kLanes) store(wide + block, load(scales + block));
+  if (block < blocks) {
+    uint16_t lanes[kLanes] = {};
+    std::memcpy(lanes, scales + block, static_cast<size_t>(blocks - block) * sizeof(uint16_t));
+    store(wide + block, load(lanes));
+  }
+}
+
+// Rows of a chunk: what each is multiplied by, and its scales in f32. Rows of four that a token doesn't use have zeros
+// for both, so that a NaN among the scales of a dead neuron stays where it is.
+struct Rows {
+  int64_t n = 0;
+  float a[kChunkRows];
+  const float* scales[kChunkRows];
+
+  void append(float factor, const float* scale) {
+    a[n] = factor;
+    scales[n++] = scale;
+  }
+};
+
+// `used` are the rows that count, `fours` the same with others among them, a multiple of four. Where anything isn't
+// finite the scale is NaN.
+SIMD_INLINE void find_factors(int32_t bias, const Rows& used, const Rows& fours, int64_t blocks, const Factors& factors) {
+  const B64 biases = broadcast_byte(bias);
+  for (int64_t block = 0; block < blocks; block += kLanes) {
+    F32 largest = zero();
+    for (int64_t i = 0; i < used.n; ++i) {
+      largest = max_magnitude(largest, mul(broadcast(used.a[i]), load(used.scales[i] + block)));
+    }
+    const bool is_finite = all_finite(largest);
+    const F32 smallest = broadcast(kSmallestActivation);
+    const F32 inverse = zero_where_below(div(broadcast(127.0f), largest), largest, smallest);
+    const F32 scale = zero_where_below(div(largest, broadcast(127.0f)), largest, smallest);
+    store(factors.scale + block, is_finite ? scale : broadcast(std::numeric_limits<float>::quiet_NaN()));
+    I32 total = broadcast(0);
+    for (int64_t i = 0; i < fours.n; i += kFour) {
+      F32 f[kFour];
+      for (int64_t j = 0; j < kFour; ++j) f[j] = mul(mul(broadcast(fours.a[i + j]), load(fours.scales[i + j] + block)), inverse);
+      const I32 dwords = is_finite ? pack4_int8(f[0], f[1], f[2], f[3]) : broadcast(0);
+      store(factors.dwords + i / kFour * blocks + block, dwords);
+      total = dot_nibbles(total, biases, as_bytes(dwords));
+    }
+    store(factors.start + block, negate(total));
+  }
+}
+
+// How the two formats differ. A strip's 128 columns are two planes of 64; `spread` fills a plane's quarters.
+struct DownQ4 {
+  static constexpr int32_t kBias = 8;
+  static constexpr int64_t kStripBytes = 64;
+  SIMD_INLINE void planes(const uint8_t* strip, B64* plane) {
+    const B64 packed = load_bytes(strip);
+    plane[0] = low_nibbles(packed);
+    plane[1] = high_nibbles(packed);
+  }
+  SIMD_INLINE B64 spread(const int32_t* dwords, int) { return spread_dwords4(dwords); }
+  SIMD_INLINE F32 spread(const float* scales, int) { return spread4(load4(scales)); }
+  SIMD_INLINE I32 dot(I32 sum, B64 w, B64 f) { return dot_nibbles(sum, w, f); }
+  // the first of four columns that quarter `quarter` of vector `vector` of a plane holds
+  static int64_t column(int plane, int vector, int quarter) { return 32 * quarter + 16 * plane + 4 * vector; }
+};
+
+struct DownQ8 {
+  static constexpr int32_t kBias = kBiasQ8;
+  static constexpr int64_t kStripBytes = 128;
+  SIMD_INLINE void planes(const uint8_t* strip, B64* plane) {
+    plane[0] = load_bytes(strip);
+    plane[1] = load_bytes(strip + 64);
+  }
+  SIMD_INLINE B64 spread(const int32_t* dwords, int plane) { return spread_dwords2(dwords + 2 * plane); }
+  SIMD_INLINE F32 spread(const float* scales, int plane) { return spread2(load2(scales + 2 * plane)); }
+  SIMD_INLINE I32 dot(I32 sum, B64 w, B64 f) { return dot_signed(sum, w, f); }
+  static int64_t column(int plane, int vector, int quarter) { return 64 * plane + 16 * quarter + 4 * vector; }
+};
+
+// A strip of four rows, interleaved: eight vectors. The last strip of a row may be short: then it is copied, so that
+// nothing past the row is read.
+template <class Format>
+SIMD_INLINE void load_strip(const uint8_t* const* rows, int64_t strip, int64_t row_end, B64* out) {
+  const int64_t at = strip * Format::kStripBytes;
+  B64 plane[kFour][2];
+  for (int j = 0; j < kFour; ++j) {
+    if (row_end - at >= Format::kStripBytes) {
+      Format::planes(rows[j] + at, plane[j]);
+    } else {
+      uint8_t tail[Format::kStripBytes] = {};
+      std::memcpy(tail, rows[j] + at, static_cast<size_t>(row_end - at));
+      Format::planes(tail, plane[j]);
+    }
+  }
+  for (int p = 0; p < 2; ++p) interleave4(plane[0][p], plane[1][p], plane[2][p], plane[3][p], out + 4 * p);
+}
+
+// sums += the integers times their columns' scales
+template <class Format>
+SIMD_INLINE void add_scaled(const Factors& factors, int64_t strip, const I32* integers, float* sums) {
+  for (int p = 0; p < 2; ++p) {
+    const F32 scale = Format::spread(factors.scale + strip * 4, p);
+    for (int v = 4 * p; v < 4 * p + 4; ++v) {
+      float* const to = sums + strip * kDownStrip + v * kLanes;
+      store(to, fma(to_f32(integers[v]), scale, load(to)));
+    }
+  }
+}
+
+template <class Format>
+void add_down_alone(Quant quant, const uint8_t* down, int64_t cols, const float* a, uint64_t live, uint8_t* scratch,
+                    float* sums) {
+  const int64_t stride = row_bytes(quant, cols), blocks = padded_blocks(cols);
+  const int64_t strips = round_up(cols, kDownStrip) / kDownStrip;
+  int32_t* const integers = reinterpret_cast<int32_t*>(scratch);
+  float* const widened = reinterpret_cast<float*>(integers + strips * kDownStrip);
+  const Factors factors(reinterpret_cast<int32_t*>(widened + kChunkRows * blocks), blocks);
+
+  const uint8_t* rows[kChunkRows];
+  Rows used;
+  for (uint64_t left = live; left != 0; left &= left - 1) {
+    const int64_t row = lowest_bit(left);
+    rows[used.n] = down + row * stride;
+    float* const wide = widened + used.n * blocks;
+    widen_scales(quant, rows[used.n], cols, wide);
+    used.append(a[row], wide);
+  }
+  if (used.n == 0) return;
+  Rows fours = used;
+  while (fours.n % kFour != 0) {  // beside a factor of zero any row will do
+    rows[fours.n] = rows[used.n - 1];
+    fours.append(0.0f, used.scales[used.n - 1]);
+  }
+  find_factors(Format::kBias, used, fours, blocks, factors);
+
+  for (int64_t s = 0; s < strips; ++s) {
+    for (int v = 0; v < kVectors; ++v) {
+      store(integers + s * kDownStrip + v * kLanes, as_i32(Format::spread(factors.start + s * 4, v / 4)));
+    }
+  }
+  const int64_t row_end = stride - cols / kBlock * 2;
+  for (int64_t four = 0; four * kFour < fours.n; ++four) {
+    for (int64_t s = 0; s < strips; ++s) {
+      B64 w[kVectors];
+      load_strip<Format>(rows + four * kFour, s, row_end, w);
+      const int32_t* const dwords = factors.dwords + four * blocks + s * 4;
+      for (int v = 0; v < kVectors; ++v) {
+        int32_t* const to = integers + s * kDownStrip + v * kLanes;
+        store(to, Format::dot(load(to), w[v], Format::spread(dwords, v / 4)));
+      }
+    }
+  }
+  for (int64_t s = 0; s < strips; ++s) {
+    I32 strip[kVectors];
+    for (int v = 0; v < kVectors; ++v) strip[v] = load(integers + s * kDownStrip + v * kLanes);
+    add_scaled<Format>(factors, s, strip, sums);
+  }
+}
+
+// NT tokens against an unpacked strip of all rows, [four][vector].
+template <class Format, int NT>
+SIMD_INLINE void add_strip(const uint8_t* tile, int64_t fours, int64_t strip, int64_t blocks, const Factors* factors,
+                           float* sums, int64_t sums_stride) {
+  I32 integers[NT][kVectors];
+  for (int t = 0; t < NT; ++t) {
+    for (int v = 0; v < kVectors; ++v) integers[t][v] = as_i32(Format::spread(factors[t].start + strip * 4, v / 4));
+  }
+  for (int64_t four = 0; four < fours; ++four) {
+    B64 f[NT][2];
+    for (int t = 0; t < NT; ++t) {
+      for (int p = 0; p < 2; ++p) f[t][p] = Format::spread(factors[t].dwords + four * blocks + strip * 4, p);
+    }
+    for (int v = 0; v < kVectors; ++v) {
+      const B64 w = load_bytes(tile + (four * kVectors + v) * 64);
+      for (int t = 0; t < NT; ++t) integers[t][v] = Format::dot(integers[t][v], w, f[t][v / 4]);
+    }
+  }
+  for (int t = 0; t < NT; ++t) add_scaled<Format>(factors[t], strip, integers[t], sums + t * sums_stride);
+}
+
+template <class Format>
+void add_down_together(Quant quant, const uint8_t* down, int64_t cols, int64_t rows, const float* a,
+                       const uint64_t* live, int64_t tokens, uint8_t* scratch, float* sums, int64_t sums_stride) {
+  const int64_t stride = row_bytes(quant, cols), blocks = padded_blocks(cols);
+  const int64_t strips = round_up(cols, kDownStrip) / kDownStrip, fours = rows / kFour;
+  uint8_t* const tile = scratch;
+  float* const widened = reinterpret_cast<float*>(tile + kMostFours * kVectors * 64);
+  float* const zeros = widened + kChunkRows * blocks;
+  int32_t* const ints = reinterpret_cast<int32_t*>(zeros + blocks);
+  Factors factors[kTokenBlock];
+
+  std::memset(zeros, 0, static_cast<size_t>(blocks) * sizeof(float));
+  for (int64_t row = 0; row < rows; ++row) widen_scales(quant, down + row * stride, cols, widened + row * blocks);
+  for (int64_t t = 0; t < tokens; ++t) {
+    Rows used, fours;
+    for (uint64_t left = live[t]; left != 0; left &= left - 1) {
+      const int64_t row = lowest_bit(left);
+      used.append(a[t * kChunkRows + row], widened + row * blocks);
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      fours.append(a[t * kChunkRows + row], (live[t] >> row & 1) != 0 ? widened + row * blocks : zeros);
+    }
+    factors[t] = Factors(ints + t * Factors::ints(blocks), blocks);
+    find_factors(Format::kBias, used, fours, blocks, factors[t]);
+  }
+
+  const int64_t row_end = stride - cols / kBlock * 2;
+  for (int64_t s = 0; s < strips; ++s) {
+    for (int64_t four = 0; four < fours; ++four) {
+      const uint8_t* four_rows[kFour];
+      for (int j = 0; j < kFour; ++j) four_rows[j] = down + (four * kFour + j) * stride;
+      B64 w[kVectors];
+      load_strip<Format>(four_rows, s, row_end, w);
+      for (int v = 0; v < kVectors; ++v) store_bytes(tile + (four * kVectors + v) * 64, w[v]);
+    }
+    int64_t t = 0;
+    for (; tokens - t >= kDownTokens; t += kDownTokens) {
+      add_strip<Format, kDownTokens>(tile, fours, s, blocks, factors + t, sums + t * sums_stride, sums_stride);
+    }
+    for (; t < tokens; ++t) add_strip<Format, 1>(tile, fours, s, blocks, factors + t, sums + t * sums_stride, sums_stride);
+  }
+}
+
+// Strips of 128 columns in registers, row after row; columns in their natural order.
+template <class Weight>
+void add_down_float(const uint8_t* down, int64_t cols, const float* a, uint64_t live, float* sums) {
+  const Weight* const weights = reinterpret_cast<const Weight*>(down);
+  for (int64_t col = 0; col < cols; col += kDownVectors * kLanes) {
+    const int64_t left_over = (cols - col) / kLanes;
+    const int64_t n = left_over < kDownVectors ? left_over : kDownVectors;
+    F32 strip[kDownVectors];
+    for (int64_t v = 0; v < n; ++v) strip[v] = load(sums + col + v * kLanes);
+    for (uint64_t left = live; left != 0; left &= left - 1) {
+      const int64_t row = lowest_bit(left);
+      const F32 factor = broadcast(a[row]);
+      for (int64_t v = 0; v < n; ++v) strip[v] = fma(factor, load(weights + row * cols + col + v * kLanes), strip[v]);
+    }
+    for (int64_t v = 0; v < n; ++v) store(sums + col + v * kLanes, strip[v]);
+  }
+}
+
+void add_down(Quant quant, const uint8_t* down, int64_t cols, int64_t rows, const float* a, const uint64_t* live,
+              int64_t tokens, uint8_t* scratch, float* sums, int64_t sums_stride) {
+  if (is_block_quantized(quant) && tokens > 1) {
+    if (quant == Quant::q4_0) add_down_together<DownQ4>(quant, down, cols, rows, a, live, tokens, scratch, sums, sums_stride);
+    else add_down_together<DownQ8>(quant, down, cols, rows, a, live, tokens, scratch, sums, sums_stride);
+    return;
+  }
+  for (int64_t t = 0; t < tokens; ++t, a += kChunkRows, ++live, sums += sums_stride) {
+    if (quant == Quant::q4_0) add_down_alone<DownQ4>(quant, down, cols, a, *live, scratch, sums);
+    if (quant == Quant::q8_0) add_down_alone<DownQ8>(quant, down, cols, a, *live, scratch, sums);
+    if (quant == Quant::f16) add_down_float<uint16_t>(down, cols, a, *live, sums);
+    if (quant == Quant::f32) add_down_float<float>(down, cols, a, *live, sums);
+  }
+}
+
+template <class Format>
+void copy_in_order(int64_t cols, const float* sums, float* out) {
+  for (int64_t strip = 0; strip < cols; strip += kDownStrip, sums += kDownStrip, out += kDownStrip) {
+    for (int v = 0; v < kVectors; ++v) {
+      for (int quarter = 0; quarter < 4; ++quarter) {
+        const int64_t column = Format::column(v / 4, v % 4, quarter);
+        if (strip + column < cols) std::memcpy(out + column, sums + v * kLanes + quarter * 4, 4 * sizeof(float));
+      }
+    }
+  }
+}
+
+void order_sums(Quant quant, int64_t cols, const float* sums, float* out) {
+  if (quant == Quant::q4_0) copy_in_order<DownQ4>(cols, sums, out);
+  else if (quant == Quant::q8_0) copy_in_order<DownQ8>(cols, sums, out);
+  else std::memcpy(out, sums, static_cast<size_t>(cols) * sizeof(float));
+}
+
+void add_sums(float* to, const float* from, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) store(to + i, add(load(to + i), load(from + i)));
+}
+
+}  // namespace
+}  // namespace smallthinker
