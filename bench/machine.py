@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from smallthinker.expert_store import host
+
 
 def machine() -> dict[str, object]:
     """CPU, cores, memory, kernel and the checkout's commit; no host name and no paths."""
@@ -17,18 +19,9 @@ def machine() -> dict[str, object]:
         ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
     ).stdout.strip()
     return {
-        "cpu": _cpu_name(),
+        "cpu": host.cpu_name(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "commit": commit,
     }
-
-
-def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

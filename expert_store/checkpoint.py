@@ -114,7 +114,7 @@ class Checkpoint:
         row_bytes = (entry.stop - entry.start) // entry.shape[0]
         raw = np.empty((rows - start) * row_bytes, np.uint8)
         self._read(path, entry.start + start * row_bytes, memoryview(raw.data))
-        return _to_float32(raw, entry.dtype).reshape(rows - start, *entry.shape[1:])
+        return to_float32(raw, entry.dtype).reshape(rows - start, *entry.shape[1:])
 
     def close(self) -> None:
         for fd in self._files.values():
@@ -203,7 +203,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _to_float32(raw: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.float32]:
+def to_float32(raw: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.float32]:
+    """Little-endian bytes [n * item size] of one of SOURCE_DTYPES -> the same numbers, [n]."""
     assert raw.nbytes % ITEM_BYTES[dtype] == 0
     if dtype == "F32":
         return raw.view("<f4")

@@ -1,5 +1,5 @@
 """What only one operating system can do, each with a portable fallback: direct reads, page-aligned memory, dropping
-cached pages, atomic folder exchange, available and peak memory.
+cached pages, atomic folder exchange, available and peak memory, what the machine is.
 
 Knows nothing about models or stores. Importing it works everywhere; where a function's best way is missing, its
 docstring or a comment says what happens on Windows and macOS instead. Sizes are bytes.
@@ -12,6 +12,7 @@ import ctypes
 import errno
 import mmap
 import os
+import platform
 import sys
 import threading
 from pathlib import Path
@@ -177,6 +178,18 @@ def available_memory_bytes() -> int:
     return available
 
 
+def memory_limit_bytes() -> int | None:
+    """The least limit of the enclosing memory cgroups; None where none is below the machine's memory."""
+    least = int(psutil.virtual_memory().total)
+    limited = False
+    with contextlib.suppress(OSError):
+        for directory, v2 in _memory_cgroups(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup")):
+            with contextlib.suppress(OSError, ValueError):  # "max" is no limit
+                limit = int((directory / ("memory.max" if v2 else "memory.limit_in_bytes")).read_text())
+                least, limited = min(limit, least), limited or limit < least
+    return least if limited else None
+
+
 def cgroup_left_bytes(directory: Path, v2: bool) -> int | None:
     """Limit minus usage of one memory cgroup; None without a limit. Reclaimable page cache doesn't count as used."""
     names = ("memory.max", "memory.current") if v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
@@ -224,6 +237,23 @@ def peak_memory_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def transparent_huge_pages() -> str | None:
+    """Linux's setting: always, madvise or never. None elsewhere."""
+    with contextlib.suppress(OSError, IndexError):
+        setting = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()  # "always [madvise] never"
+        return setting.split("[")[1].split("]")[0]
+    return None
+
+
+def cpu_name() -> str:
+    """What the CPU calls itself."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def physical_cores() -> int:

@@ -2,6 +2,7 @@
 #include "arguments.h"
 #include "kernels.h"
 #include "thread_pool.h"
+#include "timings.h"
 
 #include <pybind11/stl.h>
 
@@ -87,6 +88,7 @@ void bind_embed(const std::string& quant, const py::array& data, int64_t rows, i
     if (id[t] < 0 || id[t] >= rows) fail("ids[", t, "]: expected 0 to ", rows - 1, ", found ", id[t]);
   }
   py::gil_scoped_release unlocked;
+  Timed timed(poolless_timings(), "embed");
   embed(q, from, cols, id, tokens, to);
 }
 
@@ -99,6 +101,7 @@ void bind_rmsnorm(const py::array& x, const py::array& weight, float eps, py::ar
   if (to != from) check_disjoint(out, x, "x");
   check_disjoint(out, weight, "weight");
   py::gil_scoped_release unlocked;
+  Timed timed(poolless_timings(), "rmsnorm");
   rmsnorm(from, w, eps, tokens, dim, to);
 }
 
@@ -113,7 +116,29 @@ void bind_linear(ThreadPool& pool, const std::string& quant, const py::array& da
   check_disjoint(out, x, "x");
   check_disjoint(out, data, "data");
   py::gil_scoped_release unlocked;
+  Timed timed(pool.timings(), "linear");
   linear(pool, q, weights, rows, cols, from, tokens, to);
+}
+
+void bind_linear_groups(ThreadPool& pool, const std::string& quant, const py::array& data, int64_t rows, int64_t cols,
+                        const py::array& groups, const py::array& x, py::array& out) {
+  const Quant q = parse_quant(quant);
+  check_matrix(q, rows, cols);
+  const uint8_t* weights = packed(data, "data", packed_bytes(q, Layout::tiles, rows, cols));
+  const int32_t* chosen = input<int32_t>(groups, "groups", {-1});
+  const int64_t last = (rows - 1) / kTileRows, n_groups = groups.shape(0);
+  for (int64_t i = 0; i < n_groups; ++i) {
+    if (chosen[i] < 0 || chosen[i] > last) fail("groups[", i, "]: expected 0 to ", last, ", found ", chosen[i]);
+    if (i > 0 && chosen[i] <= chosen[i - 1]) fail("groups[", i, "]: not above the one before it");
+  }
+  const float* from = input<float>(x, "x", {-1, cols});
+  const int64_t tokens = x.shape(0);
+  float* to = output<float>(out, "out", {tokens, rows});
+  check_disjoint(out, x, "x");
+  check_disjoint(out, data, "data");
+  py::gil_scoped_release unlocked;
+  Timed timed(pool.timings(), "linear_groups");
+  linear_groups(pool, q, weights, rows, cols, chosen, n_groups, from, tokens, to);
 }
 
 void bind_rope_angles(const py::array& positions, int64_t head_dim, double theta, py::array& cos, py::array& sin) {
@@ -124,6 +149,7 @@ void bind_rope_angles(const py::array& positions, int64_t head_dim, double theta
   float* c = output<float>(cos, "cos", {positions.shape(0), head_dim / 2});
   float* s = output<float>(sin, "sin", {positions.shape(0), head_dim / 2});
   py::gil_scoped_release unlocked;
+  Timed timed(poolless_timings(), "rope_angles");
   rope_angles(p, positions.shape(0), head_dim, theta, c, s);
 }
 
@@ -134,6 +160,7 @@ void bind_rope(py::array& x, const py::array& cos, const py::array& sin) {
   const float* c = input<float>(cos, "cos", {tokens, head_dim / 2});
   const float* s = input<float>(sin, "sin", {tokens, head_dim / 2});
   py::gil_scoped_release unlocked;
+  Timed timed(poolless_timings(), "rope");
   rope(values, c, s, tokens, heads, head_dim);
 }
 
@@ -146,6 +173,7 @@ void bind_route(const py::array& logits, int64_t k, const std::string& gating, p
   float* to_weights = output<float>(weights, "weights", {tokens, k});
   const Gating g = gating == "softmax" ? Gating::softmax : Gating::sigmoid;
   py::gil_scoped_release unlocked;
+  Timed timed(poolless_timings(), "route");
   route(from, tokens, experts, k, g, to_ids, to_weights);
 }
 
@@ -165,6 +193,7 @@ void bind_kv_append(const py::array& k, const py::array& v, py::array& k_cache, 
   check_start(start, tokens);
   if (tokens > 0 && capacity < 1) fail("k_cache: expected a capacity of at least 1");
   py::gil_scoped_release unlocked;
+  Timed timed(poolless_timings(), "kv_append");
   kv_append(from_k, from_v, tokens, {heads, capacity, dim}, start, to_k, to_v);
 }
 
@@ -186,6 +215,7 @@ void bind_attention(ThreadPool& pool, const py::array& q, const py::array& k_cac
   check_disjoint(out, q, "q");
   if (tokens == 0) return;
   py::gil_scoped_release unlocked;
+  Timed timed(pool.timings(), "attention");
   attention(pool, from, tokens, heads, {kv_heads, capacity, dim}, keys, values, start, window, to);
 }
 
@@ -233,6 +263,7 @@ int64_t bind_experts(ThreadPool& pool, const std::string& quant, int64_t hidden,
     if (is_used[static_cast<size_t>(pair)]++) fail("pairs[", i, "]: ", pair, " is there twice");
   }
   py::gil_scoped_release unlocked;
+  Timed timed(pool.timings(), "experts");
   return experts(pool, call);
 }
 
@@ -243,6 +274,7 @@ void bind_combine(py::array& x, const py::array& contributions, const py::array&
   const int64_t k = weights.shape(1);
   const float* from = input<float>(contributions, "contributions", {tokens * k, dim});
   py::gil_scoped_release unlocked;
+  Timed timed(poolless_timings(), "combine");
   combine(to, from, w, tokens, k, dim);
 }
 
@@ -250,7 +282,14 @@ void bind_add(py::array& x, const py::array& y) {
   float* to = output<float>(x, "x", {-1, -1});
   const float* from = input<float>(y, "y", {x.shape(0), x.shape(1)});
   py::gil_scoped_release unlocked;
+  Timed timed(poolless_timings(), "add");
   add(to, from, x.size());
+}
+
+py::dict bind_timings(const Timings& timings) {
+  py::dict by_name;
+  for (const Timings::Entry& entry : timings.entries()) by_name[entry.name] = py::make_tuple(entry.calls, entry.sec);
+  return by_name;
 }
 
 uint64_t bind_read_memory(ThreadPool& pool, const py::array& data) {
@@ -278,11 +317,19 @@ PYBIND11_MODULE(_kernels, m) {
     return names;
   });
 
+  m.def("built_isas", [] {
+    std::vector<std::string> names;
+    for (const Isa* isa : built_isas()) names.emplace_back(isa->name);
+    return names;
+  });
+  m.def("timings", [] { return bind_timings(poolless_timings()); });
+
   py::class_<ThreadPool>(m, "ThreadPool")
       .def(py::init(&make_pool), arg("threads"), arg("isa") = py::none())
       .def_property_readonly("threads", &ThreadPool::threads)
       .def_property_readonly("isa", [](const ThreadPool& pool) { return std::string(pool.isa().name); })
-      .def_property_readonly("scratch_bytes", &ThreadPool::scratch_bytes);
+      .def_property_readonly("scratch_bytes", &ThreadPool::scratch_bytes)
+      .def("timings", [](ThreadPool& pool) { return bind_timings(pool.timings()); });
 
   m.def("packed_bytes", &bind_packed_bytes, arg("quant"), arg("layout"), arg("rows"), arg("cols"));
   m.def("record_sections", &bind_record_sections, arg("quant"), arg("hidden"), arg("ffn"));
@@ -291,6 +338,8 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("embed", &bind_embed, arg("quant"), arg("data"), arg("rows"), arg("cols"), arg("ids"), arg("out"));
   m.def("rmsnorm", &bind_rmsnorm, arg("x"), arg("weight"), arg("eps"), arg("out"));
   m.def("linear", &bind_linear, arg("pool"), arg("quant"), arg("data"), arg("rows"), arg("cols"), arg("x"), arg("out"));
+  m.def("linear_groups", &bind_linear_groups, arg("pool"), arg("quant"), arg("data"), arg("rows"), arg("cols"),
+        arg("groups"), arg("x"), arg("out"));
   m.def("rope_angles", &bind_rope_angles, arg("positions"), arg("head_dim"), arg("theta"), arg("cos"), arg("sin"));
   m.def("rope", &bind_rope, arg("x"), arg("cos"), arg("sin"));
   m.def("route", &bind_route, arg("logits"), arg("k"), arg("gating"), arg("ids"), arg("weights"));

@@ -23,6 +23,16 @@ ActivationRow place_activations(Quant quant, int64_t cols, const float* x, uint8
   return {x, reinterpret_cast<int8_t*>(scratch), reinterpret_cast<float*>(scale), reinterpret_cast<int32_t*>(start)};
 }
 
+std::vector<const Isa*> built_isas() {
+  return {
+      &isa_portable(),
+#if SMALLTHINKER_X86
+      &isa_avx2(),
+      &isa_avx512(),
+#endif
+  };
+}
+
 int64_t down_scratch_bytes(Quant quant, int64_t cols, int64_t tokens) {
   if (!is_block_quantized(quant)) return 0;
   const int64_t blocks = round_up(cols / kBlock, kLanes), fours = kChunkRows / 4;

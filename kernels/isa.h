@@ -127,6 +127,8 @@ const Isa& isa_avx2();
 const Isa& isa_avx512();
 #endif
 
+// The instruction sets that this build has, best last; a CPU may lack some.
+std::vector<const Isa*> built_isas();
 // The instruction sets that this CPU can run, best last.
 std::vector<const Isa*> available_isas();
 // The best one for an empty name. Throws std::invalid_argument for a name that is unknown or that this CPU can't run.

@@ -23,6 +23,10 @@ void embed(Quant quant, const uint8_t* data, int64_t cols, const int32_t* ids, i
 void linear(ThreadPool& pool, Quant quant, const uint8_t* data, int64_t rows, int64_t cols, const float* x,
             int64_t tokens, float* out);
 
+// head.cpp: rows 16 * g to 16 * g + 15 of every chosen group g, ascending, the same bits as `linear`; others stay.
+void linear_groups(ThreadPool& pool, Quant quant, const uint8_t* data, int64_t rows, int64_t cols,
+                   const int32_t* groups, int64_t n_groups, const float* x, int64_t tokens, float* out);
+
 // norm_rope.cpp
 void rmsnorm(const float* x, const float* weight, float eps, int64_t tokens, int64_t dim, float* out);
 void rope_angles(const int64_t* positions, int64_t tokens, int64_t head_dim, double theta, float* cos, float* sin);

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "isa.h"
+#include "timings.h"
 
 namespace smallthinker {
 
@@ -27,6 +28,7 @@ class ThreadPool {
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
   const Isa& isa() const { return isa_; }
   int64_t scratch_bytes() const { return scratch_bytes_.load(std::memory_order_relaxed); }
+  Timings& timings() { return timings_; }  // of the kernels that ran on this pool
 
   // One kernel call's exclusive use of the pool. A second calling thread waits here.
   class Session {
@@ -80,6 +82,7 @@ class ThreadPool {
   std::mutex session_mutex_;
   std::unique_ptr<uint8_t[], FreeAligned> scratch_;
   std::atomic<int64_t> scratch_bytes_{0};
+  Timings timings_;
 
   Job job_;
   std::atomic<int64_t> next_unit_{0};

@@ -38,6 +38,12 @@ def isa() -> str:
 def available_isas() -> list[str]:
     """Of portable, avx2 and avx512 those that this CPU can run, best last."""
 
+def built_isas() -> list[str]:
+    """The instruction sets that this build has, best last; this CPU may lack some."""
+
+def timings() -> dict[str, tuple[int, float]]:
+    """As `ThreadPool.timings`, of the kernels that take no pool, over the whole process since it started."""
+
 class ThreadPool:
     """Threads that wait for kernel calls, and the scratch memory of those calls.
 
@@ -53,6 +59,10 @@ class ThreadPool:
     @property
     def scratch_bytes(self) -> int:
         """Bytes of scratch memory held now."""
+
+    def timings(self) -> dict[str, tuple[int, float]]:
+        """Kernel -> calls and seconds since the pool was made. Seconds are wall time with the GIL released; waiting for
+        another thread's call on the same pool is in them. Threads of the pool are not added up."""
 
 def packed_bytes(quant: Quant, layout: Layout, rows: int, cols: int) -> int:
     """Bytes of a packed matrix. `cols` is a multiple of 32 for q8_0 and q4_0."""
@@ -80,6 +90,14 @@ def linear(pool: ThreadPool, quant: Quant, data: U8, rows: int, cols: int, x: F3
 
     With q8_0 and q4_0, x is rounded to int8 with one scale per 32 columns; a block with a NaN or an infinity makes the
     token's results NaN. With f16 and f32, x and the sums are f32.
+    """
+
+def linear_groups(
+    pool: ThreadPool, quant: Quant, data: U8, rows: int, cols: int, groups: I32, x: F32, out: F32
+) -> None:
+    """As `linear`, the same bits, but only rows 16 g to 16 g + 15 for every g in `groups` [n], ascending.
+
+    The other columns of out [T, rows] stay.
     """
 
 def rope_angles(positions: I64, head_dim: int, theta: float, cos: F32, sin: F32) -> None:

@@ -25,10 +25,10 @@ Ctrl-C       stop the answer"""
 
 
 class Chat:
-    """One conversation. `run` returns the exit code."""
+    """One conversation. `run` returns the exit code. `profile` prints where the time went after every answer."""
 
-    def __init__(self, llm: LLM, options: Options, system: str | None) -> None:
-        self._llm, self._options = llm, options
+    def __init__(self, llm: LLM, options: Options, system: str | None, *, profile: bool = False) -> None:
+        self._llm, self._options, self._profile = llm, options, profile
         self._opening: list[Message] = [{"role": "system", "content": system}] if system else []
         self.messages: list[Message] = list(self._opening)
 
@@ -111,6 +111,8 @@ class Chat:
                 print("(the oldest turn no longer fits the context and is forgotten)", file=sys.stderr)
         with stream:
             yield from stream
+        if self._profile and stream.completion is not None:
+            print(f"\n{stream.completion.profile.table()}", end="", file=sys.stderr)
 
 
 @contextlib.contextmanager

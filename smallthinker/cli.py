@@ -44,6 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SmallThinkerError as e:
         print(f"smallthinker {args.command}: error: {' '.join(str(e).split())}", file=sys.stderr)
         return EXIT_USAGE
+    except ImportError as e:
+        if not str(e).startswith("SMALLTHINKER_ISA"):  # the user's own setting, found wrong when the kernels load
+            raise
+        print(f"smallthinker {args.command}: error: {e}", file=sys.stderr)
+        return EXIT_USAGE
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `smallthinker run ... | head`: the reader has what it wanted
@@ -106,6 +111,11 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--verify", action="store_true", help="read everything and compare checksums")
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
 
+    doctor = _command(
+        commands, "doctor", _doctor, "say what this machine and this build can do", "smallthinker doctor --json"
+    )
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+
     synth = _command(
         commands,
         "synth",
@@ -154,7 +164,20 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
         "--reader", choices=["auto", "mmap", "direct"], default="auto", help="how experts are read (default: auto)"
     )
     group.add_argument("--no-prefetch", action="store_true", help="read experts only once attention is done")
+    group.add_argument(
+        "--lossy-head",
+        metavar="FILE",
+        help="LOSSY: compute only logits that this predictor (a model_lm_head.pt) deems likely (default: off)",
+    )
+    group.add_argument(
+        "--lossy-threshold",
+        type=float,
+        metavar="X",
+        default=0.0,
+        help="score above which the predictor has a logit computed; lower loses less (default: 0, as published)",
+    )
     group.add_argument("--verbose", action="store_true", help="print the memory plan to stderr")
+    group.add_argument("--profile", action="store_true", help="print where a token's time went to stderr")
 
 
 def _add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -203,6 +226,8 @@ def _load(args: argparse.Namespace) -> LLM:
         threads=args.threads,
         reader=args.reader,
         prefetch=not args.no_prefetch,
+        lossy_head=args.lossy_head,
+        lossy_threshold=args.lossy_threshold,
     )
     if args.verbose:
         print(llm.plan.table(), file=sys.stderr)
@@ -233,7 +258,11 @@ def _run(args: argparse.Namespace) -> int:
         print(flush=True)
         assert stream.completion is not None
         stats = stream.completion.stats
-        print(json.dumps(stats.to_dict()) if args.stats == "json" else stats.line(), file=sys.stderr)
+        profile = stream.completion.profile
+        if args.profile:
+            print(profile.table(), file=sys.stderr)
+        figures = stats.to_dict() | ({"profile": profile.to_dict()} if args.profile else {})
+        print(json.dumps(figures) if args.stats == "json" else stats.line(), file=sys.stderr)
         return EXIT_INTERRUPTED if stream.completion.finish_reason == "cancelled" else 0
 
 
@@ -241,7 +270,7 @@ def _chat(args: argparse.Namespace) -> int:
     from smallthinker.chat import Chat
 
     with _load(args) as llm:
-        return Chat(llm, _generation_options(args), args.system).run()
+        return Chat(llm, _generation_options(args), args.system, profile=args.profile).run()
 
 
 def _convert(args: argparse.Namespace) -> int:
@@ -285,6 +314,14 @@ def _inspect(args: argparse.Namespace) -> int:
             facts["checksums"] = "verified"
         print(json.dumps(facts) if args.json else inspection_text(facts))
     return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from smallthinker.doctor import diagnose, diagnosis_text
+
+    facts = diagnose()
+    print(json.dumps(facts) if args.json else diagnosis_text(facts))
+    return EXIT_USAGE if facts["problems"] else 0
 
 
 class _ProgressBar:

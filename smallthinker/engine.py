@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,9 @@ from smallthinker.expert_store.io_thread import IoThread
 from smallthinker.expert_store.readers import open_reader
 from smallthinker.expert_store.store import Store
 from smallthinker.layers import Decoder, never
+from smallthinker.lossy_head import DEFAULT_THRESHOLD, HeadPredictor, LossyHead
 from smallthinker.memory_plan import CHUNKS, MIB, choose_context, parse_size, plan_memory
+from smallthinker.profile import Clocks, KernelTime, Stopwatch
 from smallthinker.tokenizer import Tokenizer
 
 # From a cold page cache, a start pulls in file pages that are never mapped, and the kernel's own tables count too; all
@@ -53,17 +55,23 @@ class Engine:
         prefetch: bool = True,
         chunk: int | None = None,
         max_slots: int | None = None,
+        lossy_head: str | Path | None = None,
+        lossy_threshold: float = DEFAULT_THRESHOLD,
     ) -> None:
-        """Raises StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError, ContextLengthError or RequestError.
+        """Raises StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError, ContextLengthError, RequestError or,
+        for `lossy_head`, CheckpointError.
 
         memory: budget of the whole process, in bytes or as '1GiB'; None takes what is free, less a margin.
         context: tokens of prompt and answer together; None takes the model's, at most 4096.
         threads: for arithmetic; None takes the physical cores.
         chunk, max_slots: instead of what the plan would choose, to measure and test; no output depends on them.
+        lossy_head, lossy_threshold: a predictor's file, and the score above which it has a logit computed.
         """
         began = time.perf_counter()
         if threads is not None and not 1 <= threads <= 1024:
             raise RequestError(f"threads: expected 1 to 1024, found {threads}")
+        if lossy_head is None and lossy_threshold != DEFAULT_THRESHOLD:
+            raise RequestError("lossy_threshold: has no meaning without lossy_head, the predictor's file")
         budget = None if memory is None else parse_size(memory)
         before_tokenizer = _resident_bytes()
         with ExitStack() as resources:
@@ -73,13 +81,16 @@ class Engine:
             resident = _resident_bytes()
             if budget is None:
                 budget = resident + int(host.available_memory_bytes() * (1 - DEFAULT_MARGIN))
+            predictor = None if lossy_head is None else HeadPredictor(lossy_head, store.config)
+            if predictor is not None:
+                resources.callback(predictor.close)
             self._reader = open_reader(reader, store)
             resources.callback(self._reader.close)
             self.plan = plan_memory(
                 store.config,
                 budget_bytes=budget,
                 context=choose_context(store.config, context),
-                dense_bytes=store.dense_bytes,
+                dense_bytes=store.dense_bytes + (predictor.packed_bytes if predictor is not None else 0),
                 record_bytes=store.record_bytes,
                 io_bytes=IO_WORKERS * store.record_bytes,  # the map's pages, until they are dropped behind the copy
                 interpreter_bytes=before_tokenizer + LIBRARY_PAGES_BYTES,
@@ -93,12 +104,17 @@ class Engine:
                 io, self.plan.slots, store.record_bytes, LRU(), self.config.moe_num_primary_experts
             )
             self.kv = KVCache(self.config, self.plan.context, self.plan.chunk)
-            pool = _kernels.ThreadPool(self.threads)
+            self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa
             store.load_dense()
-            self._decoder = Decoder(store, self.experts, self.kv, pool, prefetch=prefetch)
+            self.lossy_head: LossyHead | None = None
+            if predictor is not None:
+                head: npt.NDArray[Any] = store.dense("embed_tokens" if self.config.tie_word_embeddings else "lm_head")
+                self.lossy_head = LossyHead(predictor, pool, self.config, store.quant, head, lossy_threshold)
+            self._decoder = Decoder(store, self.experts, self.kv, pool, prefetch=prefetch, lossy_head=self.lossy_head)
             self._resources = resources.pop_all()
         self._tokens: list[int] = []
+        self._computing, self._computed_tokens = Stopwatch(), 0
         self.load_sec = time.perf_counter() - began
 
     @property
@@ -150,9 +166,17 @@ class Engine:
         return np.concatenate([self._decoder.forward(chunk, all_logits=True) for chunk in chunks])
 
     def _step(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> npt.NDArray[np.float32]:
-        logits = self._decoder.forward(tokens, cancelled=cancelled)
+        with self._computing:
+            logits = self._decoder.forward(tokens, cancelled=cancelled)
         self._tokens.extend(tokens)
+        self._computed_tokens += len(tokens)
         return logits
+
+    def clocks(self) -> Clocks:
+        """Time and tokens of all prefill and decode steps so far; subtract two readings."""
+        timings = _kernels.timings() | self._pool.timings()
+        kernels = {name: KernelTime(calls, sec) for name, (calls, sec) in timings.items()}
+        return Clocks(self._computed_tokens, self._computing.sec, self.experts.counters().stall_sec, kernels)
 
     def _reusable(self, tokens: Sequence[int]) -> int:
         longest = min(len(tokens) - 1, len(self._tokens))  # the last token is always computed: its logits are wanted
@@ -163,6 +187,7 @@ class Engine:
         """Stop the I/O thread, close the files, free the memory. May be called twice."""
         self._resources.close()
         self._decoder.dense.clear()
+        self._decoder.lossy_head = self.lossy_head = None
         self.experts.free()
         self.kv.free()
 

@@ -16,7 +16,7 @@ class ConfigError(SmallThinkerError, ValueError):
 
 
 class CheckpointError(SmallThinkerError, ValueError):
-    """A Hugging Face checkpoint folder lacks a tensor or file, or one has the wrong shape or type."""
+    """A checkpoint (a Hugging Face folder, a torch.save file) lacks a tensor, or one has the wrong shape or type."""
 
 
 class StoreFormatError(SmallThinkerError, ValueError):

@@ -16,6 +16,8 @@ from typing import Literal
 from smallthinker.engine import Engine
 from smallthinker.errors import CancelledError, RequestError
 from smallthinker.expert_store import host
+from smallthinker.lossy_head import HeadCounters
+from smallthinker.profile import Profile, Stopwatch
 from smallthinker.sampling import Sampler, SamplingParams
 from smallthinker.stats import GenerationStats
 from smallthinker.stop_strings import StopStrings
@@ -53,6 +55,7 @@ class Completion:
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     stats: GenerationStats
+    profile: Profile
 
 
 class TextStream:
@@ -137,13 +140,15 @@ def _answer(
     try:
         logits, meter.reused_tokens = engine.prefill(prompt, cancelled=cancelled.is_set)
         while True:
-            token = sampler.sample(logits)
+            with meter.sampling:
+                token = sampler.sample(logits)
             meter.token()
             if token in eos:
                 reason = "stop"
                 break
             ids.append(token)
-            piece = stops.push(decoder.push(token))
+            with meter.text:
+                piece = stops.push(decoder.push(token))
             if piece:
                 text.append(piece)
                 yield piece
@@ -163,7 +168,7 @@ def _answer(
         if rest:
             text.append(rest)
             yield rest
-    return Completion("".join(text), tuple(ids), reason, meter.stats())
+    return Completion("".join(text), tuple(ids), reason, meter.stats(), meter.profile())
 
 
 class _Meter:
@@ -177,6 +182,9 @@ class _Meter:
         self._first_token = self._last_token = self._began
         self._at_start = engine.experts.counters()
         self._at_first_token = self._at_start
+        self._head_at_start = HeadCounters() if engine.lossy_head is None else engine.lossy_head.counters()
+        self.sampling, self.text = Stopwatch(), Stopwatch()
+        self._clocks_at_start = self._clocks_at_first_token = engine.clocks()
 
     def token(self) -> None:
         self._last_token = time.perf_counter()
@@ -184,9 +192,15 @@ class _Meter:
         if self._tokens == 1:
             self._first_token = self._last_token
             self._at_first_token = self._engine.experts.counters()
+            self._clocks_at_first_token = self._engine.clocks()
+
+    def profile(self) -> Profile:
+        start, end = self._clocks_at_start, self._engine.clocks()
+        first = self._clocks_at_first_token if self._tokens else end  # cancelled before it: all was prefill
+        return Profile(first - start, end - first, self.sampling.sec, self.text.sec, self._tokens)
 
     def stats(self) -> GenerationStats:
-        engine = self._engine
+        engine, head = self._engine, self._engine.lossy_head
         prefill = self._at_first_token - self._at_start
         decode = engine.experts.counters() - self._at_first_token
         return GenerationStats(
@@ -210,4 +224,5 @@ class _Meter:
             isa=engine.isa,
             threads=engine.threads,
             seed=self._seed,
+            lossy_head=None if head is None else head.counters() - self._head_at_start,
         )

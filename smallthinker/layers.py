@@ -21,6 +21,7 @@ from smallthinker.cache.expert_cache import ExpertCache, Ticket
 from smallthinker.cache.kv_cache import KVCache
 from smallthinker.errors import CancelledError
 from smallthinker.expert_store.store import Store
+from smallthinker.lossy_head import LossyHead
 from smallthinker.router.exact import ExactRouter, Route
 from smallthinker.router.planner import ExpertWork, group_by_expert, plan_reads
 
@@ -45,10 +46,12 @@ class Decoder:
         pool: _kernels.ThreadPool,
         *,
         prefetch: bool = True,
+        lossy_head: LossyHead | None = None,
     ) -> None:
         config = store.config
         self.config, self.quant = config, store.quant
         self.experts, self.kv, self.pool, self.prefetch = experts, kv, pool, prefetch
+        self.lossy_head = lossy_head
         self.dense: dict[str, npt.NDArray[Any]] = {name: store.dense(name) for name in store.dense_names()}
         self.router = ExactRouter(
             pool,
@@ -144,6 +147,8 @@ class Decoder:
         _kernels.combine(x, contributions, route.weights)
 
     def _head(self, x: Floats) -> Floats:
+        if self.lossy_head is not None:
+            return self.lossy_head.logits(self._norm("norm", x))
         name = "embed_tokens" if self.config.tie_word_embeddings else "lm_head"
         return self._linear(name, self._norm("norm", x), self.config.vocab_size)
 

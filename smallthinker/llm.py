@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
 from smallthinker.generation import Completion, GenerationParams, TextStream
+from smallthinker.lossy_head import DEFAULT_THRESHOLD
 from smallthinker.memory_plan import MemoryPlan
 from smallthinker.tokenizer import Message
 
@@ -59,12 +60,16 @@ class LLM:
         threads: int | None = None,
         reader: Literal["auto", "mmap", "direct"] = "auto",
         prefetch: bool = True,
+        lossy_head: str | Path | None = None,
+        lossy_threshold: float = DEFAULT_THRESHOLD,
     ) -> None:
         """path: a store (see `smallthinker convert`); None is the bundled demo model. memory: a ceiling for the whole
         process, bytes or '1GiB'; None takes what is free, less a margin. context: tokens of prompt and answer together.
+        lossy_head: a published LM-head predictor (model_lm_head.pt): only logits that it scores above lossy_threshold
+        are computed, and answers differ from the exact ones.
 
         Raises a SmallThinkerError: StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError,
-        ContextLengthError, RequestError, StoreReadError.
+        ContextLengthError, RequestError, StoreReadError, CheckpointError.
         """
         self._engine = Engine(
             DEMO_STORE if path is None else path,
@@ -73,6 +78,8 @@ class LLM:
             threads=threads,
             reader=reader,
             prefetch=prefetch,
+            lossy_head=lossy_head,
+            lossy_threshold=lossy_threshold,
         )
         self._cancelled = threading.Event()
         self._computing = threading.Lock()  # held during each step: `close` waits for it, then frees the memory

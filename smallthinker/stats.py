@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from smallthinker.lossy_head import HeadCounters
+
 MIB = 1 << 20
 
 
@@ -36,6 +38,7 @@ class GenerationStats:
     isa: str
     threads: int
     seed: int | None
+    lossy_head: HeadCounters | None = None
 
     @property
     def decode_tok_per_sec(self) -> float:
@@ -71,4 +74,5 @@ class GenerationStats:
             f"({self.new_tokens} tokens), hit rate {self.hit_rate:.0%}, "
             f"{self.bytes_read_per_token / MIB:.1f} MiB read per token, "
             f"peak memory {self.peak_memory_bytes / MIB:.0f} MiB"
+            f"{'' if self.lossy_head is None else '; ' + self.lossy_head.line()}"
         )

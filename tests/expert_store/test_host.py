@@ -55,9 +55,22 @@ def test_every_enclosing_cgroup_counts(tmp_path: Path, line: str, folders: list[
     assert found == [(tmp_path / folder, v2) for folder in folders]
 
 
+def test_the_least_limit_of_the_enclosing_cgroups_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [(write_group(tmp_path / limit, {"memory.max": limit}), True) for limit in ("max", "5000", "3000", "4000")]
+    monkeypatch.setattr(host, "_memory_cgroups", lambda *_: groups)
+    assert host.memory_limit_bytes() == 3000
+    monkeypatch.setattr(host, "_memory_cgroups", lambda *_: groups[:1])
+    assert host.memory_limit_bytes() is None
+    unlimited = write_group(tmp_path / "v1", {"memory.limit_in_bytes": "9223372036854771712"})
+    monkeypatch.setattr(host, "_memory_cgroups", lambda *_: [(unlimited, False)])
+    assert host.memory_limit_bytes() is None
+
+
 def test_available_memory_cores_and_peak_are_plausible() -> None:
     assert 1 << 20 < host.available_memory_bytes() < 1 << 50
     assert 1 <= host.physical_cores() < 4096
+    assert host.cpu_name()
+    assert host.transparent_huge_pages() in ("always", "madvise", "never", None)
     assert 1 << 20 < host.peak_memory_bytes() < 1 << 50
 
 

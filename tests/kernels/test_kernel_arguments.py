@@ -50,6 +50,19 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "out": zeros(3, 5),
         },
     ),
+    "linear_groups": (
+        _kernels.linear_groups,
+        {
+            "pool": POOL,
+            "quant": "q4_0",
+            "data": zeros(4 * 288, dtype=u8),
+            "rows": 21,
+            "cols": 64,
+            "groups": np.array([0, 1], i32),
+            "x": zeros(3, 64),
+            "out": zeros(3, 21),
+        },
+    ),
     "rope_angles": (
         _kernels.rope_angles,
         {"positions": zeros(3, dtype=i64), "head_dim": 8, "theta": 1e4, "cos": zeros(3, 4), "sin": zeros(3, 4)},
@@ -117,10 +130,17 @@ OUTPUTS = [
     if arg in ("out", "cos", "sin", "ids", "weights", "k_cache", "v_cache", "x")
     and (name, arg)
     not in {("linear", "x"), ("experts", "x"), ("rmsnorm", "x"), ("embed", "ids"), ("combine", "weights")}
-    and (name, arg) not in {("rope", "cos"), ("rope", "sin"), ("attention", "k_cache"), ("attention", "v_cache")}
+    and (name, arg)
+    not in {
+        ("rope", "cos"),
+        ("rope", "sin"),
+        ("linear_groups", "x"),
+        ("attention", "k_cache"),
+        ("attention", "v_cache"),
+    }
 ]
 # Dimensions that nothing else of the call has.
-FREE = {("experts", "slots", 0), ("rope", "x", 1), ("route", "logits", 1)}
+FREE = {("experts", "slots", 0), ("rope", "x", 1), ("linear_groups", "groups", 0), ("route", "logits", 1)}
 
 
 def call(name: str, **changes: Any) -> Any:
@@ -201,6 +221,9 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ("pack", {"w": zeros(0, 64)}, "rows: expected 1 to"),
     ("embed", {"ids": np.array([0, 5], i32)}, r"ids\[1\]: expected 0 to 4, found 5"),
     ("embed", {"ids": np.array([-1, 0], i32)}, r"ids\[0\]: expected 0 to 4, found -1"),
+    ("linear_groups", {"groups": np.array([0, 2], i32)}, r"groups\[1\]: expected 0 to 1, found 2"),
+    ("linear_groups", {"groups": np.array([-1, 0], i32)}, r"groups\[0\]: expected 0 to 1, found -1"),
+    ("linear_groups", {"groups": np.array([1, 1], i32)}, r"groups\[1\]: not above the one before"),
     ("rope_angles", {"head_dim": 7}, "head_dim: expected an even number"),
     ("rope_angles", {"theta": float("nan")}, "theta: expected a positive number"),
     ("route", {"k": 9}, "k: expected 1 to 8"),

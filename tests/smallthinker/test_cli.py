@@ -90,7 +90,7 @@ def test_synth_of_a_config_gives_a_store_that_runs(checkpoint: Path, tmp_path: P
 
 def test_every_command_has_help_with_an_example() -> None:
     assert "example:" in smallthinker("--help").stdout
-    for command in ("run", "chat", "convert", "inspect", "synth"):
+    for command in ("run", "chat", "convert", "inspect", "doctor", "synth"):
         result = smallthinker(command, "--help")
         assert result.returncode == 0
         assert f"example: smallthinker {command}" in " ".join(result.stdout.split())
@@ -223,3 +223,15 @@ def test_no_command_shows_the_help() -> None:
     assert result.returncode == 2
     assert "COMMAND" in result.stderr
     assert "convert" in result.stderr
+
+
+def test_a_profile_says_where_the_time_went_after_the_answer_and_in_the_figures(hybrid_store: Path) -> None:
+    options = ("-m", hybrid_store, "--seed", "1", "--max-tokens", "5", "--ignore-eos", "--profile")
+    *table, line = smallthinker("run", *options, "Once").stderr.splitlines()
+    assert "TTFT" in line
+    assert table[0].startswith("ms a token") and {"linear", "experts", "Python", "all"} <= {t.split()[0] for t in table}
+    figures = json.loads(smallthinker("run", *options, "--stats", "json", "Once").stderr.splitlines()[-1])
+    assert figures["profile"]["decode"]["tokens"] == 4
+    chat = smallthinker("chat", *options, stdin="Once\n")
+    assert chat.returncode == 0
+    assert "Python" in chat.stderr and "Python" not in chat.stdout

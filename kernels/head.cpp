@@ -1,0 +1,38 @@
+// Products with chosen groups of 16 rows of a matrix: an LM head of which most rows are known not to matter.
+#include <algorithm>
+
+#include "kernels.h"
+#include "thread_pool.h"
+
+namespace smallthinker {
+
+void linear_groups(ThreadPool& pool, Quant quant, const uint8_t* data, int64_t rows, int64_t cols,
+                   const int32_t* groups, int64_t n_groups, const float* x, int64_t tokens, float* out) {
+  ThreadPool::Session session(pool);
+  const Isa& isa = session.isa();
+  const int64_t row_scratch = activation_bytes(quant, cols);
+  Scratch<uint8_t> quantized(tokens * row_scratch);
+  Scratch<ActivationRow> activations(tokens);
+  session.allocate(quantized, activations);
+
+  const auto prepare = [&](int, int64_t t) {
+    activations[t] = place_activations(quant, cols, x + t * cols, quantized.data() + t * row_scratch);
+    if (is_block_quantized(quant)) isa.quantize_activations(quant, cols, activations[t]);
+  };
+  session.parallel_for(tokens, prepare);
+
+  // Neighbours go to the micro-kernel in one call: it reads ahead, and within a run that is what comes next.
+  const int64_t chunk = std::max<int64_t>(1, n_groups / (session.threads() * 8));
+  const auto multiply = [&](int, int64_t unit) {
+    const int64_t end = std::min(n_groups, (unit + 1) * chunk);
+    for (int64_t i = unit * chunk, next; i < end; i = next) {
+      for (next = i + 1; next < end && groups[next] == groups[next - 1] + 1;) ++next;
+      const int64_t first = groups[i] * kTileRows, n = std::min(rows - first, (next - i) * kTileRows);
+      isa.tile_product(quant, data + groups[i] * group_bytes(quant, cols), n, cols, activations.data(), tokens,
+                       out + first, rows);
+    }
+  };
+  session.parallel_for((n_groups + chunk - 1) / chunk, multiply);
+}
+
+}  // namespace smallthinker
