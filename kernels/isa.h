@@ -43,8 +43,8 @@ constexpr int64_t kPrefetchBytes = 4096;  // ahead in a stream; half of it reads
 constexpr int64_t kKeyBlock = 64;   // online softmax steps at multiples of this position, whatever the call's shape
 constexpr int64_t kKeySplit = 512;  // and sums begin anew at multiples of this one, so that threads can share a query
 
-// One head of the KV cache: a ring of groups of 16 positions, position p in lane p % 16 of group p / 16 % groups. A group
-// is 16 * row_bytes of keys, in the tiles layout (formats.h), and as much of values:
+// One head of the KV cache: a ring of groups of 16 positions, position p in lane p % 16 of group p / 16 % groups. A
+// group is 16 * row_bytes of keys, in the tiles layout (formats.h), and as much of values:
 //   f16   16 rows of head_dim
 //   q8_0  per 32 dimensions 16 f16 scales, one a position; then 16 rows of head_dim int8
 struct KvHead {

@@ -113,8 +113,8 @@ void score_f16(const AttentionUnit& unit, const AttentionScratch& s, const KeyBl
 }
 
 template <class Values>
-void add_narrow_values(const AttentionUnit& unit, const AttentionScratch& s, const Values& values, const KeyBlock& block,
-                       bool widen, float* acc) {
+void weigh_block(const AttentionUnit& unit, const AttentionScratch& s, const Values& values, const KeyBlock& block,
+                 bool widen, float* acc) {
   if (!widen) return add_block_values(unit, s, values, block.next_keys, acc);
   const int64_t stride = round_up(unit.cache.head_dim, kLanes);
   for (int64_t key = block.begin; key < block.end; ++key) {
@@ -125,6 +125,16 @@ void add_narrow_values(const AttentionUnit& unit, const AttentionScratch& s, con
     }
   }
   add_block_values(unit, s, WideValues{s.wide, stride}, nullptr, acc);
+}
+
+void weigh_q8(const AttentionUnit& unit, const AttentionScratch& s, const KeyBlock& block, bool widen, float* acc) {
+  for (int64_t b = 0; b < unit.cache.head_dim / kBlock; ++b) {
+    for (int64_t g = 0; g < kKeyGroups; ++g) {
+      const uint16_t* scales = reinterpret_cast<const uint16_t*>(block.values[g]) + b * kLanes;
+      store(s.scales + b * kKeyBlock + g * kLanes, load(scales));
+    }
+  }
+  weigh_block(unit, s, Q8Values{block.values, unit.cache.head_dim, s.scales}, block, widen, acc);
 }
 
 // All queries meet a block's keys before any meets its values, so that each half stays in the first-level cache.
@@ -142,28 +152,22 @@ void attend_split(const AttentionUnit& unit, int64_t split_begin, int64_t split_
   const int64_t seen_begin = first > split_begin ? first : split_begin, seen_end = last < split_end ? last : split_end;
   for (int64_t base = seen_begin / kKeyBlock * kKeyBlock; base < seen_end; base += kKeyBlock) {
     const KeyBlock block = find_block(unit, base, seen_begin, seen_end);
-    for (int64_t i = 0; i < queries; ++i) {
-      const int64_t position = unit.position + i / unit.heads, visible = unit.first_visible(position) - base;
+    for (int64_t token = 0, i = 0; token < unit.tokens; ++token) {
+      const int64_t position = unit.position + token, visible = unit.first_visible(position) - base;
       const int64_t begin = visible < 0 ? 0 : visible > kKeyBlock ? kKeyBlock : visible, end = position + 1 - base;
-      s.begin[i] = static_cast<int32_t>(begin);
-      s.end[i] = static_cast<int32_t>(end < begin ? begin : end > kKeyBlock ? kKeyBlock : end);
+      for (const int64_t next = i + unit.heads; i < next; ++i) {
+        s.begin[i] = static_cast<int32_t>(begin);
+        s.end[i] = static_cast<int32_t>(end < begin ? begin : end > kKeyBlock ? kKeyBlock : end);
+      }
     }
-    if (unit.cache.quant == Quant::q8_0) score_block(unit, s, block.keys, block.values[0]);
+    const bool is_q8 = unit.cache.quant == Quant::q8_0;
+    if (is_q8) score_block(unit, s, block.keys, block.values[0]);
     else score_f16(unit, s, block, widen);
     for (int64_t i = 0; i < queries; ++i) {
       if (s.begin[i] < s.end[i]) soften(s, i, stride, state);
     }
-    if (unit.cache.quant == Quant::q8_0) {
-      for (int64_t b = 0; b < dim / kBlock; ++b) {
-        for (int64_t g = 0; g < kKeyGroups; ++g) {
-          const uint16_t* scales = reinterpret_cast<const uint16_t*>(block.values[g]) + b * kLanes;
-          store(s.scales + b * kKeyBlock + g * kLanes, load(scales));
-        }
-      }
-      add_narrow_values(unit, s, Q8Values{block.values, dim, s.scales}, block, widen, state.acc);
-    } else {
-      add_narrow_values(unit, s, F16Values{block.values, dim}, block, widen, state.acc);
-    }
+    if (is_q8) weigh_q8(unit, s, block, widen, state.acc);
+    else weigh_block(unit, s, F16Values{block.values, dim}, block, widen, state.acc);
   }
 }
 

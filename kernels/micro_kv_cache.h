@@ -10,18 +10,26 @@ SIMD_INLINE uint16_t to_f16(float x) {
   return lanes[0];
 }
 
+// The first n of 16 dimensions, at the position's place in its groups.
+SIMD_INLINE void store_f16_part(F32 k, F32 v, int64_t n, uint16_t* keys, uint16_t* values) {
+  uint16_t half[2][kLanes];
+  store(half[0], k);
+  store(half[1], v);
+  for (int64_t i = 0; i < n; ++i) keys[i * kLanes] = half[0][i];
+  for (int64_t i = 0; i < n; ++i) values[i] = half[1][i];
+}
+
 SIMD_INLINE void store_f16_position(const float* k, const float* v, int64_t dim, int64_t lane, uint16_t* keys,
                                     uint16_t* values) {
-  for (int64_t d = 0; d < dim; d += kLanes) {
-    const int64_t n = dim - d < kLanes ? dim - d : kLanes;
-    float wide[2][kLanes] = {};
-    uint16_t half[2][kLanes];
-    std::memcpy(wide[0], k + d, static_cast<size_t>(n) * sizeof(float));
-    std::memcpy(wide[1], v + d, static_cast<size_t>(n) * sizeof(float));
-    store(half[0], load(wide[0]));
-    store(half[1], load(wide[1]));
-    for (int64_t i = 0; i < n; ++i) keys[(d + i) * kLanes + lane] = half[0][i];
-    std::memcpy(values + lane * dim + d, half[1], static_cast<size_t>(n) * sizeof(uint16_t));
+  int64_t d = 0;
+  for (; dim - d >= kLanes; d += kLanes) {
+    store_f16_part(load(k + d), load(v + d), kLanes, keys + d * kLanes + lane, values + lane * dim + d);
+  }
+  if (d < dim) {
+    float tail[2][kLanes] = {};
+    std::memcpy(tail[0], k + d, static_cast<size_t>(dim - d) * sizeof(float));
+    std::memcpy(tail[1], v + d, static_cast<size_t>(dim - d) * sizeof(float));
+    store_f16_part(load(tail[0]), load(tail[1]), dim - d, keys + d * kLanes + lane, values + lane * dim + d);
   }
 }
 

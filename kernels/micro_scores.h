@@ -32,7 +32,9 @@ SIMD_INLINE int64_t share_of(int64_t left) {
   return (left + shares - 1) / shares;
 }
 
-SIMD_INLINE const uint8_t* skip(const uint8_t* ahead, int64_t bytes) { return ahead == nullptr ? ahead : ahead + bytes; }
+SIMD_INLINE const uint8_t* skip(const uint8_t* ahead, int64_t bytes) {
+  return ahead == nullptr ? nullptr : ahead + bytes;
+}
 
 template <int NQ, int NV, class Key>
 SIMD_INLINE void score_floats(const float* q, int64_t q_stride, const Key* const* keys, int64_t dim,

@@ -1,5 +1,5 @@
-// The weighted sum of one block's values. Values lie in rows, so 16 dimensions are the 16 lanes of a vector. As with the
-// scores, NQ queries times NV vectors of sums stay in registers, and every sum runs over the keys in order.
+// The weighted sum of one block's values. Values lie in rows, so 16 dimensions are the 16 lanes of a vector. As with
+// the scores, NQ queries times NV vectors of sums stay in registers, and every sum runs over the keys in order.
 #pragma once
 
 namespace smallthinker {
@@ -78,7 +78,7 @@ void add_keys(const float* p, const Values& values, int64_t begin, int64_t end, 
   for (; stride - d >= kBlockVectors * kLanes; d += kBlockVectors * kLanes) {
     add_vectors<NQ, kBlockVectors>(p, values, begin, end, d, ahead, acc + d, stride);
   }
-  for (; d < stride; d += kLanes) add_vectors<NQ, 1>(p, values, begin, end, d, kBlockVectors == 1 ? ahead : nullptr, acc + d, stride);
+  for (; d < stride; d += kLanes) add_vectors<NQ, 1>(p, values, begin, end, d, nullptr, acc + d, stride);
 }
 
 // Queries [first, first + n), n <= NQ. Keys that all of them see are taken together, those before and after query by
