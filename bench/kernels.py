@@ -22,6 +22,7 @@ from smallthinker import _kernels
 
 # The 4B model: d hidden size, F expert size, k experts a token of E, H query and K key-value heads of size D.
 d, F, E, k, H, K, D, VOCAB, LAYERS = 1536, 768, 32, 4, 12, 2, 128, 151_936, 32
+KV_QUANTS: tuple[_kernels.KvQuant, ...] = ("f16", "q8_0")
 rng = np.random.default_rng(0)
 
 
@@ -69,12 +70,33 @@ class Bench:
         print(f"{name:44} {statistics.median(sec) * 1e6:9.1f} us {speed / 1e9:8.2f} GB/s {share:6.0%} of the ceiling")
         self.results[name] = {"usec": statistics.median(sec) * 1e6, "gb_per_sec": speed / 1e9, "share": share}
 
-    def ops_per_sec(self, name: str, ops: float, call: Callable[[int], object]) -> None:
-        """A kernel that is bound by its arithmetic: `ops` multiplications and additions a call."""
+    def arithmetic_speed(self) -> float:
+        """f32 multiplications and additions a second when the pool only computes."""
+        done = 0
+
+        def call(_: int) -> None:
+            nonlocal done
+            done += 2 * _kernels.multiply_add(self.pool, 1 << 24)
+
+        begin = time.perf_counter()
+        time_calls(call)
+        return done / (time.perf_counter() - begin)
+
+    def ops_per_sec(self, name: str, ops: float, call: Callable[[int], object], *, f32: bool = False) -> None:
+        """A kernel that is bound by its arithmetic: `ops` multiplications and additions a call, in f32 or in int8."""
         call(0)
-        sec = statistics.median(time_calls(call) for _ in range(self.repeats))
-        print(f"{name:44} {sec * 1e6:9.1f} us {ops / sec / 1e9:8.1f} GOPS")
-        self.results[name] = {"usec": sec * 1e6, "gops": ops / sec / 1e9}
+        sec, ceiling = [], []
+        for _ in range(self.repeats):
+            ceiling.append(self.arithmetic_speed() if f32 else 0.0)
+            sec.append(time_calls(call))
+        median = statistics.median(sec)
+        result = {"usec": median * 1e6, "gops": ops / median / 1e9}
+        text = f"{name:44} {median * 1e6:9.1f} us {ops / median / 1e9:8.1f} GOPS"
+        if f32:
+            result["share"] = statistics.median(ops / s / c for s, c in zip(sec, ceiling, strict=True))
+            text += f" {result['share']:6.0%} of f32 arithmetic"
+        print(text)
+        self.results[name] = result
 
     def linear(self, quant: _kernels.Quant, rows: int, cols: int, tokens: int, label: str) -> None:
         size = _kernels.packed_bytes(quant, "tiles", rows, cols)
@@ -121,16 +143,51 @@ class Bench:
         else:
             self.ops_per_sec(name, 2 * (tokens * k * F * d + live * 2 * d), call)
 
-    def attention(self, tokens: int, seen: int) -> None:
-        cache = [rng.standard_normal((K, seen, D)).astype(np.float16).view(np.uint16) for _ in range(2)]
+    def attention(self, quant: _kernels.KvQuant, tokens: int, seen: int) -> None:
+        group = _kernels.packed_bytes(quant, "tiles", _kernels.KV_GROUP, D)
+        n_bytes = 2 * K * (seen // _kernels.KV_GROUP) * group
+        copies = max(1, (384 << 20) // n_bytes) if tokens == 1 else 1
+        keys, values = np.zeros((2, copies, K, seen // _kernels.KV_GROUP, group), np.uint8)
+        k_new, v_new = rng.standard_normal((2, seen, K, D), dtype=np.float32)
+        _kernels.kv_append(self.pool, quant, k_new, v_new, keys[0], values[0], 0)
+        keys[1:], values[1:] = keys[0], values[0]
         q = rng.standard_normal((tokens, H, D), dtype=np.float32)
         out = np.empty_like(q)
 
         def call(i: int) -> None:
-            _kernels.attention(self.pool, q, cache[0], cache[1], seen - tokens, 0, out)
+            cache = keys[i % copies], values[i % copies]
+            _kernels.attention(self.pool, quant, q, *cache, seen - tokens, 0, out)
 
-        keys = tokens * (seen - (tokens - 1) / 2)
-        self.ops_per_sec(f"attention T={tokens} over {seen} keys", 4 * keys * H * D, call)
+        name = f"attention {quant} T={tokens} over {seen} keys"
+        if tokens == 1:
+            self.bytes_per_sec(name, n_bytes, call)
+        else:
+            self.ops_per_sec(name, 4 * tokens * (seen - (tokens - 1) / 2) * H * D, call, f32=True)
+
+    def elementwise(self, tokens: int) -> None:
+        """What runs on one thread between the products."""
+        x, out = rng.standard_normal((2, tokens, d), dtype=np.float32)
+        q = rng.standard_normal((tokens, H, D), dtype=np.float32)
+        k_new = rng.standard_normal((tokens, K, D), dtype=np.float32)
+        cos, sin = np.ones((2, tokens, D // 2), np.float32)
+        weight = np.ones(d, np.float32)
+        self.usec(f"rmsnorm T={tokens}", lambda _: _kernels.rmsnorm(x, weight, 1e-6, out))
+        self.usec(f"rope T={tokens} H={H}", lambda _: _kernels.rope(q, cos, sin))
+        for quant in KV_QUANTS:
+            group = _kernels.packed_bytes(quant, "tiles", _kernels.KV_GROUP, D)
+            keys, values = np.zeros((2, K, -(-tokens // _kernels.KV_GROUP), group), np.uint8)
+            self.usec(
+                f"kv_append {quant} T={tokens}",
+                lambda _, quant=quant, keys=keys, values=values: _kernels.kv_append(
+                    self.pool, quant, k_new, k_new, keys, values, 0
+                ),
+            )
+
+    def usec(self, name: str, call: Callable[[int], object]) -> None:
+        call(0)
+        sec = statistics.median(time_calls(call) for _ in range(self.repeats))
+        print(f"{name:44} {sec * 1e6:9.1f} us")
+        self.results[name] = {"usec": sec * 1e6}
 
     def dispatch(self) -> None:
         weights, x, out = packed("q4_0", 32, 32, 1)[0], np.ones((1, 32), np.float32), np.empty((1, 32), np.float32)
@@ -149,6 +206,8 @@ def main() -> None:
     bench = Bench(args.threads, args.isa, args.repeats)
     ceiling = statistics.median(bench.read_speed() for _ in range(args.repeats))
     print(f"{'memory read ceiling':44} {'':12} {ceiling / 1e9:8.2f} GB/s  {args.threads} threads, {bench.pool.isa}")
+    arithmetic = statistics.median(bench.arithmetic_speed() for _ in range(args.repeats))
+    print(f"{'f32 arithmetic ceiling':44} {'':12} {arithmetic / 1e9:8.1f} GOPS")
     bench.dispatch()
     bench.linear("q4_0", VOCAB, d, 1, "head")
     bench.linear("q4_0", (H + 2 * K) * D, d, 1, "qkv")
@@ -161,14 +220,18 @@ def main() -> None:
     bench.linear("q4_0", (H + 2 * K) * D, d, 128, "qkv")
     bench.linear("q8_0", (H + 2 * K) * D, d, 128, "qkv")
     bench.experts("q4_0", 128)
-    for seen in (256, 4096):
-        bench.attention(1, seen)
-    bench.attention(128, 1024)
+    for quant in KV_QUANTS:
+        for seen in (256, 4096, 16384):
+            bench.attention(quant, 1, seen)
+        bench.attention(quant, 128, 1024)
+        bench.attention(quant, 256, 4096)
+    bench.elementwise(256)
 
     summary = {
         "threads": args.threads,
         "isa": bench.pool.isa,
         "read_gb_per_sec": ceiling / 1e9,
+        "f32_gops": arithmetic / 1e9,
         "results": bench.results,
     }
     print(json.dumps(machine() | summary))

@@ -1,4 +1,4 @@
-"""Keys and values of past positions: whole for global layers, a ring for sliding-window layers, as float16.
+"""Keys and values of past positions: whole for global layers, a ring for sliding-window layers, as f16 or q8_0.
 
 Owns their shapes, bytes and how far back the cache may be rewound. Knows nothing about attention.
 
@@ -7,47 +7,69 @@ Shape letters: K key/value heads, C capacity in positions, D head_dim.
 
 from __future__ import annotations
 
+from math import prod
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 
+from smallthinker import _kernels
 from smallthinker.config import ModelConfig
+from smallthinker.errors import RequestError
+from smallthinker.expert_store import host
 
-F16_BYTES = 2
+KvKind = Literal["f16", "q8"]
+QUANTS: dict[KvKind, _kernels.KvQuant] = {"f16": "f16", "q8": "q8_0"}
+
+
+def check_kind(config: ModelConfig, kind: str) -> _kernels.KvQuant:
+    """The kernels' name of a kind of cache. Raises RequestError where the model can't have it."""
+    if kind not in QUANTS:
+        raise RequestError(f"kv: expected f16 or q8, found {kind!r}")
+    quant = QUANTS[kind]
+    if quant == "q8_0" and config.head_dim % _kernels.BLOCK:
+        raise RequestError(
+            f"kv: q8 needs a head_dim that is a multiple of {_kernels.BLOCK}, this model has {config.head_dim}; use f16"
+        )
+    return quant
 
 
 def layer_capacity(config: ModelConfig, layer: int, context: int, chunk: int) -> int:
-    """Positions that a layer must hold for `context` tokens computed in chunks of up to `chunk`.
+    """Positions that a layer must hold for `context` tokens computed in chunks of up to `chunk`, in whole groups.
 
     A chunk writes all its keys before its first query looks back a whole window, hence window + chunk - 1.
     """
     window = config.window(layer)
-    return min(context, window + chunk - 1) if window else context
+    positions = min(context, window + chunk - 1) if window else context
+    return -(-positions // _kernels.KV_GROUP) * _kernels.KV_GROUP
 
 
-def kv_cache_bytes(config: ModelConfig, context: int, chunk: int) -> int:
+def kv_cache_bytes(config: ModelConfig, context: int, chunk: int, kind: KvKind = "f16") -> int:
     """Bytes of keys and values together, all layers."""
     positions = sum(layer_capacity(config, layer, context, chunk) for layer in range(config.num_hidden_layers))
-    return positions * 2 * config.num_key_value_heads * config.head_dim * F16_BYTES
+    row_bytes = _kernels.packed_bytes(QUANTS[kind], "rows", 1, config.head_dim)
+    return positions * 2 * config.num_key_value_heads * row_bytes
 
 
 class KVCache:
-    """`keys[l]` and `values[l]`: uint16 [K, C, D] holding float16 bits; position p lies in slot p % C.
+    """`keys[l]` and `values[l]`: uint8 [K, C / 16, bytes of 16 positions], as `_kernels.kv_append` lays them out.
 
-    `length` is the number of positions held; it grows only after every layer has written a chunk.
+    `length` is the number of positions held; it grows only after every layer has written a chunk. `quant` is the
+    kernels' name of the numbers' format.
     """
 
-    def __init__(self, config: ModelConfig, context: int, chunk: int) -> None:
+    def __init__(self, config: ModelConfig, context: int, chunk: int, kind: KvKind = "f16") -> None:
         self.context = context
         self.length = 0
+        self.quant = check_kind(config, kind)
         self._written = 0  # a cancelled chunk may have written past `length`
-        self._windows = [config.window(layer) for layer in range(config.num_hidden_layers)]
-        shapes = [
-            (config.num_key_value_heads, layer_capacity(config, layer, context, chunk), config.head_dim)
-            for layer in range(config.num_hidden_layers)
-        ]
-        # zeros, not empty: the kernel hands out pages when first written, so a short chat stays small
-        self.keys: list[npt.NDArray[np.uint16]] = [np.zeros(shape, np.uint16) for shape in shapes]
-        self.values: list[npt.NDArray[np.uint16]] = [np.zeros(shape, np.uint16) for shape in shapes]
+        layers = range(config.num_hidden_layers)
+        self._windows = [config.window(layer) for layer in layers]
+        self._capacities = [layer_capacity(config, layer, context, chunk) for layer in layers]
+        group_bytes = _kernels.packed_bytes(self.quant, "tiles", _kernels.KV_GROUP, config.head_dim)
+        shapes = [(config.num_key_value_heads, c // _kernels.KV_GROUP, group_bytes) for c in self._capacities]
+        self.keys = [_zeros(shape) for shape in shapes]
+        self.values = [_zeros(shape) for shape in shapes]
 
     def begin(self, tokens: int) -> int:
         """Announce that `tokens` positions will be written from `length` on; returns `length`, where they start."""
@@ -62,9 +84,9 @@ class KVCache:
         """Whether the first `length` positions can be continued: no ring has overwritten what the next one sees."""
         if length > self.length:
             return False
-        for keys, window in zip(self.keys, self._windows, strict=True):
+        for capacity, window in zip(self._capacities, self._windows, strict=True):
             oldest_seen = max(0, length - window + 1) if window else 0
-            if oldest_seen < length and self._written - keys.shape[1] > oldest_seen:
+            if oldest_seen < length and self._written - capacity > oldest_seen:
                 return False
         return True
 
@@ -78,3 +100,9 @@ class KVCache:
     def free(self) -> None:
         """Give the memory back; the cache is of no use afterwards."""
         self.keys, self.values = [], []
+
+
+def _zeros(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    """On a page of its own, so that no vector lies across cache lines; pages come when first written, so a short chat
+    stays small."""
+    return np.frombuffer(host.aligned_buffer(prod(shape)), np.uint8, prod(shape)).reshape(shape)

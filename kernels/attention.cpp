@@ -1,14 +1,13 @@
-// Attention over an f16 ring of keys and values, and what appends to it.
+// Attention over a ring of keys and values, and what appends to it: how the work is cut up. The arithmetic is in
+// micro_attention.h.
 //
 // T tokens, H query heads, K key-value heads, D head size; query heads h*H/K .. (h+1)*H/K - 1 share key-value head h.
-// Softmax is online, in blocks of 64 keys that begin at multiples of 64 of the absolute position. So a query takes the
-// same steps whatever chunk of the prompt it came in, and there is no [T, S] matrix of scores.
+// Softmax is online, in blocks of 64 keys, and begins anew every 512 keys, at multiples of the absolute position; what
+// the splits give is added up in ascending order. So a query takes the same steps whatever chunk of the prompt it came
+// in and however many threads share it, and there is no [T, S] matrix of scores.
 #include <algorithm>
-#include <cmath>
 #include <limits>
-#include <utility>
 
-#include "f16.h"
 #include "kernels.h"
 #include "thread_pool.h"
 
@@ -16,114 +15,171 @@ namespace smallthinker {
 
 namespace {
 
-constexpr int64_t kQueryTokens = 8;  // tokens that share one widening of a block
+constexpr int64_t kQueryTokens = 16; // tokens that share one widening of a block
+constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
-struct Tile {
+// Pieces of one allocation, each on cache lines of its own.
+struct Carver {
+  uintptr_t at;
+  template <class T>
+  T* take(int64_t n) {
+    T* piece = reinterpret_cast<T*>(at);
+    at += static_cast<uintptr_t>(round_up(n * static_cast<int64_t>(sizeof(T)), 64));
+    return piece;
+  }
+};
+
+SoftmaxState take_state(Carver& memory, int64_t queries, int64_t dim) {
+  float* max = memory.take<float>(queries);
+  float* sum = memory.take<float>(queries);
+  return {max, sum, memory.take<float>(queries * dim)};
+}
+
+struct WorkerMemory {
+  AttentionScratch scratch;
+  SoftmaxState split, total;
+
+  WorkerMemory(Carver& memory, int64_t queries, int64_t head_dim) {
+    const int64_t dim = round_up(head_dim, kLanes), blocks = head_dim / kBlock;
+    scratch.q = memory.take<float>(queries * dim);
+    scratch.queries.q = memory.take<int8_t>(queries * head_dim);
+    scratch.queries.scale = memory.take<float>(queries * blocks);
+    scratch.queries.start = memory.take<int32_t>(queries * blocks);
+    scratch.p = memory.take<float>(queries * kKeyBlock);
+    scratch.begin = memory.take<int32_t>(queries);
+    scratch.end = memory.take<int32_t>(queries);
+    scratch.wide = memory.take<float>(kKeyBlock * dim);
+    scratch.scales = memory.take<float>(kKeyBlock * blocks);
+    split = take_state(memory, queries, dim);
+    total = take_state(memory, queries, dim);
+  }
+};
+
+template <class Take>
+int64_t bytes_of(Take take) {
+  Carver counter{0};
+  take(counter);
+  return static_cast<int64_t>(counter.at);
+}
+
+struct Call {
+  const Isa& isa;
   const float* q;
-  const uint16_t* k_cache;
-  const uint16_t* v_cache;
+  int64_t tokens, heads;
+  const KvCache& cache;
+  int64_t start, window;
   float* out;
-  int64_t heads, start, window, tokens;
-  KvShape shape;
 
-  int64_t dim_padded() const { return round_up(shape.head_dim, kLanes); }
-  int64_t first_visible(int64_t position) const {
-    return window == 0 ? 0 : std::max<int64_t>(0, position - window + 1);
+  int64_t dim() const { return round_up(cache.head_dim, kLanes); }
+
+  AttentionUnit unit(int64_t first, int64_t n_tokens, int64_t head, int64_t n_heads) const {
+    const int64_t kv_head = head / (heads / cache.kv_heads), at = kv_head * cache.head_bytes(), d = cache.head_dim;
+    return {{cache.quant, d, cache.capacity, cache.keys + at, cache.values + at},
+            q + (first * heads + head) * d, n_tokens, n_heads, heads * d, start + first, window};
+  }
+
+  void begin(const AttentionUnit& unit, const SoftmaxState& total) const {
+    const int64_t queries = unit.tokens * unit.heads;
+    std::fill_n(total.max, queries, kMinusInf);
+    std::fill_n(total.sum, queries, 0.0f);
+    std::fill_n(total.acc, queries * dim(), 0.0f);
+  }
+
+  void finish(const AttentionUnit& unit, const SoftmaxState& total) const {
+    float* to = out + (unit.q - q);
+    for (int64_t i = 0; i < unit.tokens * unit.heads; ++i) {
+      float* row = to + i / unit.heads * unit.token_stride + i % unit.heads * cache.head_dim;
+      for (int64_t d = 0; d < cache.head_dim; ++d) row[d] = total.acc[i * dim() + d] / total.sum[i];
+    }
   }
 };
 
-// One worker's memory for `queries` queries at a time.
-struct TileScratch {
-  float *k, *v, *q, *acc, *p, *max, *sum;
-  int32_t *begin, *end;
-
-  static int64_t floats(int64_t queries, int64_t dim) {
-    return 2 * kKeyBlock * dim + queries * (2 * dim + kKeyBlock + 4);
-  }
-  TileScratch(float* at, int64_t queries, int64_t dim) {
-    const auto take = [&at](int64_t n) { return std::exchange(at, at + n); };
-    k = take(kKeyBlock * dim);
-    v = take(kKeyBlock * dim);
-    q = take(queries * dim);
-    acc = take(queries * dim);
-    p = take(queries * kKeyBlock);
-    max = take(queries);
-    sum = take(queries);
-    begin = reinterpret_cast<int32_t*>(take(queries));
-    end = reinterpret_cast<int32_t*>(take(queries));
-  }
-};
-
-// Tokens [first, last) of the call, query heads [head, head + n_heads), all of one key-value head.
-void attend_tile(const Isa& isa, const Tile& tile, int64_t first, int64_t last, int64_t head, int64_t n_heads,
-                 const TileScratch& scratch) {
-  const auto [kv_heads, capacity, head_dim] = tile.shape;
-  const int64_t dim = tile.dim_padded(), kv_head = head / (tile.heads / kv_heads), queries = (last - first) * n_heads;
-  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
-  for (int64_t i = 0; i < queries; ++i) {
-    const float* q = tile.q + ((first + i / n_heads) * tile.heads + head + i % n_heads) * head_dim;
-    for (int64_t d = 0; d < dim; ++d) scratch.q[i * dim + d] = d < head_dim ? q[d] * scale : 0.0f;
-  }
-  std::fill_n(scratch.acc, queries * dim, 0.0f);
-  std::fill_n(scratch.sum, queries, 0.0f);
-  std::fill_n(scratch.max, queries, -std::numeric_limits<float>::infinity());
-
-  const int64_t seen_first = tile.first_visible(tile.start + first), seen_end = tile.start + last;
-  for (int64_t base = seen_first / kKeyBlock * kKeyBlock; base < seen_end; base += kKeyBlock) {
-    for (int64_t p = std::max(base, seen_first); p < std::min(base + kKeyBlock, seen_end); ++p) {
-      const int64_t at = (kv_head * capacity + p % capacity) * head_dim;
-      isa.widen_f16(tile.k_cache + at, head_dim, scratch.k + (p - base) * dim);
-      isa.widen_f16(tile.v_cache + at, head_dim, scratch.v + (p - base) * dim);
+// Every unit goes through its splits by itself.
+void attend_units(ThreadPool::Session& session, const Call& call, int64_t unit_heads) {
+  const int64_t n_tokens = std::min(call.tokens, kQueryTokens), units_per_tile = call.heads / unit_heads;
+  const auto place = [&](Carver& memory) { return WorkerMemory(memory, n_tokens * unit_heads, call.cache.head_dim); };
+  const int64_t worker_bytes = bytes_of(place);
+  Scratch<uint8_t> scratch(session.threads() * worker_bytes);
+  session.allocate(scratch);
+  const auto attend = [&](int worker, int64_t index) {
+    Carver carver{reinterpret_cast<uintptr_t>(scratch.data() + worker * worker_bytes)};
+    const WorkerMemory memory = place(carver);
+    const int64_t first = index / units_per_tile * kQueryTokens;
+    const AttentionUnit unit = call.unit(first, std::min(kQueryTokens, call.tokens - first),
+                                         index % units_per_tile * unit_heads, unit_heads);
+    call.isa.prepare_queries(unit, memory.scratch);
+    call.begin(unit, memory.total);
+    const int64_t end = unit.position + unit.tokens;
+    for (int64_t at = unit.first_visible(unit.position) / kKeySplit * kKeySplit; at < end; at += kKeySplit) {
+      call.isa.attend_split(unit, at, at + kKeySplit, memory.scratch, memory.split);
+      call.isa.merge_split(unit.tokens * unit_heads, call.dim(), memory.split, memory.total);
     }
-    for (int64_t i = 0; i < queries; ++i) {
-      const int64_t position = tile.start + first + i / n_heads;
-      const int64_t begin = std::clamp<int64_t>(tile.first_visible(position) - base, 0, kKeyBlock);
-      scratch.begin[i] = static_cast<int32_t>(begin);
-      scratch.end[i] = static_cast<int32_t>(std::clamp<int64_t>(position + 1 - base, begin, kKeyBlock));
+    call.finish(unit, memory.total);
+  };
+  session.parallel_for((call.tokens + kQueryTokens - 1) / kQueryTokens * units_per_tile, attend);
+}
+
+// One token: every split is a unit, so that few heads keep many threads busy, to the end.
+void attend_splits(ThreadPool::Session& session, const Call& call, int64_t unit_heads) {
+  const int64_t first = call.unit(0, 1, 0, 1).first_visible(call.start) / kKeySplit;
+  const int64_t splits = call.start / kKeySplit + 1 - first, head_units = call.heads / unit_heads;
+  const auto place = [&](Carver& memory) { return WorkerMemory(memory, unit_heads, call.cache.head_dim); };
+  const auto place_state = [&](Carver& memory) { return take_state(memory, unit_heads, call.dim()); };
+  const int64_t worker_bytes = bytes_of(place), state_bytes = bytes_of(place_state);
+  Scratch<uint8_t> scratch(session.threads() * worker_bytes), states(head_units * splits * state_bytes);
+  session.allocate(scratch, states);
+  const auto memory_of = [&](int worker) {
+    Carver carver{reinterpret_cast<uintptr_t>(scratch.data() + worker * worker_bytes)};
+    return place(carver);
+  };
+  const auto state_of = [&](int64_t unit, int64_t split) {
+    Carver carver{reinterpret_cast<uintptr_t>(states.data() + (unit * splits + split) * state_bytes)};
+    return place_state(carver);
+  };
+  const auto attend = [&](int worker, int64_t index) {
+    const WorkerMemory memory = memory_of(worker);
+    const int64_t split = index / head_units, at = (first + split) * kKeySplit;
+    const AttentionUnit unit = call.unit(0, 1, index % head_units * unit_heads, unit_heads);
+    call.isa.prepare_queries(unit, memory.scratch);
+    call.isa.attend_split(unit, at, at + kKeySplit, memory.scratch, state_of(index % head_units, split));
+  };
+  session.parallel_for(splits * head_units, attend);
+  const auto merge = [&](int worker, int64_t index) {
+    const SoftmaxState total = memory_of(worker).total;
+    const AttentionUnit unit = call.unit(0, 1, index * unit_heads, unit_heads);
+    call.begin(unit, total);
+    for (int64_t split = 0; split < splits; ++split) {
+      call.isa.merge_split(unit_heads, call.dim(), state_of(index, split), total);
     }
-    isa.attend({queries, dim, scratch.q, scratch.k, scratch.v, scratch.begin, scratch.end, scratch.p, scratch.max,
-                scratch.sum, scratch.acc});
-  }
-  for (int64_t i = 0; i < queries; ++i) {
-    float* out = tile.out + ((first + i / n_heads) * tile.heads + head + i % n_heads) * head_dim;
-    for (int64_t d = 0; d < head_dim; ++d) out[d] = scratch.acc[i * dim + d] / scratch.sum[i];
-  }
+    call.finish(unit, total);
+  };
+  session.parallel_for(head_units, merge);
 }
 
 }  // namespace
 
-void attention(ThreadPool& pool, const float* q, int64_t tokens, int64_t heads, const KvShape& shape,
-               const uint16_t* k_cache, const uint16_t* v_cache, int64_t start, int64_t window, float* out) {
-  const Tile tile{q, k_cache, v_cache, out, heads, start, window, tokens, shape};
+void attention(ThreadPool& pool, const float* q, int64_t tokens, int64_t heads, const KvCache& cache, int64_t start,
+               int64_t window, float* out) {
   ThreadPool::Session session(pool);
+  const Call call{session.isa(), q, tokens, heads, cache, start, window, out};
   // Heads that share keys stay together while that leaves a unit for every thread.
-  const int64_t tiles = (tokens + kQueryTokens - 1) / kQueryTokens, group = heads / shape.kv_heads;
-  const int64_t unit_heads = tiles * shape.kv_heads >= session.threads() ? group : 1;
-  const int64_t queries = std::min(tokens, kQueryTokens) * unit_heads;
-  const int64_t worker_floats = round_up(TileScratch::floats(queries, tile.dim_padded()), 16);
-  Scratch<float> scratch(session.threads() * worker_floats);
-  session.allocate(scratch);
-  // Keys that a block lacks are multiplied, and masked afterwards, so they must be numbers that were written.
-  std::fill_n(scratch.data(), session.threads() * worker_floats, 0.0f);
-
-  const int64_t units_per_tile = heads / unit_heads;
-  const auto attend_unit = [&](int worker, int64_t unit) {
-    const int64_t first = unit / units_per_tile * kQueryTokens;
-    const TileScratch memory(scratch.data() + worker * worker_floats, queries, tile.dim_padded());
-    attend_tile(session.isa(), tile, first, std::min(tokens, first + kQueryTokens), unit % units_per_tile * unit_heads,
-                unit_heads, memory);
-  };
-  session.parallel_for(tiles * units_per_tile, attend_unit);
+  const AttentionUnit all = call.unit(0, tokens, 0, 1);
+  const int64_t splits = tokens > 1 ? 1 : start / kKeySplit - all.first_visible(start) / kKeySplit + 1;
+  const int64_t tiles = (tokens + kQueryTokens - 1) / kQueryTokens, group = heads / cache.kv_heads;
+  const int64_t unit_heads = tiles * splits * cache.kv_heads >= session.threads() ? group : 1;
+  if (splits > 1) attend_splits(session, call, unit_heads);
+  else attend_units(session, call, unit_heads);
 }
 
-void kv_append(const float* k, const float* v, int64_t tokens, const KvShape& shape, int64_t start, uint16_t* k_cache,
-               uint16_t* v_cache) {
-  const auto [kv_heads, capacity, dim] = shape;
+void kv_append(ThreadPool& pool, const float* k, const float* v, int64_t tokens, const KvCache& cache, int64_t start) {
+  const Isa& isa = pool.isa();
+  const int64_t dim = cache.head_dim;
   for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t head = 0; head < kv_heads; ++head) {
-      const int64_t from = (t * kv_heads + head) * dim, to = (head * capacity + (start + t) % capacity) * dim;
-      for (int64_t d = 0; d < dim; ++d) k_cache[to + d] = f32_to_f16(k[from + d]);
-      for (int64_t d = 0; d < dim; ++d) v_cache[to + d] = f32_to_f16(v[from + d]);
+    for (int64_t head = 0; head < cache.kv_heads; ++head) {
+      const int64_t from = (t * cache.kv_heads + head) * dim, position = start + t;
+      const KvHead at{cache.quant, dim, cache.capacity, nullptr, nullptr};
+      const int64_t group = head * cache.head_bytes() + at.group_offset(position);
+      isa.kv_store(cache.quant, k + from, v + from, dim, position % kLanes, cache.keys + group, cache.values + group);
     }
   }
 }

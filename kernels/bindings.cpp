@@ -183,40 +183,60 @@ void check_start(int64_t start, int64_t tokens) {
   }
 }
 
-void bind_kv_append(const py::array& k, const py::array& v, py::array& k_cache, py::array& v_cache, int64_t start) {
+// The KV cache of one layer: keys and values [K, C / 16, bytes of 16 positions].
+KvCache check_kv_cache(const std::string& quant, const py::array& keys, const py::array& values, int64_t head_dim) {
+  KvCache cache{parse_quant(quant), 0, 0, head_dim, nullptr, nullptr};
+  if (cache.quant != Quant::f16 && cache.quant != Quant::q8_0) fail("quant: expected f16 or q8_0, found '", quant, "'");
+  check_dim("head_dim", head_dim);
+  if (cache.quant == Quant::q8_0 && head_dim % kBlock != 0) {
+    fail("head_dim: expected a multiple of ", kBlock, " for q8_0, found ", head_dim);
+  }
+  const int64_t bytes = group_bytes(cache.quant, head_dim);
+  cache.keys = const_cast<uint8_t*>(input<uint8_t>(keys, "keys", {-1, -1, bytes}));
+  cache.kv_heads = keys.shape(0);
+  cache.capacity = keys.shape(1) * kLanes;
+  cache.values = const_cast<uint8_t*>(input<uint8_t>(values, "values", {cache.kv_heads, keys.shape(1), bytes}));
+  const auto misaligned = [](const uint8_t* p) { return reinterpret_cast<uintptr_t>(p) % 4 != 0; };
+  if (misaligned(cache.keys)) fail("keys: expected data aligned to 4 bytes");
+  if (misaligned(cache.values)) fail("values: expected data aligned to 4 bytes");
+  return cache;
+}
+
+void bind_kv_append(ThreadPool& pool, const std::string& quant, const py::array& k, const py::array& v, py::array& keys,
+                    py::array& values, int64_t start) {
   const float* from_k = input<float>(k, "k", {-1, -1, -1});
   const int64_t tokens = k.shape(0), heads = k.shape(1), dim = k.shape(2);
   const float* from_v = input<float>(v, "v", {tokens, heads, dim});
-  uint16_t* to_k = output<uint16_t>(k_cache, "k_cache", {heads, -1, dim});
-  const int64_t capacity = k_cache.shape(1);
-  uint16_t* to_v = output<uint16_t>(v_cache, "v_cache", {heads, capacity, dim});
+  const KvCache cache = check_kv_cache(quant, keys, values, dim);
+  output<uint8_t>(keys, "keys", {heads, -1, -1});
+  output<uint8_t>(values, "values", {heads, -1, -1});
   check_start(start, tokens);
-  if (tokens > 0 && capacity < 1) fail("k_cache: expected a capacity of at least 1");
+  if (tokens > 0 && cache.capacity < 1) fail("keys: expected a capacity of at least 1");
   py::gil_scoped_release unlocked;
-  Timed timed(poolless_timings(), "kv_append");
-  kv_append(from_k, from_v, tokens, {heads, capacity, dim}, start, to_k, to_v);
+  Timed timed(pool.timings(), "kv_append");
+  kv_append(pool, from_k, from_v, tokens, cache, start);
 }
 
-void bind_attention(ThreadPool& pool, const py::array& q, const py::array& k_cache, const py::array& v_cache,
-                    int64_t start, int64_t window, py::array& out) {
+void bind_attention(ThreadPool& pool, const std::string& quant, const py::array& q, const py::array& keys,
+                    const py::array& values, int64_t start, int64_t window, py::array& out) {
   const float* from = input<float>(q, "q", {-1, -1, -1});
   const int64_t tokens = q.shape(0), heads = q.shape(1), dim = q.shape(2);
   check_dim("q.shape[1]", heads);
   check_dim("q.shape[2]", dim);
-  const uint16_t* keys = input<uint16_t>(k_cache, "k_cache", {-1, -1, dim});
-  const int64_t kv_heads = k_cache.shape(0), capacity = k_cache.shape(1);
-  const uint16_t* values = input<uint16_t>(v_cache, "v_cache", {kv_heads, capacity, dim});
+  const KvCache cache = check_kv_cache(quant, keys, values, dim);
   float* to = output<float>(out, "out", {tokens, heads, dim});
   check_start(start, tokens);
   if (window < 0) fail("window: expected 0 (none) or more, found ", window);
-  if (kv_heads < 1 || heads % kv_heads != 0) fail("k_cache: ", kv_heads, " heads don't divide the ", heads, " of q");
+  if (cache.kv_heads < 1 || heads % cache.kv_heads != 0) {
+    fail("keys: ", cache.kv_heads, " heads don't divide the ", heads, " of q");
+  }
   const int64_t seen = window == 0 ? start + tokens : std::min(start + tokens, window + tokens - 1);
-  if (capacity < seen) fail("k_cache: expected a capacity of at least ", seen, " positions, found ", capacity);
+  if (cache.capacity < seen) fail("keys: expected a capacity of at least ", seen, " positions, found ", cache.capacity);
   check_disjoint(out, q, "q");
   if (tokens == 0) return;
   py::gil_scoped_release unlocked;
   Timed timed(pool.timings(), "attention");
-  attention(pool, from, tokens, heads, {kv_heads, capacity, dim}, keys, values, start, window, to);
+  attention(pool, from, tokens, heads, cache, start, window, to);
 }
 
 int64_t bind_experts(ThreadPool& pool, const std::string& quant, int64_t hidden, int64_t ffn, const py::array& x,
@@ -299,6 +319,12 @@ uint64_t bind_read_memory(ThreadPool& pool, const py::array& data) {
   return read_memory(pool, from, bytes);
 }
 
+int64_t bind_multiply_add(ThreadPool& pool, int64_t multiplications) {
+  check_dim("multiplications", multiplications);
+  py::gil_scoped_release unlocked;
+  return multiply_add(pool, multiplications);
+}
+
 }  // namespace
 }  // namespace smallthinker
 
@@ -310,6 +336,8 @@ PYBIND11_MODULE(_kernels, m) {
   default_isa();  // a wrong SMALLTHINKER_ISA fails the import, not the first token
   m.attr("BLOCK") = kBlock;
   m.attr("TILE_ROWS") = kTileRows;
+  m.attr("KV_GROUP") = kLanes;
+  m.attr("KV_SPLIT") = kKeySplit;
   m.def("isa", [] { return std::string(default_isa().name); });
   m.def("available_isas", [] {
     std::vector<std::string> names;
@@ -343,12 +371,14 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("rope_angles", &bind_rope_angles, arg("positions"), arg("head_dim"), arg("theta"), arg("cos"), arg("sin"));
   m.def("rope", &bind_rope, arg("x"), arg("cos"), arg("sin"));
   m.def("route", &bind_route, arg("logits"), arg("k"), arg("gating"), arg("ids"), arg("weights"));
-  m.def("kv_append", &bind_kv_append, arg("k"), arg("v"), arg("k_cache"), arg("v_cache"), arg("start"));
-  m.def("attention", &bind_attention, arg("pool"), arg("q"), arg("k_cache"), arg("v_cache"), arg("start"), arg("window"),
-        arg("out"));
+  m.def("kv_append", &bind_kv_append, arg("pool"), arg("quant"), arg("k"), arg("v"), arg("keys"), arg("values"),
+        arg("start"));
+  m.def("attention", &bind_attention, arg("pool"), arg("quant"), arg("q"), arg("keys"), arg("values"), arg("start"),
+        arg("window"), arg("out"));
   m.def("experts", &bind_experts, arg("pool"), arg("quant"), arg("hidden"), arg("ffn"), arg("x"), arg("slots"),
         arg("slot_ids"), arg("offsets"), arg("pairs"), arg("k"), arg("out"));
   m.def("combine", &bind_combine, arg("x"), arg("contributions"), arg("weights"));
   m.def("add", &bind_add, arg("x"), arg("y"));
   m.def("read_memory", &bind_read_memory, arg("pool"), arg("data"));
+  m.def("multiply_add", &bind_multiply_add, arg("pool"), arg("multiplications"));
 }

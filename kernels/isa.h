@@ -31,25 +31,61 @@ struct ActivationRow {
   int32_t* start;
 };
 
-// Queries that share one key-value head, and one block of that head's keys and values in f32, rows padded to 16.
-struct AttentionBlock {
-  int64_t queries, dim_padded;
-  const float* q;            // [queries, dim_padded], already scaled
-  const float* k;            // [kKeyBlock, dim_padded]
-  const float* v;            // [kKeyBlock, dim_padded]
-  const int32_t *begin, *end;  // [queries] keys of the block that a query sees
-  float* p;                  // [queries, kKeyBlock] scratch
-  float *max, *sum;          // [queries] running maximum and running sum of exponentials
-  float* acc;                // [queries, dim_padded] running weighted sum of values
-};
-
 constexpr int64_t kLanes = 16;
+constexpr int64_t kRoundVectors = 16;
 constexpr int64_t kFarBytes = 8192;  // ahead in a stream, to the second-level cache: half of it reads q4_0 6 % slower
 constexpr int64_t kNearBytes = 1152;  // ahead, to the first level
 constexpr int64_t kChunkRows = 64;   // neurons of an expert that are computed together; one bit each
 constexpr int64_t kTokenBlock = 32;  // most tokens that are computed together at an expert
 constexpr int64_t kDownStrip = 128;  // sums of down are padded to a multiple
-constexpr int64_t kKeyBlock = 64;  // online softmax steps at multiples of this position, whatever the call's shape
+constexpr int64_t kKeyBlock = 64;   // online softmax steps at multiples of this position, whatever the call's shape
+constexpr int64_t kKeySplit = 512;  // and sums begin anew at multiples of this one, so that threads can share a query
+
+// One head of the KV cache: a ring of groups of 16 positions, position p in lane p % 16 of group p / 16 % groups. A
+// group is 16 * row_bytes of keys, in the tiles layout (formats.h), and as much of values:
+//   f16   16 rows of head_dim
+//   q8_0  per 32 dimensions 16 f16 scales, one a position; then 16 rows of head_dim int8
+struct KvHead {
+  Quant quant;  // f16 or q8_0
+  int64_t head_dim, capacity;
+  const uint8_t *keys, *values;
+
+  int64_t group_offset(int64_t position) const {
+    return position / kLanes % (capacity / kLanes) * group_bytes(quant, head_dim);
+  }
+};
+
+// Queries that share one key-value head: `heads` of each of `tokens`, query i being head i % heads of token i / heads.
+struct AttentionUnit {
+  KvHead cache;
+  const float* q;  // of the first query; heads are head_dim apart, tokens token_stride
+  int64_t tokens, heads, token_stride;
+  int64_t position, window;  // the first token's position; window 0 is none
+
+  int64_t first_visible(int64_t at) const { return window == 0 || at < window ? 0 : at - window + 1; }
+};
+
+// q8_0: queries as int8, one scale a block, and where a block's integer sum begins (it undoes the bias of the keys).
+struct QuantizedQueries {
+  int8_t* q;       // [queries, head_dim]
+  float* scale;    // [queries, head_dim / 32]
+  int32_t* start;  // [queries, head_dim / 32]
+};
+
+// One thread's memory; dim is head_dim rounded up to 16.
+struct AttentionScratch {
+  float* q;  // [queries, dim], scaled by 1 / sqrt(head_dim)
+  QuantizedQueries queries;
+  float* p;                // [queries, kKeyBlock] scores, then exponentials
+  int32_t *begin, *end;    // [queries] keys of the block that a query sees
+  float* wide;             // [kKeyBlock, dim] keys, then values
+  float* scales;           // [head_dim / 32, kKeyBlock] of q8_0 values
+};
+
+// Of online softmax: running maximum and sum of exponentials [queries], weighted sum of values [queries, dim].
+struct SoftmaxState {
+  float *max, *sum, *acc;
+};
 
 // Rows that will be read, in that order: kernels of one token ask for some of them while they compute, since the
 // hardware can't guess which rows of up and down are live.
@@ -89,14 +125,23 @@ struct Isa {
   // Asks for the next `n` upcoming rows.
   void (*ask)(Upcoming& upcoming, int64_t n);
 
-  // dst[0..n) from f16, zeros up to the next multiple of 16.
-  void (*widen_f16)(const uint16_t* src, int64_t n, float* dst);
+  // One position's key and value of one head into lane `lane` of their groups (KvHead). q8_0 rounds as ggml's vector
+  // code does, amax / 127 and to nearest even; a block with a NaN or an infinity gets the scale NaN.
+  void (*kv_store)(Quant quant, const float* k, const float* v, int64_t head_dim, int64_t lane, uint8_t* key_group,
+                   uint8_t* value_group);
 
-  // One step of online softmax for every query.
-  void (*attend)(const AttentionBlock& block);
+  // Attention of one unit: its queries once, then splits [begin, end) of positions, each into a state of its own, and
+  // their sum in ascending order, begun with {-inf, 0, 0}.
+  void (*prepare_queries)(const AttentionUnit& unit, const AttentionScratch& scratch);
+  void (*attend_split)(const AttentionUnit& unit, int64_t begin, int64_t end, const AttentionScratch& scratch,
+                       const SoftmaxState& split);
+  void (*merge_split)(int64_t queries, int64_t dim, const SoftmaxState& split, const SoftmaxState& total);
 
   // Reads all bytes, a multiple of 256, and returns a mix of them.
   uint64_t (*mix_bytes)(const uint8_t* data, int64_t bytes);
+
+  // kRoundVectors * 16 multiplications and as many additions a round, in registers: arithmetic without memory.
+  float (*multiply_add)(int64_t rounds);
 };
 
 int64_t down_scratch_bytes(Quant quant, int64_t cols, int64_t tokens);

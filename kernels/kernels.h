@@ -38,13 +38,16 @@ enum class Gating { softmax, sigmoid };
 void route(const float* logits, int64_t tokens, int64_t experts, int64_t k, Gating gating, int32_t* ids, float* weights);
 
 // attention.cpp
-struct KvShape {
-  int64_t kv_heads, capacity, head_dim;
+struct KvCache {  // of one layer; isa.h (KvHead) says how a head lies in it
+  Quant quant;    // f16 or q8_0, head_dim a multiple of 32 then
+  int64_t kv_heads, capacity, head_dim;  // capacity in positions, a multiple of 16
+  uint8_t *keys, *values;                // [K, capacity * row_bytes]
+
+  int64_t head_bytes() const { return capacity * row_bytes(quant, head_dim); }
 };
-void kv_append(const float* k, const float* v, int64_t tokens, const KvShape& shape, int64_t start, uint16_t* k_cache,
-               uint16_t* v_cache);
-void attention(ThreadPool& pool, const float* q, int64_t tokens, int64_t heads, const KvShape& shape,
-               const uint16_t* k_cache, const uint16_t* v_cache, int64_t start, int64_t window, float* out);
+void kv_append(ThreadPool& pool, const float* k, const float* v, int64_t tokens, const KvCache& cache, int64_t start);
+void attention(ThreadPool& pool, const float* q, int64_t tokens, int64_t heads, const KvCache& cache, int64_t start,
+               int64_t window, float* out);
 
 // experts.cpp
 struct ExpertCall {
@@ -63,7 +66,8 @@ struct ExpertCall {
 int64_t experts(ThreadPool& pool, const ExpertCall& call);
 void combine(float* x, const float* contributions, const float* weights, int64_t tokens, int64_t k, int64_t dim);
 
-// memory_read.cpp
+// ceilings.cpp
 uint64_t read_memory(ThreadPool& pool, const uint8_t* data, int64_t bytes);
+int64_t multiply_add(ThreadPool& pool, int64_t multiplications);  // returns how many were done
 
 }  // namespace smallthinker

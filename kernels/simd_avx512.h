@@ -26,6 +26,9 @@ SIMD_INLINE F32 load(const int8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 SIMD_INLINE void store(float* p, F32 v) { _mm512_storeu_ps(p, v); }
+SIMD_INLINE void store(uint16_t* f16, F32 v) {  // to nearest even
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(f16), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
 
 SIMD_INLINE F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
 SIMD_INLINE F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }

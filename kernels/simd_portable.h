@@ -38,6 +38,9 @@ SIMD_INLINE F32 load(const float* p) { return lanes([=](int i) { return p[i]; })
 SIMD_INLINE F32 load(const uint16_t* f16) { return lanes([=](int i) { return f16_to_f32(f16[i]); }); }
 SIMD_INLINE F32 load(const int8_t* p) { return lanes([=](int i) { return static_cast<float>(p[i]); }); }
 SIMD_INLINE void store(float* p, const F32& v) { std::memcpy(p, v.v, sizeof(v.v)); }
+SIMD_INLINE void store(uint16_t* f16, const F32& v) {
+  for (int i = 0; i < 16; ++i) f16[i] = f32_to_f16(v.v[i]);
+}
 
 SIMD_INLINE F32 add(const F32& a, const F32& b) { return lanes([&](int i) { return a.v[i] + b.v[i]; }); }
 SIMD_INLINE F32 sub(const F32& a, const F32& b) { return lanes([&](int i) { return a.v[i] - b.v[i]; }); }

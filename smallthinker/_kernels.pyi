@@ -16,18 +16,24 @@ import numpy as np
 import numpy.typing as npt
 
 Quant = Literal["f32", "f16", "q8_0", "q4_0"]
+KvQuant = Literal["f16", "q8_0"]
 Layout = Literal["tiles", "rows"]
 Gating = Literal["softmax", "sigmoid"]
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
-U16 = npt.NDArray[np.uint16]
 
 BLOCK: int
 """Columns that share one scale in q8_0 and q4_0."""
 TILE_ROWS: int
 """Rows of a group of the tiles layout; matrices are padded to a multiple of it."""
+
+KV_GROUP: int
+"""Positions that lie together in the KV cache; its capacity is a multiple of it."""
+
+KV_SPLIT: int
+"""Positions of one split of attention: sums begin anew at its multiples, and threads share a query by splits."""
 
 def isa() -> str:
     """The instruction set of pools that name none: the best of this CPU, or that of SMALLTHINKER_ISA.
@@ -112,14 +118,23 @@ def route(logits: F32, k: int, gating: Gating, ids: I32, weights: F32) -> None:
     weights [T, k] are the softmax over those k logits, or their sigmoids divided by the sum of them.
     """
 
-def kv_append(k: F32, v: F32, k_cache: U16, v_cache: U16, start: int) -> None:
-    """Writes k, v [T, K, D] as f16 bits into caches [K, capacity, D]; position p = start + t goes to p % capacity."""
+def kv_append(pool: ThreadPool, quant: KvQuant, k: F32, v: F32, keys: U8, values: U8, start: int) -> None:
+    """Writes k, v [T, K, D] into the KV cache of a layer; position p = start + t goes to p % capacity.
 
-def attention(pool: ThreadPool, q: F32, k_cache: U16, v_cache: U16, start: int, window: int, out: F32) -> None:
-    """out [T, H, D] = softmax(q k / sqrt(D)) v over caches [K, capacity, D], causal, T queries from position `start`.
+    keys and values are [K, capacity / 16, bytes of 16 positions]: KV_GROUP positions lie together, in an order that is
+    the kernels' affair, and take `packed_bytes(quant, "tiles", KV_GROUP, D)`. q8_0 keeps int8 with one f16 scale per 32
+    of D, which must be a multiple of 32: rounded as ggml does (amax / 127, to nearest even), a block with a NaN or an
+    infinity becomes all NaN.
+    """
 
-    A query at position s sees keys p <= s, with a window (0: none) those p > s - window. H is a multiple of K. Raises
-    ValueError where the capacity can't hold all keys that the call's queries see.
+def attention(
+    pool: ThreadPool, quant: KvQuant, q: F32, keys: U8, values: U8, start: int, window: int, out: F32
+) -> None:
+    """out [T, H, D] = softmax(q k / sqrt(D)) v over the KV cache of a layer, causal, T queries from position `start`.
+
+    A query at position s sees keys p <= s, with a window (0: none) those p > s - window. H is a multiple of K. Over
+    q8_0, q is rounded to int8 too, one scale per 32 of D; sums are f32. Raises ValueError where the capacity can't hold
+    all keys that the call's queries see.
     """
 
 def experts(
@@ -154,3 +169,6 @@ def add(x: F32, y: F32) -> None:
 
 def read_memory(pool: ThreadPool, data: U8) -> int:
     """Reads every byte of data [n] and returns some mix of them: what reading costs when nothing else is done."""
+
+def multiply_add(pool: ThreadPool, multiplications: int) -> int:
+    """About as many f32 multiplications, and additions, without memory; returns how many: what arithmetic can give."""

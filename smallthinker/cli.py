@@ -159,6 +159,12 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--context", type=int, metavar="N", help="tokens of prompt and answer together (default: at most 4096)"
     )
+    group.add_argument(
+        "--kv",
+        choices=["f16", "q8"],
+        default="f16",
+        help="numbers of the KV cache; q8 halves its memory and changes outputs slightly (default: f16)",
+    )
     group.add_argument("--threads", type=int, metavar="N", help="arithmetic threads (default: physical cores)")
     group.add_argument(
         "--reader", choices=["auto", "mmap", "direct"], default="auto", help="how experts are read (default: auto)"
@@ -223,6 +229,7 @@ def _load(args: argparse.Namespace) -> LLM:
         args.model,
         memory=args.memory,
         context=args.context,
+        kv=args.kv,
         threads=args.threads,
         reader=args.reader,
         prefetch=not args.no_prefetch,

@@ -19,7 +19,7 @@ import psutil
 
 from smallthinker import _kernels
 from smallthinker.cache.expert_cache import ExpertCache
-from smallthinker.cache.kv_cache import KVCache
+from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind
 from smallthinker.cache.policies import LRU
 from smallthinker.errors import ContextLengthError, RequestError
 from smallthinker.expert_store import host
@@ -50,6 +50,7 @@ class Engine:
         *,
         memory: str | int | None = None,
         context: int | None = None,
+        kv: KvKind = "f16",
         threads: int | None = None,
         reader: Literal["auto", "mmap", "direct"] = "auto",
         prefetch: bool = True,
@@ -63,6 +64,7 @@ class Engine:
 
         memory: budget of the whole process, in bytes or as '1GiB'; None takes what is free, less a margin.
         context: tokens of prompt and answer together; None takes the model's, at most 4096.
+        kv: numbers of the KV cache; q8 halves its bytes and changes outputs slightly.
         threads: for arithmetic; None takes the physical cores.
         chunk, max_slots: instead of what the plan would choose, to measure and test; no output depends on them.
         lossy_head, lossy_threshold: a predictor's file, and the score above which it has a logit computed.
@@ -77,6 +79,7 @@ class Engine:
         with ExitStack() as resources:
             store = resources.enter_context(Store.open(path))
             self.store, self.config = store, store.config
+            check_kind(store.config, kv)
             self.tokenizer = Tokenizer(store.path, store.config.vocab_size)
             resident = _resident_bytes()
             if budget is None:
@@ -90,6 +93,7 @@ class Engine:
                 store.config,
                 budget_bytes=budget,
                 context=choose_context(store.config, context),
+                kv=kv,
                 dense_bytes=store.dense_bytes + (predictor.packed_bytes if predictor is not None else 0),
                 record_bytes=store.record_bytes,
                 io_bytes=IO_WORKERS * store.record_bytes,  # the map's pages, until they are dropped behind the copy
@@ -103,7 +107,7 @@ class Engine:
             self.experts = ExpertCache(
                 io, self.plan.slots, store.record_bytes, LRU(), self.config.moe_num_primary_experts
             )
-            self.kv = KVCache(self.config, self.plan.context, self.plan.chunk)
+            self.kv = KVCache(self.config, self.plan.context, self.plan.chunk, kv)
             self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa
             store.load_dense()

@@ -118,9 +118,9 @@ class Decoder:
             _kernels.rope(q, cos, sin)
             _kernels.rope(k, cos, sin)
         keys, values = self.kv.keys[layer], self.kv.values[layer]
-        _kernels.kv_append(k, v, keys, values, start)
+        _kernels.kv_append(self.pool, self.kv.quant, k, v, keys, values, start)
         attended = np.empty_like(q)
-        _kernels.attention(self.pool, q, keys, values, start, c.window(layer), attended)
+        _kernels.attention(self.pool, self.kv.quant, q, keys, values, start, c.window(layer), attended)
         _kernels.add(x, self._linear(f"layers.{layer}.o_proj", attended.reshape(tokens, -1), c.hidden_size))
 
     def _experts(self, layer: int, x: Floats, route: Route, work: list[ExpertWork], ticket: Ticket) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TypedDict
 
+from smallthinker.cache.kv_cache import KvKind
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
 from smallthinker.generation import Completion, GenerationParams, TextStream
@@ -57,6 +58,7 @@ class LLM:
         *,
         memory: str | int | None = None,
         context: int | None = None,
+        kv: KvKind = "f16",
         threads: int | None = None,
         reader: Literal["auto", "mmap", "direct"] = "auto",
         prefetch: bool = True,
@@ -65,6 +67,7 @@ class LLM:
     ) -> None:
         """path: a store (see `smallthinker convert`); None is the bundled demo model. memory: a ceiling for the whole
         process, bytes or '1GiB'; None takes what is free, less a margin. context: tokens of prompt and answer together.
+        kv: 'f16', or 'q8' for a KV cache of half the size that changes outputs slightly.
         lossy_head: a published LM-head predictor (model_lm_head.pt): only logits that it scores above lossy_threshold
         are computed, and answers differ from the exact ones.
 
@@ -75,6 +78,7 @@ class LLM:
             DEMO_STORE if path is None else path,
             memory=memory,
             context=context,
+            kv=kv,
             threads=threads,
             reader=reader,
             prefetch=prefetch,

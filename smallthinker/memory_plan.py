@@ -10,7 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from smallthinker.cache.kv_cache import kv_cache_bytes
+from smallthinker import _kernels
+from smallthinker.cache.kv_cache import KvKind, kv_cache_bytes
 from smallthinker.config import ModelConfig
 from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
 
@@ -89,6 +90,7 @@ def plan_memory(
     io_bytes: int,
     interpreter_bytes: int,
     tokenizer_bytes: int,
+    kv: KvKind = "f16",
     chunks: Sequence[int] = CHUNKS,
     max_slots: int | None = None,
 ) -> MemoryPlan:
@@ -104,8 +106,8 @@ def plan_memory(
             interpreter_bytes=interpreter_bytes,
             tokenizer_bytes=tokenizer_bytes,
             dense_bytes=dense_bytes,
-            kv_bytes=kv_cache_bytes(config, context, chunk),
-            scratch_bytes=scratch_bytes(config, chunk),
+            kv_bytes=kv_cache_bytes(config, context, chunk, kv),
+            scratch_bytes=scratch_bytes(config, chunk, context),
             io_bytes=io_bytes,
             slots_bytes=slots * record_bytes,
             slots=slots,
@@ -138,8 +140,8 @@ def plan_memory(
     )
 
 
-def scratch_bytes(config: ModelConfig, chunk: int) -> int:
-    """Activations of one chunk, the logits, and what sampling makes of them."""
+def scratch_bytes(config: ModelConfig, chunk: int, context: int) -> int:
+    """Activations of one chunk, attention's partial sums, the logits, and what sampling makes of them."""
     d, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
     k, ffn = config.moe_num_active_primary_experts, config.moe_ffn_hidden_size
     floats_per_token = (
@@ -149,5 +151,7 @@ def scratch_bytes(config: ModelConfig, chunk: int) -> int:
         + 3 * k * ffn  # gate, up, live neurons
         + config.moe_num_primary_experts
     )
+    splits = context // _kernels.KV_SPLIT + 1  # of one token's attention, each with sums for every head
+    attention = splits * heads * (config.head_dim + 32) * 4
     # full sampling sorts the vocabulary in float64: ids, keys, order, probabilities, cumulative sums
-    return chunk * floats_per_token * 4 + config.vocab_size * 64 + 8 * MIB
+    return chunk * floats_per_token * 4 + attention + config.vocab_size * 64 + 8 * MIB

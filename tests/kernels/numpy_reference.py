@@ -128,17 +128,38 @@ def route(logits: F32, k: int, gating: str) -> tuple[I32, F64]:
         return ids, e / e.sum(-1, keepdims=True)
 
 
-def attention(q: F32, k: F32, v: F32, start: int, window: int) -> F64:
-    """q [T, H, D] from position `start`; k, v [S, K, D] of positions 0..S-1, as the cache keeps them (f16)."""
+def blocks_kv(x: F32) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int8]]:
+    """Scales [rows, blocks] and integers [rows, blocks, 32] of the KV cache in q8_0: rounded to nearest even."""
+    blocks = x.reshape(len(x), -1, 32)
+    amax = np.abs(blocks).max(-1, keepdims=True)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.where(amax < np.float32(1e-30), 0, np.float32(127) / amax).astype(np.float32)
+        scale = np.where(amax < np.float32(1e-30), 0, amax / np.float32(127)).astype(np.float16)
+    return scale[..., 0], np.rint(blocks * inverse).astype(np.int8)
+
+
+def kept_by_cache(quant: str, x: F32) -> F32:
+    """What the KV cache keeps of keys or values x [..., D]."""
+    if quant == "f16":
+        return x.astype(np.float16).astype(np.float32)
+    scale, n = blocks_kv(x.reshape(-1, x.shape[-1]))
+    return (scale.astype(np.float32)[..., None] * n).reshape(x.shape)
+
+
+def attention(q: F32, k: F32, v: F32, start: int, window: int, quant: str = "f16") -> F64:
+    """q [T, H, D] from position `start`; k, v [S, K, D] of positions 0..S-1, before the cache rounds them."""
     tokens, heads, dim = q.shape
     out = np.empty(q.shape)
+    k, v = kept_by_cache(quant, k), kept_by_cache(quant, v)
+    q = (q * np.float32(1 / np.sqrt(dim))).reshape(-1, dim)  # as the kernel does, or int8 would round another way
+    queries = (quantize_activations(q) if quant == "q8_0" else q.astype(np.float64)).reshape(out.shape)
     for t in range(tokens):
         last = start + t
         first = max(0, last - window + 1) if window else 0
         for h in range(heads):
             kv = h // (heads // k.shape[1])
-            keys, values = (c[first : last + 1, kv].astype(np.float16).astype(np.float64) for c in (k, v))
-            score = keys @ q[t, h].astype(np.float64) / np.sqrt(dim)
+            keys, values = (c[first : last + 1, kv].astype(np.float64) for c in (k, v))
+            score = keys @ queries[t, h]
             p = np.exp(score - score.max())
             out[t, h] = p / p.sum() @ values
     return out

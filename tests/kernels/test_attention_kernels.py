@@ -1,127 +1,249 @@
 from __future__ import annotations
 
+import ctypes
+import mmap
+import sys
+from typing import Any, NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import numpy_reference
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_inputs import F32, bits, normal, seeds
 
 from smallthinker import _kernels
 
-U16 = npt.NDArray[np.uint16]
+U8 = npt.NDArray[np.uint8]
+GROUP = _kernels.KV_GROUP
+KV_QUANTS: list[_kernels.KvQuant] = ["f16", "q8_0"]
 
 
-def filled_cache(k: F32, v: F32, capacity: int) -> tuple[U16, U16]:
-    """Rings [K, capacity, D] after all of k, v [S, K, D]; slots never written hold NaN."""
-    shape = (k.shape[1], capacity, k.shape[2])
-    k_cache, v_cache = np.full(shape, 0x7E00, np.uint16), np.full(shape, 0x7E00, np.uint16)
-    _kernels.kv_append(k, v, k_cache, v_cache, 0)
-    return k_cache, v_cache
+class Cache(NamedTuple):
+    quant: _kernels.KvQuant
+    keys: U8
+    values: U8
 
 
-def attend(pool: _kernels.ThreadPool, q: F32, cache: tuple[U16, U16], start: int, window: int = 0) -> F32:
+def empty_cache(quant: _kernels.KvQuant, kv_heads: int, positions: int, dim: int) -> Cache:
+    """A ring of at least so many positions, all of them NaN in both formats."""
+    shape = (kv_heads, -(-positions // GROUP), _kernels.packed_bytes(quant, "tiles", GROUP, dim))
+    return Cache(quant, np.full(shape, 0xFF, np.uint8), np.full(shape, 0xFF, np.uint8))
+
+
+def append(pool: _kernels.ThreadPool, cache: Cache, k: F32, v: F32, start: int) -> None:
+    _kernels.kv_append(pool, cache.quant, k, v, cache.keys, cache.values, start)
+
+
+def filled_cache(pool: _kernels.ThreadPool, k: F32, v: F32, capacity: int, quant: _kernels.KvQuant = "f16") -> Cache:
+    """After all of k, v [S, K, D]; slots never written hold NaN."""
+    cache = empty_cache(quant, k.shape[1], capacity, k.shape[2])
+    append(pool, cache, k, v, 0)
+    return cache
+
+
+def attend(pool: _kernels.ThreadPool, q: F32, cache: Cache, start: int, window: int = 0) -> F32:
     out = np.empty_like(q)
-    _kernels.attention(pool, q, *cache, start, window, out)
+    _kernels.attention(pool, cache.quant, q, cache.keys, cache.values, start, window, out)
     return out
 
 
-cases = st.fixed_dictionaries(
-    {
-        "tokens": st.integers(1, 20),
-        "start": st.integers(0, 200),
-        "kv_heads": st.integers(1, 3),
-        "group": st.integers(1, 7),
-        "dim": st.integers(1, 40).map(lambda n: 2 * n) | st.just(128) | st.just(160),
-        "window": st.just(0) | st.integers(1, 250),
-        "spare": st.integers(0, 70),
+dims = {
+    "f16": st.integers(1, 40).map(lambda n: 2 * n) | st.just(128) | st.just(160),
+    "q8_0": st.sampled_from([32, 64, 96, 128, 160]),
+}
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, Any]:
+    quant = draw(st.sampled_from(KV_QUANTS))
+    return {
+        "quant": quant,
+        "tokens": draw(st.integers(1, 40)),
+        "start": draw(st.integers(0, 200) | st.integers(400, 1200)),  # on both sides of the first splits
+        "kv_heads": draw(st.integers(1, 3)),
+        "group": draw(st.integers(1, 9)),
+        "dim": draw(dims[quant]),
+        "window": draw(st.just(0) | st.integers(1, 250) | st.integers(500, 900)),
+        "spare": draw(st.integers(0, 70)),
     }
-)
 
 
-def make(case: dict[str, int], seed: int) -> tuple[F32, F32, F32, tuple[U16, U16]]:
+def make(pool: _kernels.ThreadPool, case: dict[str, Any], seed: int) -> tuple[F32, F32, F32, Cache]:
     tokens, start, window = case["tokens"], case["start"], case["window"]
     seen = start + tokens
     k, v = normal(seed, 2, seen, case["kv_heads"], case["dim"])
     q = normal(seed + 1, tokens, case["kv_heads"] * case["group"], case["dim"])
     capacity = (min(seen, window + tokens - 1) if window else seen) + case["spare"]
-    return q, k, v, filled_cache(k, v, capacity)
+    return q, k, v, filled_cache(pool, k, v, capacity, case["quant"])
 
 
-@given(case=cases, seed=seeds)
+@given(case=cases(), seed=seeds)
+@settings(max_examples=60)
 def test_attention_matches_the_reference_over_a_ring_that_is_just_large_enough(
-    pool: _kernels.ThreadPool, case: dict[str, int], seed: int
+    pool: _kernels.ThreadPool, case: dict[str, Any], seed: int
 ) -> None:
-    q, k, v, cache = make(case, seed)
+    q, k, v, cache = make(pool, case, seed)
     out = attend(pool, q, cache, case["start"], case["window"])
-    expected = numpy_reference.attention(q, k, v, case["start"], case["window"])
+    expected = numpy_reference.attention(q, k, v, case["start"], case["window"], case["quant"])
     np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5)
 
 
-@given(case=cases, seed=seeds, data=st.data())
+@given(case=cases(), seed=seeds, data=st.data())
+@settings(max_examples=60)
 def test_prefill_in_any_chunking_on_any_number_of_threads_equals_decode_bit_for_bit(
-    pools: list[_kernels.ThreadPool], case: dict[str, int], seed: int, data: st.DataObject
+    pools: list[_kernels.ThreadPool], case: dict[str, Any], seed: int, data: st.DataObject
 ) -> None:
-    q, _, _, cache = make(case, seed)
+    q, _, _, cache = make(pools[0], case, seed)
     start, window, tokens = case["start"], case["window"], case["tokens"]
-    decode = np.vstack([attend(pools[0], q[t : t + 1], cache, start + t, window) for t in range(tokens)])
+    decode = np.vstack([attend(pools[t % 3], q[t : t + 1], cache, start + t, window) for t in range(tokens)])
     cut = data.draw(st.integers(0, tokens))
     chunks = [attend(pools[1], q[:cut], cache, start, window), attend(pools[1], q[cut:], cache, start + cut, window)]
     for prefill in (*(attend(pool, q, cache, start, window) for pool in pools), np.vstack(chunks)):
         np.testing.assert_array_equal(bits(prefill), bits(decode))
 
 
-def test_the_size_of_the_ring_changes_no_bit(pool: _kernels.ThreadPool) -> None:
-    k, v = normal(0, 2, 300, 2, 32)
+@given(case=cases(), seed=seeds, data=st.data())
+@settings(max_examples=30)
+def test_a_cache_filled_in_any_chunks_is_the_same_bytes(
+    pool: _kernels.ThreadPool, case: dict[str, Any], seed: int, data: st.DataObject
+) -> None:
+    _, k, v, whole = make(pool, case, seed)
+    pieces = empty_cache(case["quant"], k.shape[1], whole.keys.shape[1] * GROUP, k.shape[2])
+    at = 0
+    while at < len(k):
+        count = data.draw(st.integers(1, len(k) - at))
+        append(pool, pieces, k[at : at + count], v[at : at + count], at)
+        at += count
+    np.testing.assert_array_equal(pieces.keys, whole.keys)
+    np.testing.assert_array_equal(pieces.values, whole.values)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory that can't be read is asked for as Linux has it")
+@pytest.mark.parametrize("quant", KV_QUANTS)
+def test_groups_outside_the_window_are_not_touched(pool: _kernels.ThreadPool, quant: _kernels.KvQuant) -> None:
+    """All but the groups that hold a visible position lie on pages that can't be read: touching one is the end."""
+    page, group_bytes = mmap.PAGESIZE, _kernels.packed_bytes(quant, "tiles", GROUP, 128)
+    capacity, start, window = 2048, 1900, 600
+    k, v = normal(0, 2, 1904, 1, 128)
+    reference = filled_cache(pool, k, v, capacity, quant)
+    first, last = (start - window + 1) // GROUP * group_bytes, (start // GROUP + 1) * group_bytes
+    libc = ctypes.CDLL(None, use_errno=True)
+    guarded = []
+    for source in (reference.keys, reference.values):
+        memory = mmap.mmap(-1, source.nbytes)
+        array = np.frombuffer(memory, np.uint8).reshape(source.shape)
+        array[:] = source
+        for begin, end in ((0, first // page * page), (-(-last // page) * page, source.nbytes // page * page)):
+            address = ctypes.c_void_p(array.ctypes.data + begin)
+            assert libc.mprotect(address, ctypes.c_size_t(end - begin), 0) == 0, ctypes.get_errno()
+        guarded.append(array)
+    q = normal(1, 4, 6, 128)[:1]
+    out = attend(pool, q, Cache(quant, *guarded), start, window)
+    np.testing.assert_array_equal(bits(out), bits(attend(pool, q, reference, start, window)))
+
+
+@pytest.mark.parametrize("quant", KV_QUANTS)
+def test_the_size_of_the_ring_changes_no_bit(pool: _kernels.ThreadPool, quant: _kernels.KvQuant) -> None:
+    k, v = normal(0, 2, 700, 2, 32)
     q = normal(1, 1, 4, 32)
-    outs = [attend(pool, q, filled_cache(k, v, capacity), 299, 70) for capacity in (70, 71, 128, 301)]
+    outs = [attend(pool, q, filled_cache(pool, k, v, size, quant), 699, 200) for size in (200, 220, 512, 701)]
     for out in outs[1:]:
         np.testing.assert_array_equal(bits(out), bits(outs[0]))
 
 
-def test_a_nan_outside_the_window_is_not_seen(pool: _kernels.ThreadPool) -> None:
-    k, v = normal(0, 2, 100, 1, 16)
+@pytest.mark.parametrize("quant", KV_QUANTS)
+def test_a_nan_outside_the_window_is_not_seen(pool: _kernels.ThreadPool, quant: _kernels.KvQuant) -> None:
+    k, v = normal(0, 2, 100, 1, 32)
     k[60], v[61] = np.nan, np.inf
-    q = normal(1, 10, 2, 16)
-    out = attend(pool, q, filled_cache(k, v, 100), 90, 29)  # the first query sees 62..90
+    q = normal(1, 10, 2, 32)
+    out = attend(pool, q, filled_cache(pool, k, v, 100, quant), 90, 29)  # the first query sees 62..90
     assert np.isfinite(out).all()
-    out = attend(pool, q, filled_cache(k, v, 100), 90, 30)
+    out = attend(pool, q, filled_cache(pool, k, v, 100, quant), 90, 30)
     assert not np.isfinite(out[0]).any()
     assert np.isfinite(out[1:]).all()
 
 
-def test_a_later_token_that_is_not_finite_does_not_reach_an_earlier_one(pool: _kernels.ThreadPool) -> None:
-    k, v = normal(0, 2, 8, 1, 16)
-    q = normal(1, 8, 2, 16)
-    clean = attend(pool, q, filled_cache(k, v, 8), 0)
+@pytest.mark.parametrize("quant", KV_QUANTS)
+def test_a_later_token_that_is_not_finite_does_not_reach_an_earlier_one(
+    pool: _kernels.ThreadPool, quant: _kernels.KvQuant
+) -> None:
+    k, v = normal(0, 2, 8, 1, 32)
+    q = normal(1, 8, 2, 32)
+    clean = attend(pool, q, filled_cache(pool, k, v, 8, quant), 0)
     k[5], v[5], q[5] = np.nan, np.nan, np.nan
-    out = attend(pool, q, filled_cache(k, v, 8), 0)
+    out = attend(pool, q, filled_cache(pool, k, v, 8, quant), 0)
     np.testing.assert_array_equal(bits(out[:5]), bits(clean[:5]))
     assert np.isnan(out[5:]).all()
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e4])
 def test_one_key_gives_its_value_at_any_score(pool: _kernels.ThreadPool, scale: float) -> None:
-    k, v = normal(0, 2, 1, 1, 16)
-    out = attend(pool, normal(1, 1, 3, 16) * np.float32(scale), filled_cache(k, v, 1), 0)
-    np.testing.assert_array_equal(out, np.tile(v.astype(np.float16).astype(np.float32), (1, 3, 1)))
+    k, v = normal(0, 2, 1, 1, 32)
+    q = normal(1, 1, 3, 32) * np.float32(scale)
+    for quant in KV_QUANTS:
+        out = attend(pool, q, filled_cache(pool, k, v, 1, quant), 0)
+        np.testing.assert_array_equal(out, np.tile(numpy_reference.kept_by_cache(quant, v), (1, 3, 1)))
 
 
 def test_scores_far_apart_leave_the_largest_alone(pool: _kernels.ThreadPool) -> None:
-    k, v = np.zeros((130, 1, 16), np.float32), normal(0, 130, 1, 16)
+    k, v = np.zeros((1130, 1, 32), np.float32), normal(0, 1130, 1, 32)
     k[70] = 100
-    out = attend(pool, np.full((1, 1, 16), 100, np.float32), filled_cache(k, v, 130), 129)
-    np.testing.assert_array_equal(out[0, 0], v[70, 0].astype(np.float16).astype(np.float32))
+    q = np.full((1, 1, 32), 100, np.float32)
+    for quant in KV_QUANTS:
+        out = attend(pool, q, filled_cache(pool, k, v, 1130, quant), 1129)
+        np.testing.assert_array_equal(out[0, 0], numpy_reference.kept_by_cache(quant, v)[70, 0])
 
 
-@given(seed=seeds, tokens=st.integers(0, 12), capacity=st.integers(12, 30), start=st.integers(0, 100))
-def test_appended_positions_go_to_their_slots_rounded_to_f16(seed: int, tokens: int, capacity: int, start: int) -> None:
+@given(seed=seeds, tokens=st.integers(0, 12), groups=st.integers(1, 3), start=st.integers(0, 100))
+def test_appended_positions_go_to_their_slots_rounded_to_f16(
+    pool: _kernels.ThreadPool, seed: int, tokens: int, groups: int, start: int
+) -> None:
     k, v = normal(seed, 2, tokens, 2, 6) * np.float32(1e-5)  # many are subnormal in f16
-    caches = np.zeros((2, 2, capacity, 6), np.uint16)
-    _kernels.kv_append(k, v, caches[0], caches[1], start)
-    expected = np.zeros_like(caches)
+    cache = Cache("f16", *np.zeros((2, 2, groups, GROUP * 6 * 2), np.uint8))
+    append(pool, cache, k, v, start)
+    keys, values = np.zeros((2, groups, 6, GROUP), np.float16), np.zeros((2, groups, GROUP, 6), np.float16)
     for t in range(tokens):
-        for cache, source in zip(expected, (k, v), strict=True):
-            cache[:, (start + t) % capacity] = source[t].astype(np.float16).view(np.uint16)
-    np.testing.assert_array_equal(caches, expected)
+        group, lane = divmod((start + t) % (groups * GROUP), GROUP)
+        keys[:, group, :, lane] = k[t]
+        values[:, group, lane] = v[t]
+    np.testing.assert_array_equal(cache.keys.ravel(), keys.view(np.uint8).ravel())
+    np.testing.assert_array_equal(cache.values.ravel(), values.view(np.uint8).ravel())
+
+
+@given(seed=seeds, tokens=st.integers(0, 12), groups=st.integers(1, 3), start=st.integers(0, 100))
+def test_appended_positions_go_to_their_slots_rounded_to_q8_0(
+    pool: _kernels.ThreadPool, seed: int, tokens: int, groups: int, start: int
+) -> None:
+    k, v = normal(seed, 2, tokens, 2, 64)
+    k[: tokens // 3] *= np.float32(1e-20)  # scales below f16
+    cache = Cache("q8_0", *np.zeros((2, 2, groups, GROUP * 68), np.uint8))
+    append(pool, cache, k, v, start)
+    keys, values = np.zeros((2, groups, 2, 544), np.uint8), np.zeros((2, groups, 64 + GROUP * 64), np.uint8)
+    for t in range(tokens):
+        group, lane = divmod((start + t) % (groups * GROUP), GROUP)
+        for block in range(2):
+            for x, to_keys in ((k[t], True), (v[t], False)):
+                scale, n = numpy_reference.blocks_kv(x[:, 32 * block : 32 * block + 32])
+                scale_bytes = scale.view(np.uint8)
+                if to_keys:
+                    keys[:, group, block, 2 * lane : 2 * lane + 2] = scale_bytes
+                    tiles = keys[:, group, block, 32:].reshape(2, 8, GROUP, 4)  # 4 columns of 16 positions at a time
+                    tiles[:, :, lane] = (n.reshape(2, 8, 4).astype(np.int16) + 128).astype(np.uint8)
+                else:
+                    at = 2 * (block * GROUP + lane)
+                    values[:, group, at : at + 2] = scale_bytes
+                    at = 64 + 64 * lane + 32 * block
+                    values[:, group, at : at + 32] = n.reshape(2, 32).view(np.uint8)
+    np.testing.assert_array_equal(cache.keys.ravel(), keys.ravel())
+    np.testing.assert_array_equal(cache.values.ravel(), values.ravel())
+
+
+def test_q8_is_as_near_to_f16_as_its_rounding_is_fine(pool: _kernels.ThreadPool) -> None:
+    """Eight bits of keys, values and queries: a thousandth of a value's size, not a hundredth."""
+    k, v = normal(0, 2, 600, 2, 128)
+    q = normal(1, 4, 6, 128)
+    exact, rounded = (attend(pool, q, filled_cache(pool, k, v, 600, quant), 596) for quant in KV_QUANTS)
+    error = np.sqrt(np.mean((exact - rounded) ** 2) / np.mean(exact**2))
+    assert 1e-4 < error < 2e-2

@@ -11,7 +11,7 @@ import pytest
 from smallthinker import _kernels
 
 POOL = _kernels.ThreadPool(1)
-f32, i32, i64, u16, u8 = np.float32, np.int32, np.int64, np.uint16, np.uint8
+f32, i32, i64, u8 = np.float32, np.int32, np.int64, np.uint8
 SECTIONS = _kernels.record_sections("q4_0", 64, 32)
 
 
@@ -81,10 +81,12 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "kv_append": (
         _kernels.kv_append,
         {
+            "pool": POOL,
+            "quant": "f16",
             "k": zeros(3, 2, 8),
             "v": zeros(3, 2, 8),
-            "k_cache": zeros(2, 10, 8, dtype=u16),
-            "v_cache": zeros(2, 10, 8, dtype=u16),
+            "keys": zeros(2, 1, 256, dtype=u8),
+            "values": zeros(2, 1, 256, dtype=u8),
             "start": 0,
         },
     ),
@@ -92,10 +94,11 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         _kernels.attention,
         {
             "pool": POOL,
+            "quant": "f16",
             "q": zeros(3, 4, 8),
-            "k_cache": zeros(2, 10, 8, dtype=u16),
-            "v_cache": zeros(2, 10, 8, dtype=u16),
-            "start": 7,
+            "keys": zeros(2, 1, 256, dtype=u8),
+            "values": zeros(2, 1, 256, dtype=u8),
+            "start": 13,
             "window": 0,
             "out": zeros(3, 4, 8),
         },
@@ -118,6 +121,7 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     ),
     "combine": (_kernels.combine, {"x": zeros(3, 20), "contributions": zeros(6, 20), "weights": zeros(3, 2)}),
     "add": (_kernels.add, {"x": zeros(3, 20), "y": zeros(3, 20)}),
+    "multiply_add": (_kernels.multiply_add, {"pool": POOL, "multiplications": 1000}),
     "read_memory": (_kernels.read_memory, {"pool": POOL, "data": zeros(20, dtype=u8)}),
 }
 
@@ -127,7 +131,7 @@ ARRAYS = [
 OUTPUTS = [
     (name, arg)
     for name, arg in ARRAYS
-    if arg in ("out", "cos", "sin", "ids", "weights", "k_cache", "v_cache", "x")
+    if arg in ("out", "cos", "sin", "ids", "weights", "keys", "values", "x")
     and (name, arg)
     not in {("linear", "x"), ("experts", "x"), ("rmsnorm", "x"), ("embed", "ids"), ("combine", "weights")}
     and (name, arg)
@@ -135,8 +139,8 @@ OUTPUTS = [
         ("rope", "cos"),
         ("rope", "sin"),
         ("linear_groups", "x"),
-        ("attention", "k_cache"),
-        ("attention", "v_cache"),
+        ("attention", "keys"),
+        ("attention", "values"),
     }
 ]
 # Dimensions that nothing else of the call has.
@@ -156,7 +160,7 @@ def test_the_right_call_passes(name: str) -> None:
 @pytest.mark.parametrize(("name", "arg"), ARRAYS)
 def test_another_type_is_refused(name: str, arg: str) -> None:
     value = RIGHT[name][1][arg]
-    for dtype in {np.dtype(t) for t in (f32, np.float64, i32, i64, u16, u8, value.dtype.newbyteorder())} - {
+    for dtype in {np.dtype(t) for t in (f32, np.float64, i32, i64, np.uint16, u8, value.dtype.newbyteorder())} - {
         value.dtype
     }:
         if dtype.itemsize > 1 or value.dtype.itemsize > 1:
@@ -231,8 +235,11 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ("route", {"gating": "relu"}, "gating: expected softmax or sigmoid"),
     ("kv_append", {"start": -1}, "start: expected 0 to"),
     ("kv_append", {"start": 2**31 - 3}, "start: expected 0 to"),
-    ("attention", {"start": 8}, "capacity of at least 11 positions, found 10"),
-    ("attention", {"start": 100, "window": 9}, "capacity of at least 11 positions, found 10"),
+    ("attention", {"start": 14}, "capacity of at least 17 positions, found 16"),
+    ("attention", {"start": 100, "window": 15}, "capacity of at least 17 positions, found 16"),
+    ("attention", {"quant": "q8_0"}, "head_dim: expected a multiple of 32 for q8_0, found 8"),
+    ("kv_append", {"quant": "q4_0"}, "quant: expected f16 or q8_0, found 'q4_0'"),
+    ("kv_append", {"keys": zeros(2, 0, 256, dtype=u8), "values": zeros(2, 0, 256, dtype=u8)}, "capacity of at least 1"),
     ("attention", {"start": -1}, "start: expected 0 to"),
     ("attention", {"window": -1}, "window: expected 0"),
     ("attention", {"q": zeros(3, 5, 8), "out": zeros(3, 5, 8)}, "2 heads don't divide the 5"),

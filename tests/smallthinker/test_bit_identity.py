@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import make_store, tiny_config
+from models import HYBRID_ATTENTION, make_store, tiny_config
 
+from smallthinker.cache.kv_cache import KvKind
 from smallthinker.engine import Engine
 
 
@@ -37,9 +39,13 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@given(config=configs(), quant=st.sampled_from(["q4_0", "q8_0", "f16"]), data=st.data())
+@given(
+    config=configs(), quant=st.sampled_from(["q4_0", "q8_0", "f16"]), kv=st.sampled_from(["f16", "q8"]), data=st.data()
+)
 @settings(max_examples=25)
-def test_every_way_to_run_gives_the_same_bits(config: dict[str, Any], quant: str, data: st.DataObject) -> None:
+def test_every_way_to_run_gives_the_same_bits(
+    config: dict[str, Any], quant: str, kv: KvKind, data: st.DataObject
+) -> None:
     parsed = tiny_config(**config)
     prompt = np.random.default_rng(0).integers(0, 256, data.draw(st.integers(1, 40), label="prompt")).tolist()
     answer = np.random.default_rng(1).integers(0, 256, 8).tolist()
@@ -48,7 +54,7 @@ def test_every_way_to_run_gives_the_same_bits(config: dict[str, Any], quant: str
         store, _ = make_store(parsed, Path(folder), quant)
 
         def run(**options: Any) -> list[np.ndarray]:
-            with Engine(store, **options) as engine:
+            with Engine(store, kv=kv, **options) as engine:
                 return [engine.prefill(prompt)[0], *(engine.decode(token) for token in answer)]
 
         baseline = run(max_slots=everything, reader="mmap", prefetch=True, threads=1)
@@ -62,6 +68,25 @@ def test_every_way_to_run_gives_the_same_bits(config: dict[str, Any], quant: str
             }
             for found, expected in zip(run(**options), baseline, strict=True):
                 assert np.array_equal(found.view(np.uint32), expected.view(np.uint32)), options
+
+
+@pytest.mark.parametrize("kv", ["f16", "q8"])
+def test_a_context_of_several_splits_gives_the_same_bits_in_any_chunks_on_any_threads(
+    tmp_path: Path, kv: KvKind
+) -> None:
+    """Attention begins new sums every 512 positions; decoding shares the splits out to threads, prefill doesn't."""
+    config = tiny_config(**HYBRID_ATTENTION | {"sliding_window_size": 600}, head_dim=32, max_position_embeddings=2048)
+    store, _ = make_store(config, tmp_path, "f16")
+    prompt = np.random.default_rng(0).integers(0, 256, 1100).tolist()
+
+    def run(chunk: int, threads: int, whole: int) -> list[np.ndarray]:
+        with Engine(store, kv=kv, chunk=chunk, threads=threads, context=2048) as engine:
+            return [engine.prefill(prompt[:whole])[0], *(engine.decode(token) for token in prompt[whole:])][-4:]
+
+    baseline = run(256, 1, 1090)
+    for options in ((100, 2, 1090), (256, 3, 1097), (7, 2, 1020)):
+        for found, expected in zip(run(*options), baseline, strict=True):
+            assert np.array_equal(found.view(np.uint32), expected.view(np.uint32)), options
 
 
 def test_prefill_of_a_conversation_continued_equals_prefill_from_the_start(hybrid_store: Path) -> None:

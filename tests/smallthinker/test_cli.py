@@ -46,6 +46,22 @@ def test_run_streams_text_to_stdout_and_figures_to_stderr(hybrid_store: Path) ->
         assert figure in line
 
 
+def test_kv_q8_runs_in_about_half_the_kv_memory_and_q4_is_one_clear_error() -> None:
+    kv_mib = {}
+    for kv in ("f16", "q8"):
+        result = smallthinker("run", "--kv", kv, "--verbose", "--max-tokens", "3", "--temperature", "0", "Once")
+        assert result.returncode == 0, result.stderr
+        line = next(line for line in result.stderr.splitlines() if "KV cache" in line)
+        kv_mib[kv] = float(line.split()[-2])
+    assert kv_mib["q8"] == pytest.approx(kv_mib["f16"] * 17 / 32, abs=0.1)
+    assert_one_clear_error(smallthinker("run", "--kv", "q4", "Once"), "--kv", "f16", "q8")
+
+
+def test_kv_q8_of_a_model_whose_heads_it_does_not_fit_is_one_clear_error(hybrid_store: Path) -> None:
+    result = smallthinker("chat", "-m", hybrid_store, "--kv", "q8")
+    assert_one_clear_error(result, "kv: q8 needs a head_dim that is a multiple of 32, this model has 16; use f16")
+
+
 def test_the_prompt_can_come_from_stdin_and_gives_the_same_text(hybrid_store: Path) -> None:
     options = ("-m", hybrid_store, "--seed", "1", "--max-tokens", "12")
     assert smallthinker("run", *options, "-", stdin="Once").stdout == smallthinker("run", *options, "Once").stdout

@@ -61,3 +61,16 @@ def test_a_quantised_store_stays_near_the_reference(tmp_path: Path) -> None:
         expected = model(torch.tensor([prompt]))[0][0].numpy()
     with Engine(store) as engine:
         assert relative_error(engine.all_logits(prompt), expected) < TOLERANCE["q8_0"]
+
+
+@pytest.mark.parametrize("kind", ["4b kind", "21b kind, past the window"])
+def test_a_q8_kv_cache_stays_near_the_reference_but_is_not_it(kind: str, tmp_path: Path) -> None:
+    all_active = {"head_dim": 32, "moe_num_active_primary_experts": 8}  # or a rounding could choose another expert
+    store, model = make_store(tiny_config(**KINDS[kind] | all_active), tmp_path, "f16")
+    prompt = tokens(40)
+    with torch.no_grad():
+        expected = model(torch.tensor([prompt]))[0][0].numpy()
+    with Engine(store, kv="f16") as f16, Engine(store, kv="q8") as q8:
+        assert relative_error(f16.all_logits(prompt), expected) < relative_error(q8.all_logits(prompt), expected)
+        assert relative_error(q8.all_logits(prompt), expected) < TOLERANCE["q8_0"]
+        assert q8.plan.kv_bytes * 32 == f16.plan.kv_bytes * 17

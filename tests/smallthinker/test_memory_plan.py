@@ -8,10 +8,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from models import HYBRID_ATTENTION, tiny_config
 
+from smallthinker.cache.kv_cache import KvKind
 from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
 from smallthinker.memory_plan import CHUNKS, MIB, MemoryPlan, choose_context, parse_size, plan_memory
 
 CONFIG = tiny_config(**HYBRID_ATTENTION)
+KINDS: list[KvKind] = ["f16", "q8"]
 
 
 def plan(budget_bytes: int, context: int = 512) -> MemoryPlan:
@@ -55,6 +57,19 @@ def test_more_memory_never_means_fewer_slots_at_the_same_chunk() -> None:
     assert plans[-1].slots == CONFIG.num_experts_total
     for smaller, larger in pairwise(plans):
         assert smaller.chunk < larger.chunk or smaller.slots <= larger.slots
+
+
+def test_a_q8_kv_cache_leaves_its_half_to_the_experts() -> None:
+    wide = tiny_config(**HYBRID_ATTENTION, head_dim=256)
+    f16, q8 = (
+        plan_memory(
+            wide, budget_bytes=64 * MIB, context=512, dense_bytes=3 * MIB, record_bytes=64 << 10, io_bytes=128 << 10,
+            interpreter_bytes=50 * MIB, tokenizer_bytes=0, chunks=(32,), kv=kv,
+        )
+        for kv in KINDS
+    )  # fmt: skip
+    assert q8.kv_bytes * 32 == f16.kv_bytes * 17
+    assert q8.slots > f16.slots
 
 
 def test_the_table_adds_up_to_the_budget() -> None:

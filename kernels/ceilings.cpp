@@ -1,4 +1,4 @@
-// What reading memory costs when nothing else is done: the ceiling that the benchmarks hold every kernel against.
+// What reading memory and what f32 arithmetic cost when nothing else is done: the ceilings of the benchmarks.
 #include <algorithm>
 #include <atomic>
 
@@ -19,6 +19,18 @@ uint64_t read_memory(ThreadPool& pool, const uint8_t* data, int64_t bytes) {
   session.parallel_for((whole + kChunk - 1) / kChunk, read_chunk);
   for (int64_t at = whole; at < bytes; ++at) total.fetch_xor(data[at], std::memory_order_relaxed);
   return total;
+}
+
+int64_t multiply_add(ThreadPool& pool, int64_t multiplications) {
+  constexpr int64_t kRoundMultiplications = kRoundVectors * kLanes, kUnitRounds = 1 << 12;
+  const int64_t units = std::max<int64_t>(1, multiplications / kRoundMultiplications / kUnitRounds);
+  ThreadPool::Session session(pool);
+  std::atomic<int64_t> total{0};
+  const auto run_unit = [&](int, int64_t) {
+    total.fetch_add(static_cast<int64_t>(session.isa().multiply_add(kUnitRounds)), std::memory_order_relaxed);
+  };
+  session.parallel_for(units, run_unit);
+  return units * kUnitRounds * kRoundMultiplications;
 }
 
 }  // namespace smallthinker
