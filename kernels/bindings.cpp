@@ -117,7 +117,7 @@ void bind_linear(ThreadPool& pool, const std::string& quant, const py::array& da
   check_disjoint(out, data, "data");
   py::gil_scoped_release unlocked;
   Timed timed(pool.timings(), "linear");
-  linear(pool, q, weights, rows, cols, from, tokens, to);
+  linear(pool, {{{q, weights, rows, cols}, to}}, from, tokens);
 }
 
 void bind_linear_groups(ThreadPool& pool, const std::string& quant, const py::array& data, int64_t rows, int64_t cols,
@@ -164,17 +164,36 @@ void bind_rope(py::array& x, const py::array& cos, const py::array& sin) {
   rope(values, c, s, tokens, heads, head_dim);
 }
 
+Gating parse_gating(const std::string& name, int64_t k, int64_t experts) {
+  if (k < 1 || k > experts) fail("k: expected 1 to ", experts, " (experts), found ", k);
+  if (name == "softmax") return Gating::softmax;
+  if (name == "sigmoid") return Gating::sigmoid;
+  fail("gating: expected softmax or sigmoid, found '", name, "'");
+}
+
 void bind_route(const py::array& logits, int64_t k, const std::string& gating, py::array& ids, py::array& weights) {
   const float* from = input<float>(logits, "logits", {-1, -1});
   const int64_t tokens = logits.shape(0), experts = logits.shape(1);
-  if (k < 1 || k > experts) fail("k: expected 1 to ", experts, " (experts), found ", k);
-  if (gating != "softmax" && gating != "sigmoid") fail("gating: expected softmax or sigmoid, found '", gating, "'");
+  const Gating g = parse_gating(gating, k, experts);
   int32_t* to_ids = output<int32_t>(ids, "ids", {tokens, k});
   float* to_weights = output<float>(weights, "weights", {tokens, k});
-  const Gating g = gating == "softmax" ? Gating::softmax : Gating::sigmoid;
   py::gil_scoped_release unlocked;
   Timed timed(poolless_timings(), "route");
   route(from, tokens, experts, k, g, to_ids, to_weights);
+}
+
+void bind_router(ThreadPool& pool, const py::array& data, int64_t experts, const py::array& x, int64_t k,
+                 const std::string& gating, py::array& ids, py::array& weights) {
+  const float* from = input<float>(x, "x", {-1, -1});
+  const int64_t tokens = x.shape(0), dim = x.shape(1);
+  check_matrix(Quant::f32, experts, dim);
+  const Matrix matrix{Quant::f32, packed(data, "data", packed_bytes(Quant::f32, Layout::tiles, experts, dim)), experts, dim};
+  const Gating g = parse_gating(gating, k, experts);
+  int32_t* to_ids = output<int32_t>(ids, "ids", {tokens, k});
+  float* to_weights = output<float>(weights, "weights", {tokens, k});
+  py::gil_scoped_release unlocked;
+  Timed timed(pool.timings(), "router");
+  router(pool, matrix, from, tokens, k, g, to_ids, to_weights);
 }
 
 void check_start(int64_t start, int64_t tokens) {
@@ -217,6 +236,18 @@ void bind_kv_append(ThreadPool& pool, const std::string& quant, const py::array&
   kv_append(pool, from_k, from_v, tokens, cache, start);
 }
 
+void check_attention(const KvCache& cache, int64_t heads, int64_t window) {
+  if (window < 0) fail("window: expected 0 (none) or more, found ", window);
+  if (cache.kv_heads < 1 || heads % cache.kv_heads != 0) {
+    fail("keys: ", cache.kv_heads, " heads don't divide the ", heads, " of q");
+  }
+}
+
+void check_capacity(const KvCache& cache, int64_t start, int64_t tokens, int64_t window) {
+  const int64_t seen = window == 0 ? start + tokens : std::min(start + tokens, window + tokens - 1);
+  if (cache.capacity < seen) fail("keys: expected a capacity of at least ", seen, " positions, found ", cache.capacity);
+}
+
 void bind_attention(ThreadPool& pool, const std::string& quant, const py::array& q, const py::array& keys,
                     const py::array& values, int64_t start, int64_t window, py::array& out) {
   const float* from = input<float>(q, "q", {-1, -1, -1});
@@ -226,18 +257,65 @@ void bind_attention(ThreadPool& pool, const std::string& quant, const py::array&
   const KvCache cache = check_kv_cache(quant, keys, values, dim);
   float* to = output<float>(out, "out", {tokens, heads, dim});
   check_start(start, tokens);
-  if (window < 0) fail("window: expected 0 (none) or more, found ", window);
-  if (cache.kv_heads < 1 || heads % cache.kv_heads != 0) {
-    fail("keys: ", cache.kv_heads, " heads don't divide the ", heads, " of q");
-  }
-  const int64_t seen = window == 0 ? start + tokens : std::min(start + tokens, window + tokens - 1);
-  if (cache.capacity < seen) fail("keys: expected a capacity of at least ", seen, " positions, found ", cache.capacity);
+  check_attention(cache, heads, window);
+  check_capacity(cache, start, tokens, window);
   check_disjoint(out, q, "q");
   if (tokens == 0) return;
   py::gil_scoped_release unlocked;
   Timed timed(pool.timings(), "attention");
   attention(pool, from, tokens, heads, cache, start, window, to);
 }
+
+// The weights and the KV cache of one layer, checked once.
+class BoundAttentionLayer {
+ public:
+  BoundAttentionLayer(ThreadPool& pool, const std::string& quant, const py::array& input_norm, const py::array& q,
+                      const py::array& k, const py::array& v, const py::array& o, const py::array& post_norm,
+                      const std::string& kv_quant, py::array& keys, py::array& values, int64_t heads, int64_t head_dim,
+                      float eps, bool use_rope, int64_t window)
+      : pool_(pool), kept_{input_norm, q, k, v, o, post_norm, keys, values} {
+    const int64_t dim = input_norm.size();
+    layer_.input_norm = input<float>(input_norm, "input_norm", {-1});
+    layer_.post_norm = input<float>(post_norm, "post_norm", {dim});
+    layer_.cache = check_kv_cache(kv_quant, keys, values, head_dim);
+    output<uint8_t>(keys, "keys", {-1, -1, -1});
+    output<uint8_t>(values, "values", {-1, -1, -1});
+    check_dim("heads", heads);
+    check_attention(layer_.cache, heads, window);
+    if (head_dim % 2 != 0) fail("head_dim: expected an even number, found ", head_dim);
+    const auto matrix = [&](const py::array& data, const char* name, int64_t rows, int64_t cols) {
+      const Quant format = parse_quant(quant);
+      check_matrix(format, rows, cols);
+      return Matrix{format, packed(data, name, packed_bytes(format, Layout::tiles, rows, cols)), rows, cols};
+    };
+    layer_.q = matrix(q, "q", heads * head_dim, dim);
+    layer_.k = matrix(k, "k", layer_.cache.kv_heads * head_dim, dim);
+    layer_.v = matrix(v, "v", layer_.cache.kv_heads * head_dim, dim);
+    layer_.o = matrix(o, "o", dim, heads * head_dim);
+    layer_.eps = eps;
+    layer_.use_rope = use_rope;
+    layer_.window = window;
+  }
+
+  void forward(py::array& x, int64_t start, const py::array& cos, const py::array& sin, py::array& normed) {
+    float* to = output<float>(x, "x", {-1, layer_.o.rows});
+    const int64_t tokens = x.shape(0), half = layer_.cache.head_dim / 2;
+    const float* c = input<float>(cos, "cos", {tokens, half});
+    const float* s = input<float>(sin, "sin", {tokens, half});
+    float* norm = output<float>(normed, "normed", {tokens, layer_.o.rows});
+    check_disjoint(normed, x, "x");
+    check_start(start, tokens);
+    check_capacity(layer_.cache, start, tokens, layer_.window);
+    if (tokens == 0) return;
+    py::gil_scoped_release unlocked;
+    attention_layer(pool_, layer_, to, tokens, start, c, s, norm);
+  }
+
+ private:
+  ThreadPool& pool_;
+  std::vector<py::array> kept_;  // whose memory layer_ points to
+  AttentionLayer layer_{};
+};
 
 int64_t bind_experts(ThreadPool& pool, const std::string& quant, int64_t hidden, int64_t ffn, const py::array& x,
                      const py::array& slots, const py::array& slot_ids, const py::array& offsets,
@@ -287,15 +365,15 @@ int64_t bind_experts(ThreadPool& pool, const std::string& quant, int64_t hidden,
   return experts(pool, call);
 }
 
-void bind_combine(py::array& x, const py::array& contributions, const py::array& weights) {
+void bind_combine(ThreadPool& pool, py::array& x, const py::array& contributions, const py::array& weights) {
   float* to = output<float>(x, "x", {-1, -1});
   const int64_t tokens = x.shape(0), dim = x.shape(1);
   const float* w = input<float>(weights, "weights", {tokens, -1});
   const int64_t k = weights.shape(1);
   const float* from = input<float>(contributions, "contributions", {tokens * k, dim});
   py::gil_scoped_release unlocked;
-  Timed timed(poolless_timings(), "combine");
-  combine(to, from, w, tokens, k, dim);
+  Timed timed(pool.timings(), "combine");
+  combine(pool, to, from, w, tokens, k, dim);
 }
 
 void bind_add(py::array& x, const py::array& y) {
@@ -359,6 +437,15 @@ PYBIND11_MODULE(_kernels, m) {
       .def_property_readonly("scratch_bytes", &ThreadPool::scratch_bytes)
       .def("timings", [](ThreadPool& pool) { return bind_timings(pool.timings()); });
 
+  py::class_<BoundAttentionLayer>(m, "AttentionLayer")
+      .def(py::init<ThreadPool&, const std::string&, const py::array&, const py::array&, const py::array&, const py::array&,
+                    const py::array&, const py::array&, const std::string&, py::array&, py::array&, int64_t, int64_t, float,
+                    bool, int64_t>(),
+           arg("pool"), arg("quant"), arg("input_norm"), arg("q"), arg("k"), arg("v"), arg("o"), arg("post_norm"),
+           arg("kv_quant"), arg("keys"), arg("values"), arg("heads"), arg("head_dim"), arg("eps"), arg("use_rope"),
+           arg("window"), py::keep_alive<1, 2>())
+      .def("forward", &BoundAttentionLayer::forward, arg("x"), arg("start"), arg("cos"), arg("sin"), arg("normed"));
+
   m.def("packed_bytes", &bind_packed_bytes, arg("quant"), arg("layout"), arg("rows"), arg("cols"));
   m.def("record_sections", &bind_record_sections, arg("quant"), arg("hidden"), arg("ffn"));
   m.def("pack", &bind_pack, arg("quant"), arg("layout"), arg("w"));
@@ -371,13 +458,15 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("rope_angles", &bind_rope_angles, arg("positions"), arg("head_dim"), arg("theta"), arg("cos"), arg("sin"));
   m.def("rope", &bind_rope, arg("x"), arg("cos"), arg("sin"));
   m.def("route", &bind_route, arg("logits"), arg("k"), arg("gating"), arg("ids"), arg("weights"));
+  m.def("router", &bind_router, arg("pool"), arg("data"), arg("experts"), arg("x"), arg("k"), arg("gating"), arg("ids"),
+        arg("weights"));
   m.def("kv_append", &bind_kv_append, arg("pool"), arg("quant"), arg("k"), arg("v"), arg("keys"), arg("values"),
         arg("start"));
   m.def("attention", &bind_attention, arg("pool"), arg("quant"), arg("q"), arg("keys"), arg("values"), arg("start"),
         arg("window"), arg("out"));
   m.def("experts", &bind_experts, arg("pool"), arg("quant"), arg("hidden"), arg("ffn"), arg("x"), arg("slots"),
         arg("slot_ids"), arg("offsets"), arg("pairs"), arg("k"), arg("out"));
-  m.def("combine", &bind_combine, arg("x"), arg("contributions"), arg("weights"));
+  m.def("combine", &bind_combine, arg("pool"), arg("x"), arg("contributions"), arg("weights"));
   m.def("add", &bind_add, arg("x"), arg("y"));
   m.def("read_memory", &bind_read_memory, arg("pool"), arg("data"));
   m.def("multiply_add", &bind_multiply_add, arg("pool"), arg("multiplications"));

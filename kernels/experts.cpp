@@ -218,14 +218,17 @@ int64_t experts(ThreadPool& pool, const ExpertCall& call) {
   return live_total;
 }
 
-void combine(float* x, const float* contributions, const float* weights, int64_t tokens, int64_t k, int64_t dim) {
-  for (int64_t t = 0; t < tokens; ++t) {
+void combine(ThreadPool& pool, float* x, const float* contributions, const float* weights, int64_t tokens, int64_t k,
+             int64_t dim) {
+  ThreadPool::Session session(pool);
+  const auto add_token = [&](int, int64_t t) {
     for (int64_t j = 0; j < k; ++j) {
       const float weight = weights[t * k + j];
-      const float* contribution = contributions + (t * k + j) * dim;
+      const float* const contribution = contributions + (t * k + j) * dim;
       for (int64_t d = 0; d < dim; ++d) x[t * dim + d] += weight * contribution[d];
     }
-  }
+  };
+  session.parallel_for(tokens, add_token);
 }
 
 }  // namespace smallthinker

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "formats.h"
 
@@ -20,8 +21,17 @@ void unpack(Quant quant, Layout layout, const uint8_t* data, int64_t rows, int64
 void embed(Quant quant, const uint8_t* data, int64_t cols, const int32_t* ids, int64_t tokens, float* out);
 
 // linear.cpp
-void linear(ThreadPool& pool, Quant quant, const uint8_t* data, int64_t rows, int64_t cols, const float* x,
-            int64_t tokens, float* out);
+struct Matrix {  // in the tiles layout
+  Quant quant;
+  const uint8_t* data;
+  int64_t rows, cols;
+};
+struct Product {  // out [T, weights.rows]
+  Matrix weights;
+  float* out;
+};
+// Products of matrices of one format and width with the same x [T, cols], which is prepared once.
+void linear(ThreadPool& pool, std::initializer_list<Product> products, const float* x, int64_t tokens);
 
 // head.cpp: rows 16 * g to 16 * g + 15 of every chosen group g, ascending, the same bits as `linear`; others stay.
 void linear_groups(ThreadPool& pool, Quant quant, const uint8_t* data, int64_t rows, int64_t cols,
@@ -36,6 +46,9 @@ void add(float* x, const float* y, int64_t n);
 // route.cpp
 enum class Gating { softmax, sigmoid };
 void route(const float* logits, int64_t tokens, int64_t experts, int64_t k, Gating gating, int32_t* ids, float* weights);
+// The same from x [T, d] and the router's matrix.
+void router(ThreadPool& pool, const Matrix& weights, const float* x, int64_t tokens, int64_t k, Gating gating, int32_t* ids,
+            float* expert_weights);
 
 // attention.cpp
 struct KvCache {  // of one layer; isa.h (KvHead) says how a head lies in it
@@ -48,6 +61,19 @@ struct KvCache {  // of one layer; isa.h (KvHead) says how a head lies in it
 void kv_append(ThreadPool& pool, const float* k, const float* v, int64_t tokens, const KvCache& cache, int64_t start);
 void attention(ThreadPool& pool, const float* q, int64_t tokens, int64_t heads, const KvCache& cache, int64_t start,
                int64_t window, float* out);
+
+// attention_layer.cpp
+struct AttentionLayer {
+  const float *input_norm, *post_norm;  // [d]
+  Matrix q, k, v, o;
+  KvCache cache;
+  float eps;
+  bool use_rope;
+  int64_t window;
+};
+// x [T, d] += o(attention(q, k, v of rmsnorm(x))); normed [T, d] = rmsnorm(x) of the sum. cos, sin [T, D/2].
+void attention_layer(ThreadPool& pool, const AttentionLayer& layer, float* x, int64_t tokens, int64_t start,
+                     const float* cos, const float* sin, float* normed);
 
 // experts.cpp
 struct ExpertCall {
@@ -64,7 +90,7 @@ struct ExpertCall {
   float* out;               // [T * k, hidden]
 };
 int64_t experts(ThreadPool& pool, const ExpertCall& call);
-void combine(float* x, const float* contributions, const float* weights, int64_t tokens, int64_t k, int64_t dim);
+void combine(ThreadPool& pool, float* x, const float* contributions, const float* weights, int64_t tokens, int64_t k, int64_t dim);
 
 // ceilings.cpp
 uint64_t read_memory(ThreadPool& pool, const uint8_t* data, int64_t bytes);

@@ -36,4 +36,11 @@ void route(const float* logits, int64_t tokens, int64_t experts, int64_t k, Gati
   }
 }
 
+void router(ThreadPool& pool, const Matrix& weights, const float* x, int64_t tokens, int64_t k, Gating gating, int32_t* ids,
+            float* expert_weights) {
+  std::vector<float> logits(static_cast<size_t>(tokens * weights.rows));
+  linear(pool, {{weights, logits.data()}}, x, tokens);
+  route(logits.data(), tokens, weights.rows, k, gating, ids, expert_weights);
+}
+
 }  // namespace smallthinker
