@@ -15,7 +15,8 @@ namespace smallthinker {
 
 namespace {
 
-constexpr int64_t kQueryTokens = 16; // tokens that share one widening of a block
+// Tokens that share one widening of a block: as many as leave every thread some units to balance with.
+constexpr int64_t kMostTileTokens = 32, kFewestTileTokens = 8, kUnitsPerThread = 4;
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
 // Pieces of one allocation, each on cache lines of its own.
@@ -95,17 +96,17 @@ struct Call {
 };
 
 // Every unit goes through its splits by itself.
-void attend_units(ThreadPool::Session& session, const Call& call, int64_t unit_heads) {
-  const int64_t n_tokens = std::min(call.tokens, kQueryTokens), units_per_tile = call.heads / unit_heads;
-  const auto place = [&](Carver& memory) { return WorkerMemory(memory, n_tokens * unit_heads, call.cache.head_dim); };
+void attend_units(ThreadPool::Session& session, const Call& call, int64_t tile_tokens, int64_t unit_heads) {
+  const int64_t most = std::min(call.tokens, tile_tokens) * unit_heads, units_per_tile = call.heads / unit_heads;
+  const auto place = [&](Carver& memory) { return WorkerMemory(memory, most, call.cache.head_dim); };
   const int64_t worker_bytes = bytes_of(place);
   Scratch<uint8_t> scratch(session.threads() * worker_bytes);
   session.allocate(scratch);
   const auto attend = [&](int worker, int64_t index) {
     Carver carver{reinterpret_cast<uintptr_t>(scratch.data() + worker * worker_bytes)};
     const WorkerMemory memory = place(carver);
-    const int64_t first = index / units_per_tile * kQueryTokens;
-    const AttentionUnit unit = call.unit(first, std::min(kQueryTokens, call.tokens - first),
+    const int64_t first = index / units_per_tile * tile_tokens;
+    const AttentionUnit unit = call.unit(first, std::min(tile_tokens, call.tokens - first),
                                          index % units_per_tile * unit_heads, unit_heads);
     call.isa.prepare_queries(unit, memory.scratch);
     call.begin(unit, memory.total);
@@ -116,7 +117,7 @@ void attend_units(ThreadPool::Session& session, const Call& call, int64_t unit_h
     }
     call.finish(unit, memory.total);
   };
-  session.parallel_for((call.tokens + kQueryTokens - 1) / kQueryTokens * units_per_tile, attend);
+  session.parallel_for((call.tokens + tile_tokens - 1) / tile_tokens * units_per_tile, attend);
 }
 
 // One token: every split is a unit, so that few heads keep many threads busy, to the end.
@@ -162,13 +163,18 @@ void attention(ThreadPool& pool, const float* q, int64_t tokens, int64_t heads, 
                int64_t window, float* out) {
   ThreadPool::Session session(pool);
   const Call call{session.isa(), q, tokens, heads, cache, start, window, out};
+  const int64_t splits = start / kKeySplit - call.unit(0, 1, 0, 1).first_visible(start) / kKeySplit + 1;
+  const auto tiles = [&](int64_t tile_tokens) { return (tokens + tile_tokens - 1) / tile_tokens; };
+  int64_t tile_tokens = kMostTileTokens;
+  while (tile_tokens > kFewestTileTokens && tiles(tile_tokens) * cache.kv_heads < kUnitsPerThread * session.threads()) {
+    tile_tokens /= 2;
+  }
   // Heads that share keys stay together while that leaves a unit for every thread.
-  const AttentionUnit all = call.unit(0, tokens, 0, 1);
-  const int64_t splits = tokens > 1 ? 1 : start / kKeySplit - all.first_visible(start) / kKeySplit + 1;
-  const int64_t tiles = (tokens + kQueryTokens - 1) / kQueryTokens, group = heads / cache.kv_heads;
-  const int64_t unit_heads = tiles * splits * cache.kv_heads >= session.threads() ? group : 1;
-  if (splits > 1) attend_splits(session, call, unit_heads);
-  else attend_units(session, call, unit_heads);
+  const bool share_splits = tokens == 1 && splits > 1;
+  const int64_t units = (share_splits ? splits : tiles(tile_tokens)) * cache.kv_heads;
+  const int64_t unit_heads = units >= session.threads() ? heads / cache.kv_heads : 1;
+  if (share_splits) attend_splits(session, call, unit_heads);
+  else attend_units(session, call, tile_tokens, unit_heads);
 }
 
 void kv_append(ThreadPool& pool, const float* k, const float* v, int64_t tokens, const KvCache& cache, int64_t start) {
