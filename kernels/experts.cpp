@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kPartChunks = 3;
 constexpr int64_t kPartRows = kPartChunks * kChunkRows;  // 16 parts of four experts of 768 neurons: even work for a few threads
 constexpr int64_t kMostPartBytes = int64_t{4} << 20;
+constexpr int64_t kEvenTokens = 8;  // blocks of an expert's tokens are even, in multiples of what a product takes at once
 constexpr int64_t kSumColumns = 4 * kDownStrip;
 constexpr int64_t kNextRows = 48;  // of up's size, 40 KiB of the 4B model's next gate
 
@@ -33,21 +34,23 @@ struct Worker {
   uint8_t* down;   // scratch of add_down
 };
 
-// live[t]: a bit for each of `rows` neurons whose gate is above zero, or NaN; the other gates become zero.
-void find_live(float* gates, int64_t rows, int64_t tokens, uint64_t* live) {
-  for (int64_t t = 0; t < tokens; ++t, gates += kChunkRows) {
-    live[t] = 0;
-    for (int64_t row = 0; row < rows; ++row) {
-      const bool is_live = !(gates[row] <= 0.0f);
-      live[t] |= static_cast<uint64_t>(is_live) << row;
-      gates[row] = is_live ? gates[row] : 0.0f;
-    }
-  }
-}
+// Rows that come next, appended to those that `upcoming` has.
+class RowList {
+ public:
+  RowList(const uint8_t** rows, int64_t row_bytes) : rows_(rows), upcoming_{rows, 0, row_bytes} {}
+  Upcoming& upcoming() { return upcoming_; }
 
-void append_rows(const uint8_t* first, uint64_t live, int64_t stride, int64_t& n, const uint8_t** rows) {
-  for (; live != 0; live &= live - 1) rows[n++] = first + lowest_bit(live) * stride;
-}
+  void append(const uint8_t* first, int64_t rows) {
+    for (int64_t row = 0; row < rows; ++row) rows_[upcoming_.n++] = first + row * upcoming_.row_bytes;
+  }
+  void append_live(const uint8_t* first, uint64_t live) {
+    for (; live != 0; live &= live - 1) rows_[upcoming_.n++] = first + lowest_bit(live) * upcoming_.row_bytes;
+  }
+
+ private:
+  const uint8_t** rows_;
+  Upcoming upcoming_;
+};
 
 class Experts {
  public:
@@ -68,11 +71,14 @@ class Experts {
       const int64_t rows = std::min(kChunkRows, call_.ffn - row);
       isa_.tile_product(call_.quant, gate(unit.expert, row), rows, call_.hidden, activations + unit.begin, tokens, worker.a,
                         kChunkRows);
-      find_live(worker.a, rows, tokens, worker.live);
+      isa_.find_live(worker.a, rows, tokens, worker.live);
+      const uint8_t* rows_ahead[kChunkRows];
+      RowList ahead(rows_ahead, row_bytes(call_.quant, call_.hidden));
+      ahead.append(down(unit.expert, row), rows);
       isa_.gated_up(call_.quant, up(unit.expert, row), call_.hidden, rows, activations + unit.begin, tokens, worker.live,
-                    worker.a, nullptr);
+                    worker.a, ahead.upcoming());
       isa_.add_down(call_.quant, down(unit.expert, row), call_.hidden, rows, worker.a, worker.live, tokens, worker.down,
-                    sums, sums_stride, nullptr);
+                    sums, sums_stride, ahead.upcoming());
       for (int64_t t = 0; t < tokens; ++t) n_live += count_bits(worker.live[t]);
     }
     return n_live;
@@ -81,34 +87,32 @@ class Experts {
   // One token is bound by reading, so that every step asks for what comes two chunks later: gates for the rows of up
   // that turned out live, up for those of down, down for the gates of the unit that this thread will likely do next.
   int64_t compute_alone(const Unit& unit, const ActivationRow& activations, const Worker& worker, float* sums) const {
-    const int64_t first = unit.part * kPartRows, last = end_of(unit.part), stride = row_bytes(call_.quant, call_.hidden);
-    const uint8_t* rows[2 * kPartRows + kNextRows];
-    Upcoming upcoming{rows, 0, stride};
+    const int64_t first = unit.part * kPartRows, last = end_of(unit.part);
+    const uint8_t* rows_ahead[2 * kPartRows + kNextRows];
+    RowList ahead(rows_ahead, row_bytes(call_.quant, call_.hidden));
     for (int64_t row = first, chunk = 0; row < last; row += kChunkRows, ++chunk) {
       const int64_t n = std::min(kChunkRows, call_.ffn - row);
       float* const a = worker.a + chunk * kChunkRows;
       for (int64_t group = 0; group < n; group += kTileRows) {
-        isa_.ask(upcoming, kTileRows / 2);
+        isa_.ask(ahead.upcoming(), kTileRows / 2);
         isa_.tile_product(call_.quant, gate(unit.expert, row + group), kTileRows, call_.hidden, &activations, 1, a + group,
                           kTileRows);
       }
-      find_live(a, n, 1, worker.live + chunk);
-      append_rows(up(unit.expert, row), worker.live[chunk], stride, upcoming.n, rows);
+      isa_.find_live(a, n, 1, worker.live + chunk);
+      ahead.append_live(up(unit.expert, row), worker.live[chunk]);
     }
-    const int64_t n_live = upcoming.n;
+    const int64_t n_live = ahead.upcoming().n;
     for (int64_t row = first, chunk = 0; row < last; row += kChunkRows, ++chunk) {
-      append_rows(down(unit.expert, row), worker.live[chunk], stride, upcoming.n, rows);
+      ahead.append_live(down(unit.expert, row), worker.live[chunk]);
     }
-    if (unit.next != nullptr) {
-      for (int64_t i = 0; i < kNextRows; ++i) rows[upcoming.n++] = unit.next + i * stride;
-    }
+    if (unit.next != nullptr) ahead.append(unit.next, kNextRows);
     for (int64_t row = first, chunk = 0; row < last; row += kChunkRows, ++chunk) {
       isa_.gated_up(call_.quant, up(unit.expert, row), call_.hidden, std::min(kChunkRows, call_.ffn - row), &activations, 1,
-                    worker.live + chunk, worker.a + chunk * kChunkRows, &upcoming);
+                    worker.live + chunk, worker.a + chunk * kChunkRows, ahead.upcoming());
     }
     for (int64_t row = first, chunk = 0; row < last; row += kChunkRows, ++chunk) {
       isa_.add_down(call_.quant, down(unit.expert, row), call_.hidden, std::min(kChunkRows, call_.ffn - row),
-                    worker.a + chunk * kChunkRows, worker.live + chunk, 1, worker.down, sums, 0, &upcoming);
+                    worker.a + chunk * kChunkRows, worker.live + chunk, 1, worker.down, sums, 0, ahead.upcoming());
     }
     return n_live;
   }
@@ -144,7 +148,7 @@ int64_t experts(ThreadPool& pool, const ExpertCall& call) {
   const Experts layer(call, isa);
   const int64_t parts = layer.parts(), padded = layer.padded(), threads = session.threads();
   const bool by_parts = n_pairs * parts * padded * 4 <= kMostPartBytes;
-  const int64_t block = by_parts ? kTokenBlock : std::clamp<int64_t>(n_pairs / (2 * threads), 1, kTokenBlock);
+  const int64_t block = kTokenBlock;
 
   Scratch<uint8_t> quantized(call.tokens * row_scratch);
   Scratch<ActivationRow> activations(n_pairs);  // by place
@@ -171,8 +175,10 @@ int64_t experts(ThreadPool& pool, const ExpertCall& call) {
 
   int64_t n_units = 0;
   for (int64_t expert = 0; expert < call.n_experts; ++expert) {
-    for (int64_t begin = call.offsets[expert]; begin < call.offsets[expert + 1]; begin += block) {
-      const int64_t end = std::min<int64_t>(begin + block, call.offsets[expert + 1]);
+    const int64_t tokens = call.offsets[expert + 1] - call.offsets[expert], blocks = (tokens + block - 1) / block;
+    const int64_t step = blocks == 0 ? 1 : round_up((tokens + blocks - 1) / blocks, kEvenTokens);
+    for (int64_t begin = call.offsets[expert]; begin < call.offsets[expert + 1]; begin += step) {
+      const int64_t end = std::min<int64_t>(begin + step, call.offsets[expert + 1]);
       for (int64_t part = 0; part < parts; part += by_parts ? 1 : parts) {
         units[n_units++] = {expert, begin, end, part};
       }
@@ -195,7 +201,7 @@ int64_t experts(ThreadPool& pool, const ExpertCall& call) {
     }
     float* const total = sums.data() + index * most_tokens * 2 * padded;  // of a token, and beside it its next part
     for (int64_t part = 0; part < parts; ++part) {
-      live_total += layer.compute_part({unit.expert, unit.begin, unit.end, part}, activations.data(), worker,
+      live_total += layer.compute_part({unit.expert, unit.begin, unit.end, part, unit.next}, activations.data(), worker,
                                        part == 0 ? total : total + padded, 2 * padded);
       if (part == 0) continue;
       for (int64_t t = 0; t < unit.end - unit.begin; ++t) isa.add_sums(total + t * 2 * padded, total + (t * 2 + 1) * padded, padded);

@@ -87,8 +87,8 @@ struct SoftmaxState {
   float *max, *sum, *acc;
 };
 
-// Rows that will be read, in that order: kernels of one token ask for some of them while they compute, since the
-// hardware can't guess which rows of up and down are live.
+// Rows that will be read, in that order: kernels ask for some of them while they compute, since the hardware can't guess
+// which rows of up and down are live, nor follow 64 rows at once.
 struct Upcoming {
   const uint8_t* const* rows;
   int64_t n, row_bytes;
@@ -106,15 +106,19 @@ struct Isa {
   void (*tile_product)(Quant quant, const uint8_t* tiles, int64_t rows, int64_t cols, const ActivationRow* activations,
                        int64_t tokens, float* out, int64_t out_stride);
 
+  // Of `rows` gates, at most kChunkRows and a multiple of 16, of each token [tokens, kChunkRows]: live[t] has a bit for
+  // each that is above zero, or NaN; the others become zero.
+  void (*find_live)(float* gates, int64_t rows, int64_t tokens, uint64_t* live);
+
   // Of `rows` neurons, at most kChunkRows, of an expert: `a` [tokens, kChunkRows] holds the gates and becomes
   // gate * (row of up . activations) for the live ones. Other rows are not read for one token.
   void (*gated_up)(Quant quant, const uint8_t* up, int64_t cols, int64_t rows, const ActivationRow* activations,
-                   int64_t tokens, const uint64_t* live, float* a, Upcoming* upcoming);
+                   int64_t tokens, const uint64_t* live, float* a, Upcoming& upcoming);
 
   // sums[t * sums_stride] += the sum over live neurons of a[t, neuron] * the neuron's row of down. A token's sums are
   // cols rounded up to a multiple of kDownStrip, in an order of their own. scratch: down_scratch_bytes(...).
   void (*add_down)(Quant quant, const uint8_t* down, int64_t cols, int64_t rows, const float* a, const uint64_t* live,
-                   int64_t tokens, uint8_t* scratch, float* sums, int64_t sums_stride, Upcoming* upcoming);
+                   int64_t tokens, uint8_t* scratch, float* sums, int64_t sums_stride, Upcoming& upcoming);
 
   // out [cols] = sums in the order of columns; cols may end, and sums begin, at any multiple of kDownStrip.
   void (*order_sums)(Quant quant, int64_t cols, const float* sums, float* out);

@@ -279,14 +279,15 @@ void add_down_float(const uint8_t* down, int64_t cols, const float* a, uint64_t 
 }
 
 void add_down(Quant quant, const uint8_t* down, int64_t cols, int64_t rows, const float* a, const uint64_t* live,
-              int64_t tokens, uint8_t* scratch, float* sums, int64_t sums_stride, Upcoming* upcoming) {
-  if (is_block_quantized(quant) && upcoming != nullptr) {
-    if (quant == Quant::q4_0) add_down_alone<DownQ4>(quant, down, cols, a, *live, scratch, sums, *upcoming);
-    else add_down_alone<DownQ8>(quant, down, cols, a, *live, scratch, sums, *upcoming);
+              int64_t tokens, uint8_t* scratch, float* sums, int64_t sums_stride, Upcoming& upcoming) {
+  if (is_block_quantized(quant)) {
+    const bool is_q4 = quant == Quant::q4_0;
+    const auto alone = is_q4 ? add_down_alone<DownQ4> : add_down_alone<DownQ8>;
+    const auto together = is_q4 ? add_down_together<DownQ4> : add_down_together<DownQ8>;
+    if (tokens == 1) alone(quant, down, cols, a, *live, scratch, sums, upcoming);
+    else together(quant, down, cols, rows, a, live, tokens, scratch, sums, sums_stride);
     return;
   }
-  if (quant == Quant::q4_0) add_down_together<DownQ4>(quant, down, cols, rows, a, live, tokens, scratch, sums, sums_stride);
-  if (quant == Quant::q8_0) add_down_together<DownQ8>(quant, down, cols, rows, a, live, tokens, scratch, sums, sums_stride);
   for (int64_t t = 0; t < tokens; ++t, a += kChunkRows, ++live, sums += sums_stride) {
     if (quant == Quant::f16) add_down_float<uint16_t>(down, cols, a, *live, sums);
     if (quant == Quant::f32) add_down_float<float>(down, cols, a, *live, sums);

@@ -62,6 +62,12 @@ SIMD_INLINE F32 zero_where_below(F32 v, F32 x, F32 bound) {
   return {_mm256_and_ps(_mm256_cmp_ps(x.lo, bound.lo, _CMP_NLT_UQ), v.lo),
           _mm256_and_ps(_mm256_cmp_ps(x.hi, bound.hi, _CMP_NLT_UQ), v.hi)};
 }
+SIMD_INLINE uint64_t live_lanes(F32 a) {
+  const __m256 zeros = _mm256_setzero_ps();
+  const int lo = _mm256_movemask_ps(_mm256_cmp_ps(a.lo, zeros, _CMP_NLE_UQ));
+  const int hi = _mm256_movemask_ps(_mm256_cmp_ps(a.hi, zeros, _CMP_NLE_UQ));
+  return static_cast<uint64_t>(lo | hi << 8);
+}
 SIMD_INLINE bool all_finite(F32 a) {
   const F32 magnitude = abs(a);
   const __m256 largest = _mm256_set1_ps(std::numeric_limits<float>::max());

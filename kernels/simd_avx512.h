@@ -44,6 +44,8 @@ SIMD_INLINE F32 abs(F32 a) { return _mm512_abs_ps(a); }
 SIMD_INLINE F32 zero_where_below(F32 v, F32 x, F32 bound) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, bound, _CMP_NLT_UQ), v);
 }
+// A bit for each lane that is above zero, or NaN.
+SIMD_INLINE uint64_t live_lanes(F32 a) { return _mm512_cmp_ps_mask(a, zero(), _CMP_NLE_UQ); }
 SIMD_INLINE bool all_finite(F32 a) {
   return _mm512_cmp_ps_mask(abs(a), broadcast(std::numeric_limits<float>::max()), _CMP_LE_OQ) == 0xffff;
 }

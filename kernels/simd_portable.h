@@ -63,6 +63,11 @@ SIMD_INLINE F32 max_magnitude(const F32& a, const F32& b) {
 SIMD_INLINE F32 zero_where_below(const F32& v, const F32& x, const F32& bound) {
   return lanes([&](int i) { return x.v[i] < bound.v[i] ? 0.0f : v.v[i]; });
 }
+SIMD_INLINE uint64_t live_lanes(const F32& a) {
+  uint64_t bits = 0;
+  for (int i = 0; i < 16; ++i) bits |= static_cast<uint64_t>(!(a.v[i] <= 0.0f)) << i;
+  return bits;
+}
 SIMD_INLINE bool all_finite(const F32& a) {
   bool finite = true;
   for (float x : a.v) finite &= std::fabs(x) <= std::numeric_limits<float>::max();

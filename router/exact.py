@@ -43,10 +43,10 @@ class ExactRouter:
 
     def route(self, layer: int, x: npt.NDArray[np.float32]) -> Route:
         """x: the residual [T, d] before any norm of this layer."""
-        tokens, d = x.shape
-        logits = np.empty((tokens, self._num_experts), np.float32)
-        _kernels.linear(self._pool, "f32", self._weights[layer], self._num_experts, d, x, logits)
+        tokens = len(x)
         ids = np.empty((tokens, self._k), np.int32)
         weights = np.empty((tokens, self._k), np.float32)
-        _kernels.route(logits, self._k, self._gating, ids, weights)
+        _kernels.router(
+            self._pool, self._weights[layer], self._num_experts, x, self._k, self._gating, ids, weights
+        )
         return Route(ids, weights)

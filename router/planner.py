@@ -13,21 +13,24 @@ import numpy.typing as npt
 
 
 class ExpertWork(NamedTuple):
-    """One expert and the tokens that chose it. `pairs` int32: indices into the flattened [T, k] route, ascending."""
+    """One expert and the tokens that chose it. `pairs`: indices into the flattened [T, k] route, ascending."""
 
     expert: int
-    pairs: npt.NDArray[np.int32]
+    pairs: list[int]
 
 
 def group_by_expert(ids: npt.NDArray[np.int32]) -> list[ExpertWork]:
     """ids [T, k] -> one entry per distinct expert: each is read and computed once, however many tokens chose it."""
     flat = ids.ravel()
     if ids.shape[0] == 1:  # a decode step: k distinct experts, one token each; 10x cheaper than sorting
-        return [ExpertWork(expert, np.array([pair], np.int32)) for pair, expert in enumerate(flat.tolist())]
-    order = np.argsort(flat, kind="stable").astype(np.int32)
+        return [ExpertWork(expert, [pair]) for pair, expert in enumerate(flat.tolist())]
+    order = np.argsort(flat, kind="stable")
     experts, starts = np.unique(flat[order], return_index=True)
+    ends = [*starts[1:].tolist(), len(flat)]
+    pairs = order.tolist()
     return [
-        ExpertWork(expert, pairs) for expert, pairs in zip(experts.tolist(), np.split(order, starts[1:]), strict=True)
+        ExpertWork(expert, pairs[start:end])
+        for expert, start, end in zip(experts.tolist(), starts.tolist(), ends, strict=True)
     ]
 
 

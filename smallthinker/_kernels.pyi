@@ -70,6 +70,39 @@ class ThreadPool:
         """Kernel -> calls and seconds since the pool was made. Seconds are wall time with the GIL released; waiting for
         another thread's call on the same pool is in them. Threads of the pool are not added up."""
 
+class AttentionLayer:
+    """The attention half of one layer: its weights and KV cache, checked once and kept alive.
+
+    input_norm and post_norm [d]; q [H * D, d], k and v [K * D, d], o [d, H * D] in the tiles layout and `quant`; keys and
+    values as in `kv_append`. window 0 is none.
+    """
+
+    def __init__(
+        self,
+        pool: ThreadPool,
+        quant: Quant,
+        input_norm: F32,
+        q: U8,
+        k: U8,
+        v: U8,
+        o: U8,
+        post_norm: F32,
+        kv_quant: KvQuant,
+        keys: U8,
+        values: U8,
+        heads: int,
+        head_dim: int,
+        eps: float,
+        use_rope: bool,
+        window: int,
+    ) -> None: ...
+    def forward(self, x: F32, start: int, cos: F32, sin: F32, normed: F32) -> None:
+        """x [T, d] += o(attention(q, k, v of rmsnorm(x, input_norm))), for T tokens from position `start`.
+
+        Appends them to the KV cache. normed [T, d] becomes rmsnorm(x, post_norm), which the experts take. cos, sin
+        [T, D/2] are those of `rope_angles`.
+        """
+
 def packed_bytes(quant: Quant, layout: Layout, rows: int, cols: int) -> int:
     """Bytes of a packed matrix. `cols` is a multiple of 32 for q8_0 and q4_0."""
 
@@ -118,6 +151,11 @@ def route(logits: F32, k: int, gating: Gating, ids: I32, weights: F32) -> None:
     weights [T, k] are the softmax over those k logits, or their sigmoids divided by the sum of them.
     """
 
+def router(
+    pool: ThreadPool, data: U8, experts: int, x: F32, k: int, gating: Gating, ids: I32, weights: F32
+) -> None:
+    """`route` of the logits x [T, d] @ W.T, W [E, d] as f32 in the tiles layout."""
+
 def kv_append(pool: ThreadPool, quant: KvQuant, k: F32, v: F32, keys: U8, values: U8, start: int) -> None:
     """Writes k, v [T, K, D] into the KV cache of a layer; position p = start + t goes to p % capacity.
 
@@ -158,7 +196,7 @@ def experts(
     computed, over all pairs.
     """
 
-def combine(x: F32, contributions: F32, weights: F32) -> None:
+def combine(pool: ThreadPool, x: F32, contributions: F32, weights: F32) -> None:
     """x[t] += weights[t, j] * contributions[t * k + j], j ascending.
 
     x [T, d], contributions [T * k, d], weights [T, k].

@@ -10,7 +10,7 @@ k experts per token, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,28 @@ class Decoder:
             config.moe_num_active_primary_experts,
             config.gating,
         )
+        self.attention = [self._attention_layer(layer) for layer in range(config.num_hidden_layers)]
+
+    def _attention_layer(self, layer: int) -> _kernels.AttentionLayer:
+        c, name = self.config, f"layers.{layer}."
+        return _kernels.AttentionLayer(
+            self.pool,
+            self.quant,
+            self.dense[name + "input_layernorm"],
+            self.dense[name + "q_proj"],
+            self.dense[name + "k_proj"],
+            self.dense[name + "v_proj"],
+            self.dense[name + "o_proj"],
+            self.dense[name + "post_attention_layernorm"],
+            self.kv.quant,
+            self.kv.keys[layer],
+            self.kv.values[layer],
+            c.num_attention_heads,
+            c.head_dim,
+            c.rms_norm_eps,
+            c.use_rope[layer],
+            c.window(layer),
+        )
 
     def forward(
         self, tokens: Sequence[int], *, all_logits: bool = False, cancelled: Callable[[], bool] = never
@@ -74,21 +96,23 @@ class Decoder:
         start = self.kv.begin(len(ids))
         x = np.empty((len(ids), self.config.hidden_size), np.float32)
         _kernels.embed(self.quant, self.dense["embed_tokens"], self.config.vocab_size, x.shape[1], ids, x)
+        normed = np.empty_like(x)
         cos, sin = self._rope_angles(start, len(ids))
         for layer in range(self.config.num_hidden_layers):
             if cancelled():
                 raise CancelledError("cancelled")
             route = self.router.route(layer, x)  # exact: from the raw residual, before this layer's norm and attention
+            attention = self.attention[layer]
             if self.prefetch:
                 work, ticket = self._request(layer, route)  # misses go to the I/O thread now
                 with ticket:
-                    self._attention(layer, x, start, cos, sin)  # arithmetic while the disk works
-                    self._experts(layer, x, route, work, ticket)
+                    attention.forward(x, start, cos, sin, normed)  # arithmetic while the disk works
+                    self._experts(x, normed, route, work, ticket)
             else:
-                self._attention(layer, x, start, cos, sin)
+                attention.forward(x, start, cos, sin, normed)
                 work, ticket = self._request(layer, route)
                 with ticket:
-                    self._experts(layer, x, route, work, ticket)
+                    self._experts(x, normed, route, work, ticket)
         self.kv.advance(len(ids))
         return self._head(x) if all_logits else self._head(x[-1:])[0]
 
@@ -103,30 +127,11 @@ class Decoder:
         _kernels.rope_angles(positions, self.config.head_dim, self.config.rope_theta, cos, sin)
         return cos, sin
 
-    def _attention(self, layer: int, x: Floats, start: int, cos: Floats, sin: Floats) -> None:
-        """x += o_proj(attention(rmsnorm(x)))"""
-        c = self.config
-        h = self._norm(f"layers.{layer}.input_layernorm", x)
-        tokens = len(x)
-        q = self._linear(f"layers.{layer}.q_proj", h, c.num_attention_heads * c.head_dim)
-        k = self._linear(f"layers.{layer}.k_proj", h, c.num_key_value_heads * c.head_dim)
-        v = self._linear(f"layers.{layer}.v_proj", h, c.num_key_value_heads * c.head_dim)
-        q = q.reshape(tokens, c.num_attention_heads, c.head_dim)
-        k = k.reshape(tokens, c.num_key_value_heads, c.head_dim)
-        v = v.reshape(tokens, c.num_key_value_heads, c.head_dim)
-        if c.use_rope[layer]:
-            _kernels.rope(q, cos, sin)
-            _kernels.rope(k, cos, sin)
-        keys, values = self.kv.keys[layer], self.kv.values[layer]
-        _kernels.kv_append(self.pool, self.kv.quant, k, v, keys, values, start)
-        attended = np.empty_like(q)
-        _kernels.attention(self.pool, self.kv.quant, q, keys, values, start, c.window(layer), attended)
-        _kernels.add(x, self._linear(f"layers.{layer}.o_proj", attended.reshape(tokens, -1), c.hidden_size))
-
-    def _experts(self, layer: int, x: Floats, route: Route, work: list[ExpertWork], ticket: Ticket) -> None:
+    def _experts(
+        self, x: Floats, normed: Floats, route: Route, work: list[ExpertWork], ticket: Ticket
+    ) -> None:
         """x += the weighted sum of each token's experts, computed as they land, summed in the router's order."""
         c = self.config
-        m = self._norm(f"layers.{layer}.post_attention_layernorm", x)
         k = c.moe_num_active_primary_experts
         contributions = np.empty((len(x) * k, c.hidden_size), np.float32)
         for landed in ticket:
@@ -136,15 +141,15 @@ class Decoder:
                 self.quant,
                 c.hidden_size,
                 c.moe_ffn_hidden_size,
-                m,
+                normed,
                 self.experts.slots,
                 np.array([slot for _, slot in landed], np.int32),
                 np.array(list(accumulate(map(len, pairs), initial=0)), np.int32),  # 2 us; np.cumsum takes 11
-                np.concatenate(pairs),
+                np.array(list(chain.from_iterable(pairs)), np.int32),
                 k,
                 contributions,
             )
-        _kernels.combine(x, contributions, route.weights)
+        _kernels.combine(self.pool, x, contributions, route.weights)
 
     def _head(self, x: Floats) -> Floats:
         if self.lossy_head is not None:

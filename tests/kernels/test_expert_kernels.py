@@ -153,5 +153,5 @@ def test_contributions_are_added_in_ascending_order(seed: int, tokens: int, k: i
     expected = x.copy()
     for j in range(k):
         expected += w[:, j, None] * c.reshape(tokens, k, dim)[:, j]
-    _kernels.combine(x, c, w)
+    _kernels.combine(_kernels.ThreadPool(2), x, c, w)
     np.testing.assert_array_equal(x, expected)
