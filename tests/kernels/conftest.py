@@ -37,6 +37,11 @@ def quant(request: pytest.FixtureRequest) -> _kernels.Quant:
     return cast("_kernels.Quant", request.param)
 
 
+@pytest.fixture(params=["q8_0", "q4_0"], scope="session")
+def block_quant(request: pytest.FixtureRequest) -> _kernels.Quant:
+    return cast("_kernels.Quant", request.param)
+
+
 @pytest.fixture(params=["tiles", "rows"], scope="session")
 def layout(request: pytest.FixtureRequest) -> _kernels.Layout:
     return cast("_kernels.Layout", request.param)

@@ -178,6 +178,50 @@ def test_a_later_token_that_is_not_finite_does_not_reach_an_earlier_one(
     assert np.isnan(out[5:]).all()
 
 
+@given(case=cases, seed=seeds, q_exponent=st.integers(-38, 12), k_exponent=st.integers(-9, 3))
+def test_scores_of_every_size_give_a_mean_of_the_values_that_are_seen(
+    pool: _kernels.ThreadPool, case: dict[str, int], seed: int, q_exponent: int, k_exponent: int
+) -> None:
+    q, k, v, _ = make(case, seed)
+    q, k = q * np.float32(10.0**q_exponent), k * np.float32(10.0**k_exponent)
+    out = attend(pool, q, filled_cache(k, v, len(k)), case["start"], case["window"])
+    kept, group = v.astype(np.float16).astype(np.float32), case["group"]
+    for t in range(len(q)):
+        last = case["start"] + t
+        seen = kept[max(0, last - case["window"] + 1) if case["window"] else 0 : last + 1].repeat(group, 1)
+        assert (out[t] <= seen.max(0) + 1e-5).all()
+        assert (out[t] >= seen.min(0) - 1e-5).all()
+
+
+@pytest.mark.parametrize("v_exponent", [-7, -4, 4])
+def test_values_from_the_smallest_f16_to_the_largest_match_the_reference(
+    pool: _kernels.ThreadPool, v_exponent: int
+) -> None:
+    size = np.float32(10.0**v_exponent)  # at -7 every value is denormal in f16
+    q, k, v = normal(0, 9, 6, 40), normal(1, 150, 2, 40), normal(2, 150, 2, 40) * size
+    out = attend(pool, q, filled_cache(k, v, 150), 141)
+    np.testing.assert_allclose(out, numpy_reference.attention(q, k, v, 141, 0), rtol=0, atol=2e-5 * size)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_an_infinity_or_a_nan_in_a_query_a_key_or_a_value_travels_and_leaves_other_heads_alone(
+    pool: _kernels.ThreadPool, bad: float
+) -> None:
+    k, v = normal(0, 2, 100, 2, 32)
+    q = normal(1, 3, 4, 32)
+    clean = attend(pool, q, filled_cache(k, v, 100), 97)
+    other = slice(2, 4)  # the heads of the other keys and values
+    for array, at in ((k, (90, 0, 5)), (v, (90, 0, 5)), (q, (1, 0, 5))):
+        kept, array[at] = array[at], bad
+        out = attend(pool, q, filled_cache(k, v, 100), 97)
+        array[at] = kept
+        np.testing.assert_array_equal(bits(out[:, other]), bits(clean[:, other]))
+        if array is v:
+            assert not np.isfinite(out[:, :2, 5]).any()
+        elif np.isnan(bad):
+            assert np.isnan(out[1, 0]).all()
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e4])
 def test_one_key_gives_its_value_at_any_score(pool: _kernels.ThreadPool, scale: float) -> None:
     k, v = normal(0, 2, 1, 1, 32)
