@@ -21,18 +21,20 @@
 #include "simd_avx2.h"
 
 #include "micro_activations.h"
+#include "micro_scores.h"
+#include "micro_values.h"
 #include "micro_attention.h"
-#include "micro_memory.h"
+#include "micro_kv_cache.h"
+#include "micro_ceilings.h"
 #include "micro_rows.h"
-#include "micro_tiles.h"
-
 #include "micro_down.h"
+#include "micro_tiles.h"
 
 namespace smallthinker {
 
 const Isa& isa_avx2vnni() {
-  static constexpr Isa isa{"avx2vnni", quantize_activations, tile_product, gated_up, add_down, order_sums, add_sums,
-                           ask, widen_f16, attend, mix_bytes};
+  static constexpr Isa isa{"avx2vnni", quantize_activations, tile_product, gated_up, add_down, order_sums, add_sums, ask,
+                           kv_store, prepare_queries, attend_split, merge_split, mix_bytes, multiply_add};
   return isa;
 }
 

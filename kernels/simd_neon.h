@@ -39,6 +39,9 @@ SIMD_INLINE void store(float* p, F32 v) {
   vst1q_f32(p + 8, v.q[2]);
   vst1q_f32(p + 12, v.q[3]);
 }
+SIMD_INLINE void store(uint16_t* f16, F32 v) {  // to nearest even
+  for (int i = 0; i < 4; ++i) vst1_u16(f16 + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(v.q[i])));
+}
 
 SIMD_INLINE F32 add(F32 a, F32 b) { return quarters<F32>([&](int i) { return vaddq_f32(a.q[i], b.q[i]); }); }
 SIMD_INLINE F32 sub(F32 a, F32 b) { return quarters<F32>([&](int i) { return vsubq_f32(a.q[i], b.q[i]); }); }

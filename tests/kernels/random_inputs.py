@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from smallthinker import _kernels
@@ -20,6 +21,11 @@ tokens = st.integers(1, 19)
 def widths(quant: str) -> st.SearchStrategy[int]:
     """Columns: whole blocks, in every remainder of a strip of four, or any number where there are no blocks."""
     return st.integers(1, 9).map(lambda n: 32 * n) if quant in ("q8_0", "q4_0") else st.integers(1, 150)
+
+
+def at_most(examples: int) -> settings:
+    """For slow tests: fewer examples than the profile has, never more."""
+    return settings(max_examples=min(examples, settings.default.max_examples))
 
 
 def normal(seed: int, *shape: int) -> F32:

@@ -238,10 +238,12 @@ def test_rows_without_a_pair_stay_as_they_were(pool: _kernels.ThreadPool) -> Non
 
 
 @given(seed=seeds, tokens=st.integers(0, 5), k=st.integers(1, 6), dim=st.integers(1, 70))
-def test_contributions_are_added_in_ascending_order(seed: int, tokens: int, k: int, dim: int) -> None:
+def test_contributions_are_added_in_ascending_order(
+    pool: _kernels.ThreadPool, seed: int, tokens: int, k: int, dim: int
+) -> None:
     x, c, w = normal(seed, tokens, dim), normal(seed + 1, tokens * k, dim), normal(seed + 2, tokens, k)
     expected = x.copy()
     for j in range(k):
         expected += w[:, j, None] * c.reshape(tokens, k, dim)[:, j]
-    _kernels.combine(x, c, w)
+    _kernels.combine(pool, x, c, w)
     np.testing.assert_array_equal(x, expected)

@@ -5,6 +5,7 @@ cd "$(dirname "$0")/../../.."
 compiler=$1 folder=$2
 shift 2
 mkdir -p "$folder"
+rm -f "$folder"/*.o  # of a source that is gone by now
 compile() {
   local object="$FOLDER/$(basename "$1" .cpp).o"
   "$COMPILER" -std=c++17 -ffp-contract=off -fno-math-errno -pthread -Ikernels "${@:2}" -c "$1" -o "$object"

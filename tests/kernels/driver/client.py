@@ -41,7 +41,7 @@ class DriverKernels:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return partial(self._call, name)
+        return self._call(name) if name.isupper() else partial(self._call, name)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         if self._driver is None:

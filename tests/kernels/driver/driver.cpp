@@ -43,8 +43,8 @@ const std::map<std::string, void (*)(Call&)> kKernels{
      }},
     {"linear",
      [](Call& c) {
-       linear(c.pool(0), c.quant(1), c.in<uint8_t>(2), c.integer(3), c.integer(4), c.in<float>(5), c.size(5, 0),
-              c.out<float>(6));
+       const Matrix weights{c.quant(1), c.in<uint8_t>(2), c.integer(3), c.integer(4)};
+       linear(c.pool(0), {{weights, c.out<float>(6)}}, c.in<float>(5), c.size(5, 0));
      }},
     {"linear_groups",
      [](Call& c) {
@@ -64,18 +64,25 @@ const std::map<std::string, void (*)(Call&)> kKernels{
        const Gating gating = c.text(2) == "softmax" ? Gating::softmax : Gating::sigmoid;
        route(c.in<float>(0), c.size(0, 0), c.size(0, 1), c.integer(1), gating, c.out<int32_t>(3), c.out<float>(4));
      }},
+    {"router",
+     [](Call& c) {
+       const Matrix weights{Quant::f32, c.in<uint8_t>(1), c.integer(2), c.size(3, 1)};
+       const Gating gating = c.text(5) == "softmax" ? Gating::softmax : Gating::sigmoid;
+       router(c.pool(0), weights, c.in<float>(3), c.size(3, 0), c.integer(4), gating, c.out<int32_t>(6),
+              c.out<float>(7));
+     }},
     {"kv_append",
      [](Call& c) {
-       const KvShape shape{c.size(0, 1), c.size(2, 1), c.size(0, 2)};
-       kv_append(c.in<float>(0), c.in<float>(1), c.size(0, 0), shape, c.integer(4), c.out<uint16_t>(2),
-                 c.out<uint16_t>(3));
+       kv_append(c.pool(0), c.in<float>(2), c.in<float>(3), c.size(2, 0),
+                 {c.quant(1), c.size(4, 0), c.size(4, 1) * kLanes, c.size(2, 2), c.out<uint8_t>(4), c.out<uint8_t>(5)},
+                 c.integer(6));
      }},
     {"attention",
      [](Call& c) {
-       if (c.size(1, 0) == 0) return;
-       const KvShape shape{c.size(2, 0), c.size(2, 1), c.size(1, 2)};
-       attention(c.pool(0), c.in<float>(1), c.size(1, 0), c.size(1, 1), shape, c.in<uint16_t>(2), c.in<uint16_t>(3),
-                 c.integer(4), c.integer(5), c.out<float>(6));
+       if (c.size(2, 0) == 0) return;
+       attention(c.pool(0), c.in<float>(2), c.size(2, 0), c.size(2, 1),
+                 {c.quant(1), c.size(3, 0), c.size(3, 1) * kLanes, c.size(2, 2), c.array<uint8_t>(3), c.array<uint8_t>(4)},
+                 c.integer(5), c.integer(6), c.out<float>(7));
      }},
     {"experts",
      [](Call& c) {
@@ -85,11 +92,16 @@ const std::map<std::string, void (*)(Call&)> kKernels{
      }},
     {"combine",
      [](Call& c) {
-       combine(c.out<float>(0), c.in<float>(1), c.in<float>(2), c.size(0, 0), c.size(2, 1), c.size(0, 1));
+       combine(c.pool(0), c.out<float>(1), c.in<float>(2), c.in<float>(3), c.size(1, 0), c.size(3, 1), c.size(1, 1));
      }},
     {"add", [](Call& c) { add(c.out<float>(0), c.in<float>(1), c.size(0, 0) * c.size(0, 1)); }},
     {"read_memory",
      [](Call& c) { c.result(static_cast<int64_t>(read_memory(c.pool(0), c.in<uint8_t>(1), c.size(1, 0)))); }},
+    {"multiply_add", [](Call& c) { c.result(multiply_add(c.pool(0), c.integer(1))); }},
+    {"BLOCK", [](Call& c) { c.result(kBlock); }},
+    {"TILE_ROWS", [](Call& c) { c.result(kTileRows); }},
+    {"KV_GROUP", [](Call& c) { c.result(kLanes); }},
+    {"KV_SPLIT", [](Call& c) { c.result(kKeySplit); }},
 };
 
 #if SMALLTHINKER_COMPILES_AVXVNNI

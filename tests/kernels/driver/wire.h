@@ -112,12 +112,21 @@ class Call {
   Layout layout(size_t i) const { return text(i) == "tiles" ? Layout::tiles : Layout::rows; }
 
   int64_t size(size_t i, size_t dimension) const { return get(i, 'a').array->shape.at(dimension); }
+  // Neither read nor written as far as types say.
   template <class T>
-  const T* in(size_t i) const { return items<T>(i); }
+  T* array(size_t i) const {
+    const Array& array = *get(i, 'a').array;
+    if (array.item_bytes != sizeof(T)) {
+      throw std::runtime_error("argument " + std::to_string(i) + " has items of " + std::to_string(array.item_bytes));
+    }
+    return reinterpret_cast<T*>(array.data);
+  }
+  template <class T>
+  const T* in(size_t i) const { return array<T>(i); }
   template <class T>
   T* out(size_t i) {
     written_.insert(i);
-    return items<T>(i);
+    return array<T>(i);
   }
 
   void result(int64_t x) { results_.push_back({'i', x, {}, nullptr, 0}); }
@@ -201,15 +210,6 @@ class Call {
     if (argument.tag != tag) throw std::runtime_error("argument " + std::to_string(i) + " has the wrong type");
     return argument;
   }
-  template <class T>
-  T* items(size_t i) const {
-    const Array& array = *get(i, 'a').array;
-    if (array.item_bytes != sizeof(T)) {
-      throw std::runtime_error("argument " + std::to_string(i) + " has items of " + std::to_string(array.item_bytes));
-    }
-    return reinterpret_cast<T*>(array.data);
-  }
-
   std::vector<Argument> arguments_;
   std::vector<Result> results_;
   std::set<size_t> written_;
