@@ -2,10 +2,42 @@
 
 #include <stdexcept>
 
+#if SMALLTHINKER_X86
+#include <cpuid.h>
+#elif SMALLTHINKER_NEON && defined(__linux__)
+#include <sys/auxv.h>
+#elif SMALLTHINKER_NEON && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace smallthinker {
 
 namespace {
 int64_t strip_cols(Quant quant) { return quant == Quant::q4_0 ? 4 * kBlock : 2 * kBlock; }
+
+#if SMALLTHINKER_COMPILES_AVXVNNI
+// Not __builtin_cpu_supports: not every compiler that knows the instructions knows their name there. Their registers
+// are those of AVX2, so whoever asks after finding AVX2 knows that the system saves them.
+bool has_avxvnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 4 & 1) != 0;
+}
+#endif
+
+#if SMALLTHINKER_NEON
+bool has_dot_product() {
+#if defined(__linux__)
+  constexpr unsigned long kDotProduct = 1UL << 20;  // HWCAP_ASIMDDP, which older headers lack
+  return (getauxval(AT_HWCAP) & kDotProduct) != 0;
+#elif defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof(has);
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
+#else
+  return false;
+#endif
+}
+#endif
 }  // namespace
 
 int64_t activation_bytes(Quant quant, int64_t cols) {
@@ -28,7 +60,12 @@ std::vector<const Isa*> built_isas() {
       &isa_portable(),
 #if SMALLTHINKER_X86
       &isa_avx2(),
+#if SMALLTHINKER_COMPILES_AVXVNNI
+      &isa_avx2vnni(),
+#endif
       &isa_avx512(),
+#elif SMALLTHINKER_NEON
+      &isa_neon(),
 #endif
   };
 }
@@ -48,11 +85,16 @@ std::vector<const Isa*> available_isas() {
   // F16C isn't asked for: compilers disagree on its name, and every CPU with AVX2 has it.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     isas.push_back(&isa_avx2());
+#if SMALLTHINKER_COMPILES_AVXVNNI
+    if (has_avxvnni()) isas.push_back(&isa_avx2vnni());
+#endif
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
       isas.push_back(&isa_avx512());
     }
   }
+#elif SMALLTHINKER_NEON
+  if (has_dot_product()) isas.push_back(&isa_neon());
 #endif
   return isas;
 }

@@ -16,6 +16,19 @@
 #define SMALLTHINKER_X86 0
 #endif
 
+#if SMALLTHINKER_X86 && (defined(__clang__) ? __clang_major__ >= 13 : __GNUC__ >= 11)
+#define SMALLTHINKER_COMPILES_AVXVNNI 1
+#else
+#define SMALLTHINKER_COMPILES_AVXVNNI 0
+#endif
+
+// Clang before 16 hides the dot products unless the whole file is compiled for them, as Apple's are.
+#if defined(__AARCH64EL__) && (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
+#define SMALLTHINKER_NEON 1
+#else
+#define SMALLTHINKER_NEON 0
+#endif
+
 namespace smallthinker {
 
 // One token's input of a matrix product. f32 and f16 weights read `x`. Block quantised weights read the rest, in strips
@@ -174,6 +187,12 @@ const Isa& isa_portable();
 #if SMALLTHINKER_X86
 const Isa& isa_avx2();
 const Isa& isa_avx512();
+#endif
+#if SMALLTHINKER_COMPILES_AVXVNNI
+const Isa& isa_avx2vnni();
+#endif
+#if SMALLTHINKER_NEON
+const Isa& isa_neon();
 #endif
 
 // The instruction sets that this build has, best last; a CPU may lack some.

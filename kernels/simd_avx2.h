@@ -1,5 +1,6 @@
 // 16-lane vectors in two ymm registers. The same names as in simd_avx512.h and simd_portable.h; micro_*.h is written
-// over them. Included once, by isa_avx2.cpp.
+// over them. Included once by isa_avx2.cpp, and once by isa_avx2vnni.cpp with SMALLTHINKER_AVXVNNI, which changes the
+// integer products alone.
 #pragma once
 
 namespace smallthinker {
@@ -183,15 +184,28 @@ SIMD_INLINE B64 low_nibbles(B64 a) {
 }
 SIMD_INLINE B64 high_nibbles(B64 a) { return low_nibbles({_mm256_srli_epi16(a.lo, 4), _mm256_srli_epi16(a.hi, 4)}); }
 
+// Sums of four neighbouring byte products, w unsigned and a signed, added to every int32 of `sum`.
+#ifdef SMALLTHINKER_AVXVNNI
+SIMD_INLINE __m256i dot_unsigned(__m256i sum, __m256i w, __m256i a) { return _mm256_dpbusd_avx_epi32(sum, w, a); }
+constexpr int32_t kBiasQ8 = 128;
+SIMD_INLINE __m256i dot_biased(__m256i sum, __m256i w, __m256i a) { return dot_unsigned(sum, w, a); }
+SIMD_INLINE __m256i dot_signed(__m256i sum, __m256i w, __m256i a) {
+  return dot_unsigned(sum, _mm256_xor_si256(w, _mm256_set1_epi8(-128)), a);
+}
+#else
 SIMD_INLINE __m256i dot_unsigned(__m256i sum, __m256i w, __m256i a) {
   return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(w, a), _mm256_set1_epi16(1)));
 }
 // The pairwise int16 sums of this instruction saturate with q + 128 as the unsigned side, not with |q| <= 128:
 // 2 * 128 * 127 fits. So the sign moves to the activations and there is no bias to take back.
+constexpr int32_t kBiasQ8 = 0;
 SIMD_INLINE __m256i dot_signed(__m256i sum, __m256i w, __m256i a) {
   return dot_unsigned(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
 }
-constexpr int32_t kBiasQ8 = 0;
+SIMD_INLINE __m256i dot_biased(__m256i sum, __m256i w, __m256i a) {
+  return dot_signed(sum, _mm256_xor_si256(w, _mm256_set1_epi8(-128)), a);
+}
+#endif
 SIMD_INLINE I32 dot_nibbles(I32 sum, B64 w, B64 a) {
   return {dot_unsigned(sum.lo, w.lo, a.lo), dot_unsigned(sum.hi, w.hi, a.hi)};
 }
@@ -199,8 +213,7 @@ SIMD_INLINE I32 dot_signed(I32 sum, B64 w, B64 a) {
   return {dot_signed(sum.lo, w.lo, a.lo), dot_signed(sum.hi, w.hi, a.hi)};
 }
 SIMD_INLINE I32 dot_biased(I32 sum, B64 w, B64 a) {
-  const __m256i bias = _mm256_set1_epi8(-128);
-  return dot_signed(sum, {_mm256_xor_si256(w.lo, bias), _mm256_xor_si256(w.hi, bias)}, a);
+  return {dot_biased(sum.lo, w.lo, a.lo), dot_biased(sum.hi, w.hi, a.hi)};
 }
 
 SIMD_INLINE F32 spread4(__m128 x) {

@@ -17,6 +17,8 @@ constexpr std::chrono::microseconds kSpin{50};
 void pause() {
 #if SMALLTHINKER_X86
   _mm_pause();
+#elif SMALLTHINKER_NEON
+  asm volatile("yield");
 #else
   std::this_thread::yield();
 #endif

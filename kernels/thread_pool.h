@@ -15,6 +15,10 @@
 #include "isa.h"
 #include "timings.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace smallthinker {
 
 class ThreadPool {
@@ -43,9 +47,9 @@ class ThreadPool {
     template <class... Pieces>
     void allocate(Pieces&... pieces) {
       int64_t bytes = 0;
-      ((bytes += round_up(pieces.bytes(), 64)), ...);
+      ((bytes += stride(pieces)), ...);
       uint8_t* at = pool_.reserve(bytes);
-      ((pieces.place(at), at += round_up(pieces.bytes(), 64)), ...);
+      ((pieces.place(at), forbid_rest(at, pieces), at += stride(pieces)), ...);
     }
 
     // Runs body(worker, unit) for every unit in [0, units), each once, on any thread; worker < threads(). Returns when
@@ -58,6 +62,21 @@ class ThreadPool {
     }
 
    private:
+#ifdef __SANITIZE_ADDRESS__  // a step past a piece is an error, not a look into the next one
+    static constexpr int64_t kGap = 64;
+    template <class Piece>
+    static void forbid_rest(uint8_t* at, const Piece& piece) {
+      ASAN_UNPOISON_MEMORY_REGION(at, piece.bytes());
+      ASAN_POISON_MEMORY_REGION(at + piece.bytes(), stride(piece) - piece.bytes());
+    }
+#else
+    static constexpr int64_t kGap = 0;
+    template <class Piece>
+    static void forbid_rest(uint8_t*, const Piece&) {}
+#endif
+    template <class Piece>
+    static int64_t stride(const Piece& piece) { return round_up(piece.bytes(), 64) + kGap; }
+
     ThreadPool& pool_;
     std::unique_lock<std::mutex> lock_;
   };

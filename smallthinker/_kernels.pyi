@@ -42,7 +42,7 @@ def isa() -> str:
     """
 
 def available_isas() -> list[str]:
-    """Of portable, avx2 and avx512 those that this CPU can run, best last."""
+    """Of portable, avx2, avx2vnni, avx512 and neon those that this CPU can run, best last."""
 
 def built_isas() -> list[str]:
     """The instruction sets that this build has, best last; this CPU may lack some."""

@@ -1,10 +1,29 @@
 from __future__ import annotations
 
+import os
 from typing import cast
 
 import pytest
+from hypothesis import settings
 
+import smallthinker
 from smallthinker import _kernels
+
+# With a driver, every test here that says _kernels means the program that KERNELS_DRIVER starts. What tests the module
+# itself stays out.
+if command := os.environ.get("KERNELS_DRIVER"):
+    from driver.client import DriverKernels
+
+    smallthinker._kernels = _kernels = DriverKernels(command)  # type: ignore
+    collect_ignore = ["test_attention_layer.py", "test_kernel_arguments.py", "test_thread_pool.py", "test_timings.py"]
+    settings.register_profile("driver", max_examples=20, deadline=None)
+
+
+def pytest_report_header() -> str:
+    isas = ", ".join(_kernels.available_isas())
+    if command:
+        return f"kernels: {isas} by {command}"
+    return f"kernels: {isas}; not NEON and not with sanitizers: tests/run_foreign.sh, tests/run_sanitizers.sh"
 
 
 @pytest.fixture(params=_kernels.available_isas(), scope="session")
@@ -15,6 +34,11 @@ def isa(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["f32", "f16", "q8_0", "q4_0"], scope="session")
 def quant(request: pytest.FixtureRequest) -> _kernels.Quant:
+    return cast("_kernels.Quant", request.param)
+
+
+@pytest.fixture(params=["q8_0", "q4_0"], scope="session")
+def block_quant(request: pytest.FixtureRequest) -> _kernels.Quant:
     return cast("_kernels.Quant", request.param)
 
 

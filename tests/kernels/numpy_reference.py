@@ -23,7 +23,7 @@ def blocks_q4_0(w: F32) -> tuple[npt.NDArray[np.float16], U8]:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         inverse = np.where(np.isfinite(1 / scale), 1 / scale, 0).astype(np.float32)
         scale16 = np.where(inverse == 0, 0, scale).astype(np.float16)
-    n = np.clip(np.floor(x * inverse[..., None] + np.float32(8.5)), 0, 15).astype(np.uint8)
+        n = np.clip(np.floor(x * inverse[..., None] + np.float32(8.5)), 0, 15).astype(np.uint8)
     return scale16, n
 
 
@@ -34,9 +34,9 @@ def blocks_q8_0(w: F32) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int8]]:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         inverse = np.where(np.isfinite(1 / scale), 1 / scale, 0).astype(np.float32)
         scale16 = np.where(inverse == 0, 0, scale).astype(np.float16)
-    y = x * inverse[..., None]
-    q = np.trunc(y + np.copysign(np.float32(0.5), y))
-    return scale16, np.clip(q, -127, 127).astype(np.int8)
+        y = x * inverse[..., None]
+        q = np.clip(np.trunc(y + np.copysign(np.float32(0.5), y)), -127, 127).astype(np.int8)
+    return scale16, q
 
 
 def pack(quant: str, layout: str, w: F32) -> U8:

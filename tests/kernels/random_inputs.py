@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from smallthinker import _kernels
 
 F32 = npt.NDArray[np.float32]
+Make = Callable[..., F32]
 
 seeds = st.integers(0, 2**32 - 1)
 tokens = st.integers(1, 19)
@@ -19,8 +23,22 @@ def widths(quant: str) -> st.SearchStrategy[int]:
     return st.integers(1, 9).map(lambda n: 32 * n) if quant in ("q8_0", "q4_0") else st.integers(1, 150)
 
 
+def at_most(examples: int) -> settings:
+    """For slow tests: fewer examples than the profile has, never more."""
+    return settings(max_examples=min(examples, settings.default.max_examples))
+
+
 def normal(seed: int, *shape: int) -> F32:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def uneven(seed: int, *shape: int) -> F32:
+    """Blocks of 32 columns of very different size, some of them zero, minus zero or denormal; none overflows a sum."""
+    rng = np.random.default_rng(seed)
+    blocks = (*shape[:-1], -(-shape[-1] // 32))
+    size = np.float32(10) ** rng.integers(-12, 12, blocks).astype(np.float32)
+    size = rng.choice(np.array([1, 1, 1, 0, -0.0, 1e-42], np.float32), blocks) * size
+    return normal(seed, *shape) * np.repeat(size.astype(np.float32), 32, -1)[..., : shape[-1]]
 
 
 def bits(x: F32) -> npt.NDArray[np.uint32]:

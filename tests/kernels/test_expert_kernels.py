@@ -8,7 +8,7 @@ import numpy_reference
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_inputs import F32, bits, normal, seeds
+from random_inputs import F32, Make, bits, normal, seeds, uneven
 
 from smallthinker import _kernels
 
@@ -27,11 +27,17 @@ class Layer:
 
     @classmethod
     def random(cls, quant: _kernels.Quant, hidden: int, ffn: int, n: int, seed: int) -> Layer:
+        return cls.of(quant, [tuple(normal(seed + e, 3, ffn, hidden)) for e in range(n)])
+
+    @classmethod
+    def of(cls, quant: _kernels.Quant, experts: list[tuple[F32, ...]]) -> Layer:
+        """gate, up and down of each expert, [ffn, hidden] all three."""
+        ffn, hidden = experts[0][0].shape
         up_at, down_at, total = _kernels.record_sections(quant, hidden, ffn)
-        slots = np.full((n, total + 64), 0xEE, np.uint8)  # what lies between the sections must not matter
+        # What lies between the sections must not matter. Nothing lies behind the last one, where a step too far shows.
+        slots = np.full((len(experts), total), 0xEE, np.uint8)
         matrices = []
-        for e in range(n):
-            gate, up, down = normal(seed + e, 3, ffn, hidden)
+        for e, (gate, up, down) in enumerate(experts):
             parts = (
                 _kernels.pack(quant, "tiles", gate),
                 _kernels.pack(quant, "rows", up),
@@ -66,6 +72,9 @@ class Layer:
         return out, live
 
 
+THE_ONE = np.array([[0]])  # expert of one token
+
+
 def choose(seed: int, tokens: int, experts: int, k: int) -> npt.NDArray[np.int64]:
     return np.argsort(np.random.default_rng(seed).random((tokens, experts)), axis=1)[:, :k]
 
@@ -78,22 +87,35 @@ def test_experts_match_the_reference(
     x, chosen = normal(seed + 9, tokens, hidden), choose(seed, tokens, 4, k)
     out, live = layer.run(pool, x, chosen)
     n_live = 0
-    for pair, e in enumerate(chosen.ravel()):
-        token = x[pair // k : pair // k + 1]
-        expected, rounding = numpy_reference.expert(quant, *layer.matrices[e], token)
-        gate = numpy_reference.linear(quant, layer.matrices[e][0], token)
-        n_live += int((gate > 0).sum())
-        tolerance = 1.01 * rounding[0] + 1e-4 * np.abs(expected[0]) + 1e-4 * hidden * np.sqrt(ffn)
-        assert (np.abs(out[pair] - expected[0]) <= tolerance).all()
+    for e in np.unique(chosen):
+        pairs = np.flatnonzero(chosen.ravel() == e)
+        expected, rounding = numpy_reference.expert(quant, *layer.matrices[e], x[pairs // k])
+        n_live += int((numpy_reference.linear(quant, layer.matrices[e][0], x[pairs // k]) > 0).sum())
+        tolerance = 1.01 * rounding + 1e-4 * np.abs(expected) + 1e-4 * hidden * np.sqrt(ffn)
+        assert (np.abs(out[pairs] - expected) <= tolerance).all()
     assert abs(live - n_live) <= 2  # a gate next to zero may round to either side
 
 
-@given(seed=seeds, hidden=sizes, ffn=sizes, tokens=st.integers(1, 19), k=st.integers(1, 3))
+@given(
+    seed=seeds,
+    hidden=sizes,
+    ffn=sizes,
+    tokens=st.integers(1, 19),
+    k=st.integers(1, 3),
+    make=st.sampled_from([normal, uneven]),
+)
 def test_a_token_has_the_same_bits_alone_and_in_any_company_on_any_number_of_threads(
-    pools: list[_kernels.ThreadPool], quant: _kernels.Quant, seed: int, hidden: int, ffn: int, tokens: int, k: int
+    pools: list[_kernels.ThreadPool],
+    quant: _kernels.Quant,
+    seed: int,
+    hidden: int,
+    ffn: int,
+    tokens: int,
+    k: int,
+    make: Make,
 ) -> None:
     layer = Layer.random(quant, hidden, ffn, 4, seed)
-    x, chosen = normal(seed + 9, tokens, hidden), choose(seed, tokens, 4, k)
+    x, chosen = make(seed + 9, tokens, hidden), choose(seed, tokens, 4, k)
     together = [layer.run(pool, x, chosen) for pool in pools]
     alone = [layer.run(pools[1], x[t : t + 1], chosen[t : t + 1]) for t in range(tokens)]
     for out, live in together:
@@ -104,7 +126,7 @@ def test_a_token_has_the_same_bits_alone_and_in_any_company_on_any_number_of_thr
 def test_dead_neurons_are_not_read(pool: _kernels.ThreadPool, quant: _kernels.Quant) -> None:
     layer = Layer.random(quant, 64, 32, 1, 0)
     x = normal(1, 1, 64)
-    expected, _ = layer.run(pool, x, np.array([[0]]))
+    expected, _ = layer.run(pool, x, THE_ONE)
     up_at, down_at, _ = _kernels.record_sections(quant, 64, 32)
     row = _kernels.packed_bytes(quant, "rows", 1, 64)
     dead = np.flatnonzero(numpy_reference.linear(quant, layer.matrices[0][0], x)[0] < -1e-3)
@@ -112,7 +134,7 @@ def test_dead_neurons_are_not_read(pool: _kernels.ThreadPool, quant: _kernels.Qu
     for section in (up_at, down_at):
         for j in dead:
             layer.slots[0, section + j * row : section + (j + 1) * row] = 0xFF  # NaN scales, NaN weights
-    out, live = layer.run(pool, x, np.array([[0]]))
+    out, live = layer.run(pool, x, THE_ONE)
     np.testing.assert_array_equal(bits(out), bits(expected))
     assert live == 32 - len(dead)
 
@@ -124,7 +146,75 @@ def test_an_expert_whose_neurons_are_all_dead_gives_zeros(pool: _kernels.ThreadP
     assert not out.any()
 
 
+@given(seed=seeds, hidden=sizes, ffn=sizes, exponent=st.integers(-14, 10), weight_exponent=st.integers(-6, 3))
+def test_experts_of_every_size_match_the_reference(
+    pool: _kernels.ThreadPool,
+    quant: _kernels.Quant,
+    seed: int,
+    hidden: int,
+    ffn: int,
+    exponent: int,
+    weight_exponent: int,
+) -> None:
+    layer = Layer.of(quant, [tuple(normal(seed, 3, ffn, hidden) * np.float32(10.0**weight_exponent))])
+    x = normal(seed + 1, 1, hidden) * np.float32(10.0**exponent)
+    out, _ = layer.run(pool, x, THE_ONE)
+    expected, rounding = numpy_reference.expert(quant, *layer.matrices[0], x)
+    gate, up, down = (np.abs(w).astype(np.float64) for w in layer.matrices[0])
+    magnitude = (np.abs(x) @ gate.T) * (np.abs(x) @ up.T) @ down.T
+    assert (np.abs(out - expected) <= 1.01 * rounding + 1e-5 * magnitude + 1e-25).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_what_is_not_finite_in_a_live_row_of_up_reaches_every_column(
+    pool: _kernels.ThreadPool, quant: _kernels.Quant, tokens: int
+) -> None:
+    gate, up, down = np.abs(normal(0, 3, 96, 160))  # with positive inputs, every neuron is live
+    x, chosen = np.abs(normal(1, tokens, 160)), np.zeros((tokens, 1), np.int64)
+    for bad in (np.nan, np.inf):
+        for w in (gate, up):
+            kept, w[70, 33] = w[70, 33], bad
+            out, live = Layer.of(quant, [(gate, up, down)]).run(pool, x, chosen)
+            w[70, 33] = kept
+            assert live == 96 * tokens
+            assert not np.isfinite(out).any()
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_in_down_reaches_its_columns_and_is_not_lost(
+    pool: _kernels.ThreadPool, quant: _kernels.Quant, tokens: int, bad: float
+) -> None:
+    gate, up, down = np.abs(normal(0, 3, 96, 160))
+    x, chosen = np.abs(normal(1, tokens, 160)), np.zeros((tokens, 1), np.int64)
+    clean, _ = Layer.of(quant, [(gate, up, down)]).run(pool, x, chosen)
+    assert np.isfinite(clean).all()
+    down[70, 130] = bad
+    out, _ = Layer.of(quant, [(gate, up, down)]).run(pool, x, chosen)
+    reached = slice(130, 131) if quant in ("f16", "f32") else slice(128, 160)
+    assert not np.isfinite(out[:, reached]).any()
+
+
+def test_what_overflows_is_not_finite(pool: _kernels.ThreadPool, quant: _kernels.Quant) -> None:
+    layer = Layer.of(quant, [tuple(np.abs(normal(0, 3, 64, 64)))])
+    for tokens in (1, 2):
+        out, _ = layer.run(pool, np.full((tokens, 64), 1e25, np.float32), np.zeros((tokens, 1), np.int64))
+        assert not np.isfinite(out).any()
+
+
+def test_an_expert_without_pairs_and_a_call_without_experts_do_nothing(
+    pool: _kernels.ThreadPool, quant: _kernels.Quant
+) -> None:
+    layer, x = Layer.random(quant, 64, 32, 2, 0), normal(1, 1, 64)
+    expected, live = layer.run(pool, x, THE_ONE)
+    out = np.full((1, 64), 7, np.float32)
+    for slot_ids, offsets, pairs, n in (([], [0], [], 0), ([1, 0, 1], [0, 0, 1, 1], [0], live)):
+        arrays = [np.array(a, np.int32) for a in (slot_ids, offsets, pairs)]
+        assert _kernels.experts(pool, quant, 64, 32, x, layer.slots, *arrays, 1, out) == n
+        np.testing.assert_array_equal(out, expected if n else np.full((1, 64), 7))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_token_that_is_not_finite_stays_so_and_leaves_the_others_alone(
     pool: _kernels.ThreadPool, quant: _kernels.Quant, bad: float
 ) -> None:
@@ -148,10 +238,12 @@ def test_rows_without_a_pair_stay_as_they_were(pool: _kernels.ThreadPool) -> Non
 
 
 @given(seed=seeds, tokens=st.integers(0, 5), k=st.integers(1, 6), dim=st.integers(1, 70))
-def test_contributions_are_added_in_ascending_order(seed: int, tokens: int, k: int, dim: int) -> None:
+def test_contributions_are_added_in_ascending_order(
+    pool: _kernels.ThreadPool, seed: int, tokens: int, k: int, dim: int
+) -> None:
     x, c, w = normal(seed, tokens, dim), normal(seed + 1, tokens * k, dim), normal(seed + 2, tokens, k)
     expected = x.copy()
     for j in range(k):
         expected += w[:, j, None] * c.reshape(tokens, k, dim)[:, j]
-    _kernels.combine(_kernels.ThreadPool(2), x, c, w)
+    _kernels.combine(pool, x, c, w)
     np.testing.assert_array_equal(x, expected)

@@ -19,6 +19,26 @@ def zeros(*shape: int, dtype: Any = f32) -> np.ndarray:
     return np.zeros(shape, dtype)
 
 
+# d 64, H 4, K 2, D 8
+ATTENTION_LAYER: dict[str, Any] = {
+    "pool": POOL,
+    "quant": "q4_0",
+    "input_norm": zeros(64),
+    "q": zeros(2 * 2 * 288, dtype=u8),
+    "k": zeros(2 * 288, dtype=u8),
+    "v": zeros(2 * 288, dtype=u8),
+    "o": zeros(4 * 288, dtype=u8),
+    "post_norm": zeros(64),
+    "kv_quant": "f16",
+    "keys": zeros(2, 1, 256, dtype=u8),
+    "values": zeros(2, 1, 256, dtype=u8),
+    "heads": 4,
+    "head_dim": 8,
+    "eps": 1e-6,
+    "use_rope": True,
+    "window": 0,
+}
+
 # A right call of each kernel. `k` of route and the counts of experts are chosen so that every dimension differs.
 RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "unpack": (
@@ -78,6 +98,19 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "weights": zeros(3, 2),
         },
     ),
+    "router": (
+        _kernels.router,
+        {
+            "pool": POOL,
+            "data": zeros(16 * 20, dtype=f32).view(u8),
+            "experts": 8,
+            "x": zeros(3, 20),
+            "k": 2,
+            "gating": "softmax",
+            "ids": zeros(3, 2, dtype=i32),
+            "weights": zeros(3, 2),
+        },
+    ),
     "kv_append": (
         _kernels.kv_append,
         {
@@ -119,7 +152,15 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "out": zeros(10, 64),
         },
     ),
-    "combine": (_kernels.combine, {"x": zeros(3, 20), "contributions": zeros(6, 20), "weights": zeros(3, 2)}),
+    "combine": (
+        _kernels.combine,
+        {"pool": POOL, "x": zeros(3, 20), "contributions": zeros(6, 20), "weights": zeros(3, 2)},
+    ),
+    "attention_layer": (_kernels.AttentionLayer, ATTENTION_LAYER),
+    "attention_layer.forward": (
+        _kernels.AttentionLayer(**ATTENTION_LAYER).forward,
+        {"x": zeros(3, 64), "start": 13, "cos": zeros(3, 4), "sin": zeros(3, 4), "normed": zeros(3, 64)},
+    ),
     "add": (_kernels.add, {"x": zeros(3, 20), "y": zeros(3, 20)}),
     "multiply_add": (_kernels.multiply_add, {"pool": POOL, "multiplications": 1000}),
     "read_memory": (_kernels.read_memory, {"pool": POOL, "data": zeros(20, dtype=u8)}),
@@ -131,7 +172,7 @@ ARRAYS = [
 OUTPUTS = [
     (name, arg)
     for name, arg in ARRAYS
-    if arg in ("out", "cos", "sin", "ids", "weights", "keys", "values", "x")
+    if arg in ("out", "cos", "sin", "ids", "weights", "keys", "values", "x", "normed")
     and (name, arg)
     not in {("linear", "x"), ("experts", "x"), ("rmsnorm", "x"), ("embed", "ids"), ("combine", "weights")}
     and (name, arg)
@@ -139,6 +180,9 @@ OUTPUTS = [
         ("rope", "cos"),
         ("rope", "sin"),
         ("linear_groups", "x"),
+        ("router", "x"),
+        ("attention_layer.forward", "cos"),
+        ("attention_layer.forward", "sin"),
         ("attention", "keys"),
         ("attention", "values"),
     }

@@ -5,12 +5,19 @@ import numpy_reference
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_inputs import assert_near, bits, linear, normal, seeds, tokens, widths
+from random_inputs import Make, assert_near, bits, linear, normal, seeds, tokens, uneven, widths
 
 from smallthinker import _kernels
 
 
-@given(data=st.data(), seed=seeds, rows=st.integers(1, 90), n_tokens=tokens, exponent=st.integers(-20, 20))
+@given(
+    data=st.data(),
+    seed=seeds,
+    rows=st.integers(1, 90),
+    n_tokens=tokens,
+    exponent=st.integers(-20, 20),
+    weight_exponent=st.integers(-9, 3),  # from where f16 scales are denormal or zero to its largest
+)
 def test_products_match_the_reference(
     pool: _kernels.ThreadPool,
     quant: _kernels.Quant,
@@ -19,8 +26,9 @@ def test_products_match_the_reference(
     rows: int,
     n_tokens: int,
     exponent: int,
+    weight_exponent: int,
 ) -> None:
-    w = normal(seed, rows, data.draw(widths(quant)))
+    w = normal(seed, rows, data.draw(widths(quant))) * np.float32(10.0**weight_exponent)
     x = normal(seed + 1, n_tokens, w.shape[1]) * np.float32(10.0**exponent)
     out = linear(pool, quant, _kernels.pack(quant, "tiles", w), rows, x)
     kept = numpy_reference.unpack(quant, w)
@@ -28,12 +36,64 @@ def test_products_match_the_reference(
     assert_near(out, numpy_reference.linear(quant, kept, x), magnitude)
 
 
-@given(data=st.data(), seed=seeds, rows=st.integers(1, 150), n_tokens=tokens)
+@given(data=st.data(), seed=seeds, rows=st.integers(1, 40), n_tokens=tokens)
+def test_products_of_inputs_of_every_size_match_the_reference(
+    pool: _kernels.ThreadPool, quant: _kernels.Quant, data: st.DataObject, seed: int, rows: int, n_tokens: int
+) -> None:
+    w = uneven(seed, rows, data.draw(widths(quant)))
+    w = np.clip(w, -3e4, 3e4)  # what f16 can hold
+    x = uneven(seed + 1, n_tokens, w.shape[1])
+    kept = numpy_reference.unpack(quant, w)
+    magnitude = np.abs(x).astype(np.float64) @ np.abs(kept).T.astype(np.float64)
+    out = linear(pool, quant, _kernels.pack(quant, "tiles", w), rows, x)
+    assert_near(out, numpy_reference.linear(quant, kept, x), magnitude + 1e-25)
+
+
+@given(data=st.data(), seed=seeds, rows=st.integers(1, 40))
+def test_any_bytes_are_the_matrix_that_they_unpack_to(
+    pool: _kernels.ThreadPool, block_quant: _kernels.Quant, data: st.DataObject, seed: int, rows: int
+) -> None:
+    cols = data.draw(widths(block_quant))
+    rng = np.random.default_rng(seed)
+    packed = rng.integers(0, 256, _kernels.packed_bytes(block_quant, "tiles", rows, cols), dtype=np.uint8)
+    w = _kernels.unpack(block_quant, "tiles", packed, rows, cols)
+    x = normal(seed + 1, 3, cols)
+    out = linear(pool, block_quant, packed, rows, x)
+    is_finite = np.isfinite(w).all(1)
+    assert not np.isfinite(out[:, ~is_finite]).any()
+    magnitude = np.abs(x).astype(np.float64) @ np.abs(w[is_finite]).T.astype(np.float64) + np.abs(x).max()
+    assert_near(out[:, is_finite], numpy_reference.linear(block_quant, w[is_finite], x), magnitude)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_reaches_its_row_and_no_other(
+    pool: _kernels.ThreadPool, quant: _kernels.Quant, bad: float
+) -> None:
+    w, x = normal(0, 20, 96), normal(1, 11, 96)
+    clean = linear(pool, quant, _kernels.pack(quant, "tiles", w), 20, x)
+    w[7, 50] = bad
+    out = linear(pool, quant, _kernels.pack(quant, "tiles", w), 20, x)
+    assert not np.isfinite(out[:, 7]).any()
+    np.testing.assert_array_equal(bits(np.delete(out, 7, 1)), bits(np.delete(clean, 7, 1)))
+
+
+def test_scales_that_overflow_f16_give_nothing_finite(pool: _kernels.ThreadPool, block_quant: _kernels.Quant) -> None:
+    packed = _kernels.pack(block_quant, "tiles", normal(0, 20, 96) * np.float32(1e9))
+    assert not np.isfinite(linear(pool, block_quant, packed, 20, normal(1, 5, 96))).any()
+
+
+@given(data=st.data(), seed=seeds, rows=st.integers(1, 150), n_tokens=tokens, make=st.sampled_from([normal, uneven]))
 def test_a_token_has_the_same_bits_alone_and_in_any_company_on_any_number_of_threads(
-    pools: list[_kernels.ThreadPool], quant: _kernels.Quant, data: st.DataObject, seed: int, rows: int, n_tokens: int
+    pools: list[_kernels.ThreadPool],
+    quant: _kernels.Quant,
+    data: st.DataObject,
+    seed: int,
+    rows: int,
+    n_tokens: int,
+    make: Make,
 ) -> None:
     w = normal(seed, rows, data.draw(widths(quant)))
-    x = normal(seed + 1, n_tokens, w.shape[1])
+    x = make(seed + 1, n_tokens, w.shape[1])
     packed = _kernels.pack(quant, "tiles", w)
     together = [linear(pool, quant, packed, rows, x) for pool in pools]
     alone = np.vstack([linear(pools[0], quant, packed, rows, x[t : t + 1]) for t in range(n_tokens)])

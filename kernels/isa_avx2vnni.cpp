@@ -1,0 +1,48 @@
+// AVX2 with the VEX encoded dot products of AVX-VNNI: PCs since 2021 that lack AVX-512.
+#include "isa.h"
+
+#if SMALLTHINKER_COMPILES_AVXVNNI
+
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+// From here on everything is compiled for this instruction set. Standard headers stay above: an inline function of
+// theirs compiled for it could be the copy that the linker keeps for every other file.
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avxvnni"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma,f16c,avxvnni")
+#endif
+
+#define SMALLTHINKER_AVXVNNI
+#include "simd_avx2.h"
+
+#include "micro_activations.h"
+#include "micro_scores.h"
+#include "micro_values.h"
+#include "micro_attention.h"
+#include "micro_kv_cache.h"
+#include "micro_ceilings.h"
+#include "micro_rows.h"
+#include "micro_down.h"
+#include "micro_tiles.h"
+
+namespace smallthinker {
+
+const Isa& isa_avx2vnni() {
+  static constexpr Isa isa{
+      "avx2vnni", quantize_activations, tile_product, find_live, gated_up, add_down, order_sums, add_sums, ask,
+      kv_store, prepare_queries, attend_split, merge_split, mix_bytes, multiply_add};
+  return isa;
+}
+
+}  // namespace smallthinker
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+
+#endif  // SMALLTHINKER_COMPILES_AVXVNNI
