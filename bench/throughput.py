@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 
@@ -69,19 +68,10 @@ def random_tokens(engine: Engine, rng: np.random.Generator, n: int) -> list[int]
 
 def live_share(run: Callable[[], object], engine: Engine) -> float:
     """The share of neurons that `run` computes: those that the ReLU lets through, of those of the chosen experts."""
-    live = neurons = 0
-    experts = _kernels.experts
-
-    def counted(*args: Any) -> int:
-        nonlocal live, neurons
-        count = experts(*args)
-        live += count
-        neurons += len(args[8]) * engine.config.moe_ffn_hidden_size  # args[8]: one entry for each token and expert
-        return count
-
-    with mock.patch.object(_kernels, "experts", counted):
-        run()
-    return live / neurons
+    live, neurons = engine.neuron_counts()
+    run()
+    live_after, neurons_after = engine.neuron_counts()
+    return (live_after - live) / (neurons_after - neurons)
 
 
 def read_bytes_per_sec(pool: _kernels.ThreadPool, data: np.ndarray) -> float:

@@ -27,6 +27,8 @@ from smallthinker.errors import CancelledError, StoreReadError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.io_thread import IoThread, ReadTicket
 
+MOST_USED = 4096
+
 
 class Landed(NamedTuple):
     """An expert that can be computed now: its place in the request, and the slot that holds its record."""
@@ -77,6 +79,7 @@ class ExpertCache:
         self._hits = self._misses = self._evictions = self._bytes_read = 0
         self._stall_sec = 0.0
         self._in_use = False
+        self._used: list[int] = []  # resident records that the policy hasn't heard of yet, in order
 
     def counters(self) -> CacheCounters:
         return CacheCounters(self._hits, self._misses, self._evictions, self._bytes_read, self._stall_sec)
@@ -84,12 +87,36 @@ class ExpertCache:
     def is_resident(self, layer: int, expert: int) -> bool:
         return layer * self._experts_per_layer + expert in self._slot_of
 
+    def resident_slots(self, layer: int, experts: Sequence[int]) -> list[int] | None:
+        """The slots of a layer's experts if all are resident, counted as hits; None, and nothing counted, if not.
+
+        They stay until the next `request`. A ticket takes three times as long, which a step that misses nothing feels.
+        """
+        first = layer * self._experts_per_layer
+        try:
+            slots = [self._slot_of[first + expert] for expert in experts]
+        except KeyError:
+            return None
+        self._used += [first + expert for expert in experts]
+        if len(self._used) > MOST_USED:
+            self._tell_policy()
+        self._hits += len(slots)
+        return slots
+
+    def _tell_policy(self) -> None:
+        """Hand over what was used since the last request, all at once: one by one, between kernels that sweep the
+        processor's caches, each costs ten times as much."""
+        for record in self._used:
+            self._policy.touch(record)
+        self._used.clear()
+
     def request(self, layer: int, experts: Sequence[int]) -> Ticket:
         """Ask for distinct experts of a layer, in the order in which their reads should start.
 
         Reads start before this returns, as many as slots can be had for. Use the ticket as a context manager: leaving
         it takes back what was not read yet and unpins the rest. One ticket at a time.
         """
+        self._tell_policy()
         if self._in_use:  # an interrupt kept the last ticket from being closed
             self._recover()
         self._in_use = True
@@ -105,6 +132,7 @@ class ExpertCache:
         then is not to be trusted, and reading some experts again is cheaper than guarding each line."""
         self._io.drain()
         self._policy.clear()
+        self._used.clear()
         self._slot_of.clear()
         self._pins.clear()
         self._free = list(range(len(self.slots)))

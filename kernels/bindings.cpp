@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <mutex>
 #include <optional>
 
 namespace smallthinker {
@@ -196,6 +197,41 @@ void bind_router(ThreadPool& pool, const py::array& data, int64_t experts, const
   router(pool, matrix, from, tokens, k, g, to_ids, to_weights);
 }
 
+// The routers of all layers, for one token; checked once.
+class BoundTokenRouter {
+ public:
+  BoundTokenRouter(ThreadPool& pool, const std::vector<py::array>& data, int64_t experts, int64_t dim, int64_t k,
+                   const std::string& gating)
+      : pool_(pool), kept_(data), k_(k), gating_(parse_gating(gating, k, experts)) {
+    check_matrix(Quant::f32, experts, dim);
+    for (const py::array& matrix : kept_) {
+      const uint8_t* bytes = packed(matrix, "data", packed_bytes(Quant::f32, Layout::tiles, experts, dim));
+      matrices_.push_back({Quant::f32, bytes, experts, dim});
+    }
+  }
+
+  std::vector<int32_t> route(int64_t layer, const py::array& x, py::array& weights) {
+    if (layer < 0 || layer >= static_cast<int64_t>(matrices_.size())) {
+      fail("layer: expected 0 to ", matrices_.size() - 1, ", found ", layer);
+    }
+    const Matrix& matrix = matrices_[static_cast<size_t>(layer)];
+    const float* from = input<float>(x, "x", {1, matrix.cols});
+    float* to_weights = output<float>(weights, "weights", {1, k_});
+    std::vector<int32_t> ids(static_cast<size_t>(k_));
+    py::gil_scoped_release unlocked;
+    Timed timed(pool_.timings(), "router");
+    router(pool_, matrix, from, 1, k_, gating_, ids.data(), to_weights);
+    return ids;
+  }
+
+ private:
+  ThreadPool& pool_;
+  const std::vector<py::array> kept_;
+  const int64_t k_;
+  const Gating gating_;
+  std::vector<Matrix> matrices_;
+};
+
 void check_start(int64_t start, int64_t tokens) {
   if (start < 0 || start > std::numeric_limits<int32_t>::max() - tokens) {
     fail("start: expected 0 to ", std::numeric_limits<int32_t>::max() - tokens, ", found ", start);
@@ -317,6 +353,20 @@ class BoundAttentionLayer {
   AttentionLayer layer_{};
 };
 
+void check_slots(const py::array& slots, ExpertCall& call) {
+  call.slots = input<uint8_t>(slots, "slots", {-1, -1});
+  call.record_bytes = slots.shape(1);
+  const int64_t needed = record_sections(call.quant, call.hidden, call.ffn).total_bytes;
+  if (call.record_bytes < needed) fail("slots: expected records of at least ", needed, " bytes, found ", call.record_bytes);
+  if (reinterpret_cast<uintptr_t>(call.slots) % 4 != 0 || call.record_bytes % 4 != 0) {
+    fail("slots: expected records aligned to 4 bytes");
+  }
+}
+
+void check_slot(const char* name, int64_t i, int64_t slot, int64_t n_slots) {
+  if (slot < 0 || slot >= n_slots) fail(name, "[", i, "]: expected 0 to ", n_slots - 1, ", found ", slot);
+}
+
 int64_t bind_experts(ThreadPool& pool, const std::string& quant, int64_t hidden, int64_t ffn, const py::array& x,
                      const py::array& slots, const py::array& slot_ids, const py::array& offsets,
                      const py::array& pairs, int64_t k, py::array& out) {
@@ -330,13 +380,7 @@ int64_t bind_experts(ThreadPool& pool, const std::string& quant, int64_t hidden,
   call.tokens = x.shape(0);
   check_dim("k", k);
   if (call.tokens * k > std::numeric_limits<int32_t>::max()) fail("x: ", call.tokens, " tokens of ", k, " experts are too many");
-  call.slots = input<uint8_t>(slots, "slots", {-1, -1});
-  call.record_bytes = slots.shape(1);
-  const int64_t needed = record_sections(call.quant, hidden, ffn).total_bytes;
-  if (call.record_bytes < needed) fail("slots: expected records of at least ", needed, " bytes, found ", call.record_bytes);
-  if (reinterpret_cast<uintptr_t>(call.slots) % 4 != 0 || call.record_bytes % 4 != 0) {
-    fail("slots: expected records aligned to 4 bytes");
-  }
+  check_slots(slots, call);
   call.slot_ids = input<int32_t>(slot_ids, "slot_ids", {-1});
   call.n_experts = slot_ids.shape(0);
   call.offsets = input<int32_t>(offsets, "offsets", {call.n_experts + 1});
@@ -347,8 +391,7 @@ int64_t bind_experts(ThreadPool& pool, const std::string& quant, int64_t hidden,
   check_disjoint(out, slots, "slots");
 
   for (int64_t i = 0; i < call.n_experts; ++i) {
-    const int64_t slot = call.slot_ids[i];
-    if (slot < 0 || slot >= slots.shape(0)) fail("slot_ids[", i, "]: expected 0 to ", slots.shape(0) - 1, ", found ", slot);
+    check_slot("slot_ids", i, call.slot_ids[i], slots.shape(0));
     if (call.offsets[i] > call.offsets[i + 1]) fail("offsets[", i + 1, "]: less than the one before it");
   }
   if (call.offsets[0] != 0 || call.offsets[call.n_experts] != n_pairs) {
@@ -364,6 +407,57 @@ int64_t bind_experts(ThreadPool& pool, const std::string& quant, int64_t hidden,
   Timed timed(pool.timings(), "experts");
   return experts(pool, call);
 }
+
+// All experts of one token, which are in slots; checked once.
+class BoundTokenExperts {
+ public:
+  BoundTokenExperts(ThreadPool& pool, const std::string& quant, int64_t hidden, int64_t ffn, int64_t k, const py::array& slots)
+      : pool_(pool), kept_(slots) {
+    check_experts_shape(hidden, ffn);
+    check_dim("k", k);
+    call_.quant = parse_quant(quant);
+    call_.hidden = hidden;
+    call_.ffn = ffn;
+    call_.tokens = 1;
+    call_.n_experts = call_.k = k;
+    check_slots(slots, call_);
+    slot_ids_.resize(static_cast<size_t>(k));
+    contributions_.resize(static_cast<size_t>(k * hidden));
+    for (int32_t i = 0; i <= k; ++i) counting_.push_back(i);
+    call_.slot_ids = slot_ids_.data();
+    call_.offsets = call_.pairs = counting_.data();
+    call_.out = contributions_.data();
+  }
+
+  int64_t add(py::array& x, const py::array& normed, const std::vector<int32_t>& slots, const py::array& weights) {
+    float* to = output<float>(x, "x", {1, call_.hidden});
+    const float* from = input<float>(normed, "normed", {1, call_.hidden});
+    const float* w = input<float>(weights, "weights", {1, call_.k});
+    if (slots.size() != slot_ids_.size()) fail("slots: expected ", call_.k, " of them, found ", slots.size());
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (size_t i = 0; i < slots.size(); ++i) {
+      check_slot("slots", static_cast<int64_t>(i), slots[i], kept_.shape(0));
+      slot_ids_[i] = slots[i];
+    }
+    call_.x = from;
+    py::gil_scoped_release unlocked;
+    const int64_t live = [&] {
+      Timed timed(pool_.timings(), "experts");
+      return experts(pool_, call_);
+    }();
+    Timed timed(pool_.timings(), "combine");
+    combine(pool_, to, contributions_.data(), w, 1, call_.k, call_.hidden);
+    return live;
+  }
+
+ private:
+  ThreadPool& pool_;
+  const py::array kept_;
+  ExpertCall call_{};
+  std::vector<int32_t> slot_ids_, counting_;
+  std::vector<float> contributions_;
+  std::mutex mutex_;
+};
 
 void bind_combine(ThreadPool& pool, py::array& x, const py::array& contributions, const py::array& weights) {
   float* to = output<float>(x, "x", {-1, -1});
@@ -445,6 +539,16 @@ PYBIND11_MODULE(_kernels, m) {
            arg("kv_quant"), arg("keys"), arg("values"), arg("heads"), arg("head_dim"), arg("eps"), arg("use_rope"),
            arg("window"), py::keep_alive<1, 2>())
       .def("forward", &BoundAttentionLayer::forward, arg("x"), arg("start"), arg("cos"), arg("sin"), arg("normed"));
+
+  py::class_<BoundTokenRouter>(m, "TokenRouter")
+      .def(py::init<ThreadPool&, const std::vector<py::array>&, int64_t, int64_t, int64_t, const std::string&>(), arg("pool"),
+           arg("data"), arg("experts"), arg("dim"), arg("k"), arg("gating"), py::keep_alive<1, 2>())
+      .def("route", &BoundTokenRouter::route, arg("layer"), arg("x"), arg("weights"));
+
+  py::class_<BoundTokenExperts>(m, "TokenExperts")
+      .def(py::init<ThreadPool&, const std::string&, int64_t, int64_t, int64_t, const py::array&>(), arg("pool"), arg("quant"),
+           arg("hidden"), arg("ffn"), arg("k"), arg("slots"), py::keep_alive<1, 2>())
+      .def("add", &BoundTokenExperts::add, arg("x"), arg("normed"), arg("slots"), arg("weights"));
 
   m.def("packed_bytes", &bind_packed_bytes, arg("quant"), arg("layout"), arg("rows"), arg("cols"));
   m.def("record_sections", &bind_record_sections, arg("quant"), arg("hidden"), arg("ffn"));

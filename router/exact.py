@@ -31,6 +31,7 @@ class ExactRouter:
         self,
         pool: _kernels.ThreadPool,
         weights: Sequence[npt.NDArray[np.uint8]],
+        hidden_size: int,
         num_experts: int,
         num_experts_per_tok: int,
         gating: Literal["softmax", "sigmoid"],
@@ -40,13 +41,17 @@ class ExactRouter:
         self._num_experts = num_experts
         self._k = num_experts_per_tok
         self._gating: Literal["softmax", "sigmoid"] = gating
+        self._of_token = _kernels.TokenRouter(
+            pool, list(weights), num_experts, hidden_size, num_experts_per_tok, gating
+        )
 
     def route(self, layer: int, x: npt.NDArray[np.float32]) -> Route:
         """x: the residual [T, d] before any norm of this layer."""
-        tokens = len(x)
-        ids = np.empty((tokens, self._k), np.int32)
-        weights = np.empty((tokens, self._k), np.float32)
-        _kernels.router(
-            self._pool, self._weights[layer], self._num_experts, x, self._k, self._gating, ids, weights
-        )
-        return Route(ids, weights)
+        shape = len(x), self._k
+        route = Route(np.empty(shape, np.int32), np.empty(shape, np.float32))
+        _kernels.router(self._pool, self._weights[layer], self._num_experts, x, self._k, self._gating, *route)
+        return route
+
+    def route_token(self, layer: int, x: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]) -> list[int]:
+        """The same for one token, x [1, d], in a third of Python's time: ids, best first; fills weights [1, k]."""
+        return self._of_token.route(layer, x, weights)

@@ -22,7 +22,7 @@ class ExpertWork(NamedTuple):
 def group_by_expert(ids: npt.NDArray[np.int32]) -> list[ExpertWork]:
     """ids [T, k] -> one entry per distinct expert: each is read and computed once, however many tokens chose it."""
     flat = ids.ravel()
-    if ids.shape[0] == 1:  # a decode step: k distinct experts, one token each; 10x cheaper than sorting
+    if ids.shape[0] == 1:  # a decode step: k distinct experts, one token each, in the router's order
         return [ExpertWork(expert, [pair]) for pair, expert in enumerate(flat.tolist())]
     order = np.argsort(flat, kind="stable")
     experts, starts = np.unique(flat[order], return_index=True)

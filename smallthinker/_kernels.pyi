@@ -73,8 +73,8 @@ class ThreadPool:
 class AttentionLayer:
     """The attention half of one layer: its weights and KV cache, checked once and kept alive.
 
-    input_norm and post_norm [d]; q [H * D, d], k and v [K * D, d], o [d, H * D] in the tiles layout and `quant`; keys and
-    values as in `kv_append`. window 0 is none.
+    input_norm and post_norm [d]; q [H * D, d], k and v [K * D, d], o [d, H * D] in the tiles layout and `quant`; keys
+    and values as in `kv_append`. window 0 is none.
     """
 
     def __init__(
@@ -151,10 +151,15 @@ def route(logits: F32, k: int, gating: Gating, ids: I32, weights: F32) -> None:
     weights [T, k] are the softmax over those k logits, or their sigmoids divided by the sum of them.
     """
 
-def router(
-    pool: ThreadPool, data: U8, experts: int, x: F32, k: int, gating: Gating, ids: I32, weights: F32
-) -> None:
+def router(pool: ThreadPool, data: U8, experts: int, x: F32, k: int, gating: Gating, ids: I32, weights: F32) -> None:
     """`route` of the logits x [T, d] @ W.T, W [E, d] as f32 in the tiles layout."""
+
+class TokenRouter:
+    """`router` for one token at a time: the matrices of all layers, [E, d] as f32 in the tiles layout."""
+
+    def __init__(self, pool: ThreadPool, data: list[U8], experts: int, dim: int, k: int, gating: Gating) -> None: ...
+    def route(self, layer: int, x: F32, weights: F32) -> list[int]:
+        """The ids of the k experts for x [1, d], best first; their weights go into weights [1, k]."""
 
 def kv_append(pool: ThreadPool, quant: KvQuant, k: F32, v: F32, keys: U8, values: U8, start: int) -> None:
     """Writes k, v [T, K, D] into the KV cache of a layer; position p = start + t goes to p % capacity.
@@ -195,6 +200,16 @@ def experts(
     without a pair stay. Neurons whose gate is zero or less are skipped; a NaN gate is not. Returns how many were
     computed, over all pairs.
     """
+
+class TokenExperts:
+    """`experts` and `combine` for one token whose k experts are all in slots [n_slots, record_bytes]."""
+
+    def __init__(self, pool: ThreadPool, quant: Quant, hidden: int, ffn: int, k: int, slots: U8) -> None: ...
+    def add(self, x: F32, normed: F32, slots: list[int], weights: F32) -> int:
+        """x [1, hidden] += the sum of weights[0, j] * the expert in slots[j], of normed [1, hidden]; weights [1, k].
+
+        Returns how many neurons were computed.
+        """
 
 def combine(pool: ThreadPool, x: F32, contributions: F32, weights: F32) -> None:
     """x[t] += weights[t, j] * contributions[t * k + j], j ascending.

@@ -182,6 +182,10 @@ class Engine:
         kernels = {name: KernelTime(calls, sec) for name, (calls, sec) in timings.items()}
         return Clocks(self._computed_tokens, self._computing.sec, self.experts.counters().stall_sec, kernels)
 
+    def neuron_counts(self) -> tuple[int, int]:
+        """Of the chosen experts' neurons so far: how many ReLU let through, and how many there were."""
+        return self._decoder.live_neurons, self._decoder.neurons
+
     def _reusable(self, tokens: Sequence[int]) -> int:
         longest = min(len(tokens) - 1, len(self._tokens))  # the last token is always computed: its logits are wanted
         same = next((i for i in range(longest) if tokens[i] != self._tokens[i]), longest)
@@ -190,8 +194,8 @@ class Engine:
     def close(self) -> None:
         """Stop the I/O thread, close the files, free the memory. May be called twice."""
         self._resources.close()
-        self._decoder.dense.clear()
-        self._decoder.lossy_head = self.lossy_head = None
+        vars(self).pop("_decoder", None)  # and with it every view of the weights
+        self.lossy_head = None
         self.experts.free()
         self.kv.free()
 

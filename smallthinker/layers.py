@@ -23,7 +23,7 @@ from smallthinker.errors import CancelledError
 from smallthinker.expert_store.store import Store
 from smallthinker.lossy_head import LossyHead
 from smallthinker.router.exact import ExactRouter, Route
-from smallthinker.router.planner import ExpertWork, group_by_expert, plan_reads
+from smallthinker.router.planner import group_by_expert, plan_reads
 
 Floats = npt.NDArray[np.float32]
 
@@ -35,7 +35,8 @@ def never() -> bool:
 class Decoder:
     """One model's forward pass over its own KV cache and expert cache.
 
-    `prefetch=False` asks for experts only after attention: for measuring what asking early is worth.
+    `prefetch=False` asks for experts only after attention: for measuring what asking early is worth. `live_neurons` of
+    `neurons` had to be computed so far; ReLU made the others zero.
     """
 
     def __init__(
@@ -52,13 +53,23 @@ class Decoder:
         self.config, self.quant = config, store.quant
         self.experts, self.kv, self.pool, self.prefetch = experts, kv, pool, prefetch
         self.lossy_head = lossy_head
+        self.live_neurons = self.neurons = 0
         self.dense: dict[str, npt.NDArray[Any]] = {name: store.dense(name) for name in store.dense_names()}
         self.router = ExactRouter(
             pool,
             [self.dense[f"layers.{layer}.router"] for layer in range(config.num_hidden_layers)],
+            config.hidden_size,
             config.moe_num_primary_experts,
             config.moe_num_active_primary_experts,
             config.gating,
+        )
+        self.token_experts = _kernels.TokenExperts(
+            pool,
+            store.quant,
+            config.hidden_size,
+            config.moe_ffn_hidden_size,
+            config.moe_num_active_primary_experts,
+            experts.slots,
         )
         self.attention = [self._attention_layer(layer) for layer in range(config.num_hidden_layers)]
 
@@ -98,27 +109,42 @@ class Decoder:
         _kernels.embed(self.quant, self.dense["embed_tokens"], self.config.vocab_size, x.shape[1], ids, x)
         normed = np.empty_like(x)
         cos, sin = self._rope_angles(start, len(ids))
+        weights = np.empty((1, self.config.moe_num_active_primary_experts), np.float32)
         for layer in range(self.config.num_hidden_layers):
             if cancelled():
                 raise CancelledError("cancelled")
-            route = self.router.route(layer, x)  # exact: from the raw residual, before this layer's norm and attention
-            attention = self.attention[layer]
-            if self.prefetch:
-                work, ticket = self._request(layer, route)  # misses go to the I/O thread now
-                with ticket:
-                    attention.forward(x, start, cos, sin, normed)  # arithmetic while the disk works
-                    self._experts(x, normed, route, work, ticket)
+            attend = self.attention[layer].forward
+            # exact: from the raw residual, before this layer's norm and attention
+            if len(ids) == 1:
+                experts = self.router.route_token(layer, x, weights)
+                slots = self.experts.resident_slots(layer, experts)
+                if slots is not None:  # nothing to read
+                    attend(x, start, cos, sin, normed)
+                    self.live_neurons += self.token_experts.add(x, normed, slots, weights)
+                    continue
+                route = Route(np.array([experts], np.int32), weights)
             else:
-                attention.forward(x, start, cos, sin, normed)
-                work, ticket = self._request(layer, route)
+                route = self.router.route(layer, x)
+            if self.prefetch:
+                pairs, ticket = self._request(layer, route)  # misses go to the I/O thread now
                 with ticket:
-                    self._experts(x, normed, route, work, ticket)
+                    attend(x, start, cos, sin, normed)  # arithmetic while the disk works
+                    self._experts(x, normed, route, pairs, ticket)
+            else:
+                attend(x, start, cos, sin, normed)
+                pairs, ticket = self._request(layer, route)
+                with ticket:
+                    self._experts(x, normed, route, pairs, ticket)
         self.kv.advance(len(ids))
+        self.neurons += (
+            len(ids) * self.config.num_hidden_layers * self.config.moe_num_active_primary_experts
+        ) * self.config.moe_ffn_hidden_size
         return self._head(x) if all_logits else self._head(x[-1:])[0]
 
-    def _request(self, layer: int, route: Route) -> tuple[list[ExpertWork], Ticket]:
+    def _request(self, layer: int, route: Route) -> tuple[list[list[int]], Ticket]:
+        """The pairs of each expert that is asked for (see ExpertWork), and the ticket."""
         work = plan_reads(group_by_expert(route.ids), lambda expert: self.experts.is_resident(layer, expert))
-        return work, self.experts.request(layer, [entry.expert for entry in work])
+        return [entry.pairs for entry in work], self.experts.request(layer, [entry.expert for entry in work])
 
     def _rope_angles(self, start: int, tokens: int) -> tuple[Floats, Floats]:
         cos = np.empty((tokens, self.config.head_dim // 2), np.float32)
@@ -127,26 +153,25 @@ class Decoder:
         _kernels.rope_angles(positions, self.config.head_dim, self.config.rope_theta, cos, sin)
         return cos, sin
 
-    def _experts(
-        self, x: Floats, normed: Floats, route: Route, work: list[ExpertWork], ticket: Ticket
-    ) -> None:
+    def _experts(self, x: Floats, normed: Floats, route: Route, pairs: list[list[int]], ticket: Ticket) -> None:
         """x += the weighted sum of each token's experts, computed as they land, summed in the router's order."""
         c = self.config
-        k = c.moe_num_active_primary_experts
-        contributions = np.empty((len(x) * k, c.hidden_size), np.float32)
+        contributions = np.empty((route.ids.size, c.hidden_size), np.float32)
         for landed in ticket:
-            pairs = [work[i].pairs for i, _ in landed]
-            _kernels.experts(
+            chosen = [pairs[position] for position, _ in landed]
+            slots = np.array([slot for _, slot in landed], np.int32)
+            offsets = np.array([0, *accumulate(map(len, chosen))], np.int32)  # 2 us; np.cumsum takes 11
+            self.live_neurons += _kernels.experts(
                 self.pool,
                 self.quant,
                 c.hidden_size,
                 c.moe_ffn_hidden_size,
                 normed,
                 self.experts.slots,
-                np.array([slot for _, slot in landed], np.int32),
-                np.array(list(accumulate(map(len, pairs), initial=0)), np.int32),  # 2 us; np.cumsum takes 11
-                np.array(list(chain.from_iterable(pairs)), np.int32),
-                k,
+                slots,
+                offsets,
+                np.array(list(chain.from_iterable(chosen)), np.int32),
+                c.moe_num_active_primary_experts,
                 contributions,
             )
         _kernels.combine(self.pool, x, contributions, route.weights)

@@ -134,6 +134,20 @@ def test_the_least_recently_used_leaves_first(io: IoThread) -> None:
     assert [cache.is_resident(0, e) for e in range(4)] == [True, False, True, True]
 
 
+def test_resident_slots_are_all_or_nothing_and_count_as_use(io: IoThread) -> None:
+    cache = ExpertCache(io, 3, RECORD_BYTES, LRU(), EXPERTS)
+    use(cache, 0, [0, 1, 2])
+    before = cache.counters()
+    assert cache.resident_slots(0, [0, 3]) is None
+    assert cache.counters() == before
+    slots = cache.resident_slots(0, [1, 0])
+    assert slots is not None
+    assert [int(cache.slots[slot][0]) for slot in slots] == [1, 0]
+    assert (cache.counters() - before).hits == 2
+    use(cache, 0, [4, 5])  # evicts 2, which was used longest ago, then 1, which was used before 0
+    assert [cache.is_resident(0, expert) for expert in (0, 1, 2)] == [True, False, False]
+
+
 def test_what_is_evicted_does_not_depend_on_the_order_of_landing(reader: MarkingReader, io: IoThread) -> None:
     cache = cache_of(io, 4)
     first_landed = threading.Event()

@@ -152,6 +152,14 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "out": zeros(10, 64),
         },
     ),
+    "token_router.route": (
+        _kernels.TokenRouter(POOL, [zeros(16 * 20, dtype=f32).view(u8)], 8, 20, 2, "softmax").route,
+        {"layer": 0, "x": zeros(1, 20), "weights": zeros(1, 2)},
+    ),
+    "token_experts.add": (
+        _kernels.TokenExperts(POOL, "q4_0", 64, 32, 2, zeros(3, SECTIONS[2], dtype=u8)).add,
+        {"x": zeros(1, 64), "normed": zeros(1, 64), "slots": [2, 0], "weights": zeros(1, 2)},
+    ),
     "combine": (
         _kernels.combine,
         {"pool": POOL, "x": zeros(3, 20), "contributions": zeros(6, 20), "weights": zeros(3, 2)},
@@ -181,6 +189,9 @@ OUTPUTS = [
         ("rope", "sin"),
         ("linear_groups", "x"),
         ("router", "x"),
+        ("token_router.route", "x"),
+        ("token_experts.add", "normed"),
+        ("token_experts.add", "weights"),
         ("attention_layer.forward", "cos"),
         ("attention_layer.forward", "sin"),
         ("attention", "keys"),
@@ -323,3 +334,15 @@ def test_sizes_of_records_are_those_of_their_aligned_sections() -> None:
     assert (gate, up) == (2 * 2 * 288, 32 * 36)
     assert (gate, gate + up, gate + up + up) == SECTIONS
     assert all(offset % 64 == 0 for offset in _kernels.record_sections("q8_0", 96, 32)[:2])
+
+
+@pytest.mark.parametrize("slots", [[0], [0, 1, 2], [0, 3], [-1, 0]])
+def test_slots_that_are_not_there_are_refused(slots: list[int]) -> None:
+    with pytest.raises(ValueError, match="slots"):
+        call("token_experts.add", slots=slots)
+
+
+@pytest.mark.parametrize("layer", [-1, 1])
+def test_a_layer_that_is_not_there_is_refused(layer: int) -> None:
+    with pytest.raises(ValueError, match="layer"):
+        call("token_router.route", layer=layer)

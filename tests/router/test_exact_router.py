@@ -17,6 +17,11 @@ def test_routes_are_those_of_the_reference(softmax: bool) -> None:
     with torch.no_grad():
         _, weights, ids = moe.route(torch.from_numpy(x))
     packed = _kernels.pack("f32", "tiles", moe.primary_router.weight.detach().numpy())
-    route = ExactRouter(_kernels.ThreadPool(1), [packed], 8, 3, config.gating).route(0, x)
+    router = ExactRouter(_kernels.ThreadPool(1), [packed], 64, 8, 3, config.gating)
+    route = router.route(0, x)
     assert np.array_equal(route.ids, ids.numpy())
     np.testing.assert_allclose(route.weights, weights.numpy(), rtol=1e-5)
+    of_token = np.empty((1, 3), np.float32)
+    for t in range(len(x)):
+        assert router.route_token(0, x[t : t + 1], of_token) == route.ids[t].tolist()
+        assert np.array_equal(of_token[0], route.weights[t])
