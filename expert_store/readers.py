@@ -154,6 +154,7 @@ class DirectReader(_FileReader):
         if fd is None:
             raise StoreReadError(f"{path}: this system or file system has no direct reads; use the mmap reader")
         super().__init__(store, fd)
+        self._buffered_fd = host.open_buffered(path)
         try:
             # some file systems let us open for direct reads and refuse the first read
             host.read_at(fd, memoryview(host.aligned_buffer(host.DIRECT_ALIGN)), store.record_offset(0))
@@ -161,14 +162,22 @@ class DirectReader(_FileReader):
             self.close()
             raise StoreReadError(f"{path}: direct reads refused ({e.strerror}); use the mmap reader") from e
 
+    def close(self) -> None:
+        super().close()
+        if getattr(self, "_buffered_fd", -1) >= 0:
+            os.close(self._buffered_fd)
+            self._buffered_fd = -1
+
     def read_into(self, index: int, buffer: memoryview) -> None:
         offset = self._begin(index, buffer)
         if host.address(buffer) % host.DIRECT_ALIGN:
             raise ValueError(f"expected a buffer aligned to {host.DIRECT_ALIGN} bytes (host.aligned_buffer)")
         done, nbytes = 0, buffer.nbytes
+        # What the page cache holds anyway, say after a copy or a conversion, costs no disk.
+        fd = self._buffered_fd if host.is_cached(self._buffered_fd, offset, nbytes) else self._fd
         while done < nbytes:
             try:
-                count = host.read_at(self._fd, buffer[done:], offset + done)
+                count = host.read_at(fd, buffer[done:], offset + done)
             except OSError as e:
                 raise self._error(offset + done, f"cannot read: {e.strerror or e}") from e
             # A short read may end anywhere, the next one must start on a block: read the broken block again.

@@ -158,7 +158,7 @@ class Store:
     def _read_dense(self, progress: Progress) -> npt.NDArray[np.uint8]:
         memory = host.aligned_buffer(self.dense_bytes)
         view = memoryview(memory)
-        with _Sequential(self.dense_file) as source:
+        with _Sequential(self.dense_file, from_cache=True) as source:
             for start in range(0, self.dense_bytes, _PIECE_BYTES):
                 # whole pages for direct reads: the last piece may ask for more than the file has
                 piece = view[start : start + _PIECE_BYTES]
@@ -186,14 +186,20 @@ class Store:
 
 
 class _Sequential:
-    """Reads a file once through, past the page cache where possible, else dropping behind."""
+    """Reads a file once through, past the page cache where possible, else dropping behind.
 
-    def __init__(self, file: StoreFile) -> None:
+    `from_cache` takes what the page cache holds anyway from there, and leaves it there.
+    """
+
+    def __init__(self, file: StoreFile, from_cache: bool = False) -> None:
         self._path = file.path
+        self._fd = self._cached_fd = -1
         try:
             direct = host.open_direct(file.path)
             self._fd = host.open_buffered(file.path) if direct is None else direct
+            self._cached_fd = host.open_buffered(file.path) if from_cache else -1
         except OSError as e:
+            self._close()
             raise _read_error(file.path, 0, e) from e
         self.buffer = memoryview(host.aligned_buffer(_PIECE_BYTES))
 
@@ -201,15 +207,22 @@ class _Sequential:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        self._close()
+
+    def _close(self) -> None:
+        for fd in (self._fd, self._cached_fd):
+            if fd >= 0:
+                os.close(fd)
 
     def read(self, offset: int, into: memoryview, wanted: int) -> None:
         """Read at least `wanted` bytes; offset, length and address of `into` fit direct reads. StoreReadError."""
         done = 0
+        is_cached = self._cached_fd >= 0 and host.is_cached(self._cached_fd, offset, wanted)
+        fd = self._cached_fd if is_cached else self._fd
         while done < wanted:
             done -= done % host.DIRECT_ALIGN  # after a short read, go on from a place that direct reads can start at
             try:
-                count = host.read_at(self._fd, into[done:], offset + done)
+                count = host.read_at(fd, into[done:], offset + done)
             except OSError as e:
                 raise _read_error(self._path, offset + done, e) from e
             if count == 0 or (done + count < wanted and count < host.DIRECT_ALIGN):
@@ -218,7 +231,8 @@ class _Sequential:
                     f"was cut short after it was opened; copy or convert it again"
                 )
             done += count
-        host.drop_file_cache(self._fd, offset, len(into))
+        if not is_cached:
+            host.drop_file_cache(self._fd, offset, len(into))
 
 
 def _crc32(source: _Sequential, tensor: StoredTensor) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,22 @@ def test_buffers_are_aligned_zeroed_and_whole_pages(nbytes: int) -> None:
     assert host.address(buffer) % 4096 == 0
     assert nbytes <= len(buffer) < nbytes + 4096
     assert not any(buffer[:64])
+
+
+def test_a_file_is_cached_when_all_of_the_range_is(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1 << 20))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        file.read()
+        if not host.is_cached(file.fileno(), 0, 1 << 20):
+            pytest.skip("this system doesn't say what its page cache holds")
+        assert not host.is_cached(file.fileno(), 0, (1 << 20) + 4096)
+        host.drop_file_cache(file.fileno(), 0, 0)
+        if host.is_cached(file.fileno(), 0, 1 << 20):
+            pytest.skip("this file system keeps its pages")
+        assert not host.is_cached(file.fileno(), 4096, 4096)
+    assert not host.is_cached(-1, 0, 4096)
 
 
 def write_group(path: Path, files: dict[str, str]) -> Path:

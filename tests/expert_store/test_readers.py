@@ -26,17 +26,49 @@ def open_kind(kind: type[MmapReader] | type[DirectReader], store: Store) -> Read
         pytest.skip(f"no direct reads here: {e}")
 
 
+@pytest.mark.parametrize("is_cold", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_record_is_the_files_bytes(kind: type[MmapReader], opened: Store) -> None:
+def test_every_record_is_the_files_bytes(kind: type[MmapReader], opened: Store, is_cold: bool) -> None:
     raw = opened.experts_file.path.read_bytes()
     reader = open_kind(kind, opened)
     for index in reversed(range(opened.num_experts)):
         buffer = slot(opened)
+        if is_cold:
+            with opened.experts_file.path.open("rb") as file:
+                host.drop_file_cache(file.fileno(), 0, 0)
         reader.read_into(index, buffer)
         offset = opened.record_offset(index)
         assert bytes(buffer) == raw[offset : offset + opened.record_bytes]
     assert reader.bytes_read == opened.num_experts * opened.record_bytes
     reader.close()
+    reader.close()
+
+
+def test_direct_reads_take_from_the_page_cache_what_is_there_and_bring_nothing_in(opened: Store) -> None:
+    path = opened.experts_file.path
+    reader = open_kind(DirectReader, opened)
+    assert isinstance(reader, DirectReader)
+    with path.open("rb") as file:
+        fd, at = file.fileno(), (opened.record_offset(1), opened.record_bytes)
+        file.read()
+        if not host.is_cached(fd, *at):
+            pytest.skip("this system doesn't say what its page cache holds")
+        used: list[int] = []
+        whole = host.read_at
+
+        def noting(fd: int, into: memoryview, offset: int) -> int:
+            used.append(fd)
+            return whole(fd, into, offset)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(host, "read_at", noting)
+            reader.read_into(1, slot(opened))
+            host.drop_file_cache(fd, 0, 0)
+            if host.is_cached(fd, *at):
+                pytest.skip("this file system keeps its pages")
+            reader.read_into(1, slot(opened))
+        assert used[0] != used[1]
+        assert not host.is_cached(fd, *at)
     reader.close()
 
 
