@@ -70,33 +70,30 @@ class Bench:
         print(f"{name:44} {statistics.median(sec) * 1e6:9.1f} us {speed / 1e9:8.2f} GB/s {share:6.0%} of the ceiling")
         self.results[name] = {"usec": statistics.median(sec) * 1e6, "gb_per_sec": speed / 1e9, "share": share}
 
-    def arithmetic_speed(self) -> float:
-        """f32 multiplications and additions a second when the pool only computes."""
+    def arithmetic_speed(self, int8: bool) -> float:
+        """Multiplications and additions a second when the pool only computes, in f32 or of int8 into int32."""
         done = 0
 
         def call(_: int) -> None:
             nonlocal done
-            done += 2 * _kernels.multiply_add(self.pool, 1 << 24)
+            done += 2 * _kernels.multiply_add(self.pool, 1 << 25, int8)
 
         begin = time.perf_counter()
         time_calls(call)
         return done / (time.perf_counter() - begin)
 
-    def ops_per_sec(self, name: str, ops: float, call: Callable[[int], object], *, f32: bool = False) -> None:
-        """A kernel that is bound by its arithmetic: `ops` multiplications and additions a call, in f32 or in int8."""
+    def ops_per_sec(self, name: str, ops: float, call: Callable[[int], object], *, int8: bool) -> None:
+        """A kernel that is bound by its arithmetic: `ops` multiplications and additions a call."""
         call(0)
         sec, ceiling = [], []
         for _ in range(self.repeats):
-            ceiling.append(self.arithmetic_speed() if f32 else 0.0)
+            ceiling.append(self.arithmetic_speed(int8))
             sec.append(time_calls(call))
         median = statistics.median(sec)
-        result = {"usec": median * 1e6, "gops": ops / median / 1e9}
-        text = f"{name:44} {median * 1e6:9.1f} us {ops / median / 1e9:8.1f} GOPS"
-        if f32:
-            result["share"] = statistics.median(ops / s / c for s, c in zip(sec, ceiling, strict=True))
-            text += f" {result['share']:6.0%} of f32 arithmetic"
-        print(text)
-        self.results[name] = result
+        share = statistics.median(ops / s / c for s, c in zip(sec, ceiling, strict=True))
+        kind = "int8" if int8 else "f32"
+        print(f"{name:44} {median * 1e6:9.1f} us {ops / median / 1e9:8.1f} GOPS {share:6.0%} of {kind} arithmetic")
+        self.results[name] = {"usec": median * 1e6, "gops": ops / median / 1e9, "share": share}
 
     def linear(self, quant: _kernels.Quant, rows: int, cols: int, tokens: int, label: str) -> None:
         size = _kernels.packed_bytes(quant, "tiles", rows, cols)
@@ -111,7 +108,7 @@ class Bench:
         if tokens == 1:
             self.bytes_per_sec(name, size, call)
         else:
-            self.ops_per_sec(name, 2 * tokens * rows * cols, call)
+            self.ops_per_sec(name, 2 * tokens * rows * cols, call, int8=True)
 
     def experts(self, quant: _kernels.Quant, tokens: int) -> None:
         up, down, total = _kernels.record_sections(quant, d, F)
@@ -141,7 +138,7 @@ class Bench:
             gate_bytes = _kernels.packed_bytes(quant, "tiles", F, d)
             self.bytes_per_sec(name, k * gate_bytes + live * 2 * _kernels.packed_bytes(quant, "rows", 1, d), call)
         else:
-            self.ops_per_sec(name, 2 * (tokens * k * F * d + live * 2 * d), call)
+            self.ops_per_sec(name, 2 * (tokens * k * F * d + live * 2 * d), call, int8=True)
 
     def attention(self, quant: _kernels.KvQuant, tokens: int, seen: int) -> None:
         group = _kernels.packed_bytes(quant, "tiles", _kernels.KV_GROUP, D)
@@ -162,7 +159,7 @@ class Bench:
         if tokens == 1:
             self.bytes_per_sec(name, n_bytes, call)
         else:
-            self.ops_per_sec(name, 4 * tokens * (seen - (tokens - 1) / 2) * H * D, call, f32=True)
+            self.ops_per_sec(name, 4 * tokens * (seen - (tokens - 1) / 2) * H * D, call, int8=False)
 
     def elementwise(self, tokens: int) -> None:
         """What runs on one thread between the products."""
@@ -206,8 +203,9 @@ def main() -> None:
     bench = Bench(args.threads, args.isa, args.repeats)
     ceiling = statistics.median(bench.read_speed() for _ in range(args.repeats))
     print(f"{'memory read ceiling':44} {'':12} {ceiling / 1e9:8.2f} GB/s  {args.threads} threads, {bench.pool.isa}")
-    arithmetic = statistics.median(bench.arithmetic_speed() for _ in range(args.repeats))
-    print(f"{'f32 arithmetic ceiling':44} {'':12} {arithmetic / 1e9:8.1f} GOPS")
+    f32, int8 = (statistics.median(bench.arithmetic_speed(kind) for _ in range(args.repeats)) for kind in (False, True))
+    print(f"{'f32 arithmetic ceiling':44} {'':12} {f32 / 1e9:8.1f} GOPS")
+    print(f"{'int8 arithmetic ceiling':44} {'':12} {int8 / 1e9:8.1f} GOPS")
     bench.dispatch()
     bench.linear("q4_0", VOCAB, d, 1, "head")
     bench.linear("q4_0", (H + 2 * K) * D, d, 1, "qkv")
@@ -231,7 +229,8 @@ def main() -> None:
         "threads": args.threads,
         "isa": bench.pool.isa,
         "read_gb_per_sec": ceiling / 1e9,
-        "f32_gops": arithmetic / 1e9,
+        "f32_gops": f32 / 1e9,
+        "int8_gops": int8 / 1e9,
         "results": bench.results,
     }
     print(json.dumps(machine() | summary))

@@ -27,18 +27,19 @@ def whole_pages(nbytes: int) -> int:
     return -(-nbytes // DIRECT_ALIGN) * DIRECT_ALIGN
 
 
-def aligned_buffer(nbytes: int) -> mmap.mmap:
+def aligned_buffer(nbytes: int, huge_pages: bool = True) -> mmap.mmap:
     """Zeroed anonymous memory that starts on a page; the length is rounded up to a multiple of DIRECT_ALIGN.
 
     A map instead of a bytearray: page-aligned for direct reads, untouched pages cost nothing, freed to the system.
     Huge pages where the system has them: weights are read once a token, and with 4 KiB pages every 64 cache lines
-    cost an address translation (7 % of the read speed).
+    cost an address translation (7 % of the read speed). Without them for memory that may stay mostly untouched, since
+    the first touch of a huge page takes, and clears, all of it.
     """
     length = max(whole_pages(nbytes), DIRECT_ALIGN)
     if os.name == "nt":
         return mmap.mmap(-1, length)
     memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets no huge pages
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel that was built without them
             memory.madvise(mmap.MADV_HUGEPAGE)
     return memory

@@ -74,9 +74,11 @@ class _FileReader:
             os.close(self._fd)
             self._fd = -1
 
-    def forget(self, index: int) -> None:
-        """Take a record out of the page cache, so that reading it is cold."""
-        host.drop_file_cache(self._fd, self._store.record_offset(index), self._store.record_bytes)
+    def forget(self, index: int) -> bool:
+        """Take a record out of the page cache, so that reading it is cold. False where the cache keeps it."""
+        at = self._store.record_offset(index), self._store.record_bytes
+        host.drop_file_cache(self._fd, *at)
+        return not host.is_cached(self._fd, *at)
 
     def _begin(self, index: int, buffer: memoryview) -> int:
         if self._fd < 0:
@@ -221,16 +223,17 @@ def _probe(store: Store, direct: DirectReader, mapped: MmapReader) -> bool:
     direct_sec = mapped_sec = 0.0
     rounds = 0
     for a, b in zip(indices[::2], indices[1::2] or indices, strict=False):
-        direct_sec += _cold_read_sec(direct, a, buffer)
-        mapped_sec += _cold_read_sec(mapped, b, buffer)
+        if not (direct.forget(a) and mapped.forget(b)):
+            continue  # the page cache is warm and keeps it: that is no measure of the disk
+        direct_sec += _read_sec(direct, a, buffer)
+        mapped_sec += _read_sec(mapped, b, buffer)
         rounds += 1
         if max(direct_sec, mapped_sec) > _PROBE_SEC:
             break
     return rounds == 0 or direct_sec <= mapped_sec * _DIRECT_FAVOUR
 
 
-def _cold_read_sec(reader: DirectReader | MmapReader, index: int, buffer: memoryview) -> float:
-    reader.forget(index)
+def _read_sec(reader: DirectReader | MmapReader, index: int, buffer: memoryview) -> float:
     start = time.perf_counter()
     reader.read_into(index, buffer)
     return time.perf_counter() - start

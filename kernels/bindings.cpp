@@ -491,10 +491,10 @@ uint64_t bind_read_memory(ThreadPool& pool, const py::array& data) {
   return read_memory(pool, from, bytes);
 }
 
-int64_t bind_multiply_add(ThreadPool& pool, int64_t multiplications) {
+int64_t bind_multiply_add(ThreadPool& pool, int64_t multiplications, bool int8) {
   check_dim("multiplications", multiplications);
   py::gil_scoped_release unlocked;
-  return multiply_add(pool, multiplications);
+  return multiply_add(pool, multiplications, int8);
 }
 
 }  // namespace
@@ -573,5 +573,5 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("combine", &bind_combine, arg("pool"), arg("x"), arg("contributions"), arg("weights"));
   m.def("add", &bind_add, arg("x"), arg("y"));
   m.def("read_memory", &bind_read_memory, arg("pool"), arg("data"));
-  m.def("multiply_add", &bind_multiply_add, arg("pool"), arg("multiplications"));
+  m.def("multiply_add", &bind_multiply_add, arg("pool"), arg("multiplications"), arg("int8") = false);
 }

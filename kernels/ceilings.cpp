@@ -1,4 +1,4 @@
-// What reading memory and what f32 arithmetic cost when nothing else is done: the ceilings of the benchmarks.
+// What reading memory and what arithmetic cost when nothing else is done: the ceilings of the benchmarks.
 #include <algorithm>
 #include <atomic>
 
@@ -21,16 +21,19 @@ uint64_t read_memory(ThreadPool& pool, const uint8_t* data, int64_t bytes) {
   return total;
 }
 
-int64_t multiply_add(ThreadPool& pool, int64_t multiplications) {
-  constexpr int64_t kRoundMultiplications = kRoundVectors * kLanes, kUnitRounds = 1 << 12;
-  const int64_t units = std::max<int64_t>(1, multiplications / kRoundMultiplications / kUnitRounds);
+int64_t multiply_add(ThreadPool& pool, int64_t multiplications, bool is_int8) {
+  constexpr int64_t kUnitRounds = 1 << 12;
+  const int64_t round = kRoundVectors * kLanes * (is_int8 ? 4 : 1);
+  const int64_t units = std::max<int64_t>(1, multiplications / round / kUnitRounds);
   ThreadPool::Session session(pool);
-  std::atomic<int64_t> total{0};
+  const Isa& isa = session.isa();
+  std::atomic<int64_t> total{0};  // so that no compiler leaves the work out
   const auto run_unit = [&](int, int64_t) {
-    total.fetch_add(static_cast<int64_t>(session.isa().multiply_add(kUnitRounds)), std::memory_order_relaxed);
+    const int64_t sum = is_int8 ? isa.multiply_add_int8(kUnitRounds) : static_cast<int64_t>(isa.multiply_add(kUnitRounds));
+    total.fetch_add(sum, std::memory_order_relaxed);
   };
   session.parallel_for(units, run_unit);
-  return units * kUnitRounds * kRoundMultiplications;
+  return units * kUnitRounds * round;
 }
 
 }  // namespace smallthinker

@@ -159,6 +159,7 @@ struct Isa {
 
   // kRoundVectors * 16 multiplications and as many additions a round, in registers: arithmetic without memory.
   float (*multiply_add)(int64_t rounds);
+  int32_t (*multiply_add_int8)(int64_t rounds);  // four times as many
 };
 
 int64_t down_scratch_bytes(Quant quant, int64_t cols, int64_t tokens);

@@ -34,7 +34,8 @@ namespace smallthinker {
 const Isa& isa_avx512() {
   static constexpr Isa isa{
       "avx512", quantize_activations, tile_product, find_live, gated_up, add_down, order_sums, add_sums, ask,
-      kv_store, prepare_queries, attend_split, merge_split, mix_bytes, multiply_add};
+      kv_store, prepare_queries, attend_split, merge_split, mix_bytes, multiply_add,
+      multiply_add_int8};
   return isa;
 }
 

@@ -94,6 +94,7 @@ void combine(ThreadPool& pool, float* x, const float* contributions, const float
 
 // ceilings.cpp
 uint64_t read_memory(ThreadPool& pool, const uint8_t* data, int64_t bytes);
-int64_t multiply_add(ThreadPool& pool, int64_t multiplications);  // returns how many were done
+// In f32, or of int8 into int32. Returns how many were done.
+int64_t multiply_add(ThreadPool& pool, int64_t multiplications, bool is_int8);
 
 }  // namespace smallthinker

@@ -1,4 +1,4 @@
-// What bounds the other kernels, measured by doing nothing else: reading memory, and f32 arithmetic.
+// What bounds the other kernels, measured by doing nothing else: reading memory, f32 and int8 arithmetic.
 #pragma once
 
 namespace smallthinker {
@@ -34,6 +34,24 @@ float multiply_add(int64_t rounds) {
   F32 total = zero();
   for (const F32& sum : sums) total = add(total, sum);
   return sum_lanes(total);
+}
+
+// The same with the products of bytes that quantised weights go through, four of them to a lane.
+int32_t multiply_add_int8(int64_t rounds) {
+  I32 sums[kAccumulators];
+  for (I32& sum : sums) sum = broadcast(int32_t{0});
+  const B64 w = broadcast_byte(1), a = broadcast_byte(-1);
+  for (int64_t round = 0; round < rounds; ++round) {
+    for (int repeat = 0; repeat < kRoundVectors / kAccumulators; ++repeat) {
+      for (I32& sum : sums) sum = dot_nibbles(sum, w, a);
+    }
+  }
+  int32_t lanes[kLanes], total = 0;
+  for (const I32& sum : sums) {
+    store(lanes, sum);
+    total += lanes[0];
+  }
+  return total;
 }
 
 }  // namespace

@@ -223,5 +223,8 @@ def add(x: F32, y: F32) -> None:
 def read_memory(pool: ThreadPool, data: U8) -> int:
     """Reads every byte of data [n] and returns some mix of them: what reading costs when nothing else is done."""
 
-def multiply_add(pool: ThreadPool, multiplications: int) -> int:
-    """About as many f32 multiplications, and additions, without memory; returns how many: what arithmetic can give."""
+def multiply_add(pool: ThreadPool, multiplications: int, int8: bool = False) -> int:
+    """About as many multiplications, and additions, in f32 or of int8 into int32, without memory; returns how many.
+
+    What arithmetic can give: a ceiling for the other kernels.
+    """

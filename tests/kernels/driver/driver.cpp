@@ -97,7 +97,7 @@ const std::map<std::string, void (*)(Call&)> kKernels{
     {"add", [](Call& c) { add(c.out<float>(0), c.in<float>(1), c.size(0, 0) * c.size(0, 1)); }},
     {"read_memory",
      [](Call& c) { c.result(static_cast<int64_t>(read_memory(c.pool(0), c.in<uint8_t>(1), c.size(1, 0)))); }},
-    {"multiply_add", [](Call& c) { c.result(multiply_add(c.pool(0), c.integer(1))); }},
+    {"multiply_add", [](Call& c) { c.result(multiply_add(c.pool(0), c.integer(1), c.integer(2) != 0)); }},
     {"BLOCK", [](Call& c) { c.result(kBlock); }},
     {"TILE_ROWS", [](Call& c) { c.result(kTileRows); }},
     {"KV_GROUP", [](Call& c) { c.result(kLanes); }},
