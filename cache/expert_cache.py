@@ -84,6 +84,10 @@ class ExpertCache:
     def counters(self) -> CacheCounters:
         return CacheCounters(self._hits, self._misses, self._evictions, self._bytes_read, self._stall_sec)
 
+    def filled(self) -> npt.NDArray[np.uint8]:
+        """The slots that hold or held a record, or will soon: those that were taken first."""
+        return self.slots[: len(self.slots) - len(self._free)]
+
     def is_resident(self, layer: int, expert: int) -> bool:
         return layer * self._experts_per_layer + expert in self._slot_of
 

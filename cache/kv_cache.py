@@ -105,5 +105,4 @@ class KVCache:
 def _zeros(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
     """On a page of its own, so that no vector lies across cache lines; pages come when first written, so a short chat
     stays small."""
-    memory = host.aligned_buffer(prod(shape), huge_pages=False)
-    return np.frombuffer(memory, np.uint8, prod(shape)).reshape(shape)
+    return np.frombuffer(host.aligned_buffer(prod(shape)), np.uint8, prod(shape)).reshape(shape)

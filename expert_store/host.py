@@ -15,10 +15,12 @@ import os
 import platform
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 DIRECT_ALIGN = 4096  # what direct reads need of file offset, length and memory address, on every common disk
 
 
@@ -27,22 +29,37 @@ def whole_pages(nbytes: int) -> int:
     return -(-nbytes // DIRECT_ALIGN) * DIRECT_ALIGN
 
 
-def aligned_buffer(nbytes: int, huge_pages: bool = True) -> mmap.mmap:
+def aligned_buffer(nbytes: int) -> mmap.mmap:
     """Zeroed anonymous memory that starts on a page; the length is rounded up to a multiple of DIRECT_ALIGN.
 
     A map instead of a bytearray: page-aligned for direct reads, untouched pages cost nothing, freed to the system.
-    Huge pages where the system has them: weights are read once a token, and with 4 KiB pages every 64 cache lines
-    cost an address translation (7 % of the read speed). Without them for memory that may stay mostly untouched, since
-    the first touch of a huge page takes, and clears, all of it.
     """
     length = max(whole_pages(nbytes), DIRECT_ALIGN)
     if os.name == "nt":
         return mmap.mmap(-1, length)
-    memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets no huge pages
-    if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel that was built without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
+    return mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets no huge pages
+
+
+_HUGE_PAGE_BYTES = 2 << 20
+_MADV_COLLAPSE = 25
+
+
+def collapse(start: int, nbytes: int, stop: Callable[[], bool] = lambda: False) -> int:
+    """Move this anonymous memory into huge pages, one at a time until `stop()`; returns how many bytes have moved.
+
+    Contents and addresses stay; others may read and write meanwhile. 0 before Linux 6.1, and on Windows and macOS.
+    Raises nothing: what can't be moved stays where it is.
+    """
+    if _libc is None:
+        return 0
+    moved = 0
+    first = -(-start // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
+    for at in range(first, start + nbytes - _HUGE_PAGE_BYTES + 1, _HUGE_PAGE_BYTES):
+        if stop():
+            break
+        done = _libc.madvise(ctypes.c_void_p(at), ctypes.c_size_t(_HUGE_PAGE_BYTES), _MADV_COLLAPSE) == 0
+        moved += _HUGE_PAGE_BYTES * done
+    return moved
 
 
 def address(buffer: memoryview) -> int:
@@ -78,7 +95,6 @@ def open_direct(path: Path) -> int | None:
 
 
 _seek_lock = threading.Lock()
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 def read_at(fd: int, buffer: memoryview, offset: int) -> int:

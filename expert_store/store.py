@@ -136,6 +136,11 @@ class Store:
         view = self._dense[start : start + tensor.spec.content_bytes]
         return view.view(np.float32) if tensor.spec.quant is None else view
 
+    def dense_memory(self) -> npt.NDArray[np.uint8]:
+        """All dense tensors as they lie in memory, after `load_dense`."""
+        assert self._dense is not None
+        return self._dense
+
     def verify(self, progress: Progress | None = None) -> None:
         """Read both files in full, past the page cache, and compare every tensor's checksum.
 

@@ -26,6 +26,7 @@ from smallthinker.expert_store import host
 from smallthinker.expert_store.io_thread import IoThread
 from smallthinker.expert_store.readers import open_reader
 from smallthinker.expert_store.store import Store
+from smallthinker.huge_pages import HugePages
 from smallthinker.layers import Decoder, never
 from smallthinker.lossy_head import DEFAULT_THRESHOLD, HeadPredictor, LossyHead
 from smallthinker.memory_plan import CHUNKS, MIB, choose_context, parse_size, plan_memory
@@ -116,6 +117,8 @@ class Engine:
                 head: npt.NDArray[Any] = store.dense("embed_tokens" if self.config.tie_word_embeddings else "lm_head")
                 self.lossy_head = LossyHead(predictor, pool, self.config, store.quant, head, lossy_threshold)
             self._decoder = Decoder(store, self.experts, self.kv, pool, prefetch=prefetch, lossy_head=self.lossy_head)
+            self._huge_pages = HugePages(store.dense_memory(), self.experts)
+            resources.callback(self._huge_pages.close)
             self._resources = resources.pop_all()
         self._tokens: list[int] = []
         self._computing, self._computed_tokens = Stopwatch(), 0
@@ -159,7 +162,9 @@ class Engine:
     def decode(self, token: int, *, cancelled: Callable[[], bool] = never) -> npt.NDArray[np.float32]:
         """Append one token -> logits [V] of the next. Raises ContextLengthError when the context is full."""
         self.check_fits(len(self._tokens), 1)
-        return self._step([token], cancelled)
+        logits = self._step([token], cancelled)
+        self._huge_pages.step()
+        return logits
 
     def all_logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits [T, V] at every position of a fresh sequence, for evaluation."""
