@@ -96,6 +96,8 @@ class ExpertCache:
 
         They stay until the next `request`. A ticket takes three times as long, which a step that misses nothing feels.
         """
+        if self._in_use:  # an interrupt kept the last ticket from being closed: the next request starts over
+            return None
         first = layer * self._experts_per_layer
         try:
             slots = [self._slot_of[first + expert] for expert in experts]

@@ -1,11 +1,10 @@
 // The experts of one layer: gate, ReLU, up and down for the neurons that the ReLU let through.
 //
 // A pair is one token at one expert; `place` is its index in call.pairs. An expert's neurons are computed in chunks of
-// 64 (isa.h) and summed in parts of three chunks, then the parts are summed, always in this order. So few pairs (a decode
-// step) can be split over the threads by parts, and many (a prompt) by experts and tokens, with the same result.
+// 64 (isa.h) and summed in parts of three chunks, then the parts are summed, always in this order. So few pairs (a
+// decode step) can be split over the threads by parts, and many (a prompt) by experts and tokens, with the same result.
 #include <algorithm>
 #include <atomic>
-#include <tuple>
 
 #include "kernels.h"
 #include "thread_pool.h"
@@ -15,9 +14,9 @@ namespace smallthinker {
 namespace {
 
 constexpr int64_t kPartChunks = 3;
-constexpr int64_t kPartRows = kPartChunks * kChunkRows;  // 16 parts of four experts of 768 neurons: even work for a few threads
-constexpr int64_t kMostPartBytes = int64_t{4} << 20;
-constexpr int64_t kEvenTokens = 8;  // blocks of an expert's tokens are even, in multiples of what a product takes at once
+constexpr int64_t kPartRows = kPartChunks * kChunkRows;  // four experts of 768 neurons: 16 parts, even for a few threads
+constexpr int64_t kMostPartBytes = int64_t{4} << 20;     // of all parts' sums; above it, work is split by tokens
+constexpr int64_t kEvenTokens = 8;  // an expert's blocks of tokens are even, in multiples of what a product takes
 constexpr int64_t kSumColumns = 4 * kDownStrip;
 constexpr int64_t kNextRows = 48;  // of up's size, 40 KiB of the 4B model's next gate
 
@@ -148,35 +147,30 @@ int64_t experts(ThreadPool& pool, const ExpertCall& call) {
   const Experts layer(call, isa);
   const int64_t parts = layer.parts(), padded = layer.padded(), threads = session.threads();
   const bool by_parts = n_pairs * parts * padded * 4 <= kMostPartBytes;
-  const int64_t block = kTokenBlock;
 
   Scratch<uint8_t> quantized(call.tokens * row_scratch);
-  Scratch<ActivationRow> activations(n_pairs);  // by place
-  Scratch<Unit> units((n_pairs / block + call.n_experts) * (by_parts ? parts : 1));
-  const int64_t most_tokens = std::min(block, n_pairs);
+  Scratch<ActivationRow> tokens(call.tokens), activations(n_pairs);  // activations by place
+  Scratch<Unit> units((n_pairs / kTokenBlock + call.n_experts) * (by_parts ? parts : 1));
+  const int64_t most_tokens = std::min(kTokenBlock, n_pairs);
   const int64_t down_bytes = down_scratch_bytes(call.quant, call.hidden, most_tokens);
   Scratch<float> a(threads * most_tokens * kPartRows);
   Scratch<uint64_t> live(threads * most_tokens * kPartChunks);
   Scratch<float> sums(by_parts ? n_pairs * parts * padded : threads * most_tokens * 2 * padded);
   Scratch<uint8_t> down(threads * down_bytes);
-  session.allocate(quantized, activations, units, a, live, sums, down);
+  session.allocate(quantized, tokens, activations, units, a, live, sums, down);
 
   const auto prepare = [&](int, int64_t t) {
-    const ActivationRow row =
-        place_activations(call.quant, call.hidden, call.x + t * call.hidden, quantized.data() + t * row_scratch);
-    if (is_block_quantized(call.quant)) isa.quantize_activations(call.quant, call.hidden, row);
+    tokens[t] = prepare_activations(isa, call.quant, call.hidden, call.x + t * call.hidden,
+                                    quantized.data() + t * row_scratch);
   };
   session.parallel_for(call.tokens, prepare);
-  for (int64_t place = 0; place < n_pairs; ++place) {
-    const int64_t t = call.pairs[place] / call.k;
-    activations[place] =
-        place_activations(call.quant, call.hidden, call.x + t * call.hidden, quantized.data() + t * row_scratch);
-  }
+  for (int64_t place = 0; place < n_pairs; ++place) activations[place] = tokens[call.pairs[place] / call.k];
 
   int64_t n_units = 0;
   for (int64_t expert = 0; expert < call.n_experts; ++expert) {
-    const int64_t tokens = call.offsets[expert + 1] - call.offsets[expert], blocks = (tokens + block - 1) / block;
-    const int64_t step = blocks == 0 ? 1 : round_up((tokens + blocks - 1) / blocks, kEvenTokens);
+    const int64_t pairs = call.offsets[expert + 1] - call.offsets[expert];
+    const int64_t blocks = (pairs + kTokenBlock - 1) / kTokenBlock;
+    const int64_t step = blocks == 0 ? 1 : round_up((pairs + blocks - 1) / blocks, kEvenTokens);
     for (int64_t begin = call.offsets[expert]; begin < call.offsets[expert + 1]; begin += step) {
       const int64_t end = std::min<int64_t>(begin + step, call.offsets[expert + 1]);
       for (int64_t part = 0; part < parts; part += by_parts ? 1 : parts) {
@@ -204,7 +198,9 @@ int64_t experts(ThreadPool& pool, const ExpertCall& call) {
       live_total += layer.compute_part({unit.expert, unit.begin, unit.end, part, unit.next}, activations.data(), worker,
                                        part == 0 ? total : total + padded, 2 * padded);
       if (part == 0) continue;
-      for (int64_t t = 0; t < unit.end - unit.begin; ++t) isa.add_sums(total + t * 2 * padded, total + (t * 2 + 1) * padded, padded);
+      for (int64_t t = 0; t < unit.end - unit.begin; ++t) {
+        isa.add_sums(total + t * 2 * padded, total + (t * 2 + 1) * padded, padded);
+      }
     }
     for (int64_t place = unit.begin; place < unit.end; ++place) {
       isa.order_sums(call.quant, call.hidden, total + (place - unit.begin) * 2 * padded, layer.out(place));

@@ -16,8 +16,7 @@ void linear_groups(ThreadPool& pool, Quant quant, const uint8_t* data, int64_t r
   session.allocate(quantized, activations);
 
   const auto prepare = [&](int, int64_t t) {
-    activations[t] = place_activations(quant, cols, x + t * cols, quantized.data() + t * row_scratch);
-    if (is_block_quantized(quant)) isa.quantize_activations(quant, cols, activations[t]);
+    activations[t] = prepare_activations(isa, quant, cols, x + t * cols, quantized.data() + t * row_scratch);
   };
   session.parallel_for(tokens, prepare);
 

@@ -70,6 +70,12 @@ std::vector<const Isa*> built_isas() {
   };
 }
 
+ActivationRow prepare_activations(const Isa& isa, Quant quant, int64_t cols, const float* x, uint8_t* scratch) {
+  const ActivationRow row = place_activations(quant, cols, x, scratch);
+  if (is_block_quantized(quant)) isa.quantize_activations(quant, cols, row);
+  return row;
+}
+
 int64_t down_scratch_bytes(Quant quant, int64_t cols, int64_t tokens) {
   if (!is_block_quantized(quant)) return 0;
   const int64_t blocks = round_up(cols / kBlock, kLanes), fours = kChunkRows / 4;

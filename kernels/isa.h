@@ -183,6 +183,8 @@ inline int64_t count_bits(uint64_t bits) {
 // Scratch bytes of one token's q, scale and start, and their places in it.
 int64_t activation_bytes(Quant quant, int64_t cols);
 ActivationRow place_activations(Quant quant, int64_t cols, const float* x, uint8_t* scratch);
+// Placed and, for block quantised weights, rounded to int8.
+ActivationRow prepare_activations(const Isa& isa, Quant quant, int64_t cols, const float* x, uint8_t* scratch);
 
 const Isa& isa_portable();
 #if SMALLTHINKER_X86

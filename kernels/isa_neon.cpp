@@ -25,7 +25,7 @@
 #include "micro_attention.h"
 #include "micro_kv_cache.h"
 #include "micro_ceilings.h"
-#include "micro_rows.h"
+#include "micro_up.h"
 #include "micro_down.h"
 #include "micro_tiles.h"
 

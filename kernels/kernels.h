@@ -45,10 +45,11 @@ void add(float* x, const float* y, int64_t n);
 
 // route.cpp
 enum class Gating { softmax, sigmoid };
-void route(const float* logits, int64_t tokens, int64_t experts, int64_t k, Gating gating, int32_t* ids, float* weights);
+void route(const float* logits, int64_t tokens, int64_t experts, int64_t k, Gating gating, int32_t* ids,
+           float* weights);
 // The same from x [T, d] and the router's matrix.
-void router(ThreadPool& pool, const Matrix& weights, const float* x, int64_t tokens, int64_t k, Gating gating, int32_t* ids,
-            float* expert_weights);
+void router(ThreadPool& pool, const Matrix& weights, const float* x, int64_t tokens, int64_t k, Gating gating,
+            int32_t* ids, float* expert_weights);
 
 // attention.cpp
 struct KvCache {  // of one layer; isa.h (KvHead) says how a head lies in it

@@ -16,8 +16,7 @@ void linear(ThreadPool& pool, std::initializer_list<Product> products, const flo
   session.allocate(quantized, activations);
 
   const auto prepare = [&](int, int64_t t) {
-    activations[t] = place_activations(first.quant, cols, x + t * cols, quantized.data() + t * row_scratch);
-    if (is_block_quantized(first.quant)) isa.quantize_activations(first.quant, cols, activations[t]);
+    activations[t] = prepare_activations(isa, first.quant, cols, x + t * cols, quantized.data() + t * row_scratch);
   };
   session.parallel_for(tokens, prepare);
 

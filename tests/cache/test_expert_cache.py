@@ -209,6 +209,7 @@ def test_an_interrupt_anywhere_leaves_a_cache_that_works(io: IoThread) -> None:
 
         sys.settrace(trace)
         try:
+            cache.resident_slots(0, [2, 1])
             with cache.request(1, [3, 1, 4]) as ticket:
                 for _ in ticket:
                     pass
@@ -217,6 +218,8 @@ def test_an_interrupt_anywhere_leaves_a_cache_that_works(io: IoThread) -> None:
             pass
         finally:
             sys.settrace(None)
+        slots = cache.resident_slots(0, [0, 1])
+        assert slots is None or [int(cache.slots[slot][0]) for slot in slots] == [0, 1]
         use(cache, 0, [0, 1, 2])
         use(cache, 0, [5, 6, 7, 0, 1])
     assert strike > 50
