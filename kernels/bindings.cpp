@@ -1,6 +1,6 @@
 // The Python module: checks arguments, releases the GIL, calls a kernel. Shapes and meanings are in _kernels.pyi.
-#include "arguments.h"
-#include "kernels.h"
+#include "bound_layers.h"
+#include "checks.h"
 #include "thread_pool.h"
 #include "timings.h"
 
@@ -8,7 +8,6 @@
 
 #include <cmath>
 #include <cstdlib>
-#include <mutex>
 #include <optional>
 
 namespace smallthinker {
@@ -33,13 +32,6 @@ std::unique_ptr<ThreadPool> make_pool(int threads, const std::optional<std::stri
   if (threads < 1 || threads > kMostThreads) fail("threads: expected 1 to ", kMostThreads, ", found ", threads);
   if (isa && isa->empty()) fail("isa: expected a name or None");
   return std::make_unique<ThreadPool>(threads, isa ? find_isa(*isa) : default_isa());
-}
-
-void check_experts_shape(int64_t hidden, int64_t ffn) {
-  check_dim("hidden", hidden);
-  check_dim("ffn", ffn);
-  if (hidden % kBlock != 0) fail("hidden: expected a multiple of ", kBlock, ", found ", hidden);
-  if (ffn % kBlock != 0) fail("ffn: expected a multiple of ", kBlock, ", found ", ffn);
 }
 
 int64_t bind_packed_bytes(const std::string& quant, const std::string& layout, int64_t rows, int64_t cols) {
@@ -165,13 +157,6 @@ void bind_rope(py::array& x, const py::array& cos, const py::array& sin) {
   rope(values, c, s, tokens, heads, head_dim);
 }
 
-Gating parse_gating(const std::string& name, int64_t k, int64_t experts) {
-  if (k < 1 || k > experts) fail("k: expected 1 to ", experts, " (experts), found ", k);
-  if (name == "softmax") return Gating::softmax;
-  if (name == "sigmoid") return Gating::sigmoid;
-  fail("gating: expected softmax or sigmoid, found '", name, "'");
-}
-
 void bind_route(const py::array& logits, int64_t k, const std::string& gating, py::array& ids, py::array& weights) {
   const float* from = input<float>(logits, "logits", {-1, -1});
   const int64_t tokens = logits.shape(0), experts = logits.shape(1);
@@ -197,66 +182,6 @@ void bind_router(ThreadPool& pool, const py::array& data, int64_t experts, const
   router(pool, matrix, from, tokens, k, g, to_ids, to_weights);
 }
 
-// The routers of all layers, for one token; checked once.
-class BoundTokenRouter {
- public:
-  BoundTokenRouter(ThreadPool& pool, const std::vector<py::array>& data, int64_t experts, int64_t dim, int64_t k,
-                   const std::string& gating)
-      : pool_(pool), kept_(data), k_(k), gating_(parse_gating(gating, k, experts)) {
-    check_matrix(Quant::f32, experts, dim);
-    for (const py::array& matrix : kept_) {
-      const uint8_t* bytes = packed(matrix, "data", packed_bytes(Quant::f32, Layout::tiles, experts, dim));
-      matrices_.push_back({Quant::f32, bytes, experts, dim});
-    }
-  }
-
-  std::vector<int32_t> route(int64_t layer, const py::array& x, py::array& weights) {
-    if (layer < 0 || layer >= static_cast<int64_t>(matrices_.size())) {
-      fail("layer: expected 0 to ", matrices_.size() - 1, ", found ", layer);
-    }
-    const Matrix& matrix = matrices_[static_cast<size_t>(layer)];
-    const float* from = input<float>(x, "x", {1, matrix.cols});
-    float* to_weights = output<float>(weights, "weights", {1, k_});
-    std::vector<int32_t> ids(static_cast<size_t>(k_));
-    py::gil_scoped_release unlocked;
-    Timed timed(pool_.timings(), "router");
-    router(pool_, matrix, from, 1, k_, gating_, ids.data(), to_weights);
-    return ids;
-  }
-
- private:
-  ThreadPool& pool_;
-  const std::vector<py::array> kept_;
-  const int64_t k_;
-  const Gating gating_;
-  std::vector<Matrix> matrices_;
-};
-
-void check_start(int64_t start, int64_t tokens) {
-  if (start < 0 || start > std::numeric_limits<int32_t>::max() - tokens) {
-    fail("start: expected 0 to ", std::numeric_limits<int32_t>::max() - tokens, ", found ", start);
-  }
-}
-
-// The KV cache of one layer: keys and values [K, C / 16, bytes of 16 positions].
-KvCache check_kv_cache(const std::string& quant, const py::array& keys, const py::array& values, int64_t head_dim) {
-  KvCache cache{parse_quant(quant), 0, 0, head_dim, nullptr, nullptr};
-  if (cache.quant != Quant::f16 && cache.quant != Quant::q8_0) fail("quant: expected f16 or q8_0, found '", quant, "'");
-  check_dim("head_dim", head_dim);
-  if (cache.quant == Quant::q8_0 && head_dim % kBlock != 0) {
-    fail("head_dim: expected a multiple of ", kBlock, " for q8_0, found ", head_dim);
-  }
-  const int64_t bytes = group_bytes(cache.quant, head_dim);
-  cache.keys = const_cast<uint8_t*>(input<uint8_t>(keys, "keys", {-1, -1, bytes}));
-  cache.kv_heads = keys.shape(0);
-  cache.capacity = keys.shape(1) * kLanes;
-  cache.values = const_cast<uint8_t*>(input<uint8_t>(values, "values", {cache.kv_heads, keys.shape(1), bytes}));
-  const auto misaligned = [](const uint8_t* p) { return reinterpret_cast<uintptr_t>(p) % 4 != 0; };
-  if (misaligned(cache.keys)) fail("keys: expected data aligned to 4 bytes");
-  if (misaligned(cache.values)) fail("values: expected data aligned to 4 bytes");
-  return cache;
-}
-
 void bind_kv_append(ThreadPool& pool, const std::string& quant, const py::array& k, const py::array& v, py::array& keys,
                     py::array& values, int64_t start) {
   const float* from_k = input<float>(k, "k", {-1, -1, -1});
@@ -270,18 +195,6 @@ void bind_kv_append(ThreadPool& pool, const std::string& quant, const py::array&
   py::gil_scoped_release unlocked;
   Timed timed(pool.timings(), "kv_append");
   kv_append(pool, from_k, from_v, tokens, cache, start);
-}
-
-void check_attention(const KvCache& cache, int64_t heads, int64_t window) {
-  if (window < 0) fail("window: expected 0 (none) or more, found ", window);
-  if (cache.kv_heads < 1 || heads % cache.kv_heads != 0) {
-    fail("keys: ", cache.kv_heads, " heads don't divide the ", heads, " of q");
-  }
-}
-
-void check_capacity(const KvCache& cache, int64_t start, int64_t tokens, int64_t window) {
-  const int64_t seen = window == 0 ? start + tokens : std::min(start + tokens, window + tokens - 1);
-  if (cache.capacity < seen) fail("keys: expected a capacity of at least ", seen, " positions, found ", cache.capacity);
 }
 
 void bind_attention(ThreadPool& pool, const std::string& quant, const py::array& q, const py::array& keys,
@@ -300,71 +213,6 @@ void bind_attention(ThreadPool& pool, const std::string& quant, const py::array&
   py::gil_scoped_release unlocked;
   Timed timed(pool.timings(), "attention");
   attention(pool, from, tokens, heads, cache, start, window, to);
-}
-
-// The weights and the KV cache of one layer, checked once.
-class BoundAttentionLayer {
- public:
-  BoundAttentionLayer(ThreadPool& pool, const std::string& quant, const py::array& input_norm, const py::array& q,
-                      const py::array& k, const py::array& v, const py::array& o, const py::array& post_norm,
-                      const std::string& kv_quant, py::array& keys, py::array& values, int64_t heads, int64_t head_dim,
-                      float eps, bool use_rope, int64_t window)
-      : pool_(pool), kept_{input_norm, q, k, v, o, post_norm, keys, values} {
-    const int64_t dim = input_norm.size();
-    layer_.input_norm = input<float>(input_norm, "input_norm", {-1});
-    layer_.post_norm = input<float>(post_norm, "post_norm", {dim});
-    layer_.cache = check_kv_cache(kv_quant, keys, values, head_dim);
-    output<uint8_t>(keys, "keys", {-1, -1, -1});
-    output<uint8_t>(values, "values", {-1, -1, -1});
-    check_dim("heads", heads);
-    check_attention(layer_.cache, heads, window);
-    if (head_dim % 2 != 0) fail("head_dim: expected an even number, found ", head_dim);
-    const auto matrix = [&](const py::array& data, const char* name, int64_t rows, int64_t cols) {
-      const Quant format = parse_quant(quant);
-      check_matrix(format, rows, cols);
-      return Matrix{format, packed(data, name, packed_bytes(format, Layout::tiles, rows, cols)), rows, cols};
-    };
-    layer_.q = matrix(q, "q", heads * head_dim, dim);
-    layer_.k = matrix(k, "k", layer_.cache.kv_heads * head_dim, dim);
-    layer_.v = matrix(v, "v", layer_.cache.kv_heads * head_dim, dim);
-    layer_.o = matrix(o, "o", dim, heads * head_dim);
-    layer_.eps = eps;
-    layer_.use_rope = use_rope;
-    layer_.window = window;
-  }
-
-  void forward(py::array& x, int64_t start, const py::array& cos, const py::array& sin, py::array& normed) {
-    float* to = output<float>(x, "x", {-1, layer_.o.rows});
-    const int64_t tokens = x.shape(0), half = layer_.cache.head_dim / 2;
-    const float* c = input<float>(cos, "cos", {tokens, half});
-    const float* s = input<float>(sin, "sin", {tokens, half});
-    float* norm = output<float>(normed, "normed", {tokens, layer_.o.rows});
-    check_disjoint(normed, x, "x");
-    check_start(start, tokens);
-    check_capacity(layer_.cache, start, tokens, layer_.window);
-    if (tokens == 0) return;
-    py::gil_scoped_release unlocked;
-    attention_layer(pool_, layer_, to, tokens, start, c, s, norm);
-  }
-
- private:
-  ThreadPool& pool_;
-  std::vector<py::array> kept_;  // whose memory layer_ points to
-  AttentionLayer layer_{};
-};
-
-void check_slots(const py::array& slots, ExpertCall& call) {
-  call.slots = input<uint8_t>(slots, "slots", {-1, -1});
-  call.record_bytes = slots.shape(1);
-  const int64_t needed = record_sections(call.quant, call.hidden, call.ffn).total_bytes;
-  if (call.record_bytes < needed) fail("slots: expected records of at least ", needed, " bytes, found ", call.record_bytes);
-  if (reinterpret_cast<uintptr_t>(call.slots) % 4 != 0 || call.record_bytes % 4 != 0) {
-    fail("slots: expected records aligned to 4 bytes");
-  }
-}
-
-void check_slot(const char* name, int64_t i, int64_t slot, int64_t n_slots) {
-  if (slot < 0 || slot >= n_slots) fail(name, "[", i, "]: expected 0 to ", n_slots - 1, ", found ", slot);
 }
 
 int64_t bind_experts(ThreadPool& pool, const std::string& quant, int64_t hidden, int64_t ffn, const py::array& x,
@@ -407,57 +255,6 @@ int64_t bind_experts(ThreadPool& pool, const std::string& quant, int64_t hidden,
   Timed timed(pool.timings(), "experts");
   return experts(pool, call);
 }
-
-// All experts of one token, which are in slots; checked once.
-class BoundTokenExperts {
- public:
-  BoundTokenExperts(ThreadPool& pool, const std::string& quant, int64_t hidden, int64_t ffn, int64_t k, const py::array& slots)
-      : pool_(pool), kept_(slots) {
-    check_experts_shape(hidden, ffn);
-    check_dim("k", k);
-    call_.quant = parse_quant(quant);
-    call_.hidden = hidden;
-    call_.ffn = ffn;
-    call_.tokens = 1;
-    call_.n_experts = call_.k = k;
-    check_slots(slots, call_);
-    slot_ids_.resize(static_cast<size_t>(k));
-    contributions_.resize(static_cast<size_t>(k * hidden));
-    for (int32_t i = 0; i <= k; ++i) counting_.push_back(i);
-    call_.slot_ids = slot_ids_.data();
-    call_.offsets = call_.pairs = counting_.data();
-    call_.out = contributions_.data();
-  }
-
-  int64_t add(py::array& x, const py::array& normed, const std::vector<int32_t>& slots, const py::array& weights) {
-    float* to = output<float>(x, "x", {1, call_.hidden});
-    const float* from = input<float>(normed, "normed", {1, call_.hidden});
-    const float* w = input<float>(weights, "weights", {1, call_.k});
-    if (slots.size() != slot_ids_.size()) fail("slots: expected ", call_.k, " of them, found ", slots.size());
-    std::lock_guard<std::mutex> lock(mutex_);
-    for (size_t i = 0; i < slots.size(); ++i) {
-      check_slot("slots", static_cast<int64_t>(i), slots[i], kept_.shape(0));
-      slot_ids_[i] = slots[i];
-    }
-    call_.x = from;
-    py::gil_scoped_release unlocked;
-    const int64_t live = [&] {
-      Timed timed(pool_.timings(), "experts");
-      return experts(pool_, call_);
-    }();
-    Timed timed(pool_.timings(), "combine");
-    combine(pool_, to, contributions_.data(), w, 1, call_.k, call_.hidden);
-    return live;
-  }
-
- private:
-  ThreadPool& pool_;
-  const py::array kept_;
-  ExpertCall call_{};
-  std::vector<int32_t> slot_ids_, counting_;
-  std::vector<float> contributions_;
-  std::mutex mutex_;
-};
 
 void bind_combine(ThreadPool& pool, py::array& x, const py::array& contributions, const py::array& weights) {
   float* to = output<float>(x, "x", {-1, -1});
