@@ -15,7 +15,9 @@ def test_kernels_disk_and_python_add_up_to_the_time_of_the_steps(hybrid_store: P
     for clocks in (answer.profile.prefill, answer.profile.decode):
         assert sum(clocks.parts().values()) == pytest.approx(clocks.wall_sec)
         assert clocks.stall_sec >= 0 and clocks.python_sec > 0
-        assert all(kernel.calls > 0 and kernel.sec > 0 for kernel in clocks.kernels.values())
+        # the smallest kernels of this model may end within a tick of the clock
+        assert all(kernel.calls > 0 and kernel.sec >= 0 for kernel in clocks.kernels.values())
+        assert sum(kernel.sec for kernel in clocks.kernels.values()) > 0
         assert {"linear", "experts"} <= set(clocks.kernels)
     assert answer.profile.prefill.tokens == answer.stats.prompt_tokens
     assert answer.profile.decode.tokens == answer.stats.new_tokens - 1
