@@ -20,23 +20,12 @@
 #define SMALLTHINKER_AVXVNNI
 #include "simd_avx2.h"
 
-#include "micro_activations.h"
-#include "micro_scores.h"
-#include "micro_values.h"
-#include "micro_attention.h"
-#include "micro_kv_cache.h"
-#include "micro_ceilings.h"
-#include "micro_up.h"
-#include "micro_down.h"
-#include "micro_tiles.h"
+#include "micro.h"
 
 namespace smallthinker {
 
 const Isa& isa_avx2vnni() {
-  static constexpr Isa isa{
-      "avx2vnni", quantize_activations, tile_product, find_live, gated_up, add_down, order_sums, add_sums, ask,
-      kv_store, prepare_queries, attend_split, merge_split, mix_bytes, multiply_add,
-      multiply_add_int8};
+  static constexpr Isa isa = isa_named("avx2vnni");
   return isa;
 }
 

@@ -19,23 +19,12 @@
 
 #include "simd_avx512.h"
 
-#include "micro_activations.h"
-#include "micro_scores.h"
-#include "micro_values.h"
-#include "micro_attention.h"
-#include "micro_kv_cache.h"
-#include "micro_ceilings.h"
-#include "micro_up.h"
-#include "micro_down.h"
-#include "micro_tiles.h"
+#include "micro.h"
 
 namespace smallthinker {
 
 const Isa& isa_avx512() {
-  static constexpr Isa isa{
-      "avx512", quantize_activations, tile_product, find_live, gated_up, add_down, order_sums, add_sums, ask,
-      kv_store, prepare_queries, attend_split, merge_split, mix_bytes, multiply_add,
-      multiply_add_int8};
+  static constexpr Isa isa = isa_named("avx512");
   return isa;
 }
 
