@@ -30,12 +30,15 @@ SIMD_INLINE void get(const WideValues& values, int64_t key, int64_t d, F32* to) 
 template <int NV>
 SIMD_INLINE void get(const F16Values& values, int64_t key, int64_t d, F32* to) {
   const uint16_t* row = reinterpret_cast<const uint16_t*>(values.groups[key / kLanes]) + key % kLanes * values.dim + d;
-  if (NV == 1 && values.dim - d < kLanes) {
-    uint16_t lanes[kLanes] = {};
-    std::memcpy(lanes, row, static_cast<size_t>(values.dim - d) * sizeof(uint16_t));
-    to[0] = load(lanes);
-  } else {
-    for (int v = 0; v < NV; ++v) to[v] = load(row + v * kLanes);
+  for (int v = 0; v < NV; ++v) {
+    const int64_t left = values.dim - d - v * kLanes;
+    if (left >= kLanes) {
+      to[v] = load(row + v * kLanes);
+    } else {
+      uint16_t lanes[kLanes] = {};
+      std::memcpy(lanes, row + v * kLanes, static_cast<size_t>(left) * sizeof(uint16_t));
+      to[v] = load(lanes);
+    }
   }
 }
 // An int8 times an f16 is exact in f32, so it makes no difference when they are multiplied.
