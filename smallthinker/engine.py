@@ -183,8 +183,11 @@ class Engine:
 
     def clocks(self) -> Clocks:
         """Time and tokens of all prefill and decode steps so far; subtract two readings."""
-        timings = _kernels.timings() | self._pool.timings()
-        kernels = {name: KernelTime(calls, sec) for name, (calls, sec) in timings.items()}
+        kernels: dict[str, KernelTime] = {}
+        for timings in (_kernels.timings(), self._pool.timings()):
+            for name, (calls, sec) in timings.items():  # a name may be in both
+                before = kernels.get(name, KernelTime(0, 0.0))
+                kernels[name] = KernelTime(before.calls + calls, before.sec + sec)
         return Clocks(self._computed_tokens, self._computing.sec, self.experts.counters().stall_sec, kernels)
 
     def neuron_counts(self) -> tuple[int, int]:
