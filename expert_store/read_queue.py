@@ -21,8 +21,9 @@ class Finished(NamedTuple):
 
 @dataclass(frozen=True)
 class ReadCounters:
-    """Since the queue was opened. Bytes are those of records that were delivered whole; `withdrawn_bytes` were read for
-    nothing, by reads cancelled half-way. `busy_sec`: time with at least one read under way."""
+    """Since the queue was opened. A read counts when `poll` or `wait` tells of it, as what it was by then, if the
+    record is whole; `withdrawn_bytes` were read for nothing, by reads that were cancelled or drained half-way.
+    `busy_sec`: time with at least one read under way at the disk."""
 
     certain_reads: int = 0
     certain_bytes: int = 0
@@ -35,7 +36,8 @@ class ReadCounters:
 class ReadQueue(Protocol):
     """Reads records in the background into the slots that it was opened with, uint8 [slots, record_bytes].
 
-    A record is under way at most once. Certain reads start in the order of submission, before every speculative one
+    A record, and a slot, is under way at most once: from `submit` until `poll` or `wait` has told its end, or `cancel`
+    or `drain` has taken it back. Certain reads start in the order of submission, before every speculative one
     that has not started; a speculative read under way yields to certain ones as soon as its reader can. One caller at
     a time.
     """
@@ -46,8 +48,8 @@ class ReadQueue(Protocol):
 
     def submit(self, record: int, slot: int, speculative: bool = False) -> None:
         """Start reading record `record` (layer * experts per layer + expert) into `slot`, which nobody else may touch
-        until the read is over. Never blocks. Raises IndexError, ValueError when the record is under way already,
-        StoreReadError after `close`."""
+        until the read is over. Never blocks. Raises IndexError, ValueError when the record or the slot is under way
+        already, StoreReadError after `close`."""
 
     def promote(self, record: int) -> None:
         """Make a speculative read certain, behind the certain ones that wait. Nothing where it is certain or over."""
@@ -57,16 +59,18 @@ class ReadQueue(Protocol):
         under way, and will be finished soon, with CancelledError if it stopped half-way; or it is over."""
 
     def poll(self) -> list[Finished]:
-        """What has finished since the last `poll` or `wait`, without waiting; each read exactly once."""
+        """What has finished since the last `poll` or `wait`, without waiting, in that order; each read exactly once."""
 
     def wait(self) -> list[Finished]:
-        """The same, but at least one: sleeps until a read finishes. Raises ValueError where none is under way."""
+        """The same, but at least one: sleeps until a read finishes. Ctrl-C ends it, and nothing is lost. Raises
+        ValueError where none is under way."""
 
     def drain(self) -> None:
         """Withdraw everything and wait for what can't be withdrawn; afterwards nothing writes into a slot, and `poll`
         has nothing to tell."""
 
-    def counters(self) -> ReadCounters: ...
+    def counters(self) -> ReadCounters:
+        """May be called after `close`."""
 
     def close(self) -> None:
         """Drain, stop, free threads and files. Again, nothing happens."""

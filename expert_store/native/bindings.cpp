@@ -1,0 +1,159 @@
+// The Python module: checks arguments, keeps the slots' memory alive, releases the GIL. Meanings are in _storage.pyi.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <limits>
+
+#include "read_queue.h"
+#include "system.h"
+
+namespace py = pybind11;
+
+namespace smallthinker {
+namespace {
+
+constexpr int kMostChunks = 64;  // in flight; each may have a thread of its own
+// Ctrl-C reaches a thread that waits no later than this; an end of a read wakes it at once.
+constexpr std::chrono::milliseconds kSignalSlice{50};
+
+PyObject* read_error = nullptr;
+
+[[noreturn]] void raise_fault(const Fault& fault) {
+  PyErr_SetObject(read_error, py::make_tuple(fault.offset, fault.what).ptr());
+  throw py::error_already_set();
+}
+
+void check(const char* name, int64_t value, int64_t least, int64_t most, int64_t unit = 1) {
+  if (value >= least && value <= most && value % unit == 0) return;
+  std::string text = std::string(name) + ": expected " + std::to_string(least) + " to " + std::to_string(most);
+  if (unit > 1) text += " in steps of " + std::to_string(unit);
+  throw py::value_error(text + ", found " + std::to_string(value));
+}
+
+uint8_t* check_slots(py::array& slots, int64_t record_bytes) {
+  if (!py::isinstance<py::array_t<uint8_t>>(slots) || slots.ndim() != 2 || !(slots.flags() & py::array::c_style)) {
+    throw py::value_error("slots: expected a C-contiguous uint8 array of two dimensions");
+  }
+  if (slots.shape(1) != record_bytes) {
+    throw py::value_error("slots: expected rows of " + std::to_string(record_bytes) + " bytes, found " +
+                          std::to_string(slots.shape(1)));
+  }
+  if (!slots.writeable()) throw py::value_error("slots: expected memory that can be written");
+  auto* data = static_cast<uint8_t*>(slots.mutable_data());
+  if (reinterpret_cast<uintptr_t>(data) % kAlign != 0) {
+    throw py::value_error("slots: expected memory aligned to " + std::to_string(kAlign) +
+                          " bytes (host.aligned_buffer)");
+  }
+  return data;
+}
+
+// The queue and what it writes into. Members go in reverse order: the threads end before the slots may.
+class BoundQueue {
+ public:
+  BoundQueue(const std::string& path, int64_t file_bytes, int64_t first_offset, int64_t record_bytes,
+             int64_t num_records, py::array slots, const std::string& kind, int64_t chunk_bytes, int depth,
+             int speculative_depth)
+      : slots_(std::move(slots)) {
+    constexpr int64_t most = std::numeric_limits<int64_t>::max() / 2;
+    check("record_bytes", record_bytes, kAlign, int64_t{1} << 31, kAlign);  // one read's length fits every system
+    check("first_offset", first_offset, 0, most, kAlign);
+    check("num_records", num_records, 1, (most - first_offset) / record_bytes);
+    check("file_bytes", file_bytes, first_offset + num_records * record_bytes, most);
+    check("chunk_bytes", chunk_bytes, kAlign, int64_t{1} << 31, kAlign);
+    check("depth", depth, 1, kMostChunks);
+    check("speculative_depth", speculative_depth, 1, depth);
+    uint8_t* const memory = check_slots(slots_, record_bytes);
+    const Limits limits{record_bytes, std::min(chunk_bytes, record_bytes), depth, speculative_depth};
+    const Kind parsed = parse_kind(kind);
+    const int64_t num_slots = slots_.shape(0);
+    try {
+      const py::gil_scoped_release unlocked;
+      auto file = std::make_unique<StoreFile>(path, file_bytes, parsed, first_offset);
+      queue_ = std::make_unique<ReadQueue>(std::move(file), first_offset, num_records, memory, num_slots, limits);
+    } catch (const Fault& fault) {
+      raise_fault(fault);
+    }
+  }
+
+  std::string kind() const { return kind_name(queue_->kind()); }
+
+  bool submit(int64_t record, int64_t slot, bool speculative) {
+    try {
+      queue_->submit(record, slot, speculative);
+    } catch (const ReadQueue::Closed&) {
+      return false;
+    }
+    return true;
+  }
+
+  void promote(int64_t record) { queue_->promote(record); }
+  bool cancel(int64_t record) { return queue_->cancel(record); }
+  py::list poll() { return told(queue_->poll()); }
+
+  py::list wait() {
+    for (;;) {
+      ReadQueue::Ended ended = queue_->poll();
+      if (ended.empty()) {
+        const py::gil_scoped_release unlocked;
+        ended = queue_->wait(kSignalSlice);
+      }
+      if (!ended.empty()) return told(ended);
+      if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    }
+  }
+
+  void drain() {
+    const py::gil_scoped_release unlocked;
+    queue_->drain();
+  }
+
+  py::tuple counters() const {
+    const Counters c = queue_->counters();
+    return py::make_tuple(c.certain_reads, c.certain_bytes, c.speculative_reads, c.speculative_bytes, c.withdrawn_bytes,
+                          c.busy_sec);
+  }
+
+  void close() {
+    const py::gil_scoped_release unlocked;
+    queue_->close();
+  }
+
+ private:
+  py::list told(const ReadQueue::Ended& ended) const {
+    py::list list;
+    for (const auto& read : ended) {
+      py::object fault = py::none();
+      if (read->fault) fault = py::make_tuple(read->fault->offset, read->fault->what);
+      list.append(py::make_tuple(read->record, read->is_whole(queue_->record_bytes()), fault));
+    }
+    return list;
+  }
+
+  py::array slots_;
+  std::unique_ptr<ReadQueue> queue_;
+};
+
+}  // namespace
+}  // namespace smallthinker
+
+PYBIND11_MODULE(_storage, m) {
+  using namespace smallthinker;
+  m.doc() = "Background reading of records (expert_store/native/).";
+  read_error = PyErr_NewException("smallthinker._storage.ReadError", PyExc_Exception, nullptr);
+  m.attr("ReadError") = py::reinterpret_borrow<py::object>(read_error);
+  py::class_<BoundQueue>(m, "ReadQueue")
+      .def(py::init<const std::string&, int64_t, int64_t, int64_t, int64_t, py::array, const std::string&, int64_t, int,
+                    int>(),
+           py::arg("path"), py::kw_only(), py::arg("file_bytes"), py::arg("first_offset"), py::arg("record_bytes"),
+           py::arg("num_records"), py::arg("slots"), py::arg("kind"), py::arg("chunk_bytes"), py::arg("depth"),
+           py::arg("speculative_depth"))
+      .def_property_readonly("kind", &BoundQueue::kind)
+      .def("submit", &BoundQueue::submit, py::arg("record"), py::arg("slot"), py::arg("speculative"))
+      .def("promote", &BoundQueue::promote, py::arg("record"))
+      .def("cancel", &BoundQueue::cancel, py::arg("record"))
+      .def("poll", &BoundQueue::poll)
+      .def("wait", &BoundQueue::wait)
+      .def("drain", &BoundQueue::drain)
+      .def("counters", &BoundQueue::counters)
+      .def("close", &BoundQueue::close);
+}

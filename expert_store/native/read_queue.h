@@ -1,0 +1,69 @@
+// Reads records in the background into slots, by threads that know nothing of Python. Owns the threads and the hand-over
+// of what has ended; the order is Schedule's, the bytes are StoreFile's. The contract is in read_queue.py.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "schedule.h"
+#include "store_file.h"
+#include "uring.h"
+
+namespace smallthinker {
+
+class ReadQueue {
+ public:
+  using Ended = std::vector<std::unique_ptr<Read>>;
+  struct Closed {};  // thrown by submit
+
+  // `slots` is [num_slots, record_bytes] and outlives the queue; record i lies at first_offset + i * record_bytes.
+  // Throws Fault where the kernel refuses a ring.
+  ReadQueue(std::unique_ptr<StoreFile> file, int64_t first_offset, int64_t num_records, uint8_t* slots,
+            int64_t num_slots, const Limits& limits);
+  ~ReadQueue();
+  ReadQueue(const ReadQueue&) = delete;
+  ReadQueue& operator=(const ReadQueue&) = delete;
+
+  Kind kind() const { return kind_; }
+  int64_t record_bytes() const { return limits_.record_bytes; }
+
+  void submit(int64_t record, int64_t slot, bool speculative);  // std::out_of_range, std::invalid_argument, Closed
+  void promote(int64_t record);
+  bool cancel(int64_t record);
+  Ended poll();
+  Ended wait(std::chrono::milliseconds limit);  // empty: nothing within the limit. std::invalid_argument: nothing to come
+  void drain();
+  Counters counters();
+  void close();
+
+ private:
+  void work();
+  void drive_ring();
+  void give_back(const Chunk& chunk, std::optional<Fault> fault);
+  void wake_if_there_is_work();
+  uint8_t* target(const Chunk& chunk) const { return slots_ + chunk.read->slot * limits_.record_bytes + chunk.begin; }
+  int64_t offset(const Chunk& chunk) const {
+    return first_offset_ + chunk.read->record * limits_.record_bytes + chunk.begin;
+  }
+
+  const Kind kind_;
+  std::unique_ptr<StoreFile> file_;
+  const int64_t first_offset_, num_records_, num_slots_;
+  uint8_t* const slots_;
+  const Limits limits_;
+  std::unique_ptr<Ring> ring_;
+
+  std::mutex mutex_;  // of everything below
+  std::condition_variable work_, ended_, idle_;
+  Schedule schedule_;
+  bool closing_ = false;
+  std::atomic<bool> has_ended_{false};  // also looked at without the lock: `poll` is called far more often than it tells
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace smallthinker

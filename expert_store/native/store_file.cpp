@@ -1,0 +1,158 @@
+#include "store_file.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <system_error>
+
+#include "system.h"
+
+namespace smallthinker {
+namespace {
+
+// A request to read ahead is cut to what the disk takes at once; this much every disk takes.
+constexpr int64_t kReadAheadBytes = 128 << 10;
+
+Fault open_fault(int error) { return {-1, "cannot open: " + error_text(error)}; }
+
+}  // namespace
+
+Kind parse_kind(const std::string& name) {
+  for (const Kind kind : {Kind::direct, Kind::uring, Kind::mmap, Kind::buffered}) {
+    if (name == kind_name(kind)) return kind;
+  }
+  throw std::invalid_argument("kind: expected direct, uring, mmap or buffered, found '" + name + "'");
+}
+
+const char* kind_name(Kind kind) {
+  switch (kind) {
+    case Kind::direct: return "direct";
+    case Kind::uring: return "uring";
+    case Kind::mmap: return "mmap";
+    default: return "buffered";
+  }
+}
+
+std::string error_text(int error) { return std::system_category().message(error); }
+
+StoreFile::StoreFile(const std::string& path, int64_t file_bytes, Kind kind, int64_t probe_offset)
+    : file_bytes_(file_bytes), kind_(kind), buffered_(os::kNone), direct_(os::kNone) {
+  try {
+    buffered_ = os::open_file(path, os::Caching::random);
+    if (buffered_ == os::kNone) throw open_fault(os::last_error());
+    if (const auto fault = check_size(0)) throw *fault;
+    if (kind == Kind::direct || kind == Kind::uring) open_direct(path, probe_offset);
+    if (kind == Kind::mmap) map();
+  } catch (...) {
+    close();
+    throw;
+  }
+}
+
+StoreFile::~StoreFile() { close(); }
+
+void StoreFile::close() {
+  if (map_ != nullptr) os::unmap(map_, file_bytes_);
+  map_ = nullptr;
+  for (Handle* handle : {&buffered_, &direct_}) {
+    if (*handle != os::kNone) os::close_file(*handle);
+    *handle = os::kNone;
+  }
+}
+
+void StoreFile::open_direct(const std::string& path, int64_t probe_offset) {
+  direct_ = os::open_file(path, os::Caching::none);
+  if (direct_ == os::kNone) {
+    const int error = os::last_error();
+    if (!os::means_no_direct_reads(error)) throw open_fault(error);
+    throw Fault{-1, "this system or file system has no direct reads; use the buffered reader"};
+  }
+  struct Free {
+    void operator()(uint8_t* p) const { ::operator delete[](p, std::align_val_t{kAlign}); }
+  };
+  const std::unique_ptr<uint8_t[], Free> block(new (std::align_val_t{kAlign}) uint8_t[kAlign]);
+  if (os::read_at(direct_, block.get(), kAlign, probe_offset) < 0) {
+    throw Fault{-1, "direct reads refused (" + error_text(os::last_error()) + "); use the buffered reader"};
+  }
+}
+
+void StoreFile::map() {
+  map_ = os::map_file(buffered_, file_bytes_);
+  if (map_ == nullptr) throw Fault{-1, "cannot map: " + error_text(os::last_error()) + "; use the buffered reader"};
+}
+
+std::optional<Fault> StoreFile::read(int64_t offset, int64_t bytes, uint8_t* into) const {
+  if (kind_ == Kind::mmap) return read_mapped(offset, bytes, into);
+  if (kind_ == Kind::buffered) return read_buffered(offset, bytes, into);
+  return read_handle(handle_for(offset, bytes), offset, bytes, into);
+}
+
+// What the page cache holds anyway, say after a copy or a conversion, costs no disk.
+Handle StoreFile::handle_for(int64_t offset, int64_t bytes) const {
+  return is_cached(offset, bytes) ? buffered_ : direct_;
+}
+
+bool StoreFile::is_cached(int64_t offset, int64_t bytes) const { return os::is_cached(buffered_, offset, bytes); }
+
+std::optional<Fault> StoreFile::read_handle(Handle handle, int64_t offset, int64_t bytes, uint8_t* into) const {
+  int64_t done = 0;
+  while (done < bytes) {
+    int64_t count = os::read_at(handle, into + done, bytes - done, offset + done);
+    if (count < 0) {
+      const int error = os::last_error();
+      if (error == EINTR) continue;
+      return Fault{offset + done, "cannot read: " + error_text(error)};
+    }
+    // A short read may end anywhere, the next one must start on a block: read the broken block again.
+    count -= count % kAlign;
+    if (count == 0) return end_of_file(offset + done, bytes - done);
+    done += count;
+  }
+  return std::nullopt;
+}
+
+std::optional<Fault> StoreFile::read_buffered(int64_t offset, int64_t bytes, uint8_t* into) const {
+  const bool was_cached = is_cached(offset, bytes);
+  const auto fault = read_handle(buffered_, offset, bytes, into);
+  if (!was_cached) os::drop_cached(buffered_, offset, bytes);
+  return fault;
+}
+
+std::optional<Fault> StoreFile::read_mapped(int64_t offset, int64_t bytes, uint8_t* into) const {
+  // A touch behind the end of a file that was cut short kills the process (SIGBUS), so look before, and have the
+  // kernel bring the pages in, which says so instead. Only a cut between that and the copy remains: use `buffered`
+  // where others may shorten the file.
+  if (const auto fault = check_size(offset)) return fault;
+  const bool was_cached = is_cached(offset, bytes);
+  if (!was_cached) {
+    for (int64_t at = 0; at < bytes; at += kReadAheadBytes) {
+      os::will_need(buffered_, offset + at, std::min(kReadAheadBytes, bytes - at));
+    }
+  }
+  const int error = os::populate(map_ + offset, bytes);
+  if (error == 0) std::memcpy(into, map_ + offset, bytes);
+  os::drop_mapped(map_ + offset, bytes);  // first the map: mapped pages can't leave the cache
+  if (!was_cached) os::drop_cached(buffered_, offset, bytes);
+  if (error == 0) return std::nullopt;
+  if (const auto fault = check_size(offset)) return fault;
+  // the kernel says "bad address" for every page that it could not bring in
+  return Fault{offset, "cannot read: " + error_text(error == EFAULT ? EIO : error)};
+}
+
+std::optional<Fault> StoreFile::check_size(int64_t offset) const {
+  const int64_t found = os::file_bytes(buffered_);
+  if (found == file_bytes_) return std::nullopt;
+  if (found < 0) return Fault{offset, "cannot read its size: " + error_text(os::last_error())};
+  return Fault{offset, "expected a file of " + std::to_string(file_bytes_) + " bytes, found " + std::to_string(found) +
+                           ": it changed since opening"};
+}
+
+Fault StoreFile::end_of_file(int64_t offset, int64_t missing) const {
+  if (auto fault = check_size(offset)) return *fault;
+  return {offset, "expected " + std::to_string(missing) + " more bytes, found the end of the file"};
+}
+
+}  // namespace smallthinker

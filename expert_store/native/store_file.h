@@ -1,0 +1,69 @@
+// A store's file, opened for reading pieces of records by one of several ways. Owns the descriptors and the map, and
+// what a read's fault is called. Knows nothing about order or slots.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace smallthinker {
+
+constexpr int64_t kAlign = 4096;  // what direct reads need of offset, length and address, on every common disk
+
+enum class Kind { direct, uring, mmap, buffered };
+
+Kind parse_kind(const std::string& name);  // throws std::invalid_argument
+const char* kind_name(Kind kind);
+
+// Why bytes could not be had. `offset` is of the file, negative where the fault is no byte's but the whole file's.
+struct Fault {
+  int64_t offset;
+  std::string what;
+};
+
+#ifdef _WIN32
+using Handle = void*;
+#else
+using Handle = int;
+#endif
+
+// Every read may come from any thread. None leaves a page in the page cache that was not there before.
+class StoreFile {
+ public:
+  // Throws Fault: can't open, not `file_bytes` long, or this way of reading can't be had here. `probe_offset` is where
+  // a first block is read to find that out: some file systems open for direct reads and refuse the first one.
+  StoreFile(const std::string& path, int64_t file_bytes, Kind kind, int64_t probe_offset);
+  ~StoreFile();
+  StoreFile(const StoreFile&) = delete;
+  StoreFile& operator=(const StoreFile&) = delete;
+
+  Kind kind() const { return kind_; }
+
+  // Fills all `bytes`, or says why not. Offset, length and address are multiples of kAlign.
+  std::optional<Fault> read(int64_t offset, int64_t bytes, uint8_t* into) const;
+
+  // For who reads by himself: the descriptor to take, buffered where the page cache holds all of it anyway.
+  Handle handle_for(int64_t offset, int64_t bytes) const;
+  // What a read that brought nothing at `offset` means, with `missing` bytes to come.
+  Fault end_of_file(int64_t offset, int64_t missing) const;
+
+ private:
+  std::optional<Fault> read_handle(Handle handle, int64_t offset, int64_t bytes, uint8_t* into) const;
+  std::optional<Fault> read_buffered(int64_t offset, int64_t bytes, uint8_t* into) const;
+  std::optional<Fault> read_mapped(int64_t offset, int64_t bytes, uint8_t* into) const;
+  std::optional<Fault> check_size(int64_t offset) const;
+  bool is_cached(int64_t offset, int64_t bytes) const;
+  void open_direct(const std::string& path, int64_t probe_offset);
+  void map();
+  void close();
+
+  int64_t file_bytes_;
+  Kind kind_;
+  Handle buffered_, direct_;
+  const uint8_t* map_ = nullptr;
+};
+
+// A system error's number in words.
+std::string error_text(int error);
+
+}  // namespace smallthinker

@@ -1,0 +1,109 @@
+"""The contract of background reading, kept by native threads that never take the GIL (expert_store/native/).
+
+Owns the words of its errors. Knows nothing about which way of reading suits a disk: see probe.py.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from smallthinker import _storage
+from smallthinker.errors import CancelledError, StoreReadError
+from smallthinker.expert_store.read_queue import Finished, ReadCounters
+from smallthinker.expert_store.store import Store
+
+NativeKind = Literal["direct", "uring", "mmap", "buffered"]
+
+
+class NativeQueue:
+    """A ReadQueue over a store's experts. Chunks of a record are read in order; a speculative record gives way between
+    two of them, and goes on later.
+
+    direct: past the page cache (O_DIRECT), a thread for each chunk in flight. uring: the same by one thread and an
+    io_uring; Linux only. mmap: copied out of a map. buffered: ordinary reads; works everywhere. What the page cache
+    holds is taken from there; nothing is left there that wasn't there before.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        slots: npt.NDArray[np.uint8],
+        kind: NativeKind,
+        *,
+        chunk_bytes: int,
+        depth: int,
+        speculative_depth: int = 1,
+    ) -> None:
+        """slots: uint8 [slots, record_bytes], aligned to 4096 bytes; kept alive until the queue is gone.
+
+        chunk_bytes: of one read, a multiple of 4096. depth: chunks in flight, at most 64; speculative_depth: as long as
+        only speculative ones wait. Raises StoreReadError where the file can't be opened, changed its size, or the
+        system refuses this kind; ValueError.
+        """
+        self._path: Path = store.experts_file.path
+        try:
+            raw = _storage.ReadQueue(
+                os.fspath(self._path),
+                file_bytes=store.experts_file.file_bytes,
+                first_offset=store.record_offset(0),
+                record_bytes=store.record_bytes,
+                num_records=store.num_experts,
+                slots=slots,
+                kind=kind,
+                chunk_bytes=chunk_bytes,
+                depth=depth,
+                speculative_depth=speculative_depth,
+            )
+        except _storage.ReadError as e:
+            raise self._error(*e.args) from None
+        self._raw = raw
+        # Threads end before the interpreter does, also where nobody closes.
+        self._close = weakref.finalize(self, raw.close)
+
+    @property
+    def name(self) -> str:
+        return self._raw.kind
+
+    def submit(self, record: int, slot: int, speculative: bool = False) -> None:
+        if not self._raw.submit(record, slot, speculative):
+            raise StoreReadError(f"{self._path}: record {record}: the queue is closed")
+
+    def promote(self, record: int) -> None:
+        self._raw.promote(record)
+
+    def cancel(self, record: int) -> bool:
+        return self._raw.cancel(record)
+
+    def poll(self) -> list[Finished]:
+        ended = self._raw.poll()
+        return [self._finished(*end) for end in ended] if ended else []
+
+    def wait(self) -> list[Finished]:
+        return [self._finished(*end) for end in self._raw.wait()]
+
+    def drain(self) -> None:
+        self._raw.drain()
+
+    def counters(self) -> ReadCounters:
+        return ReadCounters(*self._raw.counters())
+
+    def close(self) -> None:
+        self._close()
+
+    def _finished(self, record: int, is_whole: bool, fault: tuple[int, str] | None) -> Finished:
+        if is_whole:
+            return Finished(record, None)
+        if fault is None:
+            return Finished(record, CancelledError(f"record {record}: read cancelled"))
+        return Finished(record, self._error(*fault))
+
+    def _error(self, offset: int, what: str) -> StoreReadError:
+        if offset < 0:
+            return StoreReadError(f"{self._path}: {what}")
+        return StoreReadError(f"{self._path}: byte {offset}: {what}; check the disk, copy or convert the store again")

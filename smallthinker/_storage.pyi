@@ -1,0 +1,53 @@
+"""Background reading of records by native threads (expert_store/native/). `expert_store.native_queue` keeps the contract
+of `read_queue.ReadQueue` with it and makes errors of what it tells. Calls that may take long release the GIL.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+class ReadError(Exception):
+    """The file can't be opened or read this way. args: (offset in the file or -1, what happened)."""
+
+class ReadQueue:
+    def __init__(
+        self,
+        path: str | bytes | Path,
+        *,
+        file_bytes: int,
+        first_offset: int,
+        record_bytes: int,
+        num_records: int,
+        slots: npt.NDArray[np.uint8],
+        kind: Literal["direct", "uring", "mmap", "buffered"],
+        chunk_bytes: int,
+        depth: int,
+        speculative_depth: int,
+    ) -> None:
+        """Record i lies at first_offset + i * record_bytes of a file of file_bytes.
+
+        slots: [slots, record_bytes], writable, aligned to 4096 bytes like every offset and length; kept alive.
+        chunk_bytes: of one request to the system. depth: chunks in flight, 1 to 64; speculative_depth: as long as the
+        next chunk is a speculative one. Raises ReadError; ValueError for what doesn't fit.
+        """
+
+    @property
+    def kind(self) -> Literal["direct", "uring", "mmap", "buffered"]: ...
+    def submit(self, record: int, slot: int, speculative: bool) -> bool:
+        """False: the queue is closed. Raises IndexError, ValueError (record or slot is under way already)."""
+
+    def promote(self, record: int) -> None: ...
+    def cancel(self, record: int) -> bool: ...
+    def poll(self) -> list[tuple[int, bool, tuple[int, str] | None]]:
+        """(record, is it whole, fault as in ReadError) of each read that has ended, in that order."""
+
+    def wait(self) -> list[tuple[int, bool, tuple[int, str] | None]]:
+        """The same, at least one; Ctrl-C ends it. Raises ValueError when nothing is under way."""
+
+    def drain(self) -> None: ...
+    def counters(self) -> tuple[int, int, int, int, int, float]:
+        """The fields of `read_queue.ReadCounters`."""
+
+    def close(self) -> None: ...
