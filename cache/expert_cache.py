@@ -1,7 +1,7 @@
-"""The expert cache: a fixed number of slots in memory, filled by the I/O thread, each holding one expert's record.
+"""The expert cache: slots in memory, filled by background reads, each holding one expert's record.
 
-Owns the slots, who is in them, and who is pinned. Knows nothing about routing or arithmetic, and nothing about files:
-it is handed an I/O thread, and asked by record number.
+Owns the slots, who is in them, who may not leave, and what was read for whom. Knows nothing about arithmetic or files:
+it is handed a read queue and asked by layer and expert; which experts a later layer may want, it is told.
 
 A layer's request is answered by a Ticket, which yields resident experts first and then the others as they land, and
 takes an expert's pin away once the caller comes back for the next ones. So a layer may need more experts than there
@@ -13,9 +13,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import NamedTuple
 
@@ -23,11 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker.cache.policies import EvictionPolicy
-from smallthinker.errors import CancelledError, StoreReadError
+from smallthinker.cache.read_counters import CacheCounters, Tally
 from smallthinker.expert_store import host
-from smallthinker.expert_store.io_thread import IoThread, ReadTicket
+from smallthinker.expert_store.read_queue import Finished, ReadQueue
 
-MOST_USED = 4096
+
+import os
+MOST_AHEAD = int(os.environ.get("AHEAD", "4"))
 
 
 class Landed(NamedTuple):
@@ -37,56 +36,48 @@ class Landed(NamedTuple):
     slot: int
 
 
-@dataclass(frozen=True)
-class CacheCounters:
-    """Since the cache was made. Each expert asked for is a hit or a miss; stall_sec waited with nothing to compute."""
+class _Guess(NamedTuple):
+    """What a layer may want: `expected` may not leave before that layer has been served, `read` is read for it alone."""
 
-    hits: int = 0
-    misses: int = 0
-    evictions: int = 0
-    bytes_read: int = 0
-    stall_sec: float = 0.0
-
-    def __sub__(self, earlier: CacheCounters) -> CacheCounters:
-        return CacheCounters(
-            self.hits - earlier.hits,
-            self.misses - earlier.misses,
-            self.evictions - earlier.evictions,
-            self.bytes_read - earlier.bytes_read,
-            self.stall_sec - earlier.stall_sec,
-        )
+    expected: set[int]
+    read: set[int]
 
 
 class ExpertCache:
     """`slots` is uint8 [number of slots, record_bytes], page-aligned. Not thread-safe: one caller at a time."""
 
     def __init__(
-        self, io: IoThread, num_slots: int, record_bytes: int, policy: EvictionPolicy, experts_per_layer: int
+        self, slots: npt.NDArray[np.uint8], queue: ReadQueue, policy: EvictionPolicy, experts_per_layer: int
     ) -> None:
-        if num_slots < 1:
-            raise ValueError(f"num_slots: expected at least 1, found {num_slots}")
-        self._io, self._policy, self._experts_per_layer = io, policy, experts_per_layer
-        memory = host.aligned_buffer(num_slots * record_bytes)
-        self.slots: npt.NDArray[np.uint8] = np.frombuffer(memory, np.uint8, num_slots * record_bytes).reshape(
-            num_slots, record_bytes
-        )
-        whole = memoryview(memory)
-        self._buffers = [whole[i * record_bytes : (i + 1) * record_bytes] for i in range(num_slots)]
-        self._record_bytes = record_bytes
+        """slots: those that `queue` reads into (see `allocate_slots`)."""
+        self.slots, self._queue, self._policy, self._experts_per_layer = slots, queue, policy, experts_per_layer
+        self._record_bytes = slots.shape[1]
         self._slot_of: dict[int, int] = {}  # record -> slot, for records that are whole
-        self._free = list(range(num_slots - 1, -1, -1))
-        self._pins: dict[int, int] = {}  # record -> tickets that still need it
-        self._hits = self._misses = self._evictions = self._bytes_read = 0
-        self._stall_sec = 0.0
+        self._reading: dict[int, int] = {}  # record -> slot, for reads under way
+        self._withdrawn: set[int] = set()  # of `_reading`: nobody wants them any more
+        self._pinned: set[int] = set()  # records that the open ticket or a guess needs
+        self._guesses: dict[int, _Guess] = {}  # by layer
+        self._free = list(range(len(slots) - 1, -1, -1))
+        self._lent: list[int] = []  # slots whose memory the system has
         self._in_use = False
-        self._used: list[int] = []  # resident records that the policy hasn't heard of yet, in order
+        self._used: list[tuple[int, list[int]]] = []  # what the policy hasn't heard of yet, in order
+        self._tally = Tally(self._record_bytes)
 
     def counters(self) -> CacheCounters:
-        return CacheCounters(self._hits, self._misses, self._evictions, self._bytes_read, self._stall_sec)
+        """Valid after `free`, too."""
+        return self._tally.counters(self._queue.counters())
+
+    @property
+    def limit(self) -> int:
+        """Slots that may be used now."""
+        return len(self.slots) - len(self._lent)
+
+    def holds_all(self, num_experts: int) -> bool:
+        return self.limit >= num_experts
 
     def filled(self) -> npt.NDArray[np.uint8]:
-        """The slots that hold or held a record, or will soon: those that were taken first."""
-        return self.slots[: len(self.slots) - len(self._free)]
+        """The slots that hold or held a record, or will soon; none while memory is lent to the system."""
+        return self.slots[: len(self.slots) - len(self._free)] if not self._lent else self.slots[:0]
 
     def is_resident(self, layer: int, expert: int) -> bool:
         return layer * self._experts_per_layer + expert in self._slot_of
@@ -96,25 +87,25 @@ class ExpertCache:
 
         They stay until the next `request`. A ticket takes three times as long, which a step that misses nothing feels.
         """
-        if self._in_use:  # an interrupt kept the last ticket from being closed: the next request starts over
+        if self._in_use:  # an interrupt struck while the books were being changed: the next request starts over
             return None
+        if self._reading:
+            self._in_use = True
+            self._absorb(self._queue.poll())
+            self._in_use = False
         first = layer * self._experts_per_layer
+        records = [first + expert for expert in experts]
         try:
-            slots = [self._slot_of[first + expert] for expert in experts]
+            slots = [self._slot_of[record] for record in records]
         except KeyError:
             return None
-        self._used += [first + expert for expert in experts]
-        if len(self._used) > MOST_USED:
-            self._tell_policy()
-        self._hits += len(slots)
+        self._tally.hits += len(slots)
+        if layer in self._guesses:
+            self._in_use = True
+            self._settle(layer, records)
+            self._in_use = False
+        self._used.append((layer, records))
         return slots
-
-    def _tell_policy(self) -> None:
-        """Hand over what was used since the last request, all at once: one by one, between kernels that sweep the
-        processor's caches, each costs ten times as much."""
-        for record in self._used:
-            self._policy.touch(record)
-        self._used.clear()
 
     def request(self, layer: int, experts: Sequence[int]) -> Ticket:
         """Ask for distinct experts of a layer, in the order in which their reads should start.
@@ -122,147 +113,263 @@ class ExpertCache:
         Reads start before this returns, as many as slots can be had for. Use the ticket as a context manager: leaving
         it takes back what was not read yet and unpins the rest. One ticket at a time.
         """
-        self._tell_policy()
-        if self._in_use:  # an interrupt kept the last ticket from being closed
+        if self._in_use:  # an interrupt struck while the books were being changed
             self._recover()
         self._in_use = True
-        return Ticket(self, [layer * self._experts_per_layer + expert for expert in experts])
+        self._absorb(self._queue.poll())
+        records = [layer * self._experts_per_layer + expert for expert in experts]
+        self._used.append((layer, records))
+        self._tell_policy()
+        return Ticket(self, layer, records)
+
+    def expect(self, layer: int, experts: Sequence[int], likelihood: float) -> None:
+        """A later layer may want these experts, each with this likelihood: those that are resident stay until the layer
+        has been served, the others are read in time in which no certain read is waiting, as far as slots can be had
+        from experts that are less likely to be wanted."""
+        first = layer * self._experts_per_layer
+        in_ticket, self._in_use = self._in_use, True
+        guess = self._guesses.setdefault(layer, _Guess(set(), set()))
+        for record in [first + expert for expert in experts]:
+            if record in self._slot_of:
+                if record not in self._pinned:
+                    self._pinned.add(record)
+                    guess.expected.add(record)
+            elif record not in self._reading:
+                if len(self._reading) >= MOST_AHEAD:
+                    break
+                slot = self._take_slot(layer, likelihood)
+                if slot is None:
+                    break
+                self._start_read(record, slot, speculative=True)
+                guess.expected.add(record)
+                guess.read.add(record)
+        self._in_use = in_ticket
+
+    def step(self, tokens: int) -> None:
+        """A decode step, or a chunk of `tokens` of a prompt, has been computed."""
+        self._tell_policy()
+        self._policy.step(tokens)
+
+    def resize(self, limit: int) -> None:
+        """Use at most `limit` slots from now on and give the others' memory to the system, or take it back, up to all.
+
+        Between requests. What a guess needs stays, so the limit may be reached only at a later call."""
+        if self._in_use:
+            self._recover()
+        self._in_use = True
+        limit = min(max(limit, 1), len(self.slots))
+        while self.limit < limit:
+            self._free.append(self._lent.pop())
+        while self.limit > limit:
+            slot = self._take_slot(0)
+            if slot is None:
+                break
+            host.discard(self.slots[slot].ctypes.data, self._record_bytes)
+            self._lent.append(slot)
+        self._in_use = False
 
     def free(self) -> None:
-        """Give the slots' memory back; the I/O thread is closed by then. Counters stay readable."""
+        """Give the slots' memory back; the queue is closed by then. Counters stay readable."""
         self.slots = np.empty((0, 0), np.uint8)
-        self._buffers = []
+
+    def hot_experts(self) -> npt.NDArray[np.float32]:
+        """What the policy has learned, [layers * experts per layer]; see `EvictionPolicy.state`."""
+        self._tell_policy()
+        return self._policy.state()
+
+    def _tell_policy(self) -> None:
+        """Hand over what was used, all at once: one by one, between kernels that sweep the processor's caches, each
+        costs ten times as much."""
+        for layer, records in self._used:
+            self._policy.use(layer, records)
+        self._used.clear()
+
+    def _absorb(self, finished: list[Finished]) -> None:
+        for record, error in finished:
+            slot = self._reading.pop(record)
+            withdrawn = record in self._withdrawn
+            self._withdrawn.discard(record)
+            if error is None:
+                self._slot_of[record] = slot
+                if withdrawn:  # it was whole before it could be stopped
+                    self._policy.insert(record)
+                    self._tally.wasted += 1
+                continue
+            if not withdrawn:  # broken; whoever needs it will ask again and be told
+                self._policy.remove(record)
+                self._pinned.discard(record)
+                for guess in self._guesses.values():
+                    guess.read.discard(record)
+            self._free.append(slot)
+
+    def _settle(self, layer: int, records: Sequence[int]) -> None:
+        """The layer's experts are known: what was expected in vain may go, reads for nothing end."""
+        guess = self._guesses.pop(layer)
+        self._pinned -= guess.expected
+        for record in guess.read:
+            under_way = record in self._reading
+            if record in records:
+                self._tally.guessed(in_time=not under_way)
+            elif under_way:
+                self._withdraw(record)
+            else:
+                self._tally.wasted += 1
+
+    def _withdraw(self, record: int) -> None:
+        self._policy.remove(record)
+        self._pinned.discard(record)
+        if self._queue.cancel(record):
+            self._free.append(self._reading.pop(record))
+        else:
+            self._withdrawn.add(record)
+
+    def _withdraw_guesses(self) -> None:
+        """Nothing is expected any more, in any layer."""
+        for guess in self._guesses.values():
+            self._pinned -= guess.expected
+            for record in guess.read & self._reading.keys():
+                self._withdraw(record)
+        self._guesses.clear()
+
+    def _start_read(self, record: int, slot: int, speculative: bool) -> None:
+        self._queue.submit(record, slot, speculative)
+        self._reading[record] = slot
+        self._pinned.add(record)
+        # The policy hears of it now, not when it lands: what is evicted must not depend on the disk's timing.
+        self._policy.insert(record)
+        self._tally.started(record)
+
+    def _take_slot(self, layer: int, likelihood: float = 1.0) -> int | None:
+        """A free slot, or one taken from the policy's victim, for a record that is wanted with this likelihood in
+        `layer`; None when every record is pinned, being read, or likelier to be wanted."""
+        if self._free:
+            return self._free.pop()
+        victim = self._policy.victim(self._pinned, layer)
+        if victim is None or (likelihood < 1.0 and self._policy.score(victim) >= likelihood):
+            return None
+        self._policy.remove(victim)
+        self._tally.evicted(victim)
+        return self._slot_of.pop(victim)
 
     def _recover(self) -> None:
         """Start over with nothing resident. Ctrl-C can strike between any two lines of this file: what the books say
         then is not to be trusted, and reading some experts again is cheaper than guarding each line."""
-        self._io.drain()
+        self._queue.drain()
         self._policy.clear()
         self._used.clear()
         self._slot_of.clear()
-        self._pins.clear()
-        self._free = list(range(len(self.slots)))
+        self._reading.clear()
+        self._withdrawn.clear()
+        self._pinned.clear()
+        self._guesses.clear()
+        lent = set(self._lent)
+        self._free = [slot for slot in range(len(self.slots)) if slot not in lent]
         self._in_use = False
-
-    def _take_slot(self) -> int | None:
-        """A free slot, or one taken from the policy's victim; None when every record is pinned or being read."""
-        if self._free:
-            return self._free.pop()
-        victim = self._policy.victim(self._pins.__contains__)
-        if victim is None:
-            return None
-        self._policy.remove(victim)
-        self._evictions += 1
-        return self._slot_of.pop(victim)
-
-    def _pin(self, record: int) -> None:
-        self._pins[record] = self._pins.get(record, 0) + 1
-
-    def _unpin(self, record: int) -> None:
-        if self._pins[record] == 1:
-            del self._pins[record]
-        else:
-            self._pins[record] -= 1
 
 
 class Ticket:
     """The experts of one layer's request. Iterate for lists of `Landed`, each expert exactly once."""
 
-    def __init__(self, cache: ExpertCache, records: list[int]) -> None:
-        self._cache, self._records = cache, records
+    def __init__(self, cache: ExpertCache, layer: int, records: list[int]) -> None:
+        self._cache, self._layer, self._records = cache, layer, records
         self._resident: list[Landed] = []
         self._waiting: deque[int] = deque()  # positions without a slot yet
-        self._reading: dict[int, tuple[ReadTicket, int, int]] = {}  # id of read -> read, position, slot
-        self._completed: SimpleQueue[ReadTicket] = SimpleQueue()
-        self._pinned: set[int] = set()
+        self._pending: dict[int, int] = {}  # record under way -> position
+        if layer in cache._guesses:
+            cache._settle(layer, records)
         for position, record in enumerate(records):
             slot = cache._slot_of.get(record)
-            if slot is None:
-                self._waiting.append(position)
-            else:
-                self._pin(record)
-                cache._policy.touch(record)
+            if slot is not None:
+                cache._pinned.add(record)
                 self._resident.append(Landed(position, slot))
-        cache._hits += len(self._resident)
-        cache._misses += len(self._waiting)
+            elif record in cache._reading and record not in cache._withdrawn:  # a guess that came late
+                cache._queue.promote(record)
+                cache._pinned.add(record)
+                self._pending[record] = position
+            else:
+                self._waiting.append(position)
+        cache._tally.hits += len(self._resident)
+        cache._tally.misses += len(self._waiting)
         self._start_reads()  # after every hit is pinned: a miss must not evict what this very request needs
 
     def __iter__(self) -> Iterator[list[Landed]]:
-        landed, self._resident = self._resident, []
-        if landed:
-            yield landed
-        while self._reading or self._waiting:
-            for position, _ in landed:
-                self._unpin(self._records[position])
-            self._start_reads()
-            landed = self._collect()
-            yield landed
-
-    def _start_reads(self) -> None:
-        cache = self._cache
-        while self._waiting:
-            slot = cache._take_slot()
-            if slot is None:
+        landed = self._resident
+        while True:
+            if landed:
+                yield landed
+                self._cache._pinned.difference_update(self._records[position] for position, _ in landed)
+            if not self._pending and not self._waiting:
                 return
+            landed = self._start_reads() or self._collect()
+
+    def _start_reads(self) -> list[Landed]:
+        """As many as slots can be had for. Returns what was found to have landed by itself."""
+        cache = self._cache
+        landed: list[Landed] = []
+        for _ in range(len(self._waiting)):
             position = self._waiting.popleft()
             record = self._records[position]
-            read = cache._io.submit(record, cache._buffers[slot], self._completed)
-            self._reading[id(read)] = (read, position, slot)
-            self._pin(record)
-            # The policy hears of it now, not when it lands: what is evicted must not depend on the disk's timing.
-            cache._policy.insert(record)
+            if record in cache._slot_of:  # had been withdrawn, but too late to stop
+                cache._pinned.add(record)
+                landed.append(Landed(position, cache._slot_of[record]))
+                continue
+            slot = None if record in cache._reading else self._take_slot()
+            if slot is None:
+                self._waiting.append(position)
+                if record not in cache._reading:
+                    self._waiting.rotate(1)  # keeps its place
+                    break
+                continue
+            cache._start_read(record, slot, speculative=False)
+            self._pending[record] = position
+        return landed
+
+    def _take_slot(self) -> int | None:
+        slot = self._cache._take_slot(self._layer)
+        if slot is None and self._cache._guesses:  # what is certain goes before what is guessed
+            self._cache._withdraw_guesses()
+            slot = self._cache._take_slot(self._layer)
+        return slot
 
     def _collect(self) -> list[Landed]:
-        """At least one landed expert, and every other that has landed by then. Raises StoreReadError."""
-        try:
-            reads = [self._completed.get_nowait()]
-        except Empty:
+        """Every expert that has landed, after waiting for a read if none has. Raises StoreReadError."""
+        cache = self._cache
+        finished = cache._queue.poll()
+        if not finished:
             began = time.perf_counter()
-            reads = [self._completed.get()]
-            self._cache._stall_sec += time.perf_counter() - began
-        while not self._completed.empty():
-            reads.append(self._completed.get())
-        return [self._land(read) for read in reads]
-
-    def _land(self, read: ReadTicket) -> Landed:
-        _, position, slot = self._reading.pop(id(read))
-        cache, record = self._cache, self._records[position]
-        if read.error is not None:
-            self._abandon(record, slot)
-            raise read.error
-        cache._bytes_read += cache._record_bytes
-        cache._slot_of[record] = slot
-        return Landed(position, slot)
-
-    def _abandon(self, record: int, slot: int) -> None:
-        """A read that brought nothing."""
-        self._cache._policy.remove(record)
-        self._unpin(record)
-        self._cache._free.append(slot)
-
-    def _pin(self, record: int) -> None:
-        self._cache._pin(record)
-        self._pinned.add(record)
-
-    def _unpin(self, record: int) -> None:
-        self._cache._unpin(record)
-        self._pinned.remove(record)
+            finished = cache._queue.wait()
+            cache._tally.stall_sec += time.perf_counter() - began
+        cache._absorb(finished)
+        landed: list[Landed] = []
+        for record, error in finished:
+            position = self._pending.pop(record, None)
+            if position is None:
+                continue
+            if error is not None:
+                raise error
+            landed.append(Landed(position, cache._slot_of[record]))
+        return landed
 
     def __enter__(self) -> Ticket:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Withdraw reads that have not started, wait for those that have (they write into slots), unpin everything."""
+        """Withdraw the reads that are not over, unpin everything."""
         cache = self._cache
         if error is not None and not isinstance(error, Exception):
             cache._recover()
             return
-        for read, _, _ in self._reading.values():
-            read.cancel()
-        for read, position, slot in self._reading.values():
-            with suppress(StoreReadError, CancelledError):
-                read.wait()
-            self._abandon(self._records[position], slot)
-        for record in self._pinned:
-            cache._unpin(record)
+        cache._pinned.difference_update(self._records)
+        for record in self._pending:
+            if record in cache._reading:
+                cache._withdraw(record)
         cache._in_use = False
+
+
+def allocate_slots(count: int, record_bytes: int) -> npt.NDArray[np.uint8]:
+    """Memory for `count` records: uint8 [count, record_bytes], page-aligned; costs nothing until written."""
+    if count < 1:
+        raise ValueError(f"slots: expected at least 1, found {count}")
+    return np.frombuffer(host.aligned_buffer(count * record_bytes), np.uint8, count * record_bytes).reshape(
+        count, record_bytes
+    )

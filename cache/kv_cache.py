@@ -7,6 +7,7 @@ Shape letters: K key/value heads, C capacity in positions, D head_dim.
 
 from __future__ import annotations
 
+import mmap
 from math import prod
 from typing import Literal
 
@@ -51,6 +52,18 @@ def kv_cache_bytes(config: ModelConfig, context: int, chunk: int, kind: KvKind =
     return positions * 2 * config.num_key_value_heads * row_bytes
 
 
+def kv_touched_bytes(config: ModelConfig, context: int, chunk: int, kind: KvKind, positions: int) -> int:
+    """Bytes that a cache made for `context` really takes once `positions` have been written, in whole pages."""
+    groups = -(-positions // _kernels.KV_GROUP)
+    group_bytes = _kernels.packed_bytes(QUANTS[kind], "tiles", _kernels.KV_GROUP, config.head_dim)
+    total = 0
+    for layer in range(config.num_hidden_layers):
+        most = layer_capacity(config, layer, context, chunk) // _kernels.KV_GROUP
+        nbytes = min(groups, most) * group_bytes
+        total += 2 * config.num_key_value_heads * min(nbytes + mmap.PAGESIZE, most * group_bytes)
+    return total
+
+
 class KVCache:
     """`keys[l]` and `values[l]`: uint8 [K, C / 16, bytes of 16 positions], as `_kernels.kv_append` lays them out.
 
@@ -59,7 +72,7 @@ class KVCache:
     """
 
     def __init__(self, config: ModelConfig, context: int, chunk: int, kind: KvKind = "f16") -> None:
-        self.context = context
+        self.context, self.kind = context, kind
         self.length = 0
         self.quant = check_kind(config, kind)
         self._written = 0  # a cancelled chunk may have written past `length`
@@ -75,6 +88,10 @@ class KVCache:
         """Announce that `tokens` positions will be written from `length` on; returns `length`, where they start."""
         self._written = max(self._written, self.length + tokens)
         return self.length
+
+    def touched_after(self, tokens: int) -> int:
+        """Positions whose memory is taken once `tokens` more have been written."""
+        return max(self._written, self.length + tokens)
 
     def advance(self, tokens: int) -> None:
         """Every layer has written them."""
@@ -95,7 +112,13 @@ class KVCache:
         assert self.can_rewind(length), (length, self.length)
         self.length = length
         if length == 0:
+            self._discard()
             self._written = 0
+
+    def _discard(self) -> None:
+        """Give back the memory of what is forgotten."""
+        for array in (*self.keys, *self.values):
+            host.discard(array.ctypes.data, array.nbytes)
 
     def free(self) -> None:
         """Give the memory back; the cache is of no use afterwards."""

@@ -326,6 +326,7 @@ PYBIND11_MODULE(_kernels, m) {
       .def_property_readonly("threads", &ThreadPool::threads)
       .def_property_readonly("isa", [](const ThreadPool& pool) { return std::string(pool.isa().name); })
       .def_property_readonly("scratch_bytes", &ThreadPool::scratch_bytes)
+      .def("release_scratch", &ThreadPool::release_scratch, py::call_guard<py::gil_scoped_release>())
       .def("timings", [](ThreadPool& pool) { return bind_timings(pool.timings()); });
 
   py::class_<BoundAttentionLayer>(m, "AttentionLayer")
@@ -340,12 +341,15 @@ PYBIND11_MODULE(_kernels, m) {
   py::class_<BoundTokenRouter>(m, "TokenRouter")
       .def(py::init<ThreadPool&, const std::vector<py::array>&, int64_t, int64_t, int64_t, const std::string&>(), arg("pool"),
            arg("data"), arg("experts"), arg("dim"), arg("k"), arg("gating"), py::keep_alive<1, 2>())
-      .def("route", &BoundTokenRouter::route, arg("layer"), arg("x"), arg("weights"));
+      .def("route", &BoundTokenRouter::route, arg("layer"), arg("x"), arg("weights"),
+           arg("ahead") = std::vector<int64_t>{});
 
   py::class_<BoundTokenExperts>(m, "TokenExperts")
       .def(py::init<ThreadPool&, const std::string&, int64_t, int64_t, int64_t, const py::array&>(), arg("pool"), arg("quant"),
            arg("hidden"), arg("ffn"), arg("k"), arg("slots"), py::keep_alive<1, 2>())
-      .def("add", &BoundTokenExperts::add, arg("x"), arg("normed"), arg("slots"), arg("weights"));
+      .def("add", &BoundTokenExperts::add, arg("x"), arg("normed"), arg("slots"), arg("weights"))
+      .def("compute", &BoundTokenExperts::compute, arg("normed"), arg("places"), arg("slots"))
+      .def("combine", &BoundTokenExperts::combine_all, arg("x"), arg("weights"));
 
   m.def("packed_bytes", &bind_packed_bytes, arg("quant"), arg("layout"), arg("rows"), arg("cols"));
   m.def("record_sections", &bind_record_sections, arg("quant"), arg("hidden"), arg("ffn"));

@@ -27,21 +27,36 @@ class BoundTokenRouter {
     }
   }
 
-  std::vector<int32_t> route(int64_t layer, const py::array& x, py::array& weights) {
-    if (layer < 0 || layer >= static_cast<int64_t>(matrices_.size())) {
-      fail("layer: expected 0 to ", matrices_.size() - 1, ", found ", layer);
-    }
-    const Matrix& matrix = matrices_[static_cast<size_t>(layer)];
-    const float* from = input<float>(x, "x", {1, matrix.cols});
+  // The ids of `layer`, then what the routers of the layers `ahead` would choose for the same x: all in one product.
+  std::vector<std::vector<int32_t>> route(int64_t layer, const py::array& x, py::array& weights,
+                                          const std::vector<int64_t>& ahead) {
+    const float* from = input<float>(x, "x", {1, at("layer", layer).cols});
     float* to_weights = output<float>(weights, "weights", {1, k_});
-    std::vector<int32_t> ids(static_cast<size_t>(k_));
+    const size_t routers = 1 + ahead.size();
+    std::vector<const Matrix*> chosen{&at("layer", layer)};
+    for (const int64_t other : ahead) chosen.push_back(&at("ahead", other));
+    std::vector<std::vector<int32_t>> ids(routers, std::vector<int32_t>(static_cast<size_t>(k_)));
     py::gil_scoped_release unlocked;
     Timed timed(pool_.timings(), "router");
-    router(pool_, matrix, from, 1, k_, gating_, ids.data(), to_weights);
+    const int64_t experts = chosen[0]->rows;
+    std::vector<float> logits(routers * static_cast<size_t>(experts)), unused(static_cast<size_t>(k_));
+    std::vector<Product> products;
+    for (size_t i = 0; i < routers; ++i) products.push_back({*chosen[i], logits.data() + i * static_cast<size_t>(experts)});
+    linear(pool_, products, from, 1);
+    for (size_t i = 0; i < routers; ++i) {
+      smallthinker::route(products[i].out, 1, experts, k_, gating_, ids[i].data(), i == 0 ? to_weights : unused.data());
+    }
     return ids;
   }
 
  private:
+  const Matrix& at(const char* name, int64_t layer) const {
+    if (layer < 0 || layer >= static_cast<int64_t>(matrices_.size())) {
+      fail(name, ": expected 0 to ", matrices_.size() - 1, ", found ", layer);
+    }
+    return matrices_[static_cast<size_t>(layer)];
+  }
+
   ThreadPool& pool_;
   const std::vector<py::array> kept_;
   const int64_t k_;
@@ -117,7 +132,7 @@ class BoundTokenExperts {
     contributions_.resize(static_cast<size_t>(k * hidden));
     for (int32_t i = 0; i <= k; ++i) counting_.push_back(i);
     call_.slot_ids = slot_ids_.data();
-    call_.offsets = call_.pairs = counting_.data();
+    call_.offsets = counting_.data();
     call_.out = contributions_.data();
   }
 
@@ -127,22 +142,48 @@ class BoundTokenExperts {
     const float* w = input<float>(weights, "weights", {1, call_.k});
     if (slots.size() != slot_ids_.size()) fail("slots: expected ", call_.k, " of them, found ", slots.size());
     std::lock_guard<std::mutex> lock(mutex_);
-    for (size_t i = 0; i < slots.size(); ++i) {
-      check_slot("slots", static_cast<int64_t>(i), slots[i], kept_.shape(0));
-      slot_ids_[i] = slots[i];
-    }
-    call_.x = from;
+    const int64_t live = run(from, counting_, slots);
     py::gil_scoped_release unlocked;
-    const int64_t live = [&] {
-      Timed timed(pool_.timings(), "experts");
-      return experts(pool_, call_);
-    }();
     Timed timed(pool_.timings(), "combine");
     combine(pool_, to, contributions_.data(), w, 1, call_.k, call_.hidden);
     return live;
   }
 
+  // Some of the experts, by their places in the route; `combine` once all places have been computed.
+  int64_t compute(const py::array& normed, const std::vector<int32_t>& places, const std::vector<int32_t>& slots) {
+    const float* from = input<float>(normed, "normed", {1, call_.hidden});
+    if (slots.size() != places.size()) fail("slots: expected as many as places, ", places.size(), ", found ", slots.size());
+    if (places.size() > slot_ids_.size()) fail("places: expected at most ", call_.k, ", found ", places.size());
+    for (const int32_t place : places) {
+      if (place < 0 || place >= call_.k) fail("places: expected 0 to ", call_.k - 1, ", found ", place);
+    }
+    std::lock_guard<std::mutex> lock(mutex_);
+    return run(from, places, slots);
+  }
+
+  void combine_all(py::array& x, const py::array& weights) {
+    float* to = output<float>(x, "x", {1, call_.hidden});
+    const float* w = input<float>(weights, "weights", {1, call_.k});
+    std::lock_guard<std::mutex> lock(mutex_);
+    py::gil_scoped_release unlocked;
+    Timed timed(pool_.timings(), "combine");
+    combine(pool_, to, contributions_.data(), w, 1, call_.k, call_.hidden);
+  }
+
  private:
+  int64_t run(const float* from, const std::vector<int32_t>& places, const std::vector<int32_t>& slots) {
+    for (size_t i = 0; i < slots.size(); ++i) {
+      check_slot("slots", static_cast<int64_t>(i), slots[i], kept_.shape(0));
+      slot_ids_[i] = slots[i];
+    }
+    call_.n_experts = static_cast<int64_t>(slots.size());
+    call_.pairs = places.data();
+    call_.x = from;
+    py::gil_scoped_release unlocked;
+    Timed timed(pool_.timings(), "experts");
+    return experts(pool_, call_);
+  }
+
   ThreadPool& pool_;
   const py::array kept_;
   ExpertCall call_{};

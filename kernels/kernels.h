@@ -7,7 +7,7 @@
 #pragma once
 
 #include <cstdint>
-#include <initializer_list>
+#include <vector>
 
 #include "formats.h"
 
@@ -31,7 +31,7 @@ struct Product {  // out [T, weights.rows]
   float* out;
 };
 // Products of matrices of one format and width with the same x [T, cols], which is prepared once.
-void linear(ThreadPool& pool, std::initializer_list<Product> products, const float* x, int64_t tokens);
+void linear(ThreadPool& pool, const std::vector<Product>& products, const float* x, int64_t tokens);
 
 // head.cpp: rows 16 * g to 16 * g + 15 of every chosen group g, ascending, the same bits as `linear`; others stay.
 void linear_groups(ThreadPool& pool, Quant quant, const uint8_t* data, int64_t rows, int64_t cols,

@@ -6,10 +6,10 @@
 
 namespace smallthinker {
 
-void linear(ThreadPool& pool, std::initializer_list<Product> products, const float* x, int64_t tokens) {
+void linear(ThreadPool& pool, const std::vector<Product>& products, const float* x, int64_t tokens) {
   ThreadPool::Session session(pool);
   const Isa& isa = session.isa();
-  const Matrix& first = products.begin()->weights;
+  const Matrix& first = products.front().weights;
   const int64_t cols = first.cols, row_scratch = activation_bytes(first.quant, cols);
   Scratch<uint8_t> quantized(tokens * row_scratch);
   Scratch<ActivationRow> activations(tokens);
@@ -30,7 +30,7 @@ void linear(ThreadPool& pool, std::initializer_list<Product> products, const flo
   int64_t chunks = 0;
   for (const Product& product : products) chunks += chunks_of(product.weights);
   const auto multiply = [&](int, int64_t unit) {
-    const Product* product = products.begin();
+    auto product = products.begin();
     for (; unit >= chunks_of(product->weights); ++product) unit -= chunks_of(product->weights);
     const Matrix& weights = product->weights;
     const int64_t row = unit * chunk * kTileRows, n = std::min(weights.rows - row, chunk * kTileRows);

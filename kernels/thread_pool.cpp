@@ -46,6 +46,12 @@ ThreadPool::~ThreadPool() {
   for (std::thread& thread : workers_) thread.join();
 }
 
+void ThreadPool::release_scratch() {
+  std::lock_guard<std::mutex> alone(session_mutex_);
+  scratch_.reset();
+  scratch_bytes_ = 0;
+}
+
 uint8_t* ThreadPool::reserve(int64_t bytes) {
   if (bytes > scratch_bytes_) {
     scratch_.reset();

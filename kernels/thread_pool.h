@@ -32,6 +32,7 @@ class ThreadPool {
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
   const Isa& isa() const { return isa_; }
   int64_t scratch_bytes() const { return scratch_bytes_.load(std::memory_order_relaxed); }
+  void release_scratch();
   Timings& timings() { return timings_; }  // of the kernels that ran on this pool
 
   // One kernel call's exclusive use of the pool. A second calling thread waits here.

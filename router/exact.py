@@ -52,6 +52,9 @@ class ExactRouter:
         _kernels.router(self._pool, self._weights[layer], self._num_experts, x, self._k, self._gating, *route)
         return route
 
-    def route_token(self, layer: int, x: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]) -> list[int]:
-        """The same for one token, x [1, d], in a third of Python's time: ids, best first; fills weights [1, k]."""
-        return self._of_token.route(layer, x, weights)
+    def route_token(
+        self, layer: int, x: npt.NDArray[np.float32], weights: npt.NDArray[np.float32], ahead: Sequence[int] = ()
+    ) -> list[list[int]]:
+        """The same for one token, x [1, d], in a third of Python's time: ids, best first; fills weights [1, k]. Behind
+        them, what each layer in `ahead` would choose if x didn't change until there."""
+        return self._of_token.route(layer, x, weights, ahead)

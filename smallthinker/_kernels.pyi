@@ -66,6 +66,9 @@ class ThreadPool:
     def scratch_bytes(self) -> int:
         """Bytes of scratch memory held now."""
 
+    def release_scratch(self) -> None:
+        """Free the scratch memory; the next kernel takes what it needs."""
+
     def timings(self) -> dict[str, tuple[int, float]]:
         """Kernel -> calls and seconds since the pool was made. Seconds are wall time with the GIL released; waiting for
         another thread's call on the same pool is in them. Threads of the pool are not added up."""
@@ -158,8 +161,9 @@ class TokenRouter:
     """`router` for one token at a time: the matrices of all layers, [E, d] as f32 in the tiles layout."""
 
     def __init__(self, pool: ThreadPool, data: list[U8], experts: int, dim: int, k: int, gating: Gating) -> None: ...
-    def route(self, layer: int, x: F32, weights: F32) -> list[int]:
-        """The ids of the k experts for x [1, d], best first; their weights go into weights [1, k]."""
+    def route(self, layer: int, x: F32, weights: F32, ahead: Sequence[int] = ()) -> list[list[int]]:
+        """The ids of the k experts for x [1, d], best first; their weights go into weights [1, k]. Behind them, what the
+        router of each layer in `ahead` would choose for the same x: all are one product."""
 
 def kv_append(pool: ThreadPool, quant: KvQuant, k: F32, v: F32, keys: U8, values: U8, start: int) -> None:
     """Writes k, v [T, K, D] into the KV cache of a layer; position p = start + t goes to p % capacity.
@@ -210,6 +214,13 @@ class TokenExperts:
 
         Returns how many neurons were computed.
         """
+
+    def compute(self, normed: F32, places: list[int], slots: list[int]) -> int:
+        """Some of the token's experts: the j-th of the route, for each j in places, is in the slot beside it. Once every
+        place has been computed, `combine` adds them up. Returns how many neurons were computed."""
+
+    def combine(self, x: F32, weights: F32) -> None:
+        """x [1, hidden] += the sum of weights[0, j] * what was computed last for place j, the same bits as `add`."""
 
 def combine(pool: ThreadPool, x: F32, contributions: F32, weights: F32) -> None:
     """x[t] += weights[t, j] * contributions[t * k + j], j ascending.

@@ -18,18 +18,17 @@ import numpy.typing as npt
 import psutil
 
 from smallthinker import _kernels
-from smallthinker.cache.expert_cache import ExpertCache
+from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
 from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind
 from smallthinker.cache.policies import LRU
 from smallthinker.errors import ContextLengthError, RequestError
 from smallthinker.expert_store import host
-from smallthinker.expert_store.io_thread import IoThread
-from smallthinker.expert_store.readers import open_reader
+from smallthinker.expert_store.queues import open_queue
 from smallthinker.expert_store.store import Store
 from smallthinker.huge_pages import HugePages
-from smallthinker.layers import Decoder, never
+from smallthinker.layers import LOOK_AHEAD, Decoder, never
 from smallthinker.lossy_head import DEFAULT_THRESHOLD, HeadPredictor, LossyHead
-from smallthinker.memory_plan import CHUNKS, MIB, choose_context, parse_size, plan_memory
+from smallthinker.memory_plan import CHUNKS, MIB, choose_context, parse_size, plan_memory, slots_at
 from smallthinker.profile import Clocks, KernelTime, Stopwatch
 from smallthinker.tokenizer import Tokenizer
 
@@ -55,6 +54,7 @@ class Engine:
         threads: int | None = None,
         reader: Literal["auto", "mmap", "direct"] = "auto",
         prefetch: bool = True,
+        look_ahead: Sequence[int] = LOOK_AHEAD,
         chunk: int | None = None,
         max_slots: int | None = None,
         lossy_head: str | Path | None = None,
@@ -67,6 +67,7 @@ class Engine:
         context: tokens of prompt and answer together; None takes the model's, at most 4096.
         kv: numbers of the KV cache; q8 halves its bytes and changes outputs slightly.
         threads: for arithmetic; None takes the physical cores.
+        prefetch, look_ahead: see Decoder; off to measure what they are worth.
         chunk, max_slots: instead of what the plan would choose, to measure and test; no output depends on them.
         lossy_head, lossy_threshold: a predictor's file, and the score above which it has a logit computed.
         """
@@ -88,8 +89,6 @@ class Engine:
             predictor = None if lossy_head is None else HeadPredictor(lossy_head, store.config)
             if predictor is not None:
                 resources.callback(predictor.close)
-            self._reader = open_reader(reader, store)
-            resources.callback(self._reader.close)
             self.plan = plan_memory(
                 store.config,
                 budget_bytes=budget,
@@ -103,11 +102,11 @@ class Engine:
                 chunks=CHUNKS if chunk is None else (chunk,),
                 max_slots=max_slots,
             )
-            io = resources.enter_context(IoThread(self._reader, IO_WORKERS))
+            slots = allocate_slots(self.plan.most_slots, store.record_bytes)
+            self._queue = open_queue(reader, store, slots)
+            resources.callback(self._queue.close)
             self.threads = threads or host.physical_cores()
-            self.experts = ExpertCache(
-                io, self.plan.slots, store.record_bytes, LRU(), self.config.moe_num_primary_experts
-            )
+            self.experts = ExpertCache(slots, self._queue, LRU(), self.config.moe_num_primary_experts)
             self.kv = KVCache(self.config, self.plan.context, self.plan.chunk, kv)
             self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa
@@ -116,17 +115,26 @@ class Engine:
             if predictor is not None:
                 head: npt.NDArray[Any] = store.dense("embed_tokens" if self.config.tie_word_embeddings else "lm_head")
                 self.lossy_head = LossyHead(predictor, pool, self.config, store.quant, head, lossy_threshold)
-            self._decoder = Decoder(store, self.experts, self.kv, pool, prefetch=prefetch, lossy_head=self.lossy_head)
+            self._decoder = Decoder(
+                store,
+                self.experts,
+                self.kv,
+                pool,
+                prefetch=prefetch,
+                look_ahead=look_ahead,
+                lossy_head=self.lossy_head,
+            )
             self._huge_pages = HugePages(store.dense_memory(), self.experts)
             resources.callback(self._huge_pages.close)
             self._resources = resources.pop_all()
         self._tokens: list[int] = []
+        self._shared = (-1, 0)
         self._computing, self._computed_tokens = Stopwatch(), 0
         self.load_sec = time.perf_counter() - began
 
     @property
     def reader_name(self) -> str:
-        return self._reader.name
+        return self._queue.name
 
     def check_fits(self, prompt_tokens: int, new_tokens: int) -> None:
         """Raises ContextLengthError when prompt and answer together exceed the planned context."""
@@ -176,10 +184,26 @@ class Engine:
 
     def _step(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> npt.NDArray[np.float32]:
         with self._computing:
+            self._share_memory(len(tokens))
             logits = self._decoder.forward(tokens, cancelled=cancelled)
         self._tokens.extend(tokens)
         self._computed_tokens += len(tokens)
         return logits
+
+    def _share_memory(self, tokens: int) -> None:
+        """Give the experts what the KV cache and the scratch of this step leave, or take it back from them."""
+        if self.plan.most_slots == self.plan.slots:
+            return
+        groups = self.kv.touched_after(tokens) // _kernels.KV_GROUP
+        if (groups, tokens) == self._shared:
+            return
+        if tokens < self._shared[1]:  # a prompt's scratch is no longer needed
+            self._pool.release_scratch()
+            host.trim_heap()
+        self._shared = groups, tokens
+        positions = (groups + 1) * _kernels.KV_GROUP
+        limit = slots_at(self.plan, self.config, self.kv.kind, self.store.record_bytes, positions, tokens)
+        self.experts.resize(min(limit, self.plan.most_slots))
 
     def clocks(self) -> Clocks:
         """Time and tokens of all prefill and decode steps so far; subtract two readings."""

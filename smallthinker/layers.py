@@ -9,6 +9,7 @@ k experts per token, V vocabulary.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
 from typing import Any
@@ -23,9 +24,11 @@ from smallthinker.errors import CancelledError
 from smallthinker.expert_store.store import Store
 from smallthinker.lossy_head import LossyHead
 from smallthinker.router.exact import ExactRouter, Route
+from smallthinker.router.look_ahead import LookAhead
 from smallthinker.router.planner import group_by_expert, plan_reads
 
 Floats = npt.NDArray[np.float32]
+LOOK_AHEAD = tuple(map(int, os.environ.get("LA","1,2,3,4").split(",")))  # layers; further ones are guessed right too seldom
 
 
 def never() -> bool:
@@ -35,8 +38,9 @@ def never() -> bool:
 class Decoder:
     """One model's forward pass over its own KV cache and expert cache.
 
-    `prefetch=False` asks for experts only after attention: for measuring what asking early is worth. `live_neurons` of
-    `neurons` had to be computed so far; ReLU made the others zero.
+    `prefetch=False` asks for experts only after attention, and `look_ahead=()` guesses none of later layers: for
+    measuring what asking early is worth. `live_neurons` of `neurons` had to be computed so far; ReLU made the others
+    zero.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Decoder:
         pool: _kernels.ThreadPool,
         *,
         prefetch: bool = True,
+        look_ahead: Sequence[int] = LOOK_AHEAD,
         lossy_head: LossyHead | None = None,
     ) -> None:
         config = store.config
@@ -63,6 +68,9 @@ class Decoder:
             config.moe_num_active_primary_experts,
             config.gating,
         )
+        self.look_ahead: LookAhead | None = None
+        if look_ahead and prefetch and len(experts.slots) < config.num_experts_total:
+            self.look_ahead = LookAhead(config.num_hidden_layers, config.moe_num_active_primary_experts, look_ahead)
         self.token_experts = _kernels.TokenExperts(
             pool,
             store.quant,
@@ -113,33 +121,64 @@ class Decoder:
         for layer in range(self.config.num_hidden_layers):
             if cancelled():
                 raise CancelledError("cancelled")
-            attend = self.attention[layer].forward
-            # exact: from the raw residual, before this layer's norm and attention
             if len(ids) == 1:
-                experts = self.router.route_token(layer, x, weights)
-                slots = self.experts.resident_slots(layer, experts)
-                if slots is not None:  # nothing to read
-                    attend(x, start, cos, sin, normed)
-                    self.live_neurons += self.token_experts.add(x, normed, slots, weights)
-                    continue
-                route = Route(np.array([experts], np.int32), weights)
+                self._layer_of_token(layer, x, normed, start, cos, sin, weights)
             else:
-                route = self.router.route(layer, x)
-            if self.prefetch:
-                pairs, ticket = self._request(layer, route)  # misses go to the I/O thread now
-                with ticket:
-                    attend(x, start, cos, sin, normed)  # arithmetic while the disk works
-                    self._experts(x, normed, route, pairs, ticket)
-            else:
-                attend(x, start, cos, sin, normed)
-                pairs, ticket = self._request(layer, route)
-                with ticket:
-                    self._experts(x, normed, route, pairs, ticket)
+                self._layer_of_chunk(layer, x, normed, start, cos, sin)
         self.kv.advance(len(ids))
+        self.experts.step(len(ids))
         self.neurons += (
             len(ids) * self.config.num_hidden_layers * self.config.moe_num_active_primary_experts
         ) * self.config.moe_ffn_hidden_size
         return self._head(x) if all_logits else self._head(x[-1:])[0]
+
+    def _layer_of_token(
+        self, layer: int, x: Floats, normed: Floats, start: int, cos: Floats, sin: Floats, weights: Floats
+    ) -> None:
+        """One layer for x [1, d], in place."""
+        attend, cache, look = self.attention[layer].forward, self.experts, self.look_ahead
+        ahead = look.targets(layer) if look is not None else ()
+        # exact: from the raw residual, before this layer's norm and attention
+        experts, *guessed = self.router.route_token(layer, x, weights, ahead)
+        slots = cache.resident_slots(layer, experts)
+        if slots is not None:  # nothing to read
+            if look is not None:
+                self._expect(look, layer, experts, guessed)
+            attend(x, start, cos, sin, normed)
+            self.live_neurons += self.token_experts.add(x, normed, slots, weights)
+            return
+        if not self.prefetch:
+            attend(x, start, cos, sin, normed)
+        with cache.request(layer, experts) as ticket:  # misses go to the disk now
+            if look is not None:
+                self._expect(look, layer, experts, guessed)
+            if self.prefetch:
+                attend(x, start, cos, sin, normed)  # arithmetic while the disk works
+            for landed in ticket:
+                places, slots = [place for place, _ in landed], [slot for _, slot in landed]
+                self.live_neurons += self.token_experts.compute(normed, places, slots)
+        self.token_experts.combine(x, weights)
+
+    def _expect(self, look: LookAhead, layer: int, experts: Sequence[int], guessed: list[list[int]]) -> None:
+        """Have what later layers will likely want read in the disk's idle time."""
+        for guess in look.guesses(layer, experts, guessed):
+            self.experts.expect(*guess)
+
+    def _layer_of_chunk(self, layer: int, x: Floats, normed: Floats, start: int, cos: Floats, sin: Floats) -> None:
+        """One layer for x [T, d], in place."""
+        attend = self.attention[layer].forward
+        route = self.router.route(layer, x)
+        if not self.prefetch:
+            attend(x, start, cos, sin, normed)
+        pairs, ticket = self._request(layer, route)
+        with ticket:
+            if self.look_ahead is not None and layer + 1 < self.config.num_hidden_layers:
+                # Many tokens want most of the next layer's experts: those that most of them will likely want first.
+                ids, counts = np.unique(self.router.route(layer + 1, x).ids, return_counts=True)
+                self.experts.expect(layer + 1, ids[np.argsort(-counts, kind="stable")].tolist(), 1.0)
+            if self.prefetch:
+                attend(x, start, cos, sin, normed)
+            self._experts(x, normed, route, pairs, ticket)
 
     def _request(self, layer: int, route: Route) -> tuple[list[list[int]], Ticket]:
         """The pairs of each expert that is asked for (see ExpertWork), and the ticket."""

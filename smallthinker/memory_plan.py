@@ -8,25 +8,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from smallthinker import _kernels
-from smallthinker.cache.kv_cache import KvKind, kv_cache_bytes
+from smallthinker.cache.kv_cache import KvKind, kv_cache_bytes, kv_touched_bytes
 from smallthinker.config import ModelConfig
 from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
 
 MIB = 1 << 20
 DEFAULT_CONTEXT = 4096
-# Prefill chunk sizes, in tokens: a larger one reads an expert for more tokens at once and needs more scratch. In memory
-# 512 are 6 % faster than 256.
+# Prefill chunk sizes, in tokens: every chunk reads the experts that are not resident once, and a larger one needs more
+# scratch, which is the experts' again once the prompt has been read.
 CHUNKS = (512, 256, 128, 32)
+# Layers whose experts must fit beside the scratch of a chunk: one computes while the next is read.
+_STREAMED_LAYERS = 2
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of each part; together at most `budget_bytes`. `slots` experts fit in `slots_bytes`."""
+    """Bytes of each part; together at most `budget_bytes`.
+
+    `slots` experts fit in `slots_bytes` beside a full KV cache and a whole chunk of a prompt. Until the KV cache has
+    grown to that, and while one token is computed at a time, what is left of those parts is lent to experts:
+    `most_slots` fit beside an empty context, `slots_at` says how many at any moment.
+    """
 
     budget_bytes: int
     interpreter_bytes: int
@@ -37,6 +44,7 @@ class MemoryPlan:
     io_bytes: int
     slots_bytes: int
     slots: int
+    most_slots: int
     num_experts: int
     context: int
     chunk: int
@@ -48,7 +56,7 @@ class MemoryPlan:
             "kv_bytes": f"KV cache ({self.context} tokens)",
             "io_bytes": "reads in flight",
             "scratch_bytes": f"scratch (chunks of {self.chunk})",
-            "slots_bytes": f"experts ({self.slots} of {self.num_experts} fit)",
+            "slots_bytes": f"experts ({self.slots} of {self.num_experts})",
         }
         lines = [f"memory plan for {self.budget_bytes / MIB:.0f} MiB:"]
         for key, value in parts.items():
@@ -56,6 +64,8 @@ class MemoryPlan:
             lines.append(f"  {name:<28}{value / MIB:>9.1f} MiB")
         spare = self.budget_bytes - sum(parts.values())
         lines.append(f"  {'unused':<28}{spare / MIB:>9.1f} MiB")
+        if self.most_slots > self.slots:
+            lines.append(f"at the start of a context {self.most_slots} experts fit: the KV cache's room is lent to them")
         return "\n".join(lines)
 
 
@@ -97,9 +107,9 @@ def plan_memory(
 ) -> MemoryPlan:
     """Split the budget: fixed parts first, experts get the rest, up to all of them or `max_slots`.
 
-    The largest of the prefill `chunks` is taken where all experts fit beside it; else the largest that leaves room for
-    a whole layer of experts; else the smallest. Raises MemoryBudgetError, naming the floor, when not even one token's
-    experts fit beside the fixed parts.
+    The largest of the prefill `chunks` is taken that leaves room for two layers' experts, so that a prompt streams
+    through; else the smallest. Raises MemoryBudgetError, naming the floor, when not even one token's experts fit beside
+    the fixed parts.
     """
 
     def plan(chunk: int, slots: int) -> MemoryPlan:
@@ -113,6 +123,7 @@ def plan_memory(
             io_bytes=io_bytes,
             slots_bytes=slots * record_bytes,
             slots=slots,
+            most_slots=slots,
             num_experts=config.num_experts_total,
             context=context,
             chunk=chunk,
@@ -133,15 +144,26 @@ def plan_memory(
     most = config.num_experts_total if max_slots is None else max(fewest, min(max_slots, config.num_experts_total))
     for chunk in chunks:
         slots = (budget_bytes - total(plan(chunk, 0))) // record_bytes
-        layer = config.moe_num_primary_experts
-        least = max(most, layer) if chunk == chunks[0] else layer
-        if slots >= (fewest if chunk == chunks[-1] else least):
-            return plan(chunk, min(slots, most))
+        streamed = min(_STREAMED_LAYERS * config.moe_num_primary_experts, config.num_experts_total)
+        if slots >= (fewest if chunk == chunks[-1] else streamed):
+            whole = plan(chunk, min(slots, most))
+            return replace(whole, most_slots=min(slots_at(whole, config, kv, record_bytes, 0, 1), most))
     floor = total(plan(chunks[-1], fewest))
     raise MemoryBudgetError(
         f"memory: {budget_bytes / MIB:.0f} MiB is below the floor of {-(-floor // MIB)} MiB for a context of {context} "
         f"tokens; give --memory {-(-floor // MIB)}MiB or more, or a smaller --context"
     )
+
+
+def slots_at(plan: MemoryPlan, config: ModelConfig, kv: KvKind, record_bytes: int, positions: int, tokens: int) -> int:
+    """Experts that fit while the KV cache holds `positions` and `tokens` are computed at once; all may be fewer.
+
+    kv, record_bytes: as the plan was made with.
+    """
+    kv_bytes = kv_touched_bytes(config, plan.context, plan.chunk, kv, positions)
+    unused_kv = max(plan.kv_bytes - kv_bytes, 0)
+    unused_scratch = plan.scratch_bytes - scratch_bytes(config, min(tokens, plan.chunk), plan.context)
+    return plan.slots + (unused_kv + unused_scratch) // record_bytes
 
 
 def scratch_bytes(config: ModelConfig, chunk: int, context: int) -> int:

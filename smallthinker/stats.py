@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from smallthinker.cache.read_counters import CacheCounters
 from smallthinker.lossy_head import HeadCounters
 
 MIB = 1 << 20
@@ -24,13 +25,8 @@ class GenerationStats:
     ttft_sec: float
     decode_sec: float
     load_sec: float
-    prefill_hits: int
-    prefill_misses: int
-    decode_hits: int
-    decode_misses: int
-    prefill_bytes_read: int
-    decode_bytes_read: int
-    stall_sec: float
+    prefill_experts: CacheCounters
+    decode_experts: CacheCounters
     peak_memory_bytes: int
     slots: int
     num_experts: int
@@ -51,12 +47,12 @@ class GenerationStats:
 
     @property
     def hit_rate(self) -> float:
-        requests = self.decode_hits + self.decode_misses
-        return self.decode_hits / requests if requests else 0.0
+        requests = self.decode_experts.requests
+        return self.decode_experts.hits / requests if requests else 0.0
 
     @property
     def bytes_read_per_token(self) -> float:
-        return self.decode_bytes_read / (self.new_tokens - 1) if self.new_tokens > 1 else 0.0
+        return self.decode_experts.bytes_read / (self.new_tokens - 1) if self.new_tokens > 1 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """For `--stats json`: every field and every derived figure."""

@@ -1,57 +1,47 @@
 from __future__ import annotations
 
+import random
 import sys
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from queues import ShuffledQueue
 
-from smallthinker.cache.expert_cache import ExpertCache
+from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
 from smallthinker.cache.policies import LRU
 from smallthinker.errors import StoreReadError
-from smallthinker.expert_store.io_thread import IoThread
 
 RECORD_BYTES = 4096
 EXPERTS = 8
+LAYERS = 4
 
 
-class MarkingReader:
-    """Fills a record with its number. `gate` holds reads back until set; records in `broken` fail."""
-
-    name = "marking"
+class Disk:
+    """Fills a record with its number; records in `broken` fail."""
 
     def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.gate.set()
         self.broken: set[int] = set()
         self.read: list[int] = []
-        self.bytes_read = 0
 
-    def read_into(self, index: int, buffer: memoryview) -> None:
-        self.gate.wait()
-        if index in self.broken:
-            raise StoreReadError(f"experts.safetensors: byte {index * RECORD_BYTES}: cannot read")
-        np.frombuffer(buffer, np.uint8)[:] = index
-        self.read.append(index)
-        self.bytes_read += len(buffer)
-
-    def close(self) -> None:
-        pass
+    def __call__(self, record: int, memory: npt.NDArray[np.uint8]) -> None:
+        if record in self.broken:
+            raise StoreReadError(f"experts.safetensors: byte {record * RECORD_BYTES}: cannot read")
+        memory[:] = record
+        self.read.append(record)
 
 
-@pytest.fixture
-def reader() -> MarkingReader:
-    return MarkingReader()
+class Cache(ExpertCache):
+    """With its disk and its queue at hand."""
 
-
-@pytest.fixture
-def io(reader: MarkingReader) -> Iterator[IoThread]:
-    with IoThread(reader, workers=2) as thread:
-        yield thread
+    def __init__(self, slots: int, seed: int = 0) -> None:
+        memory = allocate_slots(slots, RECORD_BYTES)
+        self.disk = Disk()
+        self.queue = ShuffledQueue(memory, self.disk, seed)
+        super().__init__(memory, self.queue, LRU(), EXPERTS)
 
 
 def use(cache: ExpertCache, layer: int, experts: list[int]) -> list[int]:
@@ -67,75 +57,97 @@ def use(cache: ExpertCache, layer: int, experts: list[int]) -> list[int]:
     return order
 
 
-def cache_of(io: IoThread, slots: int) -> ExpertCache:
-    return ExpertCache(io, slots, RECORD_BYTES, LRU(), EXPERTS)
+def check_books(cache: Cache) -> None:
+    """Every slot is in one place, and every resident record is what its slot holds."""
+    taken = [*cache._slot_of.values(), *cache._reading.values(), *cache._free, *cache._lent]
+    assert sorted(taken) == list(range(len(cache.slots)))
+    for record, slot in cache._slot_of.items():
+        assert (cache.slots[slot] == record).all()
+    assert set(cache.queue.under_way) <= set(cache._reading)
 
 
 @given(
-    slots=st.integers(1, 6),
-    requests=st.lists(
-        st.tuples(st.integers(0, 2), st.lists(st.integers(0, EXPERTS - 1), min_size=1, max_size=EXPERTS, unique=True)),
-        max_size=12,
+    slots=st.integers(1, 12),
+    seed=st.integers(0, 1 << 16),
+    broken=st.sets(st.integers(0, LAYERS * EXPERTS - 1), max_size=2),
+    actions=st.lists(
+        st.tuples(
+            st.sampled_from(["request", "expect", "resident", "resize", "abandon"]),
+            st.integers(0, LAYERS - 1),
+            st.lists(st.integers(0, EXPERTS - 1), min_size=1, max_size=EXPERTS, unique=True),
+        ),
+        max_size=30,
     ),
 )
-@settings(max_examples=60)
-def test_any_requests_with_any_number_of_slots_get_the_right_bytes(
-    slots: int, requests: list[tuple[int, list[int]]]
+@settings(max_examples=300)
+def test_whatever_is_asked_guessed_and_given_up_in_any_timing_the_bytes_are_right(
+    slots: int, seed: int, broken: set[int], actions: list[tuple[str, int, list[int]]]
 ) -> None:
-    reader = MarkingReader()
-    with IoThread(reader, workers=2) as io:
-        cache = cache_of(io, slots)
-        for layer, experts in requests:
-            use(cache, layer, experts)
-        counters = cache.counters()
-    assert counters.hits + counters.misses == sum(len(experts) for _, experts in requests)
-    assert counters.misses == len(reader.read)
-    assert counters.bytes_read == reader.bytes_read
-    assert counters.evictions == max(0, counters.misses - slots)
+    cache = Cache(slots, seed)
+    cache.disk.broken = broken
+    asked = 0
+    for action, layer, experts in actions:
+        whole = [layer * EXPERTS + expert not in broken for expert in experts]
+        if action == "request":
+            asked += len(experts)
+            if all(whole):
+                use(cache, layer, experts)
+            else:
+                with pytest.raises(StoreReadError, match="cannot read"):
+                    use(cache, layer, experts)
+        elif action == "expect":
+            cache.expect(layer, experts, random.Random(seed).random())
+        elif action == "resident":
+            found = cache.resident_slots(layer, experts)
+            if found is not None:
+                asked += len(experts)
+                assert [int(cache.slots[slot][9]) for slot in found] == [layer * EXPERTS + e for e in experts]
+        elif action == "resize":
+            cache.resize(len(experts) * 2)
+        else:
+            asked += len(experts)
+            with cache.request(layer, experts):
+                pass
+        check_books(cache)
+    counters = cache.counters()
+    assert counters.requests == asked
+    assert min(counters.hits, counters.guessed, counters.late, counters.misses, counters.wasted_bytes) >= 0
+    cache.queue.drain()
 
 
-def test_residents_are_given_before_anything_has_landed(reader: MarkingReader, io: IoThread) -> None:
-    cache = cache_of(io, 4)
+def test_residents_are_given_before_anything_has_landed() -> None:
+    cache = Cache(4)
     use(cache, 0, [1, 2])
-    reader.gate.clear()
     with cache.request(0, [5, 1, 2]) as ticket:
         batches = iter(ticket)
         assert sorted(position for position, _ in next(batches)) == [1, 2]
-        reader.gate.set()
-        assert [position for position, _ in next(batches)] == [0]
+        assert 5 in cache.queue.under_way
+        assert [position for batch in batches for position, _ in batch] == [0]
 
 
-def test_reads_start_at_the_request_not_at_the_first_use(reader: MarkingReader, io: IoThread) -> None:
-    cache = cache_of(io, 4)
-    landed = threading.Event()
-    original = reader.read_into
-
-    def read_into(index: int, buffer: memoryview) -> None:
-        original(index, buffer)
-        landed.set()
-
-    reader.read_into = read_into  # type: ignore[method-assign]
+def test_reads_start_at_the_request_not_at_the_first_use() -> None:
+    cache = Cache(4)
     with cache.request(0, [3]):
-        assert landed.wait(10)
+        assert cache.queue.log == [("read", 3)]
 
 
-def test_a_miss_never_evicts_what_the_same_request_hits(io: IoThread) -> None:
-    cache = cache_of(io, 3)
+def test_a_miss_never_evicts_what_the_same_request_hits() -> None:
+    cache = Cache(3)
     use(cache, 0, [0, 1, 2])  # 0 is the oldest
     assert use(cache, 0, [0, 5])[0] == 0
     assert cache.is_resident(0, 0)
     assert not cache.is_resident(0, 1)
 
 
-def test_the_least_recently_used_leaves_first(io: IoThread) -> None:
-    cache = cache_of(io, 3)
+def test_the_least_recently_used_leaves_first() -> None:
+    cache = Cache(3)
     for expert in (0, 1, 2, 0, 3):
         use(cache, 0, [expert])
     assert [cache.is_resident(0, e) for e in range(4)] == [True, False, True, True]
 
 
-def test_resident_slots_are_all_or_nothing_and_count_as_use(io: IoThread) -> None:
-    cache = ExpertCache(io, 3, RECORD_BYTES, LRU(), EXPERTS)
+def test_resident_slots_are_all_or_nothing_and_count_as_use() -> None:
+    cache = Cache(3)
     use(cache, 0, [0, 1, 2])
     before = cache.counters()
     assert cache.resident_slots(0, [0, 3]) is None
@@ -148,52 +160,120 @@ def test_resident_slots_are_all_or_nothing_and_count_as_use(io: IoThread) -> Non
     assert [cache.is_resident(0, expert) for expert in (0, 1, 2)] == [True, False, False]
 
 
-def test_what_is_evicted_does_not_depend_on_the_order_of_landing(reader: MarkingReader, io: IoThread) -> None:
-    cache = cache_of(io, 4)
-    first_landed = threading.Event()
-    original = reader.read_into
-
-    def reversed_read(index: int, buffer: memoryview) -> None:
-        if index == 0:
-            first_landed.wait(10)
-        original(index, buffer)
-        if index == 1:
-            first_landed.set()
-
-    reader.read_into = reversed_read  # type: ignore[method-assign]
-    assert use(cache, 0, [0, 1]) == [1, 0]
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_evicted_does_not_depend_on_the_order_of_landing(seed: int) -> None:
+    cache = Cache(4, seed)
+    use(cache, 0, [0, 1])
     use(cache, 0, [2, 3])
     use(cache, 0, [4])
     assert not cache.is_resident(0, 0)
     assert cache.is_resident(0, 1)
 
 
-def test_a_failed_read_surfaces_at_the_caller_and_the_cache_goes_on(reader: MarkingReader, io: IoThread) -> None:
-    cache = cache_of(io, 2)
-    reader.broken = {3}
+def test_a_failed_read_surfaces_at_the_caller_and_the_cache_goes_on() -> None:
+    cache = Cache(2)
+    cache.disk.broken = {3}
     with pytest.raises(StoreReadError, match="byte 12288"):
         use(cache, 0, [3, 4])
-    reader.broken = set()
+    cache.disk.broken = set()
     use(cache, 0, [3, 4])
     use(cache, 0, [5, 6])
 
 
-def test_leaving_a_request_early_frees_its_slots(reader: MarkingReader, io: IoThread) -> None:
-    cache = cache_of(io, 2)
-    reader.gate.clear()
-    threading.Timer(0.0, reader.gate.set).start()
+def test_leaving_a_request_early_frees_its_slots() -> None:
+    cache = Cache(2)
     with cache.request(0, [0, 1, 2, 3]):
         pass
     use(cache, 1, [0, 1])
     use(cache, 1, [2, 3])
+    check_books(cache)
 
 
-def test_an_interrupt_anywhere_leaves_a_cache_that_works(io: IoThread) -> None:
+def test_an_error_in_the_caller_s_arithmetic_is_what_comes_out() -> None:
+    cache = Cache(2)
+    with pytest.raises(ZeroDivisionError), cache.request(0, [0, 1]) as ticket:
+        for _ in ticket:
+            raise ZeroDivisionError
+    use(cache, 0, [2, 3])
+
+
+def test_a_right_guess_is_no_second_read_and_is_not_called_a_hit() -> None:
+    cache = Cache(6)
+    cache.expect(1, [2, 3, 4], 0.9)
+    cache.queue.finish(EXPERTS + 2)
+    use(cache, 1, [2, 3, 7])
+    counters = cache.counters()
+    assert (counters.hits, counters.guessed + counters.late, counters.misses) == (0, 2, 1)
+    assert counters.guessed >= 1
+    assert counters.useful_bytes == 2 * RECORD_BYTES
+    assert ("read", EXPERTS + 2) not in cache.queue.log
+    assert ("cancel", EXPERTS + 4) in cache.queue.log or counters.wasted_bytes == RECORD_BYTES
+
+
+def test_a_guess_that_came_late_becomes_certain() -> None:
+    cache = Cache(6)
+    cache.expect(1, [2], 0.9)
+    with cache.request(1, [2]) as ticket:
+        assert ("promote", EXPERTS + 2) in cache.queue.log or cache.counters().guessed
+        assert [position for batch in ticket for position, _ in batch] == [0]
+
+
+def test_a_guess_never_evicts_what_is_likelier() -> None:
+    cache = Cache(2)
+    use(cache, 0, [0, 1])
+    cache._policy.score = lambda key: 0.5  # type: ignore[method-assign]
+    cache.expect(1, [0], 0.4)
+    assert not cache.queue.under_way
+    cache.expect(1, [0], 0.6)
+    assert set(cache.queue.under_way) == {EXPERTS}
+
+
+def test_what_is_expected_stays_until_its_layer_has_been_served() -> None:
+    cache = Cache(3)
+    use(cache, 1, [0])  # the oldest
+    use(cache, 0, [0, 1])
+    cache.expect(1, [0], 0.9)
+    use(cache, 2, [0, 1])
+    assert cache.is_resident(1, 0)
+    assert cache.resident_slots(1, [0]) is not None
+    use(cache, 2, [2, 3, 4])
+    assert not cache.is_resident(1, 0)
+
+
+def test_certain_reads_take_the_slots_of_guesses() -> None:
+    cache = Cache(3)
+    cache.expect(1, [0, 1, 2], 0.9)
+    use(cache, 0, [0, 1, 2])
+    check_books(cache)
+
+
+def test_a_cache_that_shrinks_and_grows_keeps_what_is_worth_most() -> None:
+    cache = Cache(4)
+    use(cache, 0, [0, 1, 2, 3])
+    cache.resize(2)
+    assert [cache.is_resident(0, e) for e in range(4)] == [False, False, True, True]
+    assert cache.limit == 2
+    use(cache, 0, [4, 5, 6])
+    check_books(cache)
+    cache.resize(100)
+    assert cache.limit == 4
+    use(cache, 0, [0, 1, 2, 3])
+    assert cache.resident_slots(0, [0, 1, 2, 3]) is not None
+
+
+def test_bytes_read_again_after_an_eviction_are_counted() -> None:
+    cache = Cache(2)
+    for expert in (0, 1, 2, 0):
+        use(cache, 0, [expert])
+    assert cache.counters().reread_bytes == RECORD_BYTES
+
+
+def test_an_interrupt_anywhere_leaves_a_cache_that_works() -> None:
     """KeyboardInterrupt can strike between any two lines: here at each line of the cache in turn."""
     strike, finished = 0, False
     while not finished:
         strike += 1
-        cache = cache_of(io, 3)
+        cache = Cache(5, strike)
         use(cache, 0, [0, 1, 2])
         lines = 0
 
@@ -210,9 +290,13 @@ def test_an_interrupt_anywhere_leaves_a_cache_that_works(io: IoThread) -> None:
         sys.settrace(trace)
         try:
             cache.resident_slots(0, [2, 1])
+            cache.expect(1, [0, 4], 0.9)
             with cache.request(1, [3, 1, 4]) as ticket:
+                cache.expect(2, [0, 4], 0.9)
                 for _ in ticket:
                     pass
+            cache.resident_slots(2, [4])
+            cache.resize(3)
             finished = True
         except KeyboardInterrupt:
             pass
@@ -220,14 +304,8 @@ def test_an_interrupt_anywhere_leaves_a_cache_that_works(io: IoThread) -> None:
             sys.settrace(None)
         slots = cache.resident_slots(0, [0, 1])
         assert slots is None or [int(cache.slots[slot][0]) for slot in slots] == [0, 1]
+        cache.resize(5)
         use(cache, 0, [0, 1, 2])
         use(cache, 0, [5, 6, 7, 0, 1])
-    assert strike > 50
-
-
-def test_an_error_in_the_caller_s_arithmetic_is_what_comes_out(reader: MarkingReader, io: IoThread) -> None:
-    cache = cache_of(io, 2)
-    with pytest.raises(ZeroDivisionError), cache.request(0, [0, 1]) as ticket:
-        for _ in ticket:
-            raise ZeroDivisionError
-    use(cache, 0, [2, 3])
+        check_books(cache)
+    assert strike > 100

@@ -50,6 +50,8 @@ def test_a_pool_says_what_it_is(isa: str) -> None:
     assert (pool.threads, pool.isa, pool.scratch_bytes) == (3, isa, 0)
     linear(pool, "q4_0", _kernels.pack("q4_0", "tiles", normal(0, 16, 64)), 16, normal(1, 2, 64))
     assert 0 < pool.scratch_bytes < 10_000
+    pool.release_scratch()
+    assert pool.scratch_bytes == 0
     assert _kernels.ThreadPool(1).isa == _kernels.isa()
     assert _kernels.isa() in _kernels.available_isas()
 
