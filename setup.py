@@ -11,7 +11,6 @@ from pathlib import Path
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import setup
 
-
 # -ffp-contract=off: whether a product and a sum round once or twice is the kernels' choice, not the compiler's, or two
 # paths that must agree to the bit wouldn't.
 FLAGS = (

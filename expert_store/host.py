@@ -159,19 +159,25 @@ class _CacheStat(ctypes.Structure):  # counts of pages
 _SYS_CACHESTAT = 451  # the same number on every architecture
 
 
-def is_cached(fd: int, offset: int, nbytes: int) -> bool:
-    """Whether the page cache holds all of these bytes of an ordinary descriptor's file, so that reading them needs no
-    disk and brings in no page. False where it can't be told: before Linux 6.5, and on Windows and macOS.
+def cached_pages(fd: int, offset: int, nbytes: int) -> int | None:
+    """How many pages of these bytes of an ordinary descriptor's file the page cache holds. None where it can't be told:
+    before Linux 6.5, and on Windows and macOS.
 
     Not by a read that mustn't wait (RWF_NOWAIT): that starts to read ahead what isn't there.
     """
     if _libc is None:
-        return False
+        return None
     stat = _CacheStat()
     if _libc.syscall(_SYS_CACHESTAT, fd, ctypes.byref(_Range(offset, nbytes)), ctypes.byref(stat), 0) != 0:
-        return False
+        return None
+    return int(stat.cached)
+
+
+def is_cached(fd: int, offset: int, nbytes: int) -> bool:
+    """Whether the page cache holds all of it, so that reading needs no disk and brings in no page. False where it can't
+    be told."""
     first, last = offset // mmap.PAGESIZE, (offset + nbytes - 1) // mmap.PAGESIZE
-    return bool(stat.cached > last - first)
+    return (cached_pages(fd, offset, nbytes) or 0) > last - first
 
 
 def will_need(fd: int, offset: int, nbytes: int) -> None:

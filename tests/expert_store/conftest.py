@@ -56,3 +56,11 @@ def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def records_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 records of three blocks each. Tests that change a file make a store of their own."""
+    folder = tmp_path_factory.mktemp("records")
+    (folder / "config.json").write_text(json.dumps(TINY | {"moe_num_primary_experts": 24}))
+    return synth(str(folder / "config.json"), folder / "store", "q4_0")

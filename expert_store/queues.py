@@ -1,0 +1,48 @@
+"""Opens background reading over a store's experts, the way that suits the disk."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from smallthinker.errors import StoreReadError
+from smallthinker.expert_store.disk_profile import DiskProfile
+from smallthinker.expert_store.native_queue import NativeKind, NativeQueue
+from smallthinker.expert_store.read_queue import ReadQueue
+from smallthinker.expert_store.store import Store
+
+QueueKind = Literal["auto", "direct", "uring", "mmap", "buffered"]
+_NATIVE: Final[tuple[NativeKind, ...]] = ("direct", "uring", "mmap", "buffered")
+
+
+def open_queue(
+    kind: QueueKind, store: Store, slots: npt.NDArray[np.uint8], profile: DiskProfile | None = None
+) -> ReadQueue:
+    """Open the reader of that kind; auto: the profile's, or buffered where the system refuses that one now.
+
+    slots: uint8 [slots, record_bytes], aligned to 4096 bytes (`host.aligned_buffer`). profile: what `probe` found
+    (`disk_profile.DiskProfile`); its sizes of chunks and depths hold for every kind. None takes the assumed one.
+    Raises StoreReadError, ValueError.
+    """
+    profile = profile or DiskProfile()
+
+    def open_kind(kind: NativeKind) -> ReadQueue:
+        return NativeQueue(
+            store,
+            slots,
+            kind,
+            chunk_bytes=profile.chunk_bytes,
+            depth=profile.depth,
+            speculative_depth=profile.speculative_depth,
+        )
+
+    if kind in _NATIVE:
+        return open_kind(kind)
+    if kind != "auto":
+        raise ValueError(f"reader: expected one of auto, {', '.join(_NATIVE)}, found {kind!r}")
+    try:
+        return open_kind(profile.kind)
+    except StoreReadError:
+        return open_kind("buffered")
