@@ -54,6 +54,8 @@ class Decoder:
         self.experts, self.kv, self.pool, self.prefetch = experts, kv, pool, prefetch
         self.lossy_head = lossy_head
         self.live_neurons = self.neurons = 0
+        # sees each layer's input x [T, d] and its route before anything is computed; must not change them
+        self.observer: Callable[[int, Floats, Route], None] | None = None
         self.dense: dict[str, npt.NDArray[Any]] = {name: store.dense(name) for name in store.dense_names()}
         self.router = ExactRouter(
             pool,
@@ -115,7 +117,7 @@ class Decoder:
                 raise CancelledError("cancelled")
             attend = self.attention[layer].forward
             # exact: from the raw residual, before this layer's norm and attention
-            if len(ids) == 1:
+            if len(ids) == 1 and self.observer is None:
                 experts = self.router.route_token(layer, x, weights)
                 slots = self.experts.resident_slots(layer, experts)
                 if slots is not None:  # nothing to read
@@ -125,6 +127,8 @@ class Decoder:
                 route = Route(np.array([experts], np.int32), weights)
             else:
                 route = self.router.route(layer, x)
+                if self.observer is not None:
+                    self.observer(layer, x, route)
             if self.prefetch:
                 pairs, ticket = self._request(layer, route)  # misses go to the I/O thread now
                 with ticket:
