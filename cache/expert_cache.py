@@ -79,7 +79,7 @@ class ExpertCache:
         self._hits = self._misses = self._evictions = self._bytes_read = 0
         self._stall_sec = 0.0
         self._in_use = False
-        self._used: list[int] = []  # resident records that the policy hasn't heard of yet, in order
+        self._used: list[tuple[int, list[int]]] = []  # what the policy hasn't heard of yet, in order
 
     def counters(self) -> CacheCounters:
         return CacheCounters(self._hits, self._misses, self._evictions, self._bytes_read, self._stall_sec)
@@ -99,11 +99,12 @@ class ExpertCache:
         if self._in_use:  # an interrupt kept the last ticket from being closed: the next request starts over
             return None
         first = layer * self._experts_per_layer
+        records = [first + expert for expert in experts]
         try:
-            slots = [self._slot_of[first + expert] for expert in experts]
+            slots = [self._slot_of[record] for record in records]
         except KeyError:
             return None
-        self._used += [first + expert for expert in experts]
+        self._used.append((layer, records))
         if len(self._used) > MOST_USED:
             self._tell_policy()
         self._hits += len(slots)
@@ -112,8 +113,8 @@ class ExpertCache:
     def _tell_policy(self) -> None:
         """Hand over what was used since the last request, all at once: one by one, between kernels that sweep the
         processor's caches, each costs ten times as much."""
-        for record in self._used:
-            self._policy.touch(record)
+        for layer, records in self._used:
+            self._policy.use(layer, records)
         self._used.clear()
 
     def request(self, layer: int, experts: Sequence[int]) -> Ticket:
@@ -126,7 +127,12 @@ class ExpertCache:
         if self._in_use:  # an interrupt kept the last ticket from being closed
             self._recover()
         self._in_use = True
-        return Ticket(self, [layer * self._experts_per_layer + expert for expert in experts])
+        return Ticket(self, layer, [layer * self._experts_per_layer + expert for expert in experts])
+
+    def step(self, tokens: int) -> None:
+        """A decode step, or a chunk of `tokens` of a prompt, has been computed."""
+        self._tell_policy()
+        self._policy.step(tokens)
 
     def free(self) -> None:
         """Give the slots' memory back; the I/O thread is closed by then. Counters stay readable."""
@@ -144,11 +150,11 @@ class ExpertCache:
         self._free = list(range(len(self.slots)))
         self._in_use = False
 
-    def _take_slot(self) -> int | None:
+    def _take_slot(self, layer: int) -> int | None:
         """A free slot, or one taken from the policy's victim; None when every record is pinned or being read."""
         if self._free:
             return self._free.pop()
-        victim = self._policy.victim(self._pins.__contains__)
+        victim = self._policy.victim(self._pins, layer)
         if victim is None:
             return None
         self._policy.remove(victim)
@@ -168,8 +174,9 @@ class ExpertCache:
 class Ticket:
     """The experts of one layer's request. Iterate for lists of `Landed`, each expert exactly once."""
 
-    def __init__(self, cache: ExpertCache, records: list[int]) -> None:
-        self._cache, self._records = cache, records
+    def __init__(self, cache: ExpertCache, layer: int, records: list[int]) -> None:
+        self._cache, self._layer, self._records = cache, layer, records
+        cache._policy.use(layer, records)
         self._resident: list[Landed] = []
         self._waiting: deque[int] = deque()  # positions without a slot yet
         self._reading: dict[int, tuple[ReadTicket, int, int]] = {}  # id of read -> read, position, slot
@@ -181,7 +188,6 @@ class Ticket:
                 self._waiting.append(position)
             else:
                 self._pin(record)
-                cache._policy.touch(record)
                 self._resident.append(Landed(position, slot))
         cache._hits += len(self._resident)
         cache._misses += len(self._waiting)
@@ -201,7 +207,7 @@ class Ticket:
     def _start_reads(self) -> None:
         cache = self._cache
         while self._waiting:
-            slot = cache._take_slot()
+            slot = cache._take_slot(self._layer)
             if slot is None:
                 return
             position = self._waiting.popleft()

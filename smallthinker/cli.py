@@ -158,6 +158,21 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--memory", metavar="SIZE", help="ceiling for the whole process, e.g. 1GiB")
     trace.add_argument("--force", action="store_true", help="replace an existing file")
     trace.add_argument("--json", action="store_true", help="print one JSON object")
+
+    cache_sim = _command(
+        commands,
+        "cache-sim",
+        _cache_sim,
+        "replay a trace with every eviction policy, and with the optimum that knows the future",
+        "smallthinker cache-sim book.trace --memory 512MiB 1GiB",
+    )
+    cache_sim.add_argument("trace", metavar="TRACE", type=Path, help="a file that `smallthinker trace` wrote")
+    sizes = cache_sim.add_mutually_exclusive_group()
+    sizes.add_argument("--memory", metavar="SIZE", nargs="+", help="memory for experts alone, e.g. 512MiB 1GiB")
+    sizes.add_argument(
+        "--slots", metavar="N", nargs="+", type=int, help="experts in memory (default: 10, 25, 34, 50, 75 %% of all)"
+    )
+    cache_sim.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
@@ -366,6 +381,38 @@ def _trace(args: argparse.Namespace) -> int:
     else:
         print(f"{args.out}: {trace.tokens} tokens in {len(trace.starts)} sequences, {args.out.stat().st_size:,} bytes")
         print(usage_text(use))
+    return 0
+
+
+def _cache_sim(args: argparse.Namespace) -> int:
+    from smallthinker.cache.policies import POLICIES
+    from smallthinker.cache.replay import replay
+    from smallthinker.errors import RequestError
+    from smallthinker.inspection import replay_facts, replay_text
+    from smallthinker.memory_plan import parse_size
+    from smallthinker.router.trace import load_trace
+
+    trace = load_trace(args.trace)
+    most, k = trace.layers * trace.experts, trace.experts_per_token
+    slots = args.slots or [parse_size(size) // trace.record_bytes for size in args.memory or ()]
+    slots = slots or [max(most * percent // 100, k) for percent in (10, 25, 34, 50, 75)]
+    few = next((n for n in slots if n < k), None)
+    if few is not None:
+        raise RequestError(
+            f"slots: expected at least {k}, the experts of one token in one layer, found {few}; "
+            f"give at least {k * trace.record_bytes} bytes"
+        )
+    replays, done = [], 0
+    with _ProgressBar("replaying", "run") as progress:
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            progress(done, len(slots) * (len(POLICIES) + 1), "runs")
+
+        for n in slots:
+            replays.append(replay(trace.ids, trace.probs, n, count))
+    print(json.dumps(replay_facts(trace, replays)) if args.json else replay_text(trace, replays))
     return 0
 
 

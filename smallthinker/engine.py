@@ -20,7 +20,7 @@ import psutil
 from smallthinker import _kernels
 from smallthinker.cache.expert_cache import ExpertCache
 from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind
-from smallthinker.cache.policies import LRU
+from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.errors import ContextLengthError, RequestError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.io_thread import IoThread
@@ -106,9 +106,9 @@ class Engine:
             )
             io = resources.enter_context(IoThread(self._reader, IO_WORKERS))
             self.threads = threads or host.physical_cores()
-            self.experts = ExpertCache(
-                io, self.plan.slots, store.record_bytes, LRU(), self.config.moe_num_primary_experts
-            )
+            layers, experts = self.config.num_hidden_layers, self.config.moe_num_primary_experts
+            policy = DEFAULT_POLICY(layers, experts, self.config.moe_num_active_primary_experts)
+            self.experts = ExpertCache(io, self.plan.slots, store.record_bytes, policy, experts)
             self.kv = KVCache(self.config, self.plan.context, self.plan.chunk, kv)
             self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa

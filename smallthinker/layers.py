@@ -140,6 +140,7 @@ class Decoder:
                 with ticket:
                     self._experts(x, normed, route, pairs, ticket)
         self.kv.advance(len(ids))
+        self.experts.step(len(ids))
         self.neurons += (
             len(ids) * self.config.num_hidden_layers * self.config.moe_num_active_primary_experts
         ) * self.config.moe_ffn_hidden_size

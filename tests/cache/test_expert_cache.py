@@ -68,7 +68,7 @@ def use(cache: ExpertCache, layer: int, experts: list[int]) -> list[int]:
 
 
 def cache_of(io: IoThread, slots: int) -> ExpertCache:
-    return ExpertCache(io, slots, RECORD_BYTES, LRU(), EXPERTS)
+    return ExpertCache(io, slots, RECORD_BYTES, LRU(4, EXPERTS, 2), EXPERTS)
 
 
 @given(
@@ -135,7 +135,7 @@ def test_the_least_recently_used_leaves_first(io: IoThread) -> None:
 
 
 def test_resident_slots_are_all_or_nothing_and_count_as_use(io: IoThread) -> None:
-    cache = ExpertCache(io, 3, RECORD_BYTES, LRU(), EXPERTS)
+    cache = ExpertCache(io, 3, RECORD_BYTES, LRU(4, EXPERTS, 2), EXPERTS)
     use(cache, 0, [0, 1, 2])
     before = cache.counters()
     assert cache.resident_slots(0, [0, 3]) is None

@@ -289,3 +289,33 @@ def test_a_trace_of_nothing_is_one_clear_error(tmp_path: Path) -> None:
     assert_one_clear_error(smallthinker("trace", "--text", tmp_path / "none", "-o", out), "No such file")
     assert_one_clear_error(smallthinker("trace", "--text", empty, "-o", out, "--tokens", "0"), "--tokens")
     assert_one_clear_error(smallthinker("trace", "--text", latin.parent, "-o", out), "directory")
+
+
+def test_a_replay_compares_policies_with_the_optimum(tmp_path: Path) -> None:
+    text, trace = tmp_path / "text", tmp_path / "trace"
+    text.write_text("The sea was calm, and nobody spoke. " * 5)
+    assert smallthinker("trace", "--text", text, "-o", trace, "--tokens", "40").returncode == 0
+    result = smallthinker("cache-sim", trace, "--slots", "32", "64", "--json")
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert (facts["tokens"], facts["experts"]) == (40, 256)
+    for size in facts["sizes"]:
+        assert 0 <= max(size["hit_rates"].values()) <= size["optimum"] <= 1
+        assert size["recovered"]["lru"] == 0
+    table = smallthinker("cache-sim", trace, "--memory", "1MiB", "4MiB").stdout.splitlines()
+    assert [row.split()[0] for row in table[1:]] == [
+        "slots", "of", "memory", "lru", "lfu", "lrfu", "frequency", "router", "optimum"
+    ]  # fmt: skip
+    assert len(smallthinker("cache-sim", trace).stdout.splitlines()[1].split()) == 6
+
+
+def test_a_replay_of_something_else_is_one_clear_error(tmp_path: Path) -> None:
+    text, trace = tmp_path / "text", tmp_path / "trace"
+    text.write_text("x" * 5000)
+    assert_one_clear_error(smallthinker("cache-sim", text), "length of the header", str(text))
+    assert_one_clear_error(smallthinker("cache-sim", tmp_path / "none"), "No such file")
+    text.write_text("The sea")
+    assert smallthinker("trace", "--text", text, "-o", trace).returncode == 0
+    assert_one_clear_error(smallthinker("cache-sim", trace, "--slots", "3"), "at least 4", "found 3")
+    assert_one_clear_error(smallthinker("cache-sim", trace, "--memory", "1KiB"), "at least 4", "found 0", "bytes")
+    assert_one_clear_error(smallthinker("cache-sim", trace, "--memory", "lots"), "lots")
