@@ -107,8 +107,11 @@ class ExpertCache:
         self._used.append((layer, records))
         return slots
 
-    def request(self, layer: int, experts: Sequence[int]) -> Ticket:
-        """Ask for distinct experts of a layer, in the order in which their reads should start.
+    def request(
+        self, layer: int, experts: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1
+    ) -> Ticket:
+        """Ask for distinct experts of a layer, in the order in which their reads should start: for `tokens` tokens,
+        `counts` of them for each expert (None: all).
 
         Reads start before this returns, as many as slots can be had for. Use the ticket as a context manager: leaving
         it takes back what was not read yet and unpins the rest. One ticket at a time.
@@ -118,8 +121,8 @@ class ExpertCache:
         self._in_use = True
         self._absorb(self._queue.poll())
         records = [layer * self._experts_per_layer + expert for expert in experts]
-        self._used.append((layer, records))
         self._tell_policy()
+        self._policy.use(layer, records, counts, tokens)
         return Ticket(self, layer, records)
 
     def expect(self, layer: int, experts: Sequence[int], likelihood: float) -> None:

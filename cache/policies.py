@@ -1,58 +1,309 @@
 """Which expert to evict. A policy is a pure class over keys: no memory, no files, no clock of its own.
 
-So that the same class serves the running cache and the replay of a trace.
+So that the same class serves the running cache and the replay of a trace. A key is layer * experts per layer + expert.
+
+Layers are gone through in order, token by token. So an expert's next use is a number of layers away, between 1 and all
+of them, plus as many whole tokens as pass without it; a policy that estimates how often an expert is used evicts the
+one whose next use it expects last. `victim` is asked between reads: it is a few numpy operations over all keys.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+Floats = npt.NDArray[np.float32]
+
+# An expert that was never used is not used never: the least chance of use per token that is reckoned with.
+LEAST_CHANCE = 1e-3
+
 
 class EvictionPolicy(Protocol):
-    def insert(self, key: int) -> None: ...
-    def remove(self, key: int) -> None: ...
-    def use(self, layer: int, keys: Sequence[int], weight: float = 1.0) -> None: ...
-    def step(self, tokens: int = 1) -> None: ...
-    def victim(self, pinned: Collection[int], layer: int) -> int | None: ...
-    def score(self, key: int) -> float: ...
-    def clear(self) -> None: ...
-    def state(self) -> npt.NDArray[np.float32]: ...
-
-
-class LRU:
-    """Evicts what was used longest ago."""
-
-    def __init__(self) -> None:
-        self._order: OrderedDict[int, None] = OrderedDict()
+    """Told what is asked for, inserted and removed; asked for a victim among what it holds."""
 
     def insert(self, key: int) -> None:
-        self._order[key] = None
-        self._order.move_to_end(key)
+        """Resident from now on: its read starts."""
 
-    def use(self, layer: int, keys: Sequence[int], weight: float = 1.0) -> None:
+    def remove(self, key: int) -> None:
+        """Evicted, or its read failed. Raises KeyError for what isn't resident."""
+
+    def use(self, layer: int, keys: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1) -> None:
+        """A layer of `tokens` tokens asked for these distinct keys, resident or not; `counts` of the tokens for each
+        (None: all of them). Layers come in order; before the insertions that follow from it."""
+
+    def observe(self, layer: int, probs: Floats) -> None:
+        """The router's gate values [E] of all experts of the layer for one token, after its `use`. May never come."""
+
+    def step(self, tokens: int = 1) -> None:
+        """All layers of a decode step, or of a chunk of `tokens`, have been used."""
+
+    def victim(self, pinned: Collection[int], layer: int) -> int | None:
+        """The resident to evict while `layer` is served, never a pinned one; None when all are. Doesn't remove it."""
+
+    def score(self, key: int) -> float:
+        """Estimated chance of use per token: a guess is worth a slot when its score is above the victim's."""
+
+    def clear(self) -> None:
+        """Nothing is resident any more. What was learned of the experts stays."""
+
+    def state(self) -> Floats:
+        """Estimated chances of use, float32 [keys]; a copy."""
+
+    def restore(self, state: Floats) -> None:
+        """Begin with what another run's `state` had learned. Raises ValueError for another size."""
+
+
+class _Scored:
+    """What the policies share: how late each key's next use is expected, and which keys are resident.
+
+    `_lateness` float64 [keys], in tokens where `_cycle` adds the layers still to come before a key's own, in any unit
+    otherwise. Uses are kept until somebody asks (`_refresh`): one numpy operation for a run of layers, not for each.
+    """
+
+    _cycle = False
+
+    def __init__(self, layers: int, experts: int, experts_per_token: int) -> None:
+        """For a model of `layers` with `experts` each."""
+        self._layers, self._experts, self._per_token = layers, experts, layers * experts_per_token
+        self._even = experts_per_token / experts
+        n = layers * experts
+        self._lateness = np.zeros(n)
+        self._absent = np.full(n, -np.inf)  # 0 for residents
+        self._sum = np.empty(n)
+        # part of a token until each layer is served again, for a layer's keys; twice, so that a slice starts anywhere
+        self._ring = np.repeat(np.tile(np.arange(1, layers + 1) / layers, 2), experts)
+
+    def insert(self, key: int) -> None:
+        self._absent[key] = 0
+
+    def remove(self, key: int) -> None:
+        if self._absent[key] != 0:
+            raise KeyError(key)
+        self._absent[key] = -np.inf
+
+    def clear(self) -> None:
+        self._absent.fill(-np.inf)
+
+    def observe(self, layer: int, probs: Floats) -> None:
+        pass
+
+    def victim(self, pinned: Collection[int], layer: int) -> int | None:
+        self._refresh()
+        late = np.add(self._lateness, self._absent, out=self._sum)
+        if self._cycle:
+            first = (self._layers - 1 - layer) * self._experts  # there the ring counts from the layer after this one
+            late += self._ring[first : first + len(late)]
+        if pinned:
+            late[list(pinned)] = -np.inf
+        worst = int(late.argmax())
+        return None if late[worst] == -np.inf else worst
+
+    def score(self, key: int) -> float:
+        return float(self.state()[key])
+
+    def state(self) -> Floats:
+        raise NotImplementedError
+
+    def _refresh(self) -> None:
+        """Bring `_lateness` up to date with what was used."""
+
+    def _checked(self, state: Floats) -> npt.NDArray[np.float64]:
+        if state.shape != self._lateness.shape or not np.isfinite(state).all():
+            raise ValueError(f"state: expected {len(self._lateness)} finite numbers, found shape {state.shape}")
+        return np.clip(state.astype(np.float64), 0, 1)
+
+
+class LRU(_Scored):
+    """Evicts what was used longest ago."""
+
+    def __init__(self, layers: int, experts: int, experts_per_token: int) -> None:
+        super().__init__(layers, experts, experts_per_token)
+        self._clock = 0
+
+    def insert(self, key: int) -> None:
+        super().insert(key)
+        self._touch([key])
+
+    def use(self, layer: int, keys: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1) -> None:
+        self._touch(keys)
+
+    def _touch(self, keys: Sequence[int]) -> None:
         for key in keys:
-            if key in self._order:
-                self._order.move_to_end(key)
+            self._clock += 1
+            self._lateness[key] = -self._clock
 
     def step(self, tokens: int = 1) -> None:
         pass
 
-    def remove(self, key: int) -> None:
-        del self._order[key]
+    def state(self) -> Floats:
+        age = (self._clock + self._lateness) / self._per_token  # in tokens
+        return np.asarray(np.where(self._lateness < 0, 1 / (1 + age), 0), np.float32)
 
-    def clear(self) -> None:
-        self._order.clear()
+    def restore(self, state: Floats) -> None:
+        order = np.argsort(self._checked(state), kind="stable")
+        self._lateness[order] = -np.arange(1, len(order) + 1)
+        self._clock = len(order)
+
+
+class LFU(_Scored):
+    """Evicts what was used by the fewest tokens; counts are halved at times, so that the past fades."""
+
+    AGEING_TOKENS = 256
+
+    def __init__(self, layers: int, experts: int, experts_per_token: int) -> None:
+        super().__init__(layers, experts, experts_per_token)
+        self._tokens = self._since = 0.0
+
+    def use(self, layer: int, keys: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1) -> None:
+        self._lateness[list(keys)] -= tokens if counts is None else counts
+
+    def step(self, tokens: int = 1) -> None:
+        self._tokens += tokens
+        self._since += tokens
+        while self._since >= self.AGEING_TOKENS:
+            self._since -= self.AGEING_TOKENS
+            self._tokens /= 2
+            self._lateness /= 2
+
+    def state(self) -> Floats:
+        return np.clip(-self._lateness / max(self._tokens, 1), 0, 1).astype(np.float32)
+
+    def restore(self, state: Floats) -> None:
+        self._tokens = float(self.AGEING_TOKENS // 2)
+        self._lateness[:] = -self._checked(state) * self._tokens
+
+
+class LRFU(_Scored):
+    """Evicts what has the least sum over its uses, each worth half after every `HALF_LIFE` tokens (Lee et al. 2001):
+    between LRU (a short half-life) and LFU (a long one)."""
+
+    HALF_LIFE = 16
+
+    def __init__(self, layers: int, experts: int, experts_per_token: int) -> None:
+        super().__init__(layers, experts, experts_per_token)
+        self._worth = 1.0  # of a use now; it grows instead of all sums shrinking
+
+    def use(self, layer: int, keys: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1) -> None:
+        self._lateness[list(keys)] -= self._worth * np.asarray(tokens if counts is None else counts)
+
+    def step(self, tokens: int = 1) -> None:
+        self._worth *= 2 ** (min(tokens, 50 * self.HALF_LIFE) / self.HALF_LIFE)
+        if self._worth > 1e100:
+            self._lateness /= self._worth
+            self._worth = 1.0
+
+    def state(self) -> Floats:
+        always = self._worth / (1 - 0.5 ** (1 / self.HALF_LIFE))  # what a use by each token would come to
+        return np.clip(-self._lateness / always, 0, 1).astype(np.float32)
+
+    def restore(self, state: Floats) -> None:
+        self._lateness[:] = -self._checked(state) * self._worth / (1 - 0.5 ** (1 / self.HALF_LIFE))
+
+
+class Frequency(_Scored):
+    """Evicts what is expected to be used last: by the share of tokens that use it, an average that forgets slowly, and
+    by how far its layer is from the one being served.
+
+    On traces, such a memory recovered more of what an optimum would save than a shorter one or a mix of two.
+    """
+
+    MEMORY_TOKENS = 100
+    # The first tokens count for more, as if these many had been seen that used all experts alike.
+    PRIOR_TOKENS = 8
+
+    _cycle = True
+
+    def __init__(self, layers: int, experts: int, experts_per_token: int) -> None:
+        super().__init__(layers, experts, experts_per_token)
+        self._chance = np.full(len(self._lateness), self._even)
+        self._lateness[:] = 1 / self._even
+        self._tokens = 0
+        self._keys: list[int] = []  # of the layers from _first to _next - 1, not in _chance yet
+        self._first = self._next = 0
+
+    def use(self, layer: int, keys: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1) -> None:
+        if layer != self._next or tokens != 1 or counts is not None:
+            self._refresh()
+            self._first = layer
+        self._next = layer + 1
+        if tokens == 1 and counts is None:
+            self._keys += keys
+        else:
+            self._average(layer, layer + 1, keys, np.asarray(counts or [tokens] * len(keys)) / tokens, tokens)
+            self._first = layer + 1
+
+    def _refresh(self) -> None:
+        if self._first < self._next:
+            self._average(self._first, self._next, self._keys, 1.0, 1)
+            self._first = self._next
+            self._keys = []
+
+    def _average(
+        self, first: int, stop: int, keys: Sequence[int], share: float | npt.NDArray[np.float64], tokens: int
+    ) -> None:
+        """Let the keys' share of the last tokens count in the averages of these layers."""
+        rate = max(1 / self.MEMORY_TOKENS, 1 / (self._tokens + self.PRIOR_TOKENS))
+        rate = 1 - (1 - rate) ** tokens
+        layers = slice(first * self._experts, stop * self._experts)
+        chance = self._chance[layers]
+        chance *= 1 - rate
+        self._chance[list(keys)] += rate * share
+        self._lateness[layers] = 1 / np.maximum(chance, LEAST_CHANCE)
+
+    def step(self, tokens: int = 1) -> None:
+        self._refresh()
+        self._tokens += tokens
 
     def score(self, key: int) -> float:
-        return 0.1
+        self._refresh()
+        return float(self._chance[key])
 
-    def state(self) -> npt.NDArray[np.float32]:
-        return np.empty(0, np.float32)
+    def state(self) -> Floats:
+        self._refresh()
+        return self._chance.astype(np.float32)
 
-    def victim(self, pinned: Collection[int], layer: int) -> int | None:
-        return next((key for key in self._order if key not in pinned), None)
+    def restore(self, state: Floats) -> None:
+        self._refresh()
+        self._chance[:] = self._checked(state)
+        self._lateness[:] = 1 / np.maximum(self._chance, LEAST_CHANCE)
+        self._tokens = self.MEMORY_TOKENS
+
+
+class RouterFrequency(Frequency):
+    """As Frequency, but the router's order of all experts counts too: one that nearly was chosen is likelier next."""
+
+    SHARE = 0.3  # of the order; the rest is the choice itself
+    SOFTNESS = 0.06  # of the line between chosen and not, in ranks, as a part of all experts
+
+    def __init__(self, layers: int, experts: int, experts_per_token: int) -> None:
+        super().__init__(layers, experts, experts_per_token)
+        ranks = np.arange(experts) + 0.5 - experts_per_token
+        chosen = 1 / (1 + np.exp(np.clip(ranks / (self.SOFTNESS * experts), -50, 50)))
+        self._by_rank = chosen * (experts_per_token / chosen.sum())
+
+    def observe(self, layer: int, probs: Floats) -> None:
+        self._refresh()
+        rate = max(1 / self.MEMORY_TOKENS, 1 / (self._tokens + self.PRIOR_TOKENS)) * self.SHARE
+        start = layer * self._experts
+        order = start + np.argsort(-probs, kind="stable")
+        layers = slice(start, start + self._experts)
+        self._chance[layers] *= 1 - rate
+        self._chance[order] += rate * self._by_rank
+        self._lateness[layers] = 1 / np.maximum(self._chance[layers], LEAST_CHANCE)
+
+
+Factory = Callable[[int, int, int], EvictionPolicy]
+"""(layers, experts of a layer, experts per token) -> a policy."""
+
+POLICIES: dict[str, Factory] = {
+    "lru": LRU,
+    "lfu": LFU,
+    "lrfu": LRFU,
+    "frequency": Frequency,
+    "router": RouterFrequency,
+}
+DEFAULT_POLICY: Factory = Frequency
+"""Of what needs no more than the choices, the one that hit most in replays; see docs/benchmarks.md."""

@@ -1,19 +1,21 @@
 """Synthetic models of true shapes: random weights for measuring and testing where no trained model is at hand.
 
-Owns the statistics of the weights. Packed bytes come straight from random bytes, without quantising floats. Knows
-nothing about the kernels: the layouts are those of docs/format.md.
+Owns the statistics of the weights and which tensors there are. Packed bytes are made in `random_weights`, how uneven
+the use of the experts is in `skew`.
 
 Statistics: every matrix is zero-mean and uniform, with a standard deviation of gain / sqrt(cols); see `_gain`.
 Measured on 256 random tokens at the 4B shape: 50 % of the gates negative, which
 ReLU makes zero; a residual stream of 0.4 after the first layer and 2.0 after the last; logits of 2.0; every expert of
-a layer used by 6 to 23 % of the tokens (12.5 % is even), 13 % in common with the token before, as by chance.
+a layer used by 6 to 23 % of the tokens (12.5 % is even), 13 % in common with the token before, as by chance. With a
+skew of 1.3, on 512 random tokens at the same shape: biases 1.29 to 1.31 times the spread that tokens make, in every
+layer; 74 % of the experts used by under 14 % of the tokens, the top quarter by 41 %, 45 % in common with the token
+before.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,6 @@ from smallthinker.expert_store.checkpoint import INDEX_FILE, SINGLE_FILE, checkp
 from smallthinker.expert_store.folder import AtomicFolder
 from smallthinker.expert_store.format import (
     ALL_FILES,
-    BLOCK,
     CONFIG_FILE,
     QUANTS,
     TENSOR_ALIGN,
@@ -41,22 +42,26 @@ from smallthinker.expert_store.format import (
 from smallthinker.expert_store.header import encode_header
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.published import PUBLISHED
+from smallthinker.expert_store.random_weights import (
+    BYTE_LEVELS,
+    BYTE_STD,
+    LARGEST_LEVEL,
+    RandomBytes,
+    clear_first_column,
+    clear_first_row,
+    random_rows,
+    random_tiles,
+    set_first_column,
+)
+from smallthinker.expert_store.skew import noise_bytes, normal_biases, router_spreads
 from smallthinker.expert_store.writer import StoreWriter, TensorFileWriter, write_synced
 
 NO_QUANT = "none"
 
+MAX_SKEW = 16.0  # far beyond it nothing changes: each layer has k experts that every token uses
+
 _STRIP_WEIGHTS = 4 << 20
 _SHARD_BYTES = 1 << 30
-
-# Random bytes become levels: one per byte, or two per byte at 4 bits. The lowest level, which has no positive twin, is
-# made zero; without that every matrix had a mean of half a step.
-_BYTE_LEVELS = np.concatenate([[0], np.arange(-127, 128)]).astype(np.float32)
-_BYTE_STD = float(np.sqrt(np.mean(_BYTE_LEVELS.astype(np.float64) ** 2)))
-_NIBBLES = np.concatenate([[8], np.arange(1, 16)]).astype(np.uint8)
-_NIBBLE_STD = float(np.sqrt(np.mean((_NIBBLES.astype(np.float64) - 8) ** 2)))
-_Q4_TABLE = bytes(int(_NIBBLES[b & 15] | _NIBBLES[b >> 4] << 4) for b in range(256))
-_Q8_TILE_TABLE = bytes(b or 128 for b in range(256))  # as unsigned, 128 is zero
-_Q8_ROW_TABLE = bytes(0 if b == 128 else b for b in range(256))  # as signed, 128 is -128
 
 
 def synth(
@@ -67,8 +72,12 @@ def synth(
     force: bool = False,
     progress: Progress | None = None,
     shard_bytes: int = _SHARD_BYTES,
+    skew: float = 0.0,
 ) -> Path:
     """Make a random model at `out`; returns its path. The same seed gives the same bytes.
+
+    skew: standard deviation of a constant bias of each expert's router logit, in units of what tokens make of it (see
+    `skew.py`). 0 is near-uniform routing; 1.3 is about that of the published models.
 
     shape: "4b", "21b" or the path of a config.json. quant: of a store (q4_0, q8_0, f16, f32), or "none" for a bf16
     Hugging Face checkpoint in shards of `shard_bytes`. Its tokenizer has the 256 bytes and the special tokens.
@@ -76,21 +85,25 @@ def synth(
     """
     if seed < 0:
         raise ConfigError(f"seed: expected a number from 0, found {seed}")
+    if not 0 <= skew <= MAX_SKEW:
+        raise ConfigError(f"skew: expected a number from 0 to {MAX_SKEW:g}, found {skew}")
     raw = _raw_config(shape)
     config = ModelConfig.from_dict(raw)
     files = {CONFIG_FILE: json.dumps(raw, indent=1).encode("ascii")} | byte_tokenizer_files(config)
     if quant == NO_QUANT:
-        _write_checkpoint(config, Path(out), files, seed, force, progress or silent, shard_bytes)
+        uneven = _Skew(config, skew, None, seed) if skew else None
+        _write_checkpoint(config, Path(out), files, seed, force, progress or silent, shard_bytes, uneven)
         return Path(out)
     if quant not in QUANTS:
         raise ConfigError(f"quantisation: expected one of {', '.join((*QUANTS, NO_QUANT))}, found {quant!r}")
     kind = check_quant(quant)
     hidden, ffn = config.hidden_size, config.moe_ffn_hidden_size
+    uneven = _Skew(config, skew, kind, seed) if skew else None
     with StoreWriter(Path(out), config, kind, files, force, progress) as writer:
         for spec in writer.dense_specs:
-            writer.write_dense(spec, _dense_pieces(spec, _Random(seed, spec.name)))
+            writer.write_dense(spec, _dense_pieces(spec, RandomBytes(seed, spec.name), uneven))
         for spec in writer.expert_specs:
-            writer.write_expert(spec, [_record(kind, hidden, ffn, _Random(seed, spec.name)).data])
+            writer.write_expert(spec, [_record(kind, hidden, ffn, RandomBytes(seed, spec.name), uneven).data])
     return Path(out)
 
 
@@ -105,24 +118,14 @@ def _raw_config(shape: str) -> dict[str, Any]:
     return raw
 
 
-class _Random:
-    """Random bytes of one tensor. A stream per name: no tensor depends on the order of writing or on strip sizes."""
-
-    def __init__(self, seed: int, name: str) -> None:
-        self._bits = np.random.SFC64([seed, zlib.crc32(name.encode("ascii"))])
-
-    def bytes(self, n: int) -> bytes:
-        raw: npt.NDArray[np.uint64] = self._bits.random_raw(-(-n // 8))
-        return raw.astype("<u8", copy=False).tobytes()[:n]
-
-    def weights(self, n: int, table: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """n entries of a table of 256."""
-        return np.take(table, np.frombuffer(self.bytes(n), np.uint8))
-
-
 def _std(name: str, cols: int) -> float:
     """Standard deviation of a matrix by the last part of its name, in a store or a checkpoint."""
-    return _gain(name.removesuffix(".weight").rsplit(".", 1)[-1]) / math.sqrt(cols)
+    return _gain(_part(name)) / math.sqrt(cols)
+
+
+def _part(name: str) -> str:
+    """ "o_proj" of "layers.3.o_proj" or "model.layers.3.self_attn.o_proj.weight"."""
+    return name.removesuffix(".weight").rsplit(".", 1)[-1]
 
 
 def _gain(part: str) -> float:
@@ -136,65 +139,68 @@ def _gain(part: str) -> float:
     return 0.8
 
 
-def _dense_pieces(spec: TensorSpec, random: _Random) -> Iterator[memoryview]:
+class _Skew:
+    """What a skew changes in the weights of one model; see skew.py. Names are those of a store or of a checkpoint."""
+
+    def __init__(self, config: ModelConfig, amount: float, kind: Quant | None, seed: int) -> None:
+        self._rows = {"embed_tokens": config.vocab_size, "router": config.moe_num_primary_experts}
+        self._seed = seed
+        embedding_std = _std("embed_tokens", config.hidden_size)
+        # the largest level there is, so that what routers multiply it with stays small
+        self._embedded = embedding_std * LARGEST_LEVEL["q4_0" if kind == "q4_0" else "q8_0"]
+        expert_gain = math.sqrt(0.5) * _gain("gate") * _gain("up") * _gain("down")  # ReLU halves the variance
+        noise = RandomBytes(seed, "skew").bytes(noise_bytes(config))
+        spreads = router_spreads(config, amount, embedding_std, _gain("router"), expert_gain, noise)
+        self._bias_std = [amount * spread for spread in spreads]
+
+    def first_column(self, name: str) -> npt.NDArray[np.float32] | None:
+        """float32 [rows] where the matrix's first column is fixed: the same for each token of the embedding, and each
+        expert's bias, in a random order, of a router."""
+        part = _part(name).removeprefix("primary_")
+        if part not in self._rows:
+            return None
+        rows = self._rows[part]
+        if part == "embed_tokens":
+            return np.full(rows, self._embedded, np.float32)
+        layer = int(name.split("layers.")[1].split(".")[0])
+        words = np.frombuffer(RandomBytes(self._seed, f"layers.{layer}.router.bias").bytes(8 * rows), "<u8")
+        biases = normal_biases(rows)[np.argsort(words, kind="stable")]
+        return (self._bias_std[layer] / self._embedded * biases).astype(np.float32)
+
+    def clears_first_row(self, name: str) -> bool:
+        """Whether the matrix adds to the residual stream and must leave its first coordinate alone."""
+        return _part(name) in ("o_proj", "down")
+
+
+def _dense_pieces(spec: TensorSpec, random: RandomBytes, skew: _Skew | None) -> Iterator[memoryview]:
     if spec.quant is None:
         yield np.ones(spec.shape, "<f4").view(np.uint8).data
         return
-    rows, cols = spec.shape
+    total, cols = spec.shape
     strip = max(_STRIP_WEIGHTS // cols // TILE_ROWS, 1) * TILE_ROWS
-    for start in range(0, rows, strip):
-        yield _tiles(spec.quant, min(strip, rows - start), cols, _std(spec.name, cols), random).data
+    for start in range(0, total, strip):
+        n = min(strip, total - start)
+        packed = random_tiles(spec.quant, n, cols, _std(spec.name, cols), random)
+        if skew is not None:
+            column = skew.first_column(spec.name)
+            if column is not None:
+                set_first_column(packed, spec.quant, cols, column[start : start + n])
+            if start == 0 and skew.clears_first_row(spec.name):
+                clear_first_row(packed, spec.quant, cols)
+        yield packed.data
 
 
-def _record(quant: Quant, hidden: int, ffn: int, random: _Random) -> npt.NDArray[np.uint8]:
+def _record(quant: Quant, hidden: int, ffn: int, random: RandomBytes, skew: _Skew | None) -> npt.NDArray[np.uint8]:
     layout = RecordLayout.of(quant, hidden, ffn)
     record = np.zeros(layout.record_bytes, np.uint8)
-    parts = (
-        (0, _tiles(quant, ffn, hidden, _std("gate", hidden), random)),
-        (layout.up_offset, _rows(quant, ffn, hidden, _std("up", hidden), random)),
-        (layout.down_offset, _rows(quant, ffn, hidden, _std("down", ffn), random)),  # stored transposed
-    )
-    for offset, packed in parts:
+    gate = random_tiles(quant, ffn, hidden, _std("gate", hidden), random)
+    up = random_rows(quant, ffn, hidden, _std("up", hidden), random)
+    down = random_rows(quant, ffn, hidden, _std("down", ffn), random)  # stored transposed
+    if skew is not None:
+        clear_first_column(down, quant, hidden)
+    for offset, packed in ((0, gate), (layout.up_offset, up), (layout.down_offset, down)):
         record[offset : offset + packed.size] = packed
     return record
-
-
-def _tiles(quant: Quant, rows: int, cols: int, std: float, random: _Random) -> npt.NDArray[np.uint8]:
-    """Random [rows, cols] in the tiles layout, uint8 [packed bytes]; rows of padding are zero."""
-    groups, blocks, padding = -(-rows // TILE_ROWS), cols // BLOCK, -rows % TILE_ROWS
-    if quant in ("f16", "f32"):
-        floats = random.weights(groups * cols * TILE_ROWS, _float_table(quant, std)).reshape(groups, cols, TILE_ROWS)
-        floats[-1, :, TILE_ROWS - padding :] = 0
-        return floats.reshape(-1).view(np.uint8)
-    table, level_std, vectors, zero = (
-        (_Q4_TABLE, _NIBBLE_STD, 4, 0x88) if quant == "q4_0" else (_Q8_TILE_TABLE, _BYTE_STD, 8, 128)
-    )
-    scales = 2 * TILE_ROWS
-    tiles = np.empty((groups, blocks, scales + vectors * 64), np.uint8)
-    tiles[:, :, :scales] = np.full(TILE_ROWS, std / level_std, "<f2").view(np.uint8)
-    payload = np.frombuffer(random.bytes(groups * blocks * vectors * 64).translate(table), np.uint8)
-    tiles[:, :, scales:] = payload.reshape(groups, blocks, -1)
-    if padding:
-        tiles[-1, :, 2 * (TILE_ROWS - padding) : scales] = 0
-        tiles[-1, :, scales:].reshape(blocks, vectors, TILE_ROWS, 4)[:, :, TILE_ROWS - padding :] = zero
-    return tiles.reshape(-1)
-
-
-def _rows(quant: Quant, rows: int, cols: int, std: float, random: _Random) -> npt.NDArray[np.uint8]:
-    """Random [rows, cols] in the rows layout, uint8 [packed bytes]."""
-    if quant in ("f16", "f32"):
-        return random.weights(rows * cols, _float_table(quant, std)).view(np.uint8)
-    table, level_std, row_bytes = (
-        (_Q4_TABLE, _NIBBLE_STD, cols // 2) if quant == "q4_0" else (_Q8_ROW_TABLE, _BYTE_STD, cols)
-    )
-    packed = np.empty((rows, row_bytes + 2 * cols // BLOCK), np.uint8)
-    packed[:, :row_bytes] = np.frombuffer(random.bytes(rows * row_bytes).translate(table), np.uint8).reshape(rows, -1)
-    packed[:, row_bytes:] = np.full(cols // BLOCK, std / level_std, "<f2").view(np.uint8)
-    return packed.reshape(-1)
-
-
-def _float_table(quant: Quant, std: float) -> npt.NDArray[Any]:
-    return (_BYTE_LEVELS * (std / _BYTE_STD)).astype("<f2" if quant == "f16" else "<f4")
 
 
 def _write_checkpoint(
@@ -205,6 +211,7 @@ def _write_checkpoint(
     force: bool,
     progress: Progress,
     shard_bytes: int,
+    skew: _Skew | None,
 ) -> None:
     tensors = [(name, shape, 2 * int(np.prod(shape))) for name, shape in checkpoint_tensors(config)]
     total = sum(nbytes for _, _, nbytes in tensors)
@@ -233,7 +240,7 @@ def _write_checkpoint(
                 writer = TensorFileWriter(folder.temporary / file, sizes, lambda _, header=header: header)  # type: ignore[misc]
                 try:
                     for name, shape, nbytes in shard:
-                        writer.write(name, _bf16_pieces(name, shape, _Random(seed, name)))
+                        writer.write(name, _bf16_pieces(name, shape, RandomBytes(seed, name), skew))
                         done += nbytes
                         progress(done, total, name)
                     writer.finish()
@@ -243,15 +250,24 @@ def _write_checkpoint(
             raise folder.error(e) from e
 
 
-def _bf16_pieces(name: str, shape: tuple[int, ...], random: _Random) -> Iterator[memoryview]:
+def _bf16_pieces(name: str, shape: tuple[int, ...], random: RandomBytes, skew: _Skew | None) -> Iterator[memoryview]:
     if len(shape) == 1:
         yield np.full(shape, 0x3F80, "<u2").view(np.uint8).data  # 1.0
         return
-    # the upper half of a float32, to nearest, is its bf16
-    floats = (_BYTE_LEVELS * (_std(name, shape[1]) / _BYTE_STD)).astype("<f4").view("<u4")
-    table = ((floats + 0x8000) >> 16).astype("<u2")
-    left = shape[0] * shape[1]
-    while left:
-        n = min(left, _STRIP_WEIGHTS)
-        yield random.weights(n, table).view(np.uint8).data
-        left -= n
+    total, cols = shape
+    table = _bf16(BYTE_LEVELS * (_std(name, cols) / BYTE_STD))
+    column = skew.first_column(name) if skew is not None else None
+    strip = max(_STRIP_WEIGHTS // cols, 1)
+    for start in range(0, total, strip):
+        n = min(strip, total - start)
+        weights = random.weights(n * cols, table).reshape(n, cols)
+        if column is not None:
+            weights[:, 0] = _bf16(column[start : start + n])
+        if start == 0 and skew is not None and skew.clears_first_row(name):
+            weights[0] = 0
+        yield weights.reshape(-1).view(np.uint8).data
+
+
+def _bf16(floats: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
+    """The upper half of a float32, to nearest."""
+    return ((floats.astype("<f4").view("<u4") + 0x8000) >> 16).astype("<u2")

@@ -134,7 +134,45 @@ def _parser() -> argparse.ArgumentParser:
     synth.add_argument(
         "--seed", type=int, default=0, metavar="N", help="the same seed gives the same bytes (default: 0)"
     )
+    synth.add_argument(
+        "--skew",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="constant preference for some experts, relative to what tokens make of them; 1.3 is about that of the "
+        "published models (default: 0, all about equally used)",
+    )
     synth.add_argument("--force", action="store_true", help="replace an existing store, once the new one is whole")
+
+    trace = _command(
+        commands,
+        "trace",
+        _trace,
+        "record which experts the tokens of a text use, to choose a cache with cache-sim",
+        "smallthinker trace ./4b-store --text book.txt -o book.trace --tokens 2000",
+    )
+    trace.add_argument("store", metavar="STORE", nargs="?", help="a store (default: the bundled demo model)")
+    trace.add_argument("--text", metavar="FILE", type=Path, required=True, help="text to run through the model, UTF-8")
+    trace.add_argument("-o", "--out", metavar="TRACE", type=Path, required=True, help="file to write")
+    trace.add_argument("--tokens", type=int, metavar="N", help="only the first N tokens (default: all)")
+    trace.add_argument("--memory", metavar="SIZE", help="ceiling for the whole process, e.g. 1GiB")
+    trace.add_argument("--force", action="store_true", help="replace an existing file")
+    trace.add_argument("--json", action="store_true", help="print one JSON object")
+
+    cache_sim = _command(
+        commands,
+        "cache-sim",
+        _cache_sim,
+        "replay a trace with every eviction policy, and with the optimum that knows the future",
+        "smallthinker cache-sim book.trace --memory 512MiB 1GiB",
+    )
+    cache_sim.add_argument("trace", metavar="TRACE", type=Path, help="a file that `smallthinker trace` wrote")
+    sizes = cache_sim.add_mutually_exclusive_group()
+    sizes.add_argument("--memory", metavar="SIZE", nargs="+", help="memory for experts alone, e.g. 512MiB 1GiB")
+    sizes.add_argument(
+        "--slots", metavar="N", nargs="+", type=int, help="experts in memory (default: 10, 25, 34, 50, 75 %% of all)"
+    )
+    cache_sim.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
@@ -293,8 +331,88 @@ def _synth(args: argparse.Namespace) -> int:
     from smallthinker.expert_store.synth import synth
 
     with _ProgressBar("writing") as progress:
-        synth(args.shape, args.store, args.quant, seed=args.seed, force=args.force, progress=progress)
-    print(f"{args.store}: a bf16 checkpoint" if args.quant == "none" else _summary(args.store))
+        synth(args.shape, args.store, args.quant, seed=args.seed, force=args.force, progress=progress, skew=args.skew)
+    if args.quant == "none":
+        print(f"{args.store}: a bf16 checkpoint; its routing is not measured, that needs a store")
+        return 0
+    print(_summary(args.store))
+    from smallthinker.tracing import random_usage, usage_text
+
+    try:
+        with _ProgressBar("measuring", "token") as progress:
+            tokens, use = random_usage(args.store, args.seed, progress)
+    except SmallThinkerError as e:  # the store is whole; this machine may be too small to run it
+        print(f"routing not measured: {e}")
+    else:
+        print(f"routing of {tokens} random tokens: {usage_text(use)}")
+    return 0
+
+
+def _trace(args: argparse.Namespace) -> int:
+    from smallthinker.engine import Engine
+    from smallthinker.errors import RequestError, StoreWriteError
+    from smallthinker.llm import DEMO_STORE
+    from smallthinker.router.trace import save_trace, usage
+    from smallthinker.tracing import record, split, usage_text
+
+    if args.tokens is not None and args.tokens < 1:
+        raise RequestError(f"--tokens: expected at least 1, found {args.tokens}")
+    if args.out.exists() and not args.force:
+        raise StoreWriteError(f"{args.out}: exists already; give another name, or --force to replace it")
+    try:
+        text = args.text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        why = e.strerror if isinstance(e, OSError) else f"byte {e.start} is no UTF-8"
+        raise RequestError(f"{args.text}: expected a text file in UTF-8: {why}; give another --text") from None
+    with _ProgressBar("tracing", "token") as progress, Engine(args.store or DEMO_STORE, memory=args.memory) as engine:
+        tokens = engine.tokenizer.encode(text)[: args.tokens]
+        trace = record(engine, split(tokens, engine.plan.context), progress)
+    save_trace(trace, args.out)
+    use = usage(trace.ids, trace.starts, trace.experts)
+    facts: dict[str, Any] = {
+        "tokens": trace.tokens,
+        "sequences": len(trace.starts),
+        "layers": trace.layers,
+        "experts": trace.experts,
+    }
+    facts |= {"experts_per_token": trace.experts_per_token, "record_bytes": trace.record_bytes, "model": trace.model}
+    if args.json:
+        print(json.dumps(facts | {"file": str(args.out), "file_bytes": args.out.stat().st_size} | use._asdict()))
+    else:
+        print(f"{args.out}: {trace.tokens} tokens in {len(trace.starts)} sequences, {args.out.stat().st_size:,} bytes")
+        print(usage_text(use))
+    return 0
+
+
+def _cache_sim(args: argparse.Namespace) -> int:
+    from smallthinker.cache.policies import POLICIES
+    from smallthinker.cache.replay import replay
+    from smallthinker.errors import RequestError
+    from smallthinker.inspection import replay_facts, replay_text
+    from smallthinker.memory_plan import parse_size
+    from smallthinker.router.trace import load_trace
+
+    trace = load_trace(args.trace)
+    most, k = trace.layers * trace.experts, trace.experts_per_token
+    slots = args.slots or [parse_size(size) // trace.record_bytes for size in args.memory or ()]
+    slots = slots or [max(most * percent // 100, k) for percent in (10, 25, 34, 50, 75)]
+    few = next((n for n in slots if n < k), None)
+    if few is not None:
+        raise RequestError(
+            f"slots: expected at least {k}, the experts of one token in one layer, found {few}; "
+            f"give at least {k * trace.record_bytes} bytes"
+        )
+    replays, done = [], 0
+    with _ProgressBar("replaying", "run") as progress:
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            progress(done, len(slots) * (len(POLICIES) + 1), "runs")
+
+        for n in slots:
+            replays.append(replay(trace.ids, trace.probs, n, count))
+    print(json.dumps(replay_facts(trace, replays)) if args.json else replay_text(trace, replays))
     return 0
 
 
@@ -332,19 +450,20 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 class _ProgressBar:
-    """A bar on stderr for work that is counted in bytes; nothing where stderr is not a terminal."""
+    """A bar on stderr for work that takes longer than two seconds; nothing where stderr is not a terminal."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, unit: str = "B") -> None:
+        self._what, self._unit = what, unit
 
     def __enter__(self) -> Progress:
         from tqdm import tqdm
 
-        self._bar = tqdm(desc=self._what, unit="B", unit_scale=True, unit_divisor=1024, disable=None, delay=0.5)
+        scaled = self._unit == "B"
+        self._bar = tqdm(desc=self._what, unit=self._unit, unit_scale=scaled, unit_divisor=1024, disable=None, delay=2)
 
-        def progress(done_bytes: int, total_bytes: int, what: str) -> None:
-            self._bar.total = total_bytes
-            self._bar.update(done_bytes - self._bar.n)
+        def progress(done: int, total: int, what: str) -> None:
+            self._bar.total = total
+            self._bar.update(done - self._bar.n)
 
         return progress
 

@@ -20,7 +20,7 @@ import psutil
 from smallthinker import _kernels
 from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
 from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind
-from smallthinker.cache.policies import LRU
+from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.errors import ContextLengthError, RequestError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.queues import open_queue
@@ -30,6 +30,7 @@ from smallthinker.layers import LOOK_AHEAD, Decoder, never
 from smallthinker.lossy_head import DEFAULT_THRESHOLD, HeadPredictor, LossyHead
 from smallthinker.memory_plan import CHUNKS, MIB, choose_context, parse_size, plan_memory, slots_at
 from smallthinker.profile import Clocks, KernelTime, Stopwatch
+from smallthinker.router.exact import Route
 from smallthinker.tokenizer import Tokenizer
 
 # From a cold page cache, a start pulls in file pages that are never mapped, and the kernel's own tables count too; all
@@ -106,7 +107,9 @@ class Engine:
             self._queue = open_queue(reader, store, slots)
             resources.callback(self._queue.close)
             self.threads = threads or host.physical_cores()
-            self.experts = ExpertCache(slots, self._queue, LRU(), self.config.moe_num_primary_experts)
+            layers, experts = self.config.num_hidden_layers, self.config.moe_num_primary_experts
+            policy = DEFAULT_POLICY(layers, experts, self.config.moe_num_active_primary_experts)
+            self.experts = ExpertCache(slots, self._queue, policy, experts)
             self.kv = KVCache(self.config, self.plan.context, self.plan.chunk, kv)
             self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa
@@ -177,10 +180,26 @@ class Engine:
     def all_logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits [T, V] at every position of a fresh sequence, for evaluation."""
         self.check_fits(len(tokens), 0)
-        self.kv.rewind(0)
-        self._tokens = []
+        self.forget()
         chunks = [tokens[at : at + self.plan.chunk] for at in range(0, len(tokens), self.plan.chunk)]
         return np.concatenate([self._decoder.forward(chunk, all_logits=True) for chunk in chunks])
+
+    def forget(self) -> None:
+        """Empty the context: the next prefill computes every token."""
+        self.kv.rewind(0)
+        self._tokens = []
+
+    def observe(self, observer: Callable[[int, npt.NDArray[np.float32], Route], None] | None) -> None:
+        """Call `observer(layer, x [T, d], route)` at each layer from now on, before it computes; None ends that.
+
+        x is the engine's own memory, to be copied if kept and never written to.
+        """
+        self._decoder.observer = observer
+
+    def router_weights(self, layer: int) -> npt.NDArray[np.float32]:
+        """The router's matrix [E, d] of a layer."""
+        packed: npt.NDArray[Any] = self.store.dense(f"layers.{layer}.router")
+        return _kernels.unpack("f32", "tiles", packed, self.config.moe_num_primary_experts, self.config.hidden_size)
 
     def _step(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> npt.NDArray[np.float32]:
         with self._computing:

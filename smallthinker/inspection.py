@@ -1,8 +1,13 @@
-"""A store's description as lines for people. Knows nothing about how the facts were gathered (expert_store.inspect)."""
+"""A store's description, and a trace's replay, as lines for people. Knows nothing about how the facts were gathered
+(expert_store.inspect, cache.replay).
+"""
 
 from __future__ import annotations
 
 from typing import Any
+
+from smallthinker.cache.replay import Replay
+from smallthinker.router.trace import Trace
 
 MIB = 1 << 20
 
@@ -29,6 +34,39 @@ def inspection_text(facts: dict[str, Any]) -> str:
         "on disk": f"{_mib(sizes['total'])}: {files}",
     }
     return "\n".join([facts["path"], *(f"  {name:<12}{value}" for name, value in rows.items())])
+
+
+def replay_facts(trace: Trace, replays: list[Replay]) -> dict[str, Any]:
+    """For JSON. Hit rates and recovered shares from 0 to 1; recovered is null where LRU hits as much as the optimum."""
+    sizes = [
+        {
+            "slots": of.slots,
+            "bytes": of.slots * trace.record_bytes,
+            "optimum": of.optimum,
+            "hit_rates": of.hit_rates,
+            "recovered": {name: of.recovered(name) for name in of.hit_rates},
+        }
+        for of in replays
+    ]
+    return {"model": trace.model, "tokens": trace.tokens, "experts": trace.layers * trace.experts, "sizes": sizes}
+
+
+def replay_text(trace: Trace, replays: list[Replay]) -> str:
+    """A row for each policy and a column for each number of slots."""
+    experts = trace.layers * trace.experts
+    rows = [["slots"], ["of all experts"], ["memory"]]
+    for of in replays:
+        rows[0].append(str(of.slots))
+        rows[1].append(f"{of.slots / experts:.0%}")
+        rows[2].append(f"{of.slots * trace.record_bytes / MIB:,.1f} MiB")
+    for name in replays[0].hit_rates:
+        rows.append([name])
+        for of in replays:
+            gained = of.recovered(name)
+            rows[-1].append(f"{of.hit_rates[name]:.1%}" + ("" if gained is None else f" ({gained:.0%})"))
+    rows.append(["optimum", *(f"{of.optimum:.1%}" for of in replays)])
+    title = f"hit rates of {trace.tokens} tokens of {trace.model} (part of the way from lru to the optimum)"
+    return "\n".join([title, *(f"{row[0]:<15}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in rows)])
 
 
 def _mib(size: int) -> str:

@@ -59,6 +59,8 @@ class Decoder:
         self.experts, self.kv, self.pool, self.prefetch = experts, kv, pool, prefetch
         self.lossy_head = lossy_head
         self.live_neurons = self.neurons = 0
+        # sees each layer's input x [T, d] and its route before anything is computed; must not change them
+        self.observer: Callable[[int, Floats, Route], None] | None = None
         self.dense: dict[str, npt.NDArray[Any]] = {name: store.dense(name) for name in store.dense_names()}
         self.router = ExactRouter(
             pool,
@@ -121,7 +123,7 @@ class Decoder:
         for layer in range(self.config.num_hidden_layers):
             if cancelled():
                 raise CancelledError("cancelled")
-            if len(ids) == 1:
+            if len(ids) == 1 and self.observer is None:
                 self._layer_of_token(layer, x, normed, start, cos, sin, weights)
             else:
                 self._layer_of_chunk(layer, x, normed, start, cos, sin)
@@ -168,6 +170,8 @@ class Decoder:
         """One layer for x [T, d], in place."""
         attend = self.attention[layer].forward
         route = self.router.route(layer, x)
+        if self.observer is not None:
+            self.observer(layer, x, route)
         if not self.prefetch:
             attend(x, start, cos, sin, normed)
         pairs, ticket = self._request(layer, route)
@@ -183,7 +187,9 @@ class Decoder:
     def _request(self, layer: int, route: Route) -> tuple[list[list[int]], Ticket]:
         """The pairs of each expert that is asked for (see ExpertWork), and the ticket."""
         work = plan_reads(group_by_expert(route.ids), lambda expert: self.experts.is_resident(layer, expert))
-        return [entry.pairs for entry in work], self.experts.request(layer, [entry.expert for entry in work])
+        pairs = [entry.pairs for entry in work]
+        ticket = self.experts.request(layer, [entry.expert for entry in work], list(map(len, pairs)), len(route.ids))
+        return pairs, ticket
 
     def _rope_angles(self, start: int, tokens: int) -> tuple[Floats, Floats]:
         cos = np.empty((tokens, self.config.head_dim // 2), np.float32)

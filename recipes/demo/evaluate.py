@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from smallthinker.engine import Engine
+from smallthinker.router.exact import Route
 
 CONTEXT, STRIDE = 1024, 512
 
@@ -32,16 +33,11 @@ class UseCounter:
         config = engine.config
         self.counts = np.zeros((config.num_hidden_layers, config.moe_num_primary_experts), np.int64)
         self.tokens = 0
-        router = engine._decoder.router
-        route = router.route
+        engine.observe(self._count)
 
-        def counting(layer: int, x: np.ndarray) -> object:
-            found = route(layer, x)
-            self.counts[layer] += np.bincount(found.ids.ravel(), minlength=self.counts.shape[1])
-            self.tokens += len(x) if layer == 0 else 0
-            return found
-
-        router.route = counting  # type: ignore[method-assign, assignment]
+    def _count(self, layer: int, x: np.ndarray, route: Route) -> None:
+        self.counts[layer] += np.bincount(route.ids.ravel(), minlength=self.counts.shape[1])
+        self.tokens += len(x) if layer == 0 else 0
 
     def shares(self) -> np.ndarray:
         """The share of tokens that use each expert, all layers, ascending."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from smallthinker.config import ModelConfig
 from smallthinker.errors import ConfigError
 from smallthinker.expert_store.byte_tokenizer import byte_tokenizer_files
 from smallthinker.expert_store.checkpoint import Checkpoint
+from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.format import QUANTS, Quant
 from smallthinker.expert_store.published import PUBLISHED
 from smallthinker.expert_store.store import Store
@@ -121,3 +123,57 @@ def test_ids_without_a_token_decode_to_nothing() -> None:
 def test_a_vocabulary_too_small_for_bytes_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"vocab_size: expected at least 259"):
         tokenizer(vocab_size=200, eos_token_id=[198, 199])
+
+
+def unpacked(store: Store, name: str) -> np.ndarray:
+    spec = store.dense_spec(name)
+    assert spec.quant is not None
+    return _kernels.unpack(spec.quant, "tiles", store.dense(name).copy(), *spec.shape)
+
+
+@pytest.mark.parametrize("quant", QUANTS)
+def test_a_skew_rides_on_a_coordinate_that_no_layer_touches(tiny_config: Path, tmp_path: Path, quant: Quant) -> None:
+    store = Store.open(synth(str(tiny_config), tmp_path / "store", quant, skew=1.3))
+    embedding = unpacked(store, "embed_tokens")
+    assert len(set(embedding[:, 0].tolist())) == 1 and embedding[0, 0] > 0
+    assert np.std(embedding[:, 1]) > 0
+    raw = store.experts_file.path.read_bytes()
+    hidden, ffn = store.config.hidden_size, store.config.moe_ffn_hidden_size
+    _, start, stop = _kernels.record_sections(quant, hidden, ffn)
+    stop = start + _kernels.packed_bytes(quant, "rows", ffn, hidden)
+    for layer in range(store.config.num_hidden_layers):
+        output = unpacked(store, f"layers.{layer}.o_proj")
+        assert not output[0].any() and output[1:].any(1).all()
+        bias = unpacked(store, f"layers.{layer}.router")[:, 0] * embedding[0, 0]
+        assert bias.mean() == pytest.approx(0, abs=1e-6)
+    for index in range(store.num_experts):
+        record = np.frombuffer(raw, np.uint8, store.record_bytes, store.record_offset(index))
+        down = _kernels.unpack(quant, "rows", record[start:stop].copy(), ffn, hidden)
+        assert not down[:, 0].any() and down[:, 1:].any(0).all()
+
+
+def test_a_skewed_checkpoint_converts_to_the_same_biases_as_a_skewed_store(tiny_config: Path, tmp_path: Path) -> None:
+    direct = Store.open(synth(str(tiny_config), tmp_path / "direct", "f16", 5, skew=2))
+    checkpoint = synth(str(tiny_config), tmp_path / "checkpoint", "none", 5, skew=2)
+    converted = Store.open(convert(checkpoint, tmp_path / "converted", "f16"))
+    biases = [
+        unpacked(store, "layers.1.router")[:, 0] * unpacked(store, "embed_tokens")[0, 0]
+        for store in (direct, converted)
+    ]
+    assert biases[1] == pytest.approx(biases[0], rel=0.02)
+    assert not unpacked(converted, "layers.1.o_proj")[0].any()
+
+
+def test_without_skew_the_bytes_are_those_that_earlier_versions_wrote(tiny_config: Path, tmp_path: Path) -> None:
+    path = synth(str(tiny_config), tmp_path / "store", "q4_0", 3)
+    crcs = []
+    for name in ("dense.safetensors", "experts.safetensors"):
+        raw = (path / name).read_bytes()
+        crcs.append(zlib.crc32(raw[8 + int.from_bytes(raw[:8], "little") :]))
+    assert crcs == [0x25C2CD66, 0x5FE46279]
+
+
+@pytest.mark.parametrize("skew", [-0.1, 17.0, float("nan"), float("inf")])
+def test_a_skew_without_meaning_is_refused(tiny_config: Path, tmp_path: Path, skew: float) -> None:
+    with pytest.raises(ConfigError, match="skew: expected a number from 0 to 16, found"):
+        synth(str(tiny_config), tmp_path / "store", "q4_0", skew=skew)

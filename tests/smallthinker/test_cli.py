@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -251,3 +252,70 @@ def test_a_profile_says_where_the_time_went_after_the_answer_and_in_the_figures(
     chat = smallthinker("chat", *options, stdin="Once\n")
     assert chat.returncode == 0
     assert "Python" in chat.stderr and "Python" not in chat.stdout
+
+
+def test_synth_says_how_uneven_the_routing_is_that_it_made(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(tiny_config(**HYBRID_ATTENTION).to_dict()))
+    result = smallthinker("synth", config, tmp_path / "store", "--skew", "1.3")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"512 random tokens: \d+ % of the experts used by under 14 % of the tokens", result.stdout)
+    result = smallthinker("synth", config, tmp_path / "checkpoint", "--quant", "none", "--skew", "1.3")
+    assert "not measured" in result.stdout
+    assert_one_clear_error(smallthinker("synth", config, tmp_path / "x", "--skew", "-1"), "skew", "0 to 16")
+
+
+def test_a_trace_of_a_text_says_what_it_holds(tmp_path: Path) -> None:
+    text, trace = tmp_path / "text", tmp_path / "trace"
+    text.write_text("Once upon a time there was a house. " * 10)
+    result = smallthinker("trace", "--text", text, "-o", trace, "--tokens", "50", "--json")
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert (facts["tokens"], facts["layers"], facts["experts"], facts["experts_per_token"]) == (50, 8, 32, 4)
+    assert facts["file_bytes"] == trace.stat().st_size
+    assert 0 <= facts["repeated"] <= 1
+    assert_one_clear_error(smallthinker("trace", "--text", text, "-o", trace), "exists already", "--force")
+    result = smallthinker("trace", "--text", text, "-o", trace, "--force")
+    assert "of the experts used by under 14 % of the tokens" in result.stdout
+
+
+def test_a_trace_of_nothing_is_one_clear_error(tmp_path: Path) -> None:
+    empty, latin = tmp_path / "empty", tmp_path / "latin"
+    empty.write_text("")
+    latin.write_bytes("café".encode("latin-1"))
+    out = tmp_path / "trace"
+    assert_one_clear_error(smallthinker("trace", "--text", empty, "-o", out), "at least one token")
+    assert_one_clear_error(smallthinker("trace", "--text", latin, "-o", out), "UTF-8", "byte 3")
+    assert_one_clear_error(smallthinker("trace", "--text", tmp_path / "none", "-o", out), "No such file")
+    assert_one_clear_error(smallthinker("trace", "--text", empty, "-o", out, "--tokens", "0"), "--tokens")
+    assert_one_clear_error(smallthinker("trace", "--text", latin.parent, "-o", out), "directory")
+
+
+def test_a_replay_compares_policies_with_the_optimum(tmp_path: Path) -> None:
+    text, trace = tmp_path / "text", tmp_path / "trace"
+    text.write_text("The sea was calm, and nobody spoke. " * 5)
+    assert smallthinker("trace", "--text", text, "-o", trace, "--tokens", "40").returncode == 0
+    result = smallthinker("cache-sim", trace, "--slots", "32", "64", "--json")
+    assert result.returncode == 0, result.stderr
+    facts = json.loads(result.stdout)
+    assert (facts["tokens"], facts["experts"]) == (40, 256)
+    for size in facts["sizes"]:
+        assert 0 <= max(size["hit_rates"].values()) <= size["optimum"] <= 1
+        assert size["recovered"]["lru"] == 0
+    table = smallthinker("cache-sim", trace, "--memory", "1MiB", "4MiB").stdout.splitlines()
+    assert [row.split()[0] for row in table[1:]] == [
+        "slots", "of", "memory", "lru", "lfu", "lrfu", "frequency", "router", "optimum"
+    ]  # fmt: skip
+    assert len(smallthinker("cache-sim", trace).stdout.splitlines()[1].split()) == 6
+
+
+def test_a_replay_of_something_else_is_one_clear_error(tmp_path: Path) -> None:
+    text, trace = tmp_path / "text", tmp_path / "trace"
+    text.write_text("x" * 5000)
+    assert_one_clear_error(smallthinker("cache-sim", text), "length of the header", str(text))
+    assert_one_clear_error(smallthinker("cache-sim", tmp_path / "none"), "No such file")
+    text.write_text("The sea")
+    assert smallthinker("trace", "--text", text, "-o", trace).returncode == 0
+    assert_one_clear_error(smallthinker("cache-sim", trace, "--slots", "3"), "at least 4", "found 3")
+    assert_one_clear_error(smallthinker("cache-sim", trace, "--memory", "1KiB"), "at least 4", "found 0", "bytes")
+    assert_one_clear_error(smallthinker("cache-sim", trace, "--memory", "lots"), "lots")

@@ -1,0 +1,57 @@
+"""How uneven a synthetic model's use of its experts is: a bias per expert, in proportion to what tokens make of it.
+
+Owns the numbers: which bias each router row has, and how large the residual stream is in each layer. The bias rides on
+one coordinate of the residual stream, the first: every token's embedding has the same value there, no attention and no
+expert adds to it, and each router row weighs it as its expert's bias demands. So the bias is the same for all tokens
+in every layer, and takes one dimension. Knows nothing about packed bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from smallthinker.config import ModelConfig
+
+COORDINATE = 0
+"""The dimension that carries the bias: column of the embedding and of the routers, row of o_proj and of down."""
+
+_TOKENS = 256
+
+
+def router_spreads(
+    config: ModelConfig, skew: float, embedding_std: float, router_gain: float, expert_gain: float, noise: bytes
+) -> list[float]:
+    """Per layer, the standard deviation over tokens of a router's logit, for a bias of `skew` times that.
+
+    Gains are standard deviations of outputs for inputs of 1: of a router, of one expert. What a layer adds depends on
+    how sharply the router weighs its experts, so the layers are gone through with normal logits made of `noise`, one
+    byte for each of 256 tokens and each expert. Attention adds too little to count.
+    """
+    experts, k = config.moe_num_primary_experts, config.moe_num_active_primary_experts
+    normal = np.array([NormalDist().inv_cdf((byte + 0.5) / 256) for byte in range(256)])
+    of_tokens = normal[np.frombuffer(noise, np.uint8)].reshape(_TOKENS, experts)
+    biases = skew * normal_biases(experts)
+    variance, spreads = embedding_std**2, []
+    for _ in range(config.num_hidden_layers):
+        spread = router_gain * math.sqrt(variance)
+        chosen = -np.sort(-spread * (of_tokens + biases), axis=1)[:, :k]
+        gates = np.exp(chosen - chosen[:, :1]) if config.gating == "softmax" else 1 / (1 + np.exp(-chosen))
+        weights = gates / gates.sum(1, keepdims=True)
+        variance += expert_gain**2 * float((weights**2).sum(1).mean())
+        spreads.append(spread)
+    return spreads
+
+
+def noise_bytes(config: ModelConfig) -> int:
+    """How many bytes of noise `router_spreads` takes."""
+    return _TOKENS * config.moe_num_primary_experts
+
+
+def normal_biases(experts: int) -> npt.NDArray[np.float64]:
+    """Quantiles of a normal distribution, ascending, scaled to a standard deviation of 1; zero for a lone expert."""
+    quantiles = np.array([NormalDist().inv_cdf((i + 0.5) / experts) for i in range(experts)])
+    return quantiles / (quantiles.std() or 1.0)

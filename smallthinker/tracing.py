@@ -1,0 +1,106 @@
+"""Records which experts an engine's router asks for, and what it thinks of the others.
+
+Owns the way from token ids to a Trace. Knows nothing about trace files or tokenizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from smallthinker.config import ModelConfig
+from smallthinker.engine import Engine
+from smallthinker.errors import RequestError
+from smallthinker.expert_store.format import CONFIG_FILE
+from smallthinker.expert_store.progress import Progress, silent
+from smallthinker.router.exact import Route
+from smallthinker.router.trace import RARELY, Trace, Usage, ids_dtype, usage
+
+# One chunk, so that each expert is read once however few slots there are; 21B then takes seconds and little memory.
+RANDOM_TOKENS = 512
+RANDOM_SLOTS = 16
+
+Floats = npt.NDArray[np.float32]
+
+
+def gate_values(logits: Floats, gating: str) -> Floats:
+    """Router logits [T, E] -> the gate values of all experts, in place: softmax over E, or each one's sigmoid."""
+    if gating == "softmax":
+        logits -= logits.max(1, keepdims=True)
+        np.exp(logits, out=logits)
+        logits /= logits.sum(1, keepdims=True)
+        return logits
+    np.exp(-np.clip(logits, -80, 80, out=logits), out=logits)
+    logits += 1
+    return np.reciprocal(logits, out=logits)
+
+
+def record(engine: Engine, sequences: Sequence[Sequence[int]], progress: Progress | None = None) -> Trace:
+    """The routing of token sequences, each begun with an empty context and at most the planned context long.
+
+    Raises RequestError without any token, and what `Engine.prefill` raises.
+    """
+    config, done = engine.config, progress or silent
+    sequences = [sequence for sequence in sequences if sequence]
+    total = sum(map(len, sequences))
+    if total == 0:
+        raise RequestError("trace: expected at least one token, found none; give a text that is not empty")
+    layers, experts, k = (
+        config.num_hidden_layers,
+        config.moe_num_primary_experts,
+        config.moe_num_active_primary_experts,
+    )
+    ids = np.empty((total, layers, k), ids_dtype(experts))
+    probs = np.empty((total, layers, experts), np.float16)
+    routers = [engine.router_weights(layer) for layer in range(layers)]
+    at = 0
+
+    def observe(layer: int, x: Floats, route: Route) -> None:
+        nonlocal at
+        ids[at : at + len(x), layer] = route.ids
+        probs[at : at + len(x), layer] = gate_values(x @ routers[layer].T, config.gating)
+        if layer == layers - 1:
+            at += len(x)
+            done(at, total, "tokens")
+
+    engine.observe(observe)
+    try:
+        for sequence in sequences:
+            engine.forget()
+            engine.prefill(sequence)
+    finally:
+        engine.observe(None)
+    starts = np.cumsum([0, *map(len, sequences)], dtype=np.int64)[:-1]
+    return Trace(ids, probs, starts, engine.store.record_bytes, engine.store.path.resolve().name)
+
+
+def split(tokens: Sequence[int], longest: int) -> list[Sequence[int]]:
+    """Sequences of at most `longest` tokens, in order."""
+    return [tokens[at : at + longest] for at in range(0, len(tokens), longest)]
+
+
+def random_usage(path: Path, seed: int, progress: Progress | None = None) -> tuple[int, Usage]:
+    """How a store's router uses the experts for random tokens -> how many tokens there were, and the figures.
+
+    Raises a SmallThinkerError where the store can't be run, MemoryBudgetError above all.
+    """
+    config = ModelConfig.from_json(path / CONFIG_FILE)
+    n = min(RANDOM_TOKENS, config.max_position_embeddings)
+    slots = max(RANDOM_SLOTS, config.moe_num_active_primary_experts)
+    tokens = np.random.default_rng(seed).integers(config.vocab_size, size=n).tolist()
+    with Engine(path, context=n, chunk=n, max_slots=slots) as engine:
+        trace = record(engine, [tokens], progress)
+    return n, usage(trace.ids, trace.starts, trace.experts)
+
+
+def usage_text(use: Usage) -> str:
+    text = (
+        f"{use.rarely_used:.0%} of the experts used by under {RARELY:.0%} of the tokens, the top quarter by "
+        f"{use.top_quarter:.0%} (even: {use.even:.1%})"
+    )
+    if use.repeated is not None:
+        text += f"; {use.repeated:.0%} of a token's experts in common with the token before"
+    return text.replace("%", " %")

@@ -1,0 +1,193 @@
+"""Eviction policies: books that are right, victims that may go, and the order that each is named for."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smallthinker.cache.policies import LFU, LRFU, LRU, POLICIES, Frequency, RouterFrequency
+from smallthinker.cache.replay import hits
+
+LAYERS, EXPERTS, K = 3, 5, 2
+N = LAYERS * EXPERTS
+keys = st.integers(0, N - 1)
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("insert"), keys),
+        st.tuples(st.just("remove"), keys),
+        st.tuples(st.just("use"), st.integers(0, LAYERS - 1), st.sets(st.integers(0, EXPERTS - 1))),
+        st.tuples(
+            st.just("chunk"), st.integers(0, LAYERS - 1), st.sets(st.integers(0, EXPERTS - 1)), st.integers(1, 9)
+        ),
+        st.tuples(st.just("observe"), st.integers(0, LAYERS - 1), st.integers(0, 99)),
+        st.tuples(st.just("step"), st.integers(1, 2000)),
+        st.tuples(st.just("victim"), st.sets(keys), st.integers(0, LAYERS - 1)),
+        st.tuples(st.just("clear")),
+    ),
+    max_size=40,
+)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(operations=operations)
+def test_a_victim_is_resident_and_never_pinned_whatever_happened(name: str, operations: list[tuple]) -> None:
+    policy, resident = POLICIES[name](LAYERS, EXPERTS, K), set[int]()
+    for operation, *rest in operations:
+        if operation == "insert":
+            policy.insert(rest[0])
+            resident.add(rest[0])
+        elif operation == "remove" and rest[0] in resident:
+            policy.remove(rest[0])
+            resident.remove(rest[0])
+        elif operation == "remove":
+            with pytest.raises(KeyError):
+                policy.remove(rest[0])
+        elif operation == "use":
+            policy.use(rest[0], [rest[0] * EXPERTS + expert for expert in rest[1]])
+        elif operation == "chunk":
+            layer, experts, tokens = rest
+            counts = [1 + expert % tokens for expert in experts]
+            policy.use(layer, [layer * EXPERTS + expert for expert in experts], counts, tokens)
+        elif operation == "observe":
+            policy.observe(rest[0], np.random.default_rng(rest[1]).random(EXPERTS, np.float32))
+        elif operation == "step":
+            policy.step(rest[0])
+        elif operation == "victim":
+            victim = policy.victim(rest[0], rest[1])
+            assert victim in resident - rest[0] if resident - rest[0] else victim is None
+        elif operation == "clear":
+            policy.clear()
+            resident.clear()
+        state = policy.state()
+        assert state.shape == (N,) and state.dtype == np.float32
+        assert (state >= 0).all() and (state <= 1).all()
+        assert policy.score(N - 1) == pytest.approx(state[N - 1], abs=1e-6)
+
+
+@given(seed=st.integers(0, 999), slots=st.integers(K, N))
+def test_lru_hits_as_the_textbook_says(seed: int, slots: int) -> None:
+    ids = random_routing(seed, tokens=30)
+    order: OrderedDict[int, None] = OrderedDict()
+    found = 0
+    for token in ids.tolist():
+        for layer, experts in enumerate(token):
+            wanted = [layer * EXPERTS + expert for expert in experts]
+            missing = [key for key in wanted if key not in order]
+            found += K - len(missing)
+            for key in wanted:
+                if key in order:
+                    order.move_to_end(key)
+            for key in missing:
+                if len(order) == slots:
+                    del order[next(old for old in order if old not in wanted)]
+                order[key] = None
+    assert hits(LRU(LAYERS, EXPERTS, K), ids, None, slots) == found
+
+
+def random_routing(seed: int, tokens: int) -> np.ndarray:
+    """ids [T, L, k] of a skewed routing in which every expert occurs."""
+    rng = np.random.default_rng(seed)
+    taste = rng.normal(size=(LAYERS, EXPERTS)) + rng.normal(size=(tokens, LAYERS, EXPERTS))
+    ids = np.argsort(-taste, 2)[:, :, :K]
+    ids[0, 0, 0], ids[0, 0, 1] = EXPERTS - 1, 0
+    return ids
+
+
+@pytest.mark.parametrize("policy", [LFU, LRFU, Frequency, RouterFrequency])
+def test_what_is_used_more_often_stays(policy: type) -> None:
+    p = policy(1, 4, 1)
+    for key in range(4):
+        p.insert(key)
+    for at in range(40):
+        p.use(0, [(0, 1, 1, 2, 0, 1, 3, 1, 0, 2)[at % 10]])
+        p.step()
+    assert p.victim([], 0) == 3
+    assert p.victim({3}, 0) == 2
+    assert p.score(1) > p.score(0) > p.score(3)
+
+
+@pytest.mark.parametrize("policy", [LFU, LRFU, Frequency, RouterFrequency])
+def test_a_new_favourite_replaces_an_old_one_in_time(policy: type) -> None:
+    p = policy(1, 2, 1)
+    p.insert(0)
+    p.insert(1)
+    for key, tokens in ((0, 500), (1, 1000)):
+        for _ in range(tokens):
+            p.use(0, [key])
+            p.step()
+        assert p.victim([], 0) == 1 - key
+
+
+def test_of_equally_used_experts_the_one_of_the_layer_just_served_goes() -> None:
+    p = Frequency(4, 2, 1)
+    for layer in range(4):
+        p.insert(2 * layer)
+    for _ in range(5):
+        for layer in range(4):
+            p.use(layer, [2 * layer])
+        p.step()
+    assert [p.victim([], layer) for layer in range(4)] == [0, 2, 4, 6]
+    assert p.victim([4, 6], 3) == 2  # then the layer before, which comes last of the others
+
+
+def test_lru_keeps_nothing_of_a_cycle_that_is_too_long_and_frequency_does() -> None:
+    ids = np.tile(np.arange(4) % 2, (20, 1))[:, :, None]  # every token uses one expert in each of 4 layers
+    assert hits(LRU(4, 2, 1), ids, None, 3) == 0
+    assert hits(Frequency(4, 2, 1), ids, None, 3) >= 19 * 2
+
+
+def test_a_chunk_counts_each_expert_as_often_as_tokens_chose_it() -> None:
+    one_by_one, at_once = Frequency(1, 3, 1), Frequency(1, 3, 1)
+    for p in (one_by_one, at_once):
+        for _ in range(200):  # past the first tokens, which count for more
+            p.use(0, [0])
+            p.step()
+    for key in (0, 1, 1, 1):
+        one_by_one.use(0, [key])
+        one_by_one.step()
+    at_once.use(0, [0, 1], [1, 3], 4)
+    at_once.step(4)
+    assert at_once.state() == pytest.approx(one_by_one.state(), abs=0.001)
+
+
+def test_the_routers_order_of_experts_that_were_not_chosen_is_learned_from() -> None:
+    p = RouterFrequency(1, 8, 2)
+    for _ in range(30):
+        p.use(0, [0, 1])
+        p.observe(0, np.array([9, 8, 7, 1, 2, 3, 4, 5], np.float32) / 10)
+        p.step()
+    assert p.score(0) > p.score(2) > p.score(7) > p.score(3)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_what_one_run_learned_another_begins_with(name: str) -> None:
+    first, second = (POLICIES[name](1, 4, 1) for _ in range(2))
+    for key in (2, 0, 1, 1, 3, 3, 3, 3):
+        first.use(0, [key])
+        first.step()
+    second.restore(first.state())
+    for p in (first, second):
+        for key in range(4):
+            if name == "lru":
+                p.use(0, [(2, 0, 1, 3)[key]])  # an insertion is a use
+            p.insert((2, 0, 1, 3)[key])
+    assert second.victim([], 0) == first.victim([], 0)
+    assert second.score(3) > second.score(0)
+    for bad in (np.zeros(3, np.float32), np.full(4, np.nan, np.float32)):
+        with pytest.raises(ValueError, match="state: expected 4 finite numbers"):
+            second.restore(bad)
+
+
+def test_learning_survives_a_cleared_cache() -> None:
+    p = Frequency(1, 2, 1)
+    for _ in range(20):
+        p.use(0, [1])
+        p.step()
+    before = p.state()
+    p.clear()
+    assert p.victim([], 0) is None
+    assert np.array_equal(p.state(), before)
