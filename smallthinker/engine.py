@@ -24,7 +24,7 @@ from smallthinker.cache.policies import LRU
 from smallthinker.errors import ContextLengthError, RequestError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.io_thread import IoThread
-from smallthinker.expert_store.readers import open_reader
+from smallthinker.expert_store.readers import open_reader, reading_bytes
 from smallthinker.expert_store.store import Store
 from smallthinker.huge_pages import HugePages
 from smallthinker.layers import Decoder, never
@@ -97,7 +97,7 @@ class Engine:
                 kv=kv,
                 dense_bytes=store.dense_bytes + (predictor.packed_bytes if predictor is not None else 0),
                 record_bytes=store.record_bytes,
-                io_bytes=IO_WORKERS * store.record_bytes,  # the map's pages, until they are dropped behind the copy
+                io_bytes=IO_WORKERS * reading_bytes(store),
                 interpreter_bytes=before_tokenizer + LIBRARY_PAGES_BYTES,
                 tokenizer_bytes=resident - before_tokenizer,
                 chunks=CHUNKS if chunk is None else (chunk,),
