@@ -95,7 +95,7 @@ def test_an_inspection_counts_what_was_compressed(compressed_store: Path, tiny_s
 
 @pytest.mark.parametrize("quant", ["q4_0", "q8_0", "f16"])
 def test_the_engine_gives_the_same_bits_with_and_without_compression(tmp_path: Path, quant: str) -> None:
-    config = model_config(hidden_size=128, moe_ffn_hidden_size=512)  # records of many pages, so that each saves some
+    config = model_config(hidden_size=256, moe_ffn_hidden_size=512)  # each record saves a page or more
     plain, _ = make_store(config, tmp_path, quant)
     small = convert(tmp_path / "checkpoint", tmp_path / "small", quant, compress=1)
     assert describe(Store.open(small))["experts"]["compressed"] == config.num_experts_total

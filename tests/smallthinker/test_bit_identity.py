@@ -1,5 +1,5 @@
-"""The first promise: tokens and logits are the same bits whatever the memory, reader, compression, prefetch, chunking or
-threads."""
+"""The first promise: tokens and logits are the same bits whatever the memory, reader, compression, prefetch, chunking
+or threads."""
 
 from __future__ import annotations
 
