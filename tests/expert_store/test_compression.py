@@ -15,6 +15,7 @@ from models import make_store
 from models import tiny_config as model_config
 from test_hostile_files import join, refused, rewrite, split
 
+from smallthinker.cli import main
 from smallthinker.engine import Engine
 from smallthinker.errors import ConfigError, StoreFormatError, StoreReadError
 from smallthinker.expert_store import host
@@ -91,6 +92,22 @@ def test_an_inspection_counts_what_was_compressed(compressed_store: Path, tiny_s
     assert facts["experts"]["compression_ratio"] == sum(sizes) / facts["bytes"]["experts"]
     plain = describe(Store.open(tiny_store))["experts"]
     assert (plain["compression"], plain["compressed"], plain["compression_ratio"]) == (None, 0, 1.0)
+
+
+def test_the_command_line_compresses_on_request_and_says_what_came_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_store(model_config(moe_ffn_hidden_size=64), tmp_path)
+    checkpoint = str(tmp_path / "checkpoint")
+    for name, options in (("plain", []), ("default", ["--compress"]), ("one", ["--compress", "1"])):
+        assert main(["convert", checkpoint, str(tmp_path / name), "--quant", "f16", *options]) == 0
+        assert Store.open(tmp_path / name).is_compressed == (name != "plain")
+    for name, expected in (("plain", "compression none"), ("one", "compression zstd, 24 of 24 experts")):
+        capsys.readouterr()
+        assert main(["inspect", str(tmp_path / name), "--verify"]) == 0
+        assert expected in capsys.readouterr().out
+    assert main(["convert", checkpoint, str(tmp_path / "no"), "--compress", "99"]) == 2
+    assert "level from 1 to 19, found 99" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("quant", ["q4_0", "q8_0", "f16"])

@@ -54,7 +54,7 @@ def test_every_way_to_run_gives_the_same_bits(
     everything, floor = parsed.num_experts_total, parsed.moe_num_active_primary_experts
     with tempfile.TemporaryDirectory() as folder:
         store, _ = make_store(parsed, Path(folder), quant)
-        # a record too small to save a page stays as it is, so mostly f16 is compressed; see test_compression.py
+        # what is too small to save a page stays as it is: only f16 of larger shapes is compressed; see test_compression
         small = convert(Path(folder) / "checkpoint", Path(folder) / "small", quant, compress=1)
 
         def run(compressed: bool = False, **options: Any) -> list[np.ndarray]:
