@@ -56,6 +56,7 @@ class ExpertCache:
         self._reading: dict[int, int] = {}  # record -> slot, for reads under way
         self._withdrawn: set[int] = set()  # of `_reading`: nobody wants them any more
         self._pinned: set[int] = set()  # records that the open ticket or a guess needs
+        self._serving: list[int] = []  # records that were found by `resident_slots`, and are computed now
         self._guesses: dict[int, _Guess] = {}  # by layer
         self._free = list(range(len(slots) - 1, -1, -1))
         self._lent: list[int] = []  # slots whose memory the system has
@@ -85,7 +86,7 @@ class ExpertCache:
     def resident_slots(self, layer: int, experts: Sequence[int]) -> list[int] | None:
         """The slots of a layer's experts if all are resident, counted as hits; None, and nothing counted, if not.
 
-        They stay until the next `request`. A ticket takes three times as long, which a step that misses nothing feels.
+        They stay until the next layer is asked for. A ticket takes three times as long, which a step that misses nothing feels.
         """
         if self._in_use:  # an interrupt struck while the books were being changed: the next request starts over
             return None
@@ -105,6 +106,7 @@ class ExpertCache:
             self._settle(layer, records)
             self._in_use = False
         self._used.append((layer, records))
+        self._serving = records
         return slots
 
     def request(
@@ -119,6 +121,7 @@ class ExpertCache:
         if self._in_use:  # an interrupt struck while the books were being changed
             self._recover()
         self._in_use = True
+        self._serving = []
         self._absorb(self._queue.poll())
         records = [layer * self._experts_per_layer + expert for expert in experts]
         self._tell_policy()
@@ -160,6 +163,7 @@ class ExpertCache:
         if self._in_use:
             self._recover()
         self._in_use = True
+        self._serving = []
         limit = min(max(limit, 1), len(self.slots))
         while self.limit < limit:
             self._free.append(self._lent.pop())
@@ -247,7 +251,7 @@ class ExpertCache:
         `layer`; None when every record is pinned, being read, or likelier to be wanted."""
         if self._free:
             return self._free.pop()
-        victim = self._policy.victim(self._pinned, layer)
+        victim = self._policy.victim(self._pinned.union(self._serving), layer)
         if victim is None or (likelihood < 1.0 and self._policy.score(victim) >= likelihood):
             return None
         self._policy.remove(victim)
@@ -260,6 +264,7 @@ class ExpertCache:
         self._queue.drain()
         self._policy.clear()
         self._used.clear()
+        self._serving = []
         self._slot_of.clear()
         self._reading.clear()
         self._withdrawn.clear()

@@ -48,18 +48,20 @@ def convert(
     quant: str,
     force: bool = False,
     progress: Progress | None = None,
+    compress: int | None = None,
 ) -> Path:
     """Convert the checkpoint in a folder into a store at `out`; returns its path.
 
     quant: q4_0, q8_0, f16 or f32 (exact, for tests). Stays under 1 GiB of memory for a model of any size. Routers and
-    norms are kept in float32. `force` replaces a store that is there, after the new one is whole.
-    Raises ConfigError (also for an unknown quantisation), CheckpointError, StoreWriteError.
+    norms are kept in float32. `force` replaces a store that is there, after the new one is whole. `compress` is a zstd
+    level, 1 to 19, for the experts.
+    Raises ConfigError (also for an unknown quantisation or level), CheckpointError, StoreWriteError.
     """
     kind = check_quant(quant)
     folder = Path(checkpoint)
     with Checkpoint(folder) as source:
         config = source.config
-        with StoreWriter(Path(out), config, kind, _small_files(folder), force, progress) as writer:
+        with StoreWriter(Path(out), config, kind, _small_files(folder), force, progress, compress=compress) as writer:
             for spec in writer.dense_specs:
                 writer.write_dense(spec, _dense_pieces(source, spec))
             records = iter(writer.expert_specs)

@@ -18,6 +18,8 @@ from smallthinker.expert_store.header import MAX_HEADER_BYTES, FileHeader, encod
 
 FORMAT_NAME = "smallthinker-store"
 FORMAT_VERSION = "1"
+COMPRESSED_VERSION = "2"  # of an experts file with compressed records: engines that knew only 1 refuse it
+COMPRESSION = "zstd"
 
 CONFIG_FILE = "config.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -151,11 +153,17 @@ def num_tensors(kind: Literal["dense", "experts"], config: ModelConfig) -> int:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a checked file: what it is, where it starts in the file (bytes) and its CRC-32."""
+    """A tensor of a checked file: what it is, where it starts in the file (bytes), what it takes there, and the CRC-32
+    of that. `nbytes` is less than the spec's where the tensor is compressed."""
 
     spec: TensorSpec
     offset: int
+    nbytes: int
     crc32: int
+
+    @property
+    def is_compressed(self) -> bool:
+        return self.nbytes < self.spec.nbytes
 
 
 @dataclass(frozen=True)
@@ -165,21 +173,32 @@ class StoreFile:
     path: Path
     quant: Quant
     engine_version: str
+    format_version: str
     data_start: int
     file_bytes: int
     tensors: tuple[StoredTensor, ...]
 
 
-def encode_store_header(specs: tuple[TensorSpec, ...], quant: Quant, engine_version: str, crcs: list[int]) -> bytes:
-    """Header bytes of a store file; the same length for any checksums."""
+def encode_store_header(
+    specs: tuple[TensorSpec, ...], quant: Quant, engine_version: str, crcs: list[int], sizes: list[int] | None = None
+) -> bytes:
+    """Header bytes of a store file; the same length for any checksums.
+
+    sizes: of compressed records in the file, at most those of `specs`; the length is the same for any of them too.
+    """
     metadata = {
         "format": FORMAT_NAME,
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if sizes is None else COMPRESSED_VERSION,
+        **({} if sizes is None else {"compression": COMPRESSION}),
         "quant": quant,
         "engine_version": engine_version,
         "crc32": " ".join(f"{crc:0{_CRC_DIGITS}x}" for crc in crcs),
     }
-    return encode_header(((spec.name, spec.dtype, spec.stored_shape) for spec in specs), metadata, RECORD_ALIGN)
+    whole = encode_header(((spec.name, spec.dtype, spec.stored_shape) for spec in specs), metadata, RECORD_ALIGN)
+    if sizes is None:
+        return whole
+    stored = ((spec.name, spec.dtype, (nbytes,)) for spec, nbytes in zip(specs, sizes, strict=True))
+    return encode_header(stored, metadata, len(whole))  # smaller numbers, so no more digits: it fits
 
 
 def read_store_file(path: Path, kind: Literal["dense", "experts"], config: ModelConfig) -> StoreFile:
@@ -189,7 +208,7 @@ def read_store_file(path: Path, kind: Literal["dense", "experts"], config: Model
     """
     count = num_tensors(kind, config)
     header = read_header(path, min(RECORD_ALIGN + count * _MAX_ENTRY_BYTES, MAX_HEADER_BYTES))
-    quant, version = _check_metadata(header)
+    quant, is_compressed = _check_metadata(header, kind)
     if len(header.tensors) != count:
         raise _missing_or_unknown(header, kind, config, quant, count)
     if header.data_start % RECORD_ALIGN:
@@ -201,19 +220,26 @@ def read_store_file(path: Path, kind: Literal["dense", "experts"], config: Model
         entry = header.tensors.get(spec.name)
         if entry is None:
             raise _missing_or_unknown(header, kind, config, quant, count)
-        expected = (spec.dtype, spec.stored_shape, offset)
-        if (entry.dtype, entry.shape, entry.start) != expected:
+        shape = entry.shape if is_compressed and _is_stored_shape(entry.shape, spec) else spec.stored_shape
+        if (entry.dtype, entry.shape, entry.start) != (spec.dtype, shape, offset):
+            pages = f", or fewer pages of {RECORD_ALIGN}," if is_compressed else ""
             raise fault(
                 path,
                 entry.start,
                 f"tensor '{spec.name}'",
-                f"{spec.dtype} {list(spec.stored_shape)} at byte {offset}",
+                f"{spec.dtype} {list(spec.stored_shape)}{pages} at byte {offset}",
                 f"{entry.dtype} {list(entry.shape)} at byte {entry.start}",
                 f"{CONFIG_FILE} and this file belong to different models: {_REMEDY}",
             )
-        tensors.append(StoredTensor(spec, offset, crc))
+        tensors.append(StoredTensor(spec, offset, entry.stop - entry.start, crc))
         offset = entry.stop
-    return StoreFile(path, quant, version, header.data_start, header.file_bytes, tuple(tensors))
+    versions = header.metadata["engine_version"], header.metadata["format_version"]
+    return StoreFile(path, quant, *versions, header.data_start, header.file_bytes, tuple(tensors))
+
+
+def _is_stored_shape(shape: tuple[int, ...], spec: TensorSpec) -> bool:
+    """Whether a compressed record may have this shape in the file: whole pages, and not more than it holds."""
+    return len(shape) == 1 and 0 < shape[0] <= spec.nbytes and shape[0] % RECORD_ALIGN == 0
 
 
 def check_quant(quant: str) -> Quant:
@@ -223,20 +249,27 @@ def check_quant(quant: str) -> Quant:
     return quant
 
 
-def _check_metadata(header: FileHeader) -> tuple[Quant, str]:
+def _check_metadata(header: FileHeader, kind: Literal["dense", "experts"]) -> tuple[Quant, bool]:
+    """The quantisation, and whether records may be compressed."""
+
     def bad(key: str, expected: str, remedy: str = _REMEDY) -> StoreFormatError:
         return fault(header.path, 8, f"__metadata__ {key}", expected, header.metadata.get(key, "nothing"), remedy)
 
     if header.metadata.get("format") != FORMAT_NAME:
         raise bad("format", FORMAT_NAME, "not a store of this engine: convert the model first")
-    if header.metadata.get("format_version") != FORMAT_VERSION:
-        raise bad("format_version", FORMAT_VERSION, "made by another version of this engine: " + _REMEDY)
+    versions = (FORMAT_VERSION, COMPRESSED_VERSION) if kind == "experts" else (FORMAT_VERSION,)
+    version = header.metadata.get("format_version")
+    if version not in versions:
+        raise bad("format_version", " or ".join(versions), "made by another version of this engine: " + _REMEDY)
+    is_compressed = version == COMPRESSED_VERSION
+    if is_compressed and header.metadata.get("compression") != COMPRESSION:
+        raise bad("compression", COMPRESSION)
     quant = header.metadata.get("quant", "")
     if quant not in QUANTS:
         raise bad("quant", "one of " + ", ".join(QUANTS))
     if "engine_version" not in header.metadata:
         raise bad("engine_version", "a version")
-    return quant, header.metadata["engine_version"]
+    return quant, is_compressed
 
 
 def _checksums(header: FileHeader, count: int) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from smallthinker.expert_store.format import FORMAT_NAME, FORMAT_VERSION
+from smallthinker.expert_store.format import COMPRESSION, FORMAT_NAME
 from smallthinker.expert_store.store import Store
 
 
@@ -20,9 +20,10 @@ def describe(store: Store) -> dict[str, Any]:
         dense[part] = dense.get(part, 0) + tensor.spec.nbytes
     files = {path.name: path.stat().st_size for path in sorted(store.path.iterdir()) if path.is_file()}
     experts_bytes = store.num_experts * store.record_bytes
+    stored_bytes = store.experts_file.file_bytes - store.experts_file.data_start
     return {
         "path": str(store.path),
-        "format": f"{FORMAT_NAME} {FORMAT_VERSION}",
+        "format": f"{FORMAT_NAME} {store.experts_file.format_version}",
         "engine_version": store.experts_file.engine_version,
         "quant": store.quant,
         "checksums": "not checked",
@@ -36,6 +37,10 @@ def describe(store: Store) -> dict[str, Any]:
             "record_bytes": store.record_bytes,
             "up_offset": layout.up_offset,
             "down_offset": layout.down_offset,
+            "compression": COMPRESSION if store.is_compressed else None,
+            "compressed": sum(tensor.is_compressed for tensor in store.experts_file.tensors),
+            "stored_bytes": stored_bytes,
+            "compression_ratio": stored_bytes / experts_bytes,
             "token_bytes": config.num_hidden_layers * config.moe_num_active_primary_experts * store.record_bytes,
         },
         "bytes": {

@@ -47,6 +47,8 @@ class NativeQueue:
         system refuses this kind; ValueError.
         """
         self._path: Path = store.experts_file.path
+        if store.is_compressed:
+            raise ValueError(f"{self._path}: compressed records are more than their bytes in the file")
         try:
             raw = _storage.ReadQueue(
                 os.fspath(self._path),

@@ -57,7 +57,7 @@ def probe(store: Store | str | Path, seconds: float = 2.0, least_bytes: int = _L
     if not isinstance(store, Store):
         with Store.open(store) as opened:
             return probe(opened, seconds, least_bytes)
-    if store.num_experts * store.record_bytes < least_bytes:
+    if store.is_compressed or store.num_experts * store.record_bytes < least_bytes:
         return DiskProfile()
     with _Disk(store, time.perf_counter() + seconds) as disk:
         latency = disk.latency_sec(seconds * _LATENCY_SHARE)

@@ -11,9 +11,12 @@ from smallthinker.errors import StoreReadError
 from smallthinker.expert_store.disk_profile import DiskProfile
 from smallthinker.expert_store.native_queue import NativeKind, NativeQueue
 from smallthinker.expert_store.read_queue import ReadQueue
+from smallthinker.expert_store.readers import open_reader, reading_bytes
 from smallthinker.expert_store.store import Store
+from smallthinker.expert_store.threaded_queue import ThreadedQueue
 
 QueueKind = Literal["auto", "direct", "uring", "mmap", "buffered"]
+_WORKERS = 4  # that read and decompress
 _NATIVE: Final[tuple[NativeKind, ...]] = ("direct", "uring", "mmap", "buffered")
 
 
@@ -24,9 +27,14 @@ def open_queue(
 
     slots: uint8 [slots, record_bytes], aligned to 4096 bytes (`host.aligned_buffer`). profile: what `probe` found
     (`disk_profile.DiskProfile`); its sizes of chunks and depths hold for every kind. None takes the assumed one.
-    Raises StoreReadError, ValueError.
+    Compressed records are decompressed by the threads that read them. Raises StoreReadError, ValueError.
     """
     profile = profile or DiskProfile()
+    if store.is_compressed:
+        if kind == "uring":
+            raise StoreReadError(f"{store.path}: compressed experts are read by threads; use another reader than uring")
+        reader = open_reader("mmap" if kind in ("mmap", "buffered") else kind, store)
+        return ThreadedQueue(reader, slots, store.num_experts, _WORKERS)
 
     def open_kind(kind: NativeKind) -> ReadQueue:
         return NativeQueue(
@@ -46,3 +54,8 @@ def open_queue(
         return open_kind(profile.kind)
     except StoreReadError:
         return open_kind("buffered")
+
+
+def queue_bytes(store: Store, profile: DiskProfile) -> int:
+    """The most memory that reading takes beside the slots: pages on their way, and what is decompressed."""
+    return _WORKERS * reading_bytes(store) if store.is_compressed else profile.depth * profile.chunk_bytes

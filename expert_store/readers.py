@@ -18,6 +18,8 @@ import numpy as np
 
 from smallthinker.errors import StoreReadError
 from smallthinker.expert_store import host
+from smallthinker.expert_store.compression import Decompressor, FrameError, decompressor_bytes
+from smallthinker.expert_store.format import COMPRESSION
 from smallthinker.expert_store.store import Store
 
 ReaderKind = Literal["mmap", "direct", "auto"]
@@ -49,7 +51,8 @@ class Reader(Protocol):
 
 
 class _FileReader:
-    """What both readers share: the open file, its size check, the count of bytes."""
+    """What both readers share: the open file, its size check, the count of bytes. They give records as they lie in the
+    file, compressed or not."""
 
     name = ""
 
@@ -76,16 +79,16 @@ class _FileReader:
 
     def forget(self, index: int) -> bool:
         """Take a record out of the page cache, so that reading it is cold. False where the cache keeps it."""
-        at = self._store.record_offset(index), self._store.record_bytes
+        at = self._store.record_offset(index), self._store.stored_bytes(index)
         host.drop_file_cache(self._fd, *at)
         return not host.is_cached(self._fd, *at)
 
     def _begin(self, index: int, buffer: memoryview) -> int:
         if self._fd < 0:
             raise StoreReadError(f"{self._path}: the reader is closed")
-        offset = self._store.record_offset(index)
-        if buffer.readonly or buffer.nbytes != self._store.record_bytes:
-            raise ValueError(f"expected a writable buffer of {self._store.record_bytes} bytes, found {buffer.nbytes}")
+        offset, nbytes = self._store.record_offset(index), self._store.stored_bytes(index)
+        if buffer.readonly or buffer.nbytes != nbytes:
+            raise ValueError(f"expected a writable buffer of {nbytes} bytes, found {buffer.nbytes}")
         return offset
 
     def _count(self, nbytes: int) -> None:
@@ -98,7 +101,7 @@ class _FileReader:
             raise self._error(offset, f"expected a file of {expected} bytes, found {found}: it changed since opening")
 
     def _error(self, offset: int, what: str) -> StoreReadError:
-        return StoreReadError(f"{self._path}: byte {offset}: {what}; check the disk, copy or convert the store again")
+        return _error(self._path, offset, what)
 
 
 class MmapReader(_FileReader):
@@ -191,11 +194,67 @@ class DirectReader(_FileReader):
         self._count(nbytes)
 
 
+class CompressedReader:
+    """Decompresses on the thread that read: a record from another reader into memory of this thread, from there into
+    the caller's."""
+
+    def __init__(self, store: Store, stored: Reader) -> None:
+        self._store, self._stored = store, stored
+        self._of_thread = threading.local()
+        self._lock = threading.Lock()
+        self._bytes_read = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self._stored.name}+{COMPRESSION}"
+
+    @property
+    def bytes_read(self) -> int:
+        return self._bytes_read
+
+    def read_into(self, index: int, buffer: memoryview) -> None:
+        record_bytes, nbytes = self._store.record_bytes, self._store.stored_bytes(index)
+        if buffer.readonly or buffer.nbytes != record_bytes:
+            raise ValueError(f"expected a writable buffer of {record_bytes} bytes, found {buffer.nbytes}")
+        if nbytes == record_bytes:
+            self._stored.read_into(index, buffer)
+        else:
+            own = self._of_thread
+            if not hasattr(own, "decompressor"):
+                own.memory = memoryview(host.aligned_buffer(self._store.largest_stored_bytes))
+                own.decompressor = Decompressor(self._store.quant, record_bytes)
+            self._stored.read_into(index, own.memory[:nbytes])
+            try:
+                own.decompressor.decompress(own.memory[:nbytes], buffer)
+            except FrameError as e:
+                path, offset = self._store.experts_file.path, self._store.record_offset(index)
+                raise _error(path, offset, str(e)) from e
+        with self._lock:
+            self._bytes_read += record_bytes
+
+    def close(self) -> None:
+        self._stored.close()
+        self._of_thread = threading.local()
+
+
 def open_reader(kind: ReaderKind, store: Store) -> Reader:
     """Open the reader of that kind. auto: the faster on this machine, by a probe of a few cold records (< 0.2 s).
 
     Raises StoreReadError; with auto, only when the map can't be opened either.
     """
+    reader = _open_file_reader(kind, store)
+    return CompressedReader(store, reader) if store.is_compressed else reader
+
+
+def reading_bytes(store: Store) -> int:
+    """The most memory that a reading thread takes beside the caller's buffer, with any reader: the map's pages, until
+    they are dropped behind the copy, and what it decompresses from."""
+    if not store.is_compressed:
+        return store.record_bytes
+    return 2 * store.largest_stored_bytes + decompressor_bytes(store.quant, store.record_bytes)
+
+
+def _open_file_reader(kind: ReaderKind, store: Store) -> Reader:
     if kind == "mmap":
         return MmapReader(store)
     if kind == "direct":
@@ -217,16 +276,16 @@ def open_reader(kind: ReaderKind, store: Store) -> Reader:
 
 def _probe(store: Store, direct: DirectReader, mapped: MmapReader) -> bool:
     """Whether direct reads are the faster. The records are random, so that no other cache has them from last time."""
-    per_reader = max(1, min(_PROBE_BYTES // store.record_bytes, store.num_experts // 2, 32))
+    per_reader = max(1, min(_PROBE_BYTES // store.largest_stored_bytes, store.num_experts // 2, 32))
     indices = random.sample(range(store.num_experts), min(2 * per_reader, store.num_experts))
-    buffer = memoryview(host.aligned_buffer(store.record_bytes))
+    buffer = memoryview(host.aligned_buffer(store.largest_stored_bytes))
     direct_sec = mapped_sec = 0.0
     rounds = 0
     for a, b in zip(indices[::2], indices[1::2] or indices, strict=False):
         if not (direct.forget(a) and mapped.forget(b)):
             continue  # the page cache is warm and keeps it: that is no measure of the disk
-        direct_sec += _read_sec(direct, a, buffer)
-        mapped_sec += _read_sec(mapped, b, buffer)
+        direct_sec += _read_sec(direct, a, buffer[: store.stored_bytes(a)])
+        mapped_sec += _read_sec(mapped, b, buffer[: store.stored_bytes(b)])
         rounds += 1
         if max(direct_sec, mapped_sec) > _PROBE_SEC:
             break
@@ -237,3 +296,7 @@ def _read_sec(reader: DirectReader | MmapReader, index: int, buffer: memoryview)
     start = time.perf_counter()
     reader.read_into(index, buffer)
     return time.perf_counter() - start
+
+
+def _error(path: Path, offset: int, what: str) -> StoreReadError:
+    return StoreReadError(f"{path}: byte {offset}: {what}; check the disk, copy or convert the store again")

@@ -20,6 +20,7 @@ from smallthinker.config import ModelConfig
 from smallthinker.errors import StoreFormatError, StoreReadError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.format import (
+    COMPRESSED_VERSION,
     CONFIG_FILE,
     DENSE_FILE,
     EXPERTS_FILE,
@@ -42,7 +43,8 @@ class Store:
     """A checked store; use `Store.open`, and close it or use it as a context manager.
 
     config: the model; quant: of everything but norms and routers; dense_bytes: memory that the dense weights take;
-    record_bytes: of one expert, a multiple of 4096; num_experts: records of all layers together.
+    record_bytes: of one expert in memory, a multiple of 4096; largest_stored_bytes: the most that one takes in the
+    file, less where `is_compressed`; num_experts: records of all layers together.
     """
 
     def __init__(self, path: Path, config: ModelConfig, dense: StoreFile, experts: StoreFile) -> None:
@@ -54,6 +56,8 @@ class Store:
         self.record_layout = RecordLayout.of(self.quant, config.hidden_size, config.moe_ffn_hidden_size)
         self.record_bytes = self.record_layout.record_bytes
         self.num_experts = config.num_experts_total
+        self.is_compressed = experts.format_version == COMPRESSED_VERSION
+        self.largest_stored_bytes = max(tensor.nbytes for tensor in experts.tensors)
         self.dense_bytes = dense.file_bytes - dense.data_start
         self._by_name = {tensor.spec.name: tensor for tensor in dense.tensors}
         self._dense: npt.NDArray[np.uint8] | None = None
@@ -101,9 +105,17 @@ class Store:
 
     def record_offset(self, index: int) -> int:
         """Where record `index` starts in experts.safetensors, bytes; a multiple of 4096. Raises IndexError."""
+        return self._record(index).offset
+
+    def stored_bytes(self, index: int) -> int:
+        """What record `index` takes in experts.safetensors, a multiple of 4096: `record_bytes` of a record that lies
+        there as it is, less of a compressed one. Raises IndexError."""
+        return self._record(index).nbytes
+
+    def _record(self, index: int) -> StoredTensor:
         if not 0 <= index < self.num_experts:
             raise IndexError(f"record {index}: the store has {self.num_experts}")
-        return self.experts_file.data_start + index * self.record_bytes
+        return self.experts_file.tensors[index]
 
     def dense_spec(self, name: str) -> TensorSpec:
         """Rows, columns and quantisation of a dense tensor. Raises KeyError."""
@@ -157,7 +169,7 @@ class Store:
                         name = f"checksum of tensor '{tensor.spec.name}'"
                         remedy = "the file changed since it was written: copy or convert it again"
                         raise fault(file.path, tensor.offset, name, f"{tensor.crc32:08x}", f"{crc:08x}", remedy)
-                    progress(done + tensor.offset + tensor.spec.nbytes, total, tensor.spec.name)
+                    progress(done + tensor.offset + tensor.nbytes, total, tensor.spec.name)
             done += file.file_bytes
 
     def _read_dense(self, progress: Progress) -> npt.NDArray[np.uint8]:
@@ -241,7 +253,7 @@ class _Sequential:
 
 
 def _crc32(source: _Sequential, tensor: StoredTensor) -> int:
-    crc, position, stop = 0, tensor.offset, tensor.offset + tensor.spec.nbytes
+    crc, position, stop = 0, tensor.offset, tensor.offset + tensor.nbytes
     while position < stop:
         skip = position % host.DIRECT_ALIGN  # dense tensors start on cache lines, reads on pages
         wanted = min(len(source.buffer), skip + stop - position)

@@ -73,6 +73,7 @@ def synth(
     progress: Progress | None = None,
     shard_bytes: int = _SHARD_BYTES,
     skew: float = 0.0,
+    compress: int | None = None,
 ) -> Path:
     """Make a random model at `out`; returns its path. The same seed gives the same bytes.
 
@@ -81,6 +82,7 @@ def synth(
 
     shape: "4b", "21b" or the path of a config.json. quant: of a store (q4_0, q8_0, f16, f32), or "none" for a bf16
     Hugging Face checkpoint in shards of `shard_bytes`. Its tokenizer has the 256 bytes and the special tokens.
+    compress: a level to compress a store's experts with. These weights are uniform, and as good as incompressible.
     Raises ConfigError, StoreWriteError.
     """
     if seed < 0:
@@ -91,6 +93,8 @@ def synth(
     config = ModelConfig.from_dict(raw)
     files = {CONFIG_FILE: json.dumps(raw, indent=1).encode("ascii")} | byte_tokenizer_files(config)
     if quant == NO_QUANT:
+        if compress is not None:
+            raise ConfigError("compress: expected a store's quantisation, found a checkpoint, which has no records")
         uneven = _Skew(config, skew, None, seed) if skew else None
         _write_checkpoint(config, Path(out), files, seed, force, progress or silent, shard_bytes, uneven)
         return Path(out)
@@ -99,7 +103,7 @@ def synth(
     kind = check_quant(quant)
     hidden, ffn = config.hidden_size, config.moe_ffn_hidden_size
     uneven = _Skew(config, skew, kind, seed) if skew else None
-    with StoreWriter(Path(out), config, kind, files, force, progress) as writer:
+    with StoreWriter(Path(out), config, kind, files, force, progress, compress=compress) as writer:
         for spec in writer.dense_specs:
             writer.write_dense(spec, _dense_pieces(spec, RandomBytes(seed, spec.name), uneven))
         for spec in writer.expert_specs:
@@ -237,7 +241,7 @@ def _write_checkpoint(
                     [(name, "BF16", shape) for name, shape, _ in shard], {"format": "pt"}, TENSOR_ALIGN
                 )
                 sizes = [(name, nbytes) for name, _, nbytes in shard]
-                writer = TensorFileWriter(folder.temporary / file, sizes, lambda _, header=header: header)  # type: ignore[misc]
+                writer = TensorFileWriter(folder.temporary / file, sizes, lambda _, __, header=header: header)  # type: ignore[misc]
                 try:
                     for name, shape, nbytes in shard:
                         writer.write(name, _bf16_pieces(name, shape, RandomBytes(seed, name), skew))

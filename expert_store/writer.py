@@ -9,13 +9,17 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
+
+import numpy as np
 
 from smallthinker.config import ModelConfig
 from smallthinker.errors import StoreWriteError
 from smallthinker.expert_store import host
+from smallthinker.expert_store.compression import Compressor
 from smallthinker.expert_store.folder import AtomicFolder
 from smallthinker.expert_store.format import (
     ALL_FILES,
@@ -37,20 +41,30 @@ DROP_EVERY_BYTES = 32 << 20  # written pages leave the cache in steps of this; t
 class TensorFileWriter:
     """One safetensors file: tensors of known sizes, written in the order of `tensors`, (name, bytes) each.
 
-    `make_header` builds the header from the tensors' checksums (first all zero) and must return the same length.
+    `make_header` builds the header from the tensors' checksums (first all zero) and sizes and must return the same
+    length. With `can_shrink`, a tensor is as large as what is written of it, at most its size in `tensors`.
     """
 
-    def __init__(self, path: Path, tensors: list[tuple[str, int]], make_header: Callable[[list[int]], bytes]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tensors: list[tuple[str, int]],
+        make_header: Callable[[list[int], list[int]], bytes],
+        can_shrink: bool = False,
+    ) -> None:
         self._tensors = tensors
         self._make_header = make_header
+        self._can_shrink = can_shrink
         self._crcs: list[int] = []
+        self._sizes: list[int] = []
         self._file = path.open("xb", buffering=0)
         self._dropped = 0
-        self._header_bytes = len(make_header([0] * len(tensors)))
-        self._put(make_header([0] * len(tensors)))
+        header = make_header([0] * len(tensors), [nbytes for _, nbytes in tensors])
+        self._header_bytes = len(header)
+        self._put(header)
 
     def write(self, name: str, pieces: Iterable[Bytes]) -> None:
-        """Write the next tensor, which must be `name`; zeros are added up to its size.
+        """Write the next tensor, which must be `name`; zeros are added up to its size, unless it can shrink.
 
         Raises ValueError when the caller's order or sizes contradict the table, OSError.
         """
@@ -65,15 +79,16 @@ class TensorFileWriter:
                 raise ValueError(f"{name}: expected {nbytes} bytes, found more")
             crc = zlib.crc32(data, crc)
             self._put(data)
-        padding = bytes(nbytes - written)
+        padding = bytes(0 if self._can_shrink else nbytes - written)
         self._put(padding)
         self._crcs.append(zlib.crc32(padding, crc))
+        self._sizes.append(written + len(padding))
 
     def finish(self) -> None:
-        """Write the checksums and sync the file. Raises ValueError when a tensor is missing."""
+        """Write checksums and sizes and sync the file. Raises ValueError when a tensor is missing."""
         if len(self._crcs) != len(self._tensors):
             raise ValueError(f"expected tensor {self._tensors[len(self._crcs)][0]}, found the end")
-        header = self._make_header(self._crcs)
+        header = self._make_header(self._crcs, self._sizes)
         assert len(header) == self._header_bytes
         self._file.seek(0)
         self._put(header)
@@ -99,8 +114,9 @@ class StoreWriter:
     """Context manager that writes a store: every tensor of `dense_table`, then every record of `expert_table`.
 
     `files` are the small files by name, config.json and tokenizer.json among them. Leaving the block without an
-    exception publishes the store at `out`; anything else leaves what was there before.
-    Raises StoreWriteError: `out` exists without `force`, disk full, no permission.
+    exception publishes the store at `out`; anything else leaves what was there before. `compress` is the level that
+    experts are compressed with; room for them uncompressed is asked of the disk all the same.
+    Raises StoreWriteError: `out` exists without `force`, disk full, no permission; ConfigError for a level.
     """
 
     def __init__(
@@ -112,8 +128,10 @@ class StoreWriter:
         force: bool = False,
         progress: Progress | None = None,
         engine_version: str | None = None,
+        compress: int | None = None,
     ) -> None:
         self._quant = quant
+        self._compressor = None if compress is None else Compressor(quant, compress)
         self._files = dict(files)
         self._version = engine_version or installed_version()
         self._progress = progress or silent
@@ -133,11 +151,12 @@ class StoreWriter:
                 write_synced(self._folder.temporary / name, content)
             for name, specs in ((DENSE_FILE, self.dense_specs), (EXPERTS_FILE, self.expert_specs)):
                 tensors = [(spec.name, spec.nbytes) for spec in specs]
-                path = self._folder.temporary / name
+                is_compressed = self._compressor is not None and name == EXPERTS_FILE
                 self._writers[name] = TensorFileWriter(
-                    path,
+                    self._folder.temporary / name,
                     tensors,
-                    lambda crcs, specs=specs: self._header(specs, crcs),  # type: ignore[misc]
+                    partial(self._compressed_header if is_compressed else self._header, specs),
+                    can_shrink=is_compressed,
                 )
         except BaseException as e:
             self.__exit__(type(e), e, e.__traceback__)
@@ -151,12 +170,18 @@ class StoreWriter:
         self._write(DENSE_FILE, spec, pieces)
 
     def write_expert(self, spec: TensorSpec, pieces: Iterable[Bytes]) -> None:
-        """Write the next record of experts.safetensors."""
-        self._write(EXPERTS_FILE, spec, pieces)
+        """Write the next record of experts.safetensors; compressed, it is in memory whole."""
+        self._write(EXPERTS_FILE, spec, pieces, self._compressor)
 
-    def _write(self, file: str, spec: TensorSpec, pieces: Iterable[Bytes]) -> None:
+    def _write(
+        self, file: str, spec: TensorSpec, pieces: Iterable[Bytes], compressor: Compressor | None = None
+    ) -> None:
+        pieces = self._counted(spec.name, pieces)
         try:
-            self._writers[file].write(spec.name, self._counted(spec.name, pieces))
+            if compressor is not None:
+                record = b"".join(pieces).ljust(spec.nbytes, b"\0")
+                pieces = [compressor.stored(np.frombuffer(record, np.uint8))]
+            self._writers[file].write(spec.name, pieces)
         except StoreWriteError:
             raise
         except OSError as e:
@@ -191,8 +216,11 @@ class StoreWriter:
             writer.close()
         self._folder.__exit__(type(error), error, None)
 
-    def _header(self, specs: tuple[TensorSpec, ...], crcs: list[int]) -> bytes:
+    def _header(self, specs: tuple[TensorSpec, ...], crcs: list[int], sizes: Sequence[int] = ()) -> bytes:
         return encode_store_header(specs, self._quant, self._version, crcs)
+
+    def _compressed_header(self, specs: tuple[TensorSpec, ...], crcs: list[int], sizes: list[int]) -> bytes:
+        return encode_store_header(specs, self._quant, self._version, crcs, sizes)
 
 
 def write_synced(path: Path, content: bytes) -> None:

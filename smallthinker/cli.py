@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from smallthinker.llm import LLM, Options
 
 EXIT_USAGE = 2
+COMPRESSION_LEVEL = 3  # of quantised weights, higher ones make nothing smaller; see docs/benchmarks.md
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -101,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         "--quant", choices=["q4_0", "q8_0", "f16"], default="q4_0", help="weight format (default: q4_0)"
     )
     convert.add_argument("--force", action="store_true", help="replace an existing store, once the new one is whole")
+    _add_compression(convert)
 
     inspect = _command(
         commands, "inspect", _inspect, "show what a store holds", "smallthinker inspect ./4b-store --verify"
@@ -143,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         "published models (default: 0, all about equally used)",
     )
     synth.add_argument("--force", action="store_true", help="replace an existing store, once the new one is whole")
+    _add_compression(synth)
 
     trace = _command(
         commands,
@@ -184,6 +187,18 @@ def _command(
     )
     parser.set_defaults(handler=handler)
     return parser
+
+
+def _add_compression(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--compress",
+        type=int,
+        nargs="?",
+        const=COMPRESSION_LEVEL,
+        metavar="LEVEL",
+        help="compress experts with zstd, level 1 to 19: less to read, more to compute "
+        f"(default: off; without a number {COMPRESSION_LEVEL})",
+    )
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -322,7 +337,7 @@ def _convert(args: argparse.Namespace) -> int:
     from smallthinker.expert_store.convert import convert
 
     with _ProgressBar("converting") as progress:
-        convert(args.checkpoint, args.store, args.quant, force=args.force, progress=progress)
+        convert(args.checkpoint, args.store, args.quant, force=args.force, progress=progress, compress=args.compress)
     print(_summary(args.store))
     return 0
 
@@ -331,7 +346,16 @@ def _synth(args: argparse.Namespace) -> int:
     from smallthinker.expert_store.synth import synth
 
     with _ProgressBar("writing") as progress:
-        synth(args.shape, args.store, args.quant, seed=args.seed, force=args.force, progress=progress, skew=args.skew)
+        synth(
+            args.shape,
+            args.store,
+            args.quant,
+            seed=args.seed,
+            force=args.force,
+            progress=progress,
+            skew=args.skew,
+            compress=args.compress,
+        )
     if args.quant == "none":
         print(f"{args.store}: a bf16 checkpoint; its routing is not measured, that needs a store")
         return 0
@@ -420,7 +444,7 @@ def _summary(path: Path) -> str:
     from smallthinker.expert_store.store import Store
 
     with Store.open(path) as store:
-        total = store.dense_bytes + store.num_experts * store.record_bytes
+        total = store.dense_file.file_bytes + store.experts_file.file_bytes
         return f"{path}: {store.quant}, {total / 2**20:,.0f} MiB, {store.num_experts} experts"
 
 

@@ -23,7 +23,9 @@ from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.errors import ContextLengthError, RequestError
 from smallthinker.expert_store import host
-from smallthinker.expert_store.queues import open_queue
+from smallthinker.expert_store.disk_profile import DiskProfile
+from smallthinker.expert_store.probe import profile_of
+from smallthinker.expert_store.queues import open_queue, queue_bytes
 from smallthinker.expert_store.store import Store
 from smallthinker.huge_pages import HugePages
 from smallthinker.layers import LOOK_AHEAD, Decoder, never
@@ -33,11 +35,9 @@ from smallthinker.profile import Clocks, KernelTime, Stopwatch
 from smallthinker.router.exact import Route
 from smallthinker.tokenizer import Tokenizer
 
-# From a cold page cache, a start pulls in file pages that are never mapped, and the kernel's own tables count too; all
-# of it meets a hard limit. Seen: 60 MiB between the cgroup's peak and the process's own; see docs/design.md.
-LIBRARY_PAGES_BYTES = 64 * MIB
-# Reads in flight. 4B at 1 GiB on a 1.2 GB/s disk, tokens/s: two 5.9, four 6.2, eight 6.5 but slots go for it.
-IO_WORKERS = 4
+# What the process takes beside its plan: more of the libraries is mapped as it is first used, Python's own objects grow,
+# and the kernel's tables count against a hard limit too. Seen: 10 to 20 MiB; see docs/design.md.
+STARTING_BYTES = 28 * MIB
 # Left free when no budget is given: other programs go on living.
 DEFAULT_MARGIN = 0.15
 
@@ -90,6 +90,12 @@ class Engine:
             predictor = None if lossy_head is None else HeadPredictor(lossy_head, store.config)
             if predictor is not None:
                 resources.callback(predictor.close)
+            if budget >= (host.memory_limit_bytes() or budget + 1):  # no room for what Python's start left behind
+                host.drop_library_pages()
+            # Where everything fits, each expert is read once: nothing to find out about the disk for.
+            most = store.num_experts if max_slots is None else max_slots
+            fits = most == store.num_experts and budget > store.dense_bytes + most * store.record_bytes
+            profile = DiskProfile() if fits else profile_of(store)
             self.plan = plan_memory(
                 store.config,
                 budget_bytes=budget,
@@ -97,14 +103,14 @@ class Engine:
                 kv=kv,
                 dense_bytes=store.dense_bytes + (predictor.packed_bytes if predictor is not None else 0),
                 record_bytes=store.record_bytes,
-                io_bytes=IO_WORKERS * store.record_bytes,  # the map's pages, until they are dropped behind the copy
-                interpreter_bytes=before_tokenizer + LIBRARY_PAGES_BYTES,
+                io_bytes=queue_bytes(store, profile),
+                interpreter_bytes=before_tokenizer + STARTING_BYTES,
                 tokenizer_bytes=resident - before_tokenizer,
                 chunks=CHUNKS if chunk is None else (chunk,),
                 max_slots=max_slots,
             )
             slots = allocate_slots(self.plan.most_slots, store.record_bytes)
-            self._queue = open_queue(reader, store, slots)
+            self._queue = open_queue(reader, store, slots, profile)
             resources.callback(self._queue.close)
             self.threads = threads or host.physical_cores()
             layers, experts = self.config.num_hidden_layers, self.config.moe_num_primary_experts

@@ -30,6 +30,7 @@ def inspection_text(facts: dict[str, Any]) -> str:
         f"{sum(model['sliding_window_layout'])}, context {model['max_position_embeddings']}",
         "experts": f"{experts['per_layer']} a layer, {experts['per_token']} a token, {experts['total']} in all, "
         f"{_mib(experts['record_bytes'])} each, {_mib(experts['token_bytes'])} a token",
+        "compression": _compression(experts, sizes["experts"]),
         "dense": f"{_mib(sizes['dense'])}: {dense}",
         "on disk": f"{_mib(sizes['total'])}: {files}",
     }
@@ -67,6 +68,15 @@ def replay_text(trace: Trace, replays: list[Replay]) -> str:
     rows.append(["optimum", *(f"{of.optimum:.1%}" for of in replays)])
     title = f"hit rates of {trace.tokens} tokens of {trace.model} (part of the way from lru to the optimum)"
     return "\n".join([title, *(f"{row[0]:<15}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in rows)])
+
+
+def _compression(experts: dict[str, Any], experts_bytes: int) -> str:
+    if experts["compression"] is None:
+        return "none"
+    return (
+        f"{experts['compression']}, {experts['compressed']} of {experts['total']} experts; {_mib(experts_bytes)} take "
+        f"{_mib(experts['stored_bytes'])}, {experts['compression_ratio']:.1%}"
+    )
 
 
 def _mib(size: int) -> str:

@@ -240,6 +240,16 @@ def test_what_is_expected_stays_until_its_layer_has_been_served() -> None:
     assert not cache.is_resident(1, 0)
 
 
+def test_a_guess_never_takes_the_slots_of_the_layer_that_is_computed() -> None:
+    cache = Cache(3)
+    use(cache, 0, [0, 1])
+    slots = cache.resident_slots(0, [0, 1])
+    assert slots is not None
+    cache.expect(1, [0, 1, 2], 0.9)
+    assert len(cache.queue.under_way) == 1
+    assert [int(cache.slots[slot][0]) for slot in slots] == [0, 1]
+
+
 def test_certain_reads_take_the_slots_of_guesses() -> None:
     cache = Cache(3)
     cache.expect(1, [0, 1, 2], 0.9)

@@ -241,8 +241,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(mount)], check=True)
 
 
+@pytest.mark.parametrize("compress", [None, 3])
 def test_a_disk_that_fills_up_meanwhile_ends_in_one_error_and_is_left_clean(
-    tiny_config: Path, small_disk: Path
+    tiny_config: Path, small_disk: Path, compress: int | None
 ) -> None:
     def fill(done: int, total: int, what: str) -> None:
         filler = small_disk / "filler"
@@ -251,5 +252,5 @@ def test_a_disk_that_fills_up_meanwhile_ends_in_one_error_and_is_left_clean(
             filler.write_bytes(bytes(statistics.f_bavail * statistics.f_bsize))
 
     with pytest.raises(StoreWriteError, match="disk full"):
-        synth(str(tiny_config), small_disk / "store", "q4_0", progress=fill)
+        synth(str(tiny_config), small_disk / "store", "q4_0", progress=fill, compress=compress)
     assert names(small_disk) == ["filler"]

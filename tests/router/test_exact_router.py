@@ -23,5 +23,7 @@ def test_routes_are_those_of_the_reference(softmax: bool) -> None:
     np.testing.assert_allclose(route.weights, weights.numpy(), rtol=1e-5)
     of_token = np.empty((1, 3), np.float32)
     for t in range(len(x)):
-        assert router.route_token(0, x[t : t + 1], of_token) == route.ids[t].tolist()
+        ids = route.ids[t].tolist()
+        assert router.route_token(0, x[t : t + 1], of_token) == [ids]
+        assert router.route_token(0, x[t : t + 1], of_token, [0, 0]) == [ids] * 3
         assert np.array_equal(of_token[0], route.weights[t])

@@ -129,8 +129,8 @@ def test_stats_count_what_happened(llm: LLM) -> None:
     config = llm._engine.config
     per_token = config.num_hidden_layers * config.moe_num_active_primary_experts
     assert (stats.prompt_tokens, stats.new_tokens) == (len(PROMPT) + 1, 9)
-    assert stats.decode_hits + stats.decode_misses == 8 * per_token
-    assert stats.decode_bytes_read == stats.decode_misses * llm._engine.store.record_bytes
+    assert stats.decode_experts.requests == 8 * per_token
+    assert stats.decode_experts.certain_bytes == stats.decode_experts.misses * llm._engine.store.record_bytes
     assert 0 <= stats.hit_rate <= 1
     assert min(stats.ttft_sec, stats.decode_sec) > 0
     assert stats.peak_memory_bytes > 1 << 20
