@@ -198,7 +198,8 @@ class LRFU(_Scored):
 
     def state(self) -> Floats:
         always = self._worth / (1 - 0.5 ** (1 / self.HALF_LIFE))  # what a use by each token would come to
-        return np.clip(-self._lateness / always, 0, 1).astype(np.float32)
+        chance: npt.NDArray[np.float64] = np.clip(-self._lateness / always, 0, 1)
+        return chance.astype(np.float32)
 
     def restore(self, state: Floats) -> None:
         self._lateness[:] = -self._checked(state) * self._worth / (1 - 0.5 ** (1 / self.HALF_LIFE))
