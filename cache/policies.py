@@ -140,7 +140,8 @@ class LRU(_Scored):
 
     def state(self) -> Floats:
         age = (self._clock + self._lateness) / self._per_token  # in tokens
-        return np.asarray(np.where(self._lateness < 0, 1 / (1 + age), 0), np.float32)
+        chance: npt.NDArray[np.float64] = np.where(self._lateness < 0, 1 / (1 + age), 0)
+        return chance.astype(np.float32)
 
     def restore(self, state: Floats) -> None:
         order = np.argsort(self._checked(state), kind="stable")
@@ -197,7 +198,8 @@ class LRFU(_Scored):
 
     def state(self) -> Floats:
         always = self._worth / (1 - 0.5 ** (1 / self.HALF_LIFE))  # what a use by each token would come to
-        return np.clip(-self._lateness / always, 0, 1).astype(np.float32)
+        chance: npt.NDArray[np.float64] = np.clip(-self._lateness / always, 0, 1)
+        return chance.astype(np.float32)
 
     def restore(self, state: Floats) -> None:
         self._lateness[:] = -self._checked(state) * self._worth / (1 - 0.5 ** (1 / self.HALF_LIFE))
@@ -207,10 +209,11 @@ class Frequency(_Scored):
     """Evicts what is expected to be used last: by the share of tokens that use it, an average that forgets slowly, and
     by how far its layer is from the one being served.
 
-    On traces, such a memory recovered more of what an optimum would save than a shorter one or a mix of two.
+    On traces, 100 to 400 tokens of memory were equally good, and as good as knowing every expert's true share. Adding a
+    second average that forgets quickly gained nothing.
     """
 
-    MEMORY_TOKENS = 100
+    MEMORY_TOKENS = 200
     # The first tokens count for more, as if these many had been seen that used all experts alike.
     PRIOR_TOKENS = 8
 

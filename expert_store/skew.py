@@ -16,9 +16,6 @@ import numpy.typing as npt
 
 from smallthinker.config import ModelConfig
 
-COORDINATE = 0
-"""The dimension that carries the bias: column of the embedding and of the routers, row of o_proj and of down."""
-
 _TOKENS = 256
 
 
