@@ -35,6 +35,7 @@ _SPECULATIVE_CLOSE = 0.85  # what speculative reading may lose, so that a certai
 # How much faster another kind must be than direct reads by threads. What goes through the page cache takes half a core
 # for each 1.3 GB/s, where direct reads take a tenth, and arithmetic wants both cores.
 _HANDICAPS: dict[NativeKind, float] = {"uring": 1.05, "buffered": 1.3, "mmap": 1.3}
+_FOLIO_BYTES = 2 << 20  # the page cache may hold pages in groups of up to this, and drops a group only whole
 _LEAST_BYTES = 64 << 20  # a smaller store is no measure of a disk, and needs none
 
 
@@ -137,6 +138,7 @@ class _Disk:
         # whole records as chunks need one each; two more wait, so that no thread does
         shape = max(DEPTHS) + 2, store.record_bytes
         self._slots = np.frombuffer(host.aligned_buffer(shape[0] * shape[1]), np.uint8).reshape(shape)
+        self._slots.fill(0)  # a page's first touch is dear, and not the disk's doing
         self._slowest = self._fastest = 0.0  # bytes per second, so far
 
     def __enter__(self) -> _Disk:
@@ -154,7 +156,8 @@ class _Disk:
             found = False
             for record in order:
                 at = store.record_offset(record), store.record_bytes
-                host.drop_file_cache(self._fd, *at)
+                first = max(0, at[0] - _FOLIO_BYTES)
+                host.drop_file_cache(self._fd, first, at[0] + at[1] + _FOLIO_BYTES - first)
                 if not host.cached_pages(self._fd, *at):
                     found = True
                     yield record

@@ -101,11 +101,7 @@ std::optional<Fault> StoreFile::read_handle(Handle handle, int64_t offset, int64
   int64_t done = 0;
   while (done < bytes) {
     int64_t count = os::read_at(handle, into + done, bytes - done, offset + done);
-    if (count < 0) {
-      const int error = os::last_error();
-      if (error == EINTR) continue;
-      return Fault{offset + done, "cannot read: " + error_text(error)};
-    }
+    if (count < 0) return Fault{offset + done, "cannot read: " + error_text(os::last_error())};
     // A short read may end anywhere, the next one must start on a block: read the broken block again.
     count -= count % kAlign;
     if (count == 0) return end_of_file(offset + done, bytes - done);

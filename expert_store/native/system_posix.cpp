@@ -66,7 +66,10 @@ int64_t file_bytes(Handle handle) {
 }
 
 int64_t read_at(Handle handle, uint8_t* into, int64_t bytes, int64_t offset) {
-  return pread(handle, into, static_cast<size_t>(bytes), static_cast<off_t>(offset));
+  for (;;) {
+    const ssize_t count = pread(handle, into, static_cast<size_t>(bytes), static_cast<off_t>(offset));
+    if (count >= 0 || errno != EINTR) return count;
+  }
 }
 
 // Not by a read that mustn't wait (RWF_NOWAIT): that starts to read ahead what isn't there.
