@@ -45,7 +45,6 @@ StoreFile::StoreFile(const std::string& path, int64_t file_bytes, Kind kind, int
     if (buffered_ == os::kNone) throw open_fault(os::last_error());
     if (const auto fault = check_size(0)) throw *fault;
     if (kind == Kind::direct || kind == Kind::uring) open_direct(path, probe_offset);
-    if (kind == Kind::mmap) map();
   } catch (...) {
     close();
     throw;
@@ -55,8 +54,6 @@ StoreFile::StoreFile(const std::string& path, int64_t file_bytes, Kind kind, int
 StoreFile::~StoreFile() { close(); }
 
 void StoreFile::close() {
-  if (map_ != nullptr) os::unmap(map_, file_bytes_);
-  map_ = nullptr;
   for (Handle* handle : {&buffered_, &direct_}) {
     if (*handle != os::kNone) os::close_file(*handle);
     *handle = os::kNone;
@@ -77,11 +74,6 @@ void StoreFile::open_direct(const std::string& path, int64_t probe_offset) {
   if (os::read_at(direct_, block.get(), kAlign, probe_offset) < 0) {
     throw Fault{-1, "direct reads refused (" + error_text(os::last_error()) + "); use the buffered reader"};
   }
-}
-
-void StoreFile::map() {
-  map_ = os::map_file(buffered_, file_bytes_);
-  if (map_ == nullptr) throw Fault{-1, "cannot map: " + error_text(os::last_error()) + "; use the buffered reader"};
 }
 
 std::optional<Fault> StoreFile::read(int64_t offset, int64_t bytes, uint8_t* into) const {
@@ -128,9 +120,12 @@ std::optional<Fault> StoreFile::read_mapped(int64_t offset, int64_t bytes, uint8
       os::will_need(buffered_, offset + at, std::min(kReadAheadBytes, bytes - at));
     }
   }
-  const int error = os::populate(map_ + offset, bytes);
-  if (error == 0) std::memcpy(into, map_ + offset, bytes);
-  os::drop_mapped(map_ + offset, bytes);  // first the map: mapped pages can't leave the cache
+  int error;
+  {
+    const os::Window window(buffered_, offset, bytes);
+    error = window.data == nullptr ? os::last_error() : window.populate();
+    if (error == 0) std::memcpy(into, window.data, bytes);
+  }  // first the map goes: mapped pages can't leave the cache
   if (!was_cached) os::drop_cached(buffered_, offset, bytes);
   if (error == 0) return std::nullopt;
   if (const auto fault = check_size(offset)) return fault;

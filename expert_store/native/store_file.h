@@ -1,4 +1,4 @@
-// A store's file, opened for reading pieces of records by one of several ways. Owns the descriptors and the map, and
+// A store's file, opened for reading pieces of records by one of several ways. Owns the descriptors, and
 // what a read's fault is called. Knows nothing about order or slots.
 #pragma once
 
@@ -54,13 +54,11 @@ class StoreFile {
   std::optional<Fault> check_size(int64_t offset) const;
   bool is_cached(int64_t offset, int64_t bytes) const;
   void open_direct(const std::string& path, int64_t probe_offset);
-  void map();
   void close();
 
   int64_t file_bytes_;
   Kind kind_;
   Handle buffered_, direct_;
-  const uint8_t* map_ = nullptr;
 };
 
 // A system error's number in words.

@@ -32,10 +32,19 @@ bool is_cached(Handle handle, int64_t offset, int64_t bytes);
 void drop_cached(Handle handle, int64_t offset, int64_t bytes);
 void will_need(Handle handle, int64_t offset, int64_t bytes);
 
-const uint8_t* map_file(Handle handle, int64_t bytes);  // nullptr: see last_error
-void unmap(const uint8_t* map, int64_t bytes);
-int populate(const uint8_t* at, int64_t bytes);  // bring these pages of a map into memory; 0, or an errno
-void drop_mapped(const uint8_t* at, int64_t bytes);
+// A map of these bytes of a file. One for each read: in a map of the whole file, a fault maps its neighbours' pages too,
+// which the reader of those can't drop from the page cache then.
+struct Window {
+  Window(Handle handle, int64_t offset, int64_t bytes);  // data is nullptr: see last_error
+  ~Window();
+  Window(const Window&) = delete;
+  Window& operator=(const Window&) = delete;
+  int populate() const;  // bring the pages into memory; 0, or an errno
+
+  const uint8_t* data = nullptr;
+  void* start = nullptr;
+  int64_t length;
+};
 
 // Signals are for Python's main thread: while one of these lives, threads that are started take none.
 class NoSignals {

@@ -19,18 +19,10 @@ namespace smallthinker {
 namespace os {
 namespace {
 
-// The whole pages that these bytes lie in, as madvise wants them.
-struct Pages {
-  Pages(const uint8_t* at, int64_t bytes) {
-    static const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-    const uintptr_t begin = reinterpret_cast<uintptr_t>(at), first = begin - begin % page;
-    start = reinterpret_cast<void*>(first);
-    length = begin + bytes - first;
-    step = page;
-  }
-  void* start;
-  size_t length, step;
-};
+int64_t page_bytes() {
+  static const int64_t page = sysconf(_SC_PAGESIZE);
+  return page;
+}
 
 #ifdef __linux__
 constexpr long kCachestat = 451;  // the same number on every architecture
@@ -82,7 +74,7 @@ bool is_cached([[maybe_unused]] Handle handle, [[maybe_unused]] int64_t offset, 
     uint64_t cached, dirty, writeback, evicted, recently_evicted;
   } pages{};
   if (syscall(kCachestat, handle, &range, &pages, 0) != 0) return false;
-  static const int64_t page = sysconf(_SC_PAGESIZE);
+  const int64_t page = page_bytes();
   return static_cast<int64_t>(pages.cached) > (offset + bytes - 1) / page - offset / page;
 #else
   return false;
@@ -101,32 +93,30 @@ void will_need([[maybe_unused]] Handle handle, [[maybe_unused]] int64_t offset, 
 #endif
 }
 
-const uint8_t* map_file(Handle handle, int64_t bytes) {
-  void* map = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ, MAP_SHARED, handle, 0);
-  if (map == MAP_FAILED) return nullptr;
-  madvise(map, static_cast<size_t>(bytes), MADV_RANDOM);  // a fault must not bring in what nobody drops again
-  return static_cast<const uint8_t*>(map);
+Window::Window(Handle handle, int64_t offset, int64_t bytes) : length(bytes + offset % page_bytes()) {
+  const int64_t before = offset % page_bytes();
+  void* map = mmap(nullptr, static_cast<size_t>(length), PROT_READ, MAP_SHARED, handle, static_cast<off_t>(offset - before));
+  if (map == MAP_FAILED) return;
+  madvise(map, static_cast<size_t>(length), MADV_RANDOM);  // a fault must not bring in what nobody drops again
+  start = map;
+  data = static_cast<const uint8_t*>(map) + before;
 }
 
-void unmap(const uint8_t* map, int64_t bytes) { munmap(const_cast<uint8_t*>(map), static_cast<size_t>(bytes)); }
+Window::~Window() {
+  if (start != nullptr) munmap(start, static_cast<size_t>(length));
+}
 
-int populate(const uint8_t* at, int64_t bytes) {
-  const Pages pages(at, bytes);
+int Window::populate() const {
 #ifdef __linux__
   for (;;) {
-    if (madvise(pages.start, pages.length, kPopulateRead) == 0) return 0;
+    if (madvise(start, static_cast<size_t>(length), kPopulateRead) == 0) return 0;
     if (errno == EINVAL) break;  // before Linux 5.14
     if (errno != EINTR && errno != EAGAIN) return errno;
   }
 #endif
-  const volatile uint8_t* first = static_cast<const uint8_t*>(pages.start);
-  for (size_t i = 0; i < pages.length; i += pages.step) static_cast<void>(first[i]);
+  const volatile uint8_t* first = static_cast<const uint8_t*>(start);
+  for (int64_t i = 0; i < length; i += page_bytes()) static_cast<void>(first[i]);
   return 0;
-}
-
-void drop_mapped(const uint8_t* at, int64_t bytes) {
-  const Pages pages(at, bytes);
-  madvise(pages.start, pages.length, MADV_DONTNEED);
 }
 
 NoSignals::NoSignals() {

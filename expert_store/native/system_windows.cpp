@@ -69,17 +69,22 @@ bool is_cached(Handle, int64_t, int64_t) { return false; }
 void drop_cached(Handle, int64_t, int64_t) {}
 void will_need(Handle, int64_t, int64_t) {}
 
-const uint8_t* map_file(Handle handle, int64_t) {
+Window::Window(Handle handle, int64_t offset, int64_t bytes) : length(bytes) {
+  constexpr int64_t granularity = 64 << 10;
+  const int64_t before = offset % granularity, first = offset - before;
   const HANDLE mapping = CreateFileMappingW(handle, nullptr, PAGE_READONLY, 0, 0, nullptr);
-  if (mapping == nullptr) return nullptr;
-  const void* view = MapViewOfFile(mapping, FILE_MAP_READ, 0, 0, 0);
+  if (mapping == nullptr) return;
+  start = MapViewOfFile(mapping, FILE_MAP_READ, static_cast<DWORD>(first >> 32), static_cast<DWORD>(first),
+                        static_cast<SIZE_T>(before + bytes));
   CloseHandle(mapping);  // the view keeps it
-  return static_cast<const uint8_t*>(view);
+  if (start != nullptr) data = static_cast<const uint8_t*>(start) + before;
 }
 
-void unmap(const uint8_t* map, int64_t) { UnmapViewOfFile(map); }
-int populate(const uint8_t*, int64_t) { return 0; }  // a mapped file can't be cut short here; the copy touches the pages
-void drop_mapped(const uint8_t*, int64_t) {}
+Window::~Window() {
+  if (start != nullptr) UnmapViewOfFile(start);
+}
+
+int Window::populate() const { return 0; }  // a mapped file can't be cut short here; the copy touches the pages
 
 NoSignals::NoSignals() = default;
 NoSignals::~NoSignals() = default;
