@@ -24,9 +24,8 @@ from smallthinker.cache.read_counters import CacheCounters, Tally
 from smallthinker.expert_store import host
 from smallthinker.expert_store.read_queue import Finished, ReadQueue
 
-
-import os
-MOST_AHEAD = int(os.environ.get("AHEAD", "4"))
+# Records under way beyond which nothing is guessed: enough to keep the disk busy until the next layer is certain.
+MOST_UNDER_WAY = 6
 
 
 class Landed(NamedTuple):
@@ -37,7 +36,7 @@ class Landed(NamedTuple):
 
 
 class _Guess(NamedTuple):
-    """What a layer may want: `expected` may not leave before that layer has been served, `read` is read for it alone."""
+    """What a layer may want: `expected` may not leave before the layer has been served, `read` is read for it alone."""
 
     expected: set[int]
     read: set[int]
@@ -47,9 +46,16 @@ class ExpertCache:
     """`slots` is uint8 [number of slots, record_bytes], page-aligned. Not thread-safe: one caller at a time."""
 
     def __init__(
-        self, slots: npt.NDArray[np.uint8], queue: ReadQueue, policy: EvictionPolicy, experts_per_layer: int
+        self,
+        slots: npt.NDArray[np.uint8],
+        queue: ReadQueue,
+        policy: EvictionPolicy,
+        experts_per_layer: int,
+        most_under_way: int = MOST_UNDER_WAY,
     ) -> None:
-        """slots: those that `queue` reads into (see `allocate_slots`)."""
+        """slots: those that `queue` reads into (see `allocate_slots`). most_under_way: when so many records are being
+        read, no further one is guessed."""
+        self._most_under_way = most_under_way
         self.slots, self._queue, self._policy, self._experts_per_layer = slots, queue, policy, experts_per_layer
         self._record_bytes = slots.shape[1]
         self._slot_of: dict[int, int] = {}  # record -> slot, for records that are whole
@@ -86,7 +92,8 @@ class ExpertCache:
     def resident_slots(self, layer: int, experts: Sequence[int]) -> list[int] | None:
         """The slots of a layer's experts if all are resident, counted as hits; None, and nothing counted, if not.
 
-        They stay until the next layer is asked for. A ticket takes three times as long, which a step that misses nothing feels.
+        They stay until the next layer is asked for. A ticket takes three times as long, which a step that misses nothing
+        feels.
         """
         if self._in_use:  # an interrupt struck while the books were being changed: the next request starts over
             return None
@@ -128,28 +135,35 @@ class ExpertCache:
         self._policy.use(layer, records, counts, tokens)
         return Ticket(self, layer, records)
 
-    def expect(self, layer: int, experts: Sequence[int], likelihood: float) -> None:
-        """A later layer may want these experts, each with this likelihood: those that are resident stay until the layer
-        has been served, the others are read in time in which no certain read is waiting, as far as slots can be had
-        from experts that are less likely to be wanted."""
+    def expect(self, layer: int, experts: Sequence[int], likelihoods: Sequence[float]) -> list[int]:
+        """A later layer may want these experts, each with the likelihood beside it: those that are resident stay until
+        the layer has been served, the others are read in time in which no certain read is waiting, while few enough are
+        under way and slots can be had from experts that are less likely to be wanted.
+
+        A likelihood of 0 is not read. Returns the places, in `experts`, of those that weren't resident.
+        """
         first = layer * self._experts_per_layer
         in_ticket, self._in_use = self._in_use, True
         guess = self._guesses.setdefault(layer, _Guess(set(), set()))
-        for record in [first + expert for expert in experts]:
+        missing = []
+        for place, expert in enumerate(experts):
+            record = first + expert
             if record in self._slot_of:
                 if record not in self._pinned:
                     self._pinned.add(record)
                     guess.expected.add(record)
-            elif record not in self._reading:
-                if len(self._reading) >= MOST_AHEAD:
-                    break
-                slot = self._take_slot(layer, likelihood)
-                if slot is None:
-                    break
+                continue
+            missing.append(place)
+            likelihood = likelihoods[place]
+            if record in self._reading or not likelihood or len(self._reading) >= self._most_under_way:
+                continue
+            slot = self._take_slot(layer, likelihood)
+            if slot is not None:
                 self._start_read(record, slot, speculative=True)
                 guess.expected.add(record)
                 guess.read.add(record)
         self._in_use = in_ticket
+        return missing
 
     def step(self, tokens: int) -> None:
         """A decode step, or a chunk of `tokens` of a prompt, has been computed."""

@@ -33,7 +33,7 @@ def open_queue(
     if store.is_compressed:
         if kind == "uring":
             raise StoreReadError(f"{store.path}: compressed experts are read by threads; use another reader than uring")
-        reader = open_reader("mmap" if kind in ("mmap", "buffered") else kind, store)
+        reader = open_reader("mmap" if kind == "mmap" or kind == "buffered" else kind, store)
         return ThreadedQueue(reader, slots, store.num_experts, _WORKERS)
 
     def open_kind(kind: NativeKind) -> ReadQueue:

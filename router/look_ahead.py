@@ -1,28 +1,59 @@
 """Look-ahead: which experts later layers will likely want, guessed from the state of an earlier one.
 
-The residual stream changes little from layer to layer, so the router of a later layer, read early, is often right.
-How often is measured for every distance and rank as the exact routes become known; a guess that is too seldom right is
-no longer made, only watched now and then. Knows nothing about slots or files: who gets the guesses decides what to read.
+The residual stream changes little from layer to layer, so the router of a later layer, read early, is often right. How
+often is measured as the exact routes become known, for every layer, distance and rank, over those guesses that meant a
+read: experts that are resident are guessed more easily. A guess that is too seldom right is no longer made, only
+watched now and then. Knows nothing about slots or files: whoever gets the guesses decides what to read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from statistics import median
 
-# A wrong guess costs the certain reads at most the chunk that is under way; a right one saves a whole wait.
-WORTH = 0.4
+# A wrong guess costs the certain reads at most the chunk that is under way; a right one saves a part of a wait.
+WORTH = 0.5
 _WATCH = 16  # a guess that isn't worth making is made for the record, without a read, every so many tokens
-_KEEP = 0.97  # of the running precision, at each guess
-_HOPE = 0.7  # a precision to begin with, so that it is tried
+_KEEP = 0.95  # of the running precision, at each guess
+_HOPE = 0.6  # a precision to begin with, so that it is tried
 
 
-class Guess(NamedTuple):
-    """Experts that `layer` will want, each with at least this likelihood, likeliest first."""
+class Trial:
+    """Whether something pays, by trying: tokens with it and without it, in turns, then the faster way for a while.
 
-    layer: int
-    experts: list[int]
-    likelihood: float
+    What speculative reads cost differs by disk in ways that no figure of it tells: one gives its idle time for nothing,
+    another counts every byte against a quota.
+    """
+
+    WARM_UP = 16  # tokens of a cold cache, which say nothing
+    SPELL = 6  # tokens one way, then the other
+    SPELLS = 4
+    REST = 128  # tokens until the next trial; twice as many each time that nothing has changed
+    MOST_REST = 1024
+
+    def __init__(self) -> None:
+        self.on = True
+        self._winner = True
+        self._rest = self.REST
+        self._left = self.WARM_UP  # tokens until the next trial begins
+        self._seconds: dict[bool, list[float]] = {True: [], False: []}
+
+    def token(self, seconds: float) -> None:
+        """One took this long, the way that `on` said. Decides about the next."""
+        if self._left > 0:
+            self._left -= 1
+            if self._left == 0:
+                self.on = False
+            return
+        self._seconds[self.on].append(seconds)
+        done = len(self._seconds[True]) + len(self._seconds[False])
+        if done % self.SPELL == 0:
+            self.on = not self.on
+        if done == self.SPELL * self.SPELLS:
+            self.on = median(self._seconds[True]) <= median(self._seconds[False])
+            self._rest = min(2 * self._rest, self.MOST_REST) if self.on == self._winner else self.REST
+            self._winner, self._left = self.on, self._rest
+            self._seconds = {True: [], False: []}
 
 
 class LookAhead:
@@ -32,44 +63,49 @@ class LookAhead:
         """k: experts per token. Raises ValueError for a distance below 1."""
         if min(distances) < 1:
             raise ValueError(f"distances: expected 1 or more, found {min(distances)}")
-        self._num_layers, self._k, self._distances = num_layers, k, tuple(distances)
+        self._num_layers, self._distances = num_layers, tuple(distances)
         # [layer guessed for][distance][rank]
         self._precision = [{d: [_HOPE] * k for d in distances} for _ in range(num_layers)]
-        self._open: list[list[tuple[int, list[int]]]] = [[] for _ in range(num_layers)]  # distance, ids: not judged yet
-        self._targets: list[tuple[int, ...]] = [()] * num_layers
+        # layer guessed for -> precision to be updated, rank, expert
+        self._open: list[list[tuple[list[float], int, int]]] = [[] for _ in range(num_layers)]
+        self._nothing: list[tuple[int, ...]] = [()] * num_layers
+        self._chosen = self._targets = self._nothing
         self._tokens = 0
+        self.trial = Trial()
 
     def targets(self, layer: int) -> tuple[int, ...]:
-        """The layers whose routers are to be asked now, with the state before `layer`. Layers come in order."""
-        if layer == 0:
-            if self._tokens % _WATCH == 0:
-                self._targets = [self._worth_asking(at, watch=True) for at in range(self._num_layers)]
-            elif self._tokens % _WATCH == 1:
-                self._targets = [self._worth_asking(at, watch=False) for at in range(self._num_layers)]
-            self._tokens += 1
+        """The layers whose routers are to be asked with the state before `layer`."""
         return self._targets[layer]
+
+    def begin_token(self) -> None:
+        """Decide for one token what is worth asking."""
+        if self._tokens % _WATCH < 2:
+            watch = self._tokens % _WATCH == 0
+            self._chosen = [self._worth_asking(layer, watch) for layer in range(self._num_layers)]
+        self._tokens += 1
+        self._targets = self._chosen if self.trial.on else self._nothing
+        for waiting in self._open:  # of a token that was given up half-way
+            waiting.clear()
 
     def _worth_asking(self, layer: int, watch: bool) -> tuple[int, ...]:
         later = [(layer + d, d) for d in self._distances if layer + d < self._num_layers]
-        return tuple(target for target, d in later if watch or self._precision[target][d][0] >= WORTH)
+        return tuple(target for target, d in later if watch or max(self._precision[target][d]) >= WORTH)
 
-    def guesses(self, layer: int, experts: Sequence[int], answers: Sequence[list[int]]) -> list[Guess]:
-        """What to expect, given `layer`'s exact experts and what the routers of its `targets` answered."""
-        for distance, guessed in self._open[layer]:
-            precision = self._precision[layer][distance]
-            for rank, expert in enumerate(guessed):
+    def likelihoods(self, layer: int, target: int) -> list[float]:
+        """How likely the expert ranked first, second ... by `target`'s router is right; 0 where it isn't worth a read."""
+        return [p if p >= WORTH else 0.0 for p in self._precision[target][target - layer]]
+
+    def remember(self, layer: int, target: int, experts: Sequence[int], ranks: Sequence[int]) -> None:
+        """The guess was `experts`; those at `ranks` had to be read, and will tell how good such guesses are."""
+        precision = self._precision[target][target - layer]
+        self._open[target] += [(precision, rank, experts[rank]) for rank in ranks]
+
+    def judge(self, layer: int, experts: Sequence[int]) -> None:
+        """The exact experts of `layer` are known."""
+        if self._open[layer]:
+            for precision, rank, expert in self._open[layer]:
                 precision[rank] = _KEEP * precision[rank] + (1 - _KEEP) * (expert in experts)
-        self._open[layer].clear()
-        found = []
-        for target, answer in zip(self._targets[layer], answers, strict=True):
-            precision = self._precision[target][target - layer]
-            self._open[target].append((target - layer, answer))
-            worth = self._k
-            while worth and precision[worth - 1] < WORTH:
-                worth -= 1
-            if worth:
-                found.append(Guess(target, answer[:worth], precision[worth - 1]))
-        return found
+            self._open[layer].clear()
 
     def precision(self) -> dict[int, float]:
         """Share of the guesses that were right lately, by distance, over all layers and ranks."""

@@ -10,6 +10,7 @@ differ between instruction sets in functions that take a pool; the others have o
 Shape letters: T tokens, E experts, H query heads, K key-value heads, D head size, k experts per token, d hidden size.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -162,8 +163,8 @@ class TokenRouter:
 
     def __init__(self, pool: ThreadPool, data: list[U8], experts: int, dim: int, k: int, gating: Gating) -> None: ...
     def route(self, layer: int, x: F32, weights: F32, ahead: Sequence[int] = ()) -> list[list[int]]:
-        """The ids of the k experts for x [1, d], best first; their weights go into weights [1, k]. Behind them, what the
-        router of each layer in `ahead` would choose for the same x: all are one product."""
+        """The ids of the k experts for x [1, d], best first; their weights go into weights [1, k]. Behind them, what
+        the router of each layer in `ahead` would choose for the same x: all are one product."""
 
 def kv_append(pool: ThreadPool, quant: KvQuant, k: F32, v: F32, keys: U8, values: U8, start: int) -> None:
     """Writes k, v [T, K, D] into the KV cache of a layer; position p = start + t goes to p % capacity.
@@ -216,8 +217,8 @@ class TokenExperts:
         """
 
     def compute(self, normed: F32, places: list[int], slots: list[int]) -> int:
-        """Some of the token's experts: the j-th of the route, for each j in places, is in the slot beside it. Once every
-        place has been computed, `combine` adds them up. Returns how many neurons were computed."""
+        """Some of the token's experts: the j-th of the route, for each j in places, is in the slot beside it. Once
+        every place has been computed, `combine` adds them up. Returns how many neurons were computed."""
 
     def combine(self, x: F32, weights: F32) -> None:
         """x [1, hidden] += the sum of weights[0, j] * what was computed last for place j, the same bits as `add`."""

@@ -1,5 +1,5 @@
-"""Background reading of records by native threads (expert_store/native/). `expert_store.native_queue` keeps the contract
-of `read_queue.ReadQueue` with it and makes errors of what it tells. Calls that may take long release the GIL.
+"""Background reading of records by native threads (expert_store/native/). `expert_store.native_queue` keeps the
+contract of `read_queue.ReadQueue` with it and makes errors of what it tells. Calls that may take long release the GIL.
 """
 
 from pathlib import Path

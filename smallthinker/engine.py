@@ -35,7 +35,7 @@ from smallthinker.profile import Clocks, KernelTime, Stopwatch
 from smallthinker.router.exact import Route
 from smallthinker.tokenizer import Tokenizer
 
-# What the process takes beside its plan: more of the libraries is mapped as it is first used, Python's own objects grow,
+# What the process takes beside its plan: more of the libraries is mapped as it is first used, Python's objects grow,
 # and the kernel's tables count against a hard limit too. Seen: 10 to 20 MiB; see docs/design.md.
 STARTING_BYTES = 28 * MIB
 # Left free when no budget is given: other programs go on living.

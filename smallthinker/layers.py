@@ -9,7 +9,7 @@ k experts per token, V vocabulary.
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
 from typing import Any
@@ -28,7 +28,7 @@ from smallthinker.router.look_ahead import LookAhead
 from smallthinker.router.planner import group_by_expert, plan_reads
 
 Floats = npt.NDArray[np.float32]
-LOOK_AHEAD = tuple(map(int, os.environ.get("LA","1,2,3,4").split(",")))  # layers; further ones are guessed right too seldom
+LOOK_AHEAD = (1, 2)  # layers; see docs/benchmarks.md
 
 
 def never() -> bool:
@@ -120,6 +120,10 @@ class Decoder:
         normed = np.empty_like(x)
         cos, sin = self._rope_angles(start, len(ids))
         weights = np.empty((1, self.config.moe_num_active_primary_experts), np.float32)
+        began = time.perf_counter()
+        look = self.look_ahead if len(ids) == 1 else None
+        if look is not None:
+            look.begin_token()
         for layer in range(self.config.num_hidden_layers):
             if cancelled():
                 raise CancelledError("cancelled")
@@ -129,6 +133,8 @@ class Decoder:
                 self._layer_of_chunk(layer, x, normed, start, cos, sin)
         self.kv.advance(len(ids))
         self.experts.step(len(ids))
+        if look is not None:
+            look.trial.token(time.perf_counter() - began)
         self.neurons += (
             len(ids) * self.config.num_hidden_layers * self.config.moe_num_active_primary_experts
         ) * self.config.moe_ffn_hidden_size
@@ -138,22 +144,22 @@ class Decoder:
         self, layer: int, x: Floats, normed: Floats, start: int, cos: Floats, sin: Floats, weights: Floats
     ) -> None:
         """One layer for x [1, d], in place."""
-        attend, cache, look = self.attention[layer].forward, self.experts, self.look_ahead
-        ahead = look.targets(layer) if look is not None else ()
+        attend, cache = self.attention[layer].forward, self.experts
+        ahead = self.look_ahead.targets(layer) if self.look_ahead is not None else ()
         # exact: from the raw residual, before this layer's norm and attention
         experts, *guessed = self.router.route_token(layer, x, weights, ahead)
         slots = cache.resident_slots(layer, experts)
         if slots is not None:  # nothing to read
-            if look is not None:
-                self._expect(look, layer, experts, guessed)
+            if guessed:
+                self._expect(layer, experts, ahead, guessed)
             attend(x, start, cos, sin, normed)
             self.live_neurons += self.token_experts.add(x, normed, slots, weights)
             return
         if not self.prefetch:
             attend(x, start, cos, sin, normed)
         with cache.request(layer, experts) as ticket:  # misses go to the disk now
-            if look is not None:
-                self._expect(look, layer, experts, guessed)
+            if guessed:
+                self._expect(layer, experts, ahead, guessed)
             if self.prefetch:
                 attend(x, start, cos, sin, normed)  # arithmetic while the disk works
             for landed in ticket:
@@ -161,10 +167,15 @@ class Decoder:
                 self.live_neurons += self.token_experts.compute(normed, places, slots)
         self.token_experts.combine(x, weights)
 
-    def _expect(self, look: LookAhead, layer: int, experts: Sequence[int], guessed: list[list[int]]) -> None:
+    def _expect(self, layer: int, experts: Sequence[int], ahead: Sequence[int], guessed: list[list[int]]) -> None:
         """Have what later layers will likely want read in the disk's idle time."""
-        for guess in look.guesses(layer, experts, guessed):
-            self.experts.expect(*guess)
+        look = self.look_ahead
+        assert look is not None
+        look.judge(layer, experts)
+        for target, answer in zip(ahead, guessed, strict=True):
+            missing = self.experts.expect(target, answer, look.likelihoods(layer, target))
+            if missing:
+                look.remember(layer, target, answer, missing)
 
     def _layer_of_chunk(self, layer: int, x: Floats, normed: Floats, start: int, cos: Floats, sin: Floats) -> None:
         """One layer for x [T, d], in place."""
@@ -179,7 +190,8 @@ class Decoder:
             if self.look_ahead is not None and layer + 1 < self.config.num_hidden_layers:
                 # Many tokens want most of the next layer's experts: those that most of them will likely want first.
                 ids, counts = np.unique(self.router.route(layer + 1, x).ids, return_counts=True)
-                self.experts.expect(layer + 1, ids[np.argsort(-counts, kind="stable")].tolist(), 1.0)
+                wanted = ids[np.argsort(-counts, kind="stable")].tolist()
+                self.experts.expect(layer + 1, wanted, [1.0] * len(wanted))
             if self.prefetch:
                 attend(x, start, cos, sin, normed)
             self._experts(x, normed, route, pairs, ticket)

@@ -65,7 +65,9 @@ class MemoryPlan:
         spare = self.budget_bytes - sum(parts.values())
         lines.append(f"  {'unused':<28}{spare / MIB:>9.1f} MiB")
         if self.most_slots > self.slots:
-            lines.append(f"at the start of a context {self.most_slots} experts fit: the KV cache's room is lent to them")
+            lines.append(
+                f"an empty context leaves room for {self.most_slots} experts: what the KV cache will take is lent"
+            )
         return "\n".join(lines)
 
 

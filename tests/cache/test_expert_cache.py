@@ -96,7 +96,7 @@ def test_whatever_is_asked_guessed_and_given_up_in_any_timing_the_bytes_are_righ
                 with pytest.raises(StoreReadError, match="cannot read"):
                     use(cache, layer, experts)
         elif action == "expect":
-            cache.expect(layer, experts, random.Random(seed).random())
+            cache.expect(layer, experts, [random.Random(seed).random()] * len(experts))
         elif action == "resident":
             found = cache.resident_slots(layer, experts)
             if found is not None:
@@ -199,7 +199,7 @@ def test_an_error_in_the_caller_s_arithmetic_is_what_comes_out() -> None:
 
 def test_a_right_guess_is_no_second_read_and_is_not_called_a_hit() -> None:
     cache = Cache(6)
-    cache.expect(1, [2, 3, 4], 0.9)
+    cache.expect(1, [2, 3, 4], [0.9, 0.9, 0.9])
     cache.queue.finish(EXPERTS + 2)
     use(cache, 1, [2, 3, 7])
     counters = cache.counters()
@@ -212,7 +212,7 @@ def test_a_right_guess_is_no_second_read_and_is_not_called_a_hit() -> None:
 
 def test_a_guess_that_came_late_becomes_certain() -> None:
     cache = Cache(6)
-    cache.expect(1, [2], 0.9)
+    cache.expect(1, [2], [0.9])
     with cache.request(1, [2]) as ticket:
         assert ("promote", EXPERTS + 2) in cache.queue.log or cache.counters().guessed
         assert [position for batch in ticket for position, _ in batch] == [0]
@@ -222,9 +222,9 @@ def test_a_guess_never_evicts_what_is_likelier() -> None:
     cache = Cache(2)
     use(cache, 0, [0, 1])
     cache._policy.score = lambda key: 0.5  # type: ignore[method-assign]
-    cache.expect(1, [0], 0.4)
+    cache.expect(1, [0], [0.4])
     assert not cache.queue.under_way
-    cache.expect(1, [0], 0.6)
+    cache.expect(1, [0], [0.6])
     assert set(cache.queue.under_way) == {EXPERTS}
 
 
@@ -232,7 +232,7 @@ def test_what_is_expected_stays_until_its_layer_has_been_served() -> None:
     cache = Cache(3)
     use(cache, 1, [0])  # the oldest
     use(cache, 0, [0, 1])
-    cache.expect(1, [0], 0.9)
+    cache.expect(1, [0], [0.9])
     use(cache, 2, [0, 1])
     assert cache.is_resident(1, 0)
     assert cache.resident_slots(1, [0]) is not None
@@ -245,14 +245,14 @@ def test_a_guess_never_takes_the_slots_of_the_layer_that_is_computed() -> None:
     use(cache, 0, [0, 1])
     slots = cache.resident_slots(0, [0, 1])
     assert slots is not None
-    cache.expect(1, [0, 1, 2], 0.9)
+    cache.expect(1, [0, 1, 2], [0.9, 0.9, 0.9])
     assert len(cache.queue.under_way) == 1
     assert [int(cache.slots[slot][0]) for slot in slots] == [0, 1]
 
 
 def test_certain_reads_take_the_slots_of_guesses() -> None:
     cache = Cache(3)
-    cache.expect(1, [0, 1, 2], 0.9)
+    cache.expect(1, [0, 1, 2], [0.9, 0.9, 0.9])
     use(cache, 0, [0, 1, 2])
     check_books(cache)
 
@@ -300,9 +300,9 @@ def test_an_interrupt_anywhere_leaves_a_cache_that_works() -> None:
         sys.settrace(trace)
         try:
             cache.resident_slots(0, [2, 1])
-            cache.expect(1, [0, 4], 0.9)
+            cache.expect(1, [0, 4], [0.9, 0.9])
             with cache.request(1, [3, 1, 4]) as ticket:
-                cache.expect(2, [0, 4], 0.9)
+                cache.expect(2, [0, 4], [0.9, 0.9])
                 for _ in ticket:
                     pass
             cache.resident_slots(2, [4])

@@ -105,7 +105,7 @@ def test_a_probe_of_a_slow_disk_is_over_in_time(
     class BigStore:
         """Records of two megabytes; nobody reads them."""
 
-        num_experts, record_bytes = 1000, 490 * 4096
+        num_experts, record_bytes, is_compressed = 1000, 490 * 4096, False
         experts_file = Store.open(synth(str(tiny_config), tmp_path / "store", "q4_0")).experts_file
 
         def record_offset(self, record: int) -> int:
