@@ -46,16 +46,9 @@ class ExpertCache:
     """`slots` is uint8 [number of slots, record_bytes], page-aligned. Not thread-safe: one caller at a time."""
 
     def __init__(
-        self,
-        slots: npt.NDArray[np.uint8],
-        queue: ReadQueue,
-        policy: EvictionPolicy,
-        experts_per_layer: int,
-        most_under_way: int = MOST_UNDER_WAY,
+        self, slots: npt.NDArray[np.uint8], queue: ReadQueue, policy: EvictionPolicy, experts_per_layer: int
     ) -> None:
-        """slots: those that `queue` reads into (see `allocate_slots`). most_under_way: when so many records are being
-        read, no further one is guessed."""
-        self._most_under_way = most_under_way
+        """slots: those that `queue` reads into (see `allocate_slots`)."""
         self.slots, self._queue, self._policy, self._experts_per_layer = slots, queue, policy, experts_per_layer
         self._record_bytes = slots.shape[1]
         self._slot_of: dict[int, int] = {}  # record -> slot, for records that are whole
@@ -92,8 +85,8 @@ class ExpertCache:
     def resident_slots(self, layer: int, experts: Sequence[int]) -> list[int] | None:
         """The slots of a layer's experts if all are resident, counted as hits; None, and nothing counted, if not.
 
-        They stay until the next layer is asked for. A ticket takes three times as long, which a step that misses nothing
-        feels.
+        They stay until the next layer is asked for. A ticket takes three times as long, which a step that misses
+        nothing feels.
         """
         if self._in_use:  # an interrupt struck while the books were being changed: the next request starts over
             return None
@@ -135,10 +128,12 @@ class ExpertCache:
         self._policy.use(layer, records, counts, tokens)
         return Ticket(self, layer, records)
 
-    def expect(self, layer: int, experts: Sequence[int], likelihoods: Sequence[float]) -> list[int]:
+    def expect(
+        self, layer: int, experts: Sequence[int], likelihoods: Sequence[float], most_under_way: int = MOST_UNDER_WAY
+    ) -> list[int]:
         """A later layer may want these experts, each with the likelihood beside it: those that are resident stay until
-        the layer has been served, the others are read in time in which no certain read is waiting, while few enough are
-        under way and slots can be had from experts that are less likely to be wanted.
+        the layer has been served, the others are read in time in which no certain read is waiting, while fewer than
+        `most_under_way` records are being read and slots can be had from experts that are less likely to be wanted.
 
         A likelihood of 0 is not read. Returns the places, in `experts`, of those that weren't resident.
         """
@@ -155,7 +150,7 @@ class ExpertCache:
                 continue
             missing.append(place)
             likelihood = likelihoods[place]
-            if record in self._reading or not likelihood or len(self._reading) >= self._most_under_way:
+            if record in self._reading or not likelihood or len(self._reading) >= most_under_way:
                 continue
             slot = self._take_slot(layer, likelihood)
             if slot is not None:

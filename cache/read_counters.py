@@ -9,8 +9,8 @@ from smallthinker.expert_store.read_queue import ReadCounters
 
 @dataclass(frozen=True)
 class CacheCounters:
-    """Since the cache was made. Each expert asked for is one of: a hit (it had been kept), guessed (read ahead and there
-    in time), late (read ahead, still under way), a miss. Bytes: `certain_bytes` for misses, `useful_bytes` guessed or
+    """Since the cache was made. Each expert asked for is one of: a hit (it had been kept), guessed (read ahead, in
+    time), late (read ahead, still under way), a miss. Bytes: `certain_bytes` for misses, `useful_bytes` guessed or
     late, `late_bytes` the latter alone, `wasted_bytes` for guesses that nobody wanted, `reread_bytes` of all those for
     experts that had been evicted. `stall_sec` waited with nothing to compute; `busy_sec` had a read under way."""
 

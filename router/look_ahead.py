@@ -92,7 +92,7 @@ class LookAhead:
         return tuple(target for target, d in later if watch or max(self._precision[target][d]) >= WORTH)
 
     def likelihoods(self, layer: int, target: int) -> list[float]:
-        """How likely the expert ranked first, second ... by `target`'s router is right; 0 where it isn't worth a read."""
+        """How likely the expert ranked first, second ... by `target`'s router is right; 0: not worth a read."""
         return [p if p >= WORTH else 0.0 for p in self._precision[target][target - layer]]
 
     def remember(self, layer: int, target: int, experts: Sequence[int], ranks: Sequence[int]) -> None:

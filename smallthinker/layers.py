@@ -191,7 +191,7 @@ class Decoder:
                 # Many tokens want most of the next layer's experts: those that most of them will likely want first.
                 ids, counts = np.unique(self.router.route(layer + 1, x).ids, return_counts=True)
                 wanted = ids[np.argsort(-counts, kind="stable")].tolist()
-                self.experts.expect(layer + 1, wanted, [1.0] * len(wanted))
+                self.experts.expect(layer + 1, wanted, [1.0] * len(wanted), most_under_way=len(self.experts.slots))
             if self.prefetch:
                 attend(x, start, cos, sin, normed)
             self._experts(x, normed, route, pairs, ticket)

@@ -4,6 +4,8 @@ or threads."""
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import HYBRID_ATTENTION, make_store, tiny_config
+from queues import ShuffledQueue
 
+import smallthinker.engine as engine_module
 from smallthinker.cache.kv_cache import KvKind
+from smallthinker.cache.policies import POLICIES
 from smallthinker.engine import Engine
 from smallthinker.expert_store.convert import convert
+from smallthinker.expert_store.readers import open_reader
+from smallthinker.expert_store.store import Store
 
 
 @st.composite
@@ -41,6 +48,22 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def engines_with(patch: pytest.MonkeyPatch, timing: int | None, policy: str) -> Iterator[None]:
+    """Engines made meanwhile evict by this policy; with a seed for `timing`, their reads end at random times."""
+    patch.setattr(engine_module, "DEFAULT_POLICY", POLICIES[policy])
+    with ExitStack() as readers:
+
+        def shuffled(_: Any, store: Store, slots: np.ndarray, *__: Any) -> ShuffledQueue:
+            reader = open_reader("mmap", store)
+            readers.callback(reader.close)
+            return ShuffledQueue(slots, lambda record, slot: reader.read_into(record, slot.data), timing or 0)
+
+        if timing is not None:
+            patch.setattr(engine_module, "open_queue", shuffled)
+        yield
+
+
 @given(
     config=configs(), quant=st.sampled_from(["q4_0", "q8_0", "f16"]), kv=st.sampled_from(["f16", "q8"]), data=st.data()
 )
@@ -57,16 +80,37 @@ def test_every_way_to_run_gives_the_same_bits(
         # what is too small to save a page stays as it is: only f16 of larger shapes is compressed; see test_compression
         small = convert(Path(folder) / "checkpoint", Path(folder) / "small", quant, compress=1)
 
-        def run(compressed: bool = False, **options: Any) -> list[np.ndarray]:
-            with Engine(small if compressed else store, kv=kv, **options) as engine:
-                return [engine.prefill(prompt)[0], *(engine.decode(token) for token in answer)]
+        def run(
+            compressed: bool = False,
+            timing: int | None = None,
+            policy: str = "frequency",
+            sizes: list[int] | None = None,
+            **options: Any,
+        ) -> list[np.ndarray]:
+            with (
+                pytest.MonkeyPatch.context() as patch,
+                engines_with(patch, timing, policy),
+                Engine(small if compressed else store, kv=kv, **options) as engine,
+            ):
+                found = [engine.prefill(prompt)[0]]
+                for token, size in zip(answer, sizes or [0] * len(answer), strict=True):
+                    if size:
+                        engine.experts.resize(size)
+                    found.append(engine.decode(token))
+                return found
 
         baseline = run(max_slots=everything, reader="mmap", prefetch=True, threads=1)
         for slots in (everything, max(floor, everything // 4), floor):
             options = {
                 "max_slots": slots,
                 "compressed": data.draw(st.booleans(), label="compressed"),
-                "reader": data.draw(st.sampled_from(["mmap", "direct"]), label="reader"),
+                "reader": data.draw(st.sampled_from(["mmap", "direct", "buffered"]), label="reader"),
+                "timing": data.draw(st.none() | st.integers(0, 1 << 16), label="timing"),
+                "policy": data.draw(st.sampled_from(list(POLICIES)), label="policy"),
+                "sizes": data.draw(
+                    st.none() | st.lists(st.integers(floor, everything), min_size=8, max_size=8), label="sizes"
+                ),
+                "look_ahead": data.draw(st.sampled_from([(), (1,), (1, 2), (3, 1)]), label="look ahead"),
                 "prefetch": data.draw(st.booleans(), label="prefetch"),
                 "threads": data.draw(st.integers(1, 3), label="threads"),
                 "chunk": data.draw(st.sampled_from([1, 3, 7, 64]), label="chunk"),
