@@ -75,9 +75,15 @@ class ExpertCache:
     def holds_all(self, num_experts: int) -> bool:
         return self.limit >= num_experts
 
-    def filled(self) -> npt.NDArray[np.uint8]:
-        """The slots that hold or held a record, or will soon; none while memory is lent to the system."""
-        return self.slots[: len(self.slots) - len(self._free)] if not self._lent else self.slots[:0]
+    def filled(self) -> list[npt.NDArray[np.uint8]]:
+        """The slots that hold a record, or will soon, in runs that lie together."""
+        empty = sorted({*self._free, *self._lent, len(self.slots)})
+        starts = [0, *(slot + 1 for slot in empty)]
+        return [self.slots[start:end] for start, end in zip(starts, empty, strict=False) if start < end]
+
+    @property
+    def is_full(self) -> bool:
+        return not self._free
 
     def is_resident(self, layer: int, expert: int) -> bool:
         return layer * self._experts_per_layer + expert in self._slot_of
@@ -177,7 +183,7 @@ class ExpertCache:
         while self.limit < limit:
             self._free.append(self._lent.pop())
         while self.limit > limit:
-            slot = self._take_slot(0)
+            slot = self._free.pop(0) if self._free else self._take_slot(0)  # those that would be filled last
             if slot is None:
                 break
             host.discard(self.slots[slot].ctypes.data, self._record_bytes)

@@ -25,15 +25,14 @@ class Trial:
     another counts every byte against a quota.
     """
 
-    WARM_UP = 16  # tokens of a cold cache, which say nothing
-    SPELL = 6  # tokens one way, then the other
+    WARM_UP = 8  # tokens of a cold cache, which say nothing
+    SPELL = 5  # tokens one way, then the other
     SPELLS = 4
     REST = 128  # tokens until the next trial; twice as many each time that nothing has changed
     MOST_REST = 1024
 
     def __init__(self) -> None:
-        self.on = True
-        self._winner = True
+        self.on = self._winner = False  # it costs a slow disk more than it gives a fast one
         self._rest = self.REST
         self._left = self.WARM_UP  # tokens until the next trial begins
         self._seconds: dict[bool, list[float]] = {True: [], False: []}
@@ -43,7 +42,7 @@ class Trial:
         if self._left > 0:
             self._left -= 1
             if self._left == 0:
-                self.on = False
+                self.on = True
             return
         self._seconds[self.on].append(seconds)
         done = len(self._seconds[True]) + len(self._seconds[False])

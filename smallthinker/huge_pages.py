@@ -3,7 +3,8 @@
 Every token reads all dense weights and its experts from memory; with pages of 4 KiB each 64 cache lines cost an address
 translation, 8 % of a token of the 4B model in memory. Memory that is huge from its first touch has to be found and
 cleared 2 MiB at a time while somebody waits for a read: on a virtual machine that took longer than the disk. So the
-move comes later: of the dense weights after some tokens, of the experts after as many tokens without a miss.
+move comes later: of the dense weights after some tokens, of the experts' slots once all are filled, or after as many
+tokens without a miss.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from smallthinker.cache.expert_cache import ExpertCache
@@ -27,6 +27,7 @@ class HugePages:
     def __init__(self, dense: npt.NDArray[Any], experts: ExpertCache) -> None:
         self._dense, self._experts = dense, experts
         self._steps = self._last_miss = self._misses = 0
+        self._moved_full = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -37,8 +38,10 @@ class HugePages:
         if misses != self._misses:
             self._misses, self._last_miss = misses, self._steps
         if self._steps == QUIET_STEPS:
-            self._start(lambda: self._dense)
-        if self._steps == self._last_miss + 2 * QUIET_STEPS:
+            self._start(lambda: [self._dense])
+        is_quiet = self._steps == self._last_miss + 2 * QUIET_STEPS
+        if is_quiet or (not self._moved_full and self._steps >= 2 * QUIET_STEPS and self._experts.is_full):
+            self._moved_full = self._experts.is_full
             self._start(self._experts.filled)
 
     def close(self) -> None:
@@ -47,14 +50,14 @@ class HugePages:
         if self._thread is not None:
             self._thread.join()
 
-    def _start(self, memory: Callable[[], npt.NDArray[Any]]) -> None:
+    def _start(self, memory: Callable[[], list[npt.NDArray[Any]]]) -> None:
         earlier = self._thread
 
         def move() -> None:
             if earlier is not None:
                 earlier.join()
-            array: npt.NDArray[np.uint8] = memory()
-            host.collapse(array.ctypes.data, array.nbytes, self._stop.is_set)
+            for array in memory():
+                host.collapse(array.ctypes.data, array.nbytes, self._stop.is_set)
 
         self._thread = threading.Thread(target=move, name="huge pages", daemon=True)
         self._thread.start()

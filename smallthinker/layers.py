@@ -28,7 +28,7 @@ from smallthinker.router.look_ahead import LookAhead
 from smallthinker.router.planner import group_by_expert, plan_reads
 
 Floats = npt.NDArray[np.float32]
-LOOK_AHEAD = (1, 2)  # layers; see docs/benchmarks.md
+LOOK_AHEAD = (1,)  # layers; see docs/benchmarks.md
 
 
 def never() -> bool:

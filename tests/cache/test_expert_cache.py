@@ -271,6 +271,19 @@ def test_a_cache_that_shrinks_and_grows_keeps_what_is_worth_most() -> None:
     assert cache.resident_slots(0, [0, 1, 2, 3]) is not None
 
 
+def test_what_is_filled_is_told_in_runs_without_what_is_lent() -> None:
+    cache = Cache(6)
+    assert cache.filled() == []
+    use(cache, 0, [0, 1, 2, 3])
+    assert [len(run) for run in cache.filled()] == [4]
+    assert not cache.is_full
+    cache.resize(4)  # takes the two that were never filled
+    assert [len(run) for run in cache.filled()] == [4]
+    assert cache.is_full
+    cache.resize(3)
+    assert sum(len(run) for run in cache.filled()) == 3
+
+
 def test_bytes_read_again_after_an_eviction_are_counted() -> None:
     cache = Cache(2)
     for expert in (0, 1, 2, 0):

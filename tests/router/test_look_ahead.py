@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+
+from smallthinker.router.look_ahead import WORTH, LookAhead, Trial
+
+LAYERS, K = 6, 3
+
+
+def always_on(distances: tuple[int, ...]) -> LookAhead:
+    look = LookAhead(LAYERS, K, distances)
+    look.trial.token = lambda seconds: None  # type: ignore[method-assign]
+    look.trial.on = True
+    return look
+
+
+def token(look: LookAhead, answer: list[int], truth: list[int], missing: list[int] | None = None) -> int:
+    """One token whose guesses are all `answer`; returns how many were made."""
+    made = 0
+    look.begin_token()
+    for layer in range(LAYERS):
+        look.judge(layer, truth)
+        for target in look.targets(layer):
+            made += 1
+            look.remember(layer, target, answer, range(K) if missing is None else missing)
+    return made
+
+
+def test_every_later_layer_in_reach_is_asked() -> None:
+    look = always_on((1, 3))
+    look.begin_token()
+    assert [look.targets(layer) for layer in range(LAYERS)] == [(1, 3), (2, 4), (3, 5), (4,), (5,), ()]
+
+
+def test_guesses_that_are_wrong_are_given_up_and_watched_until_they_are_right() -> None:
+    look = always_on((1,))
+    made = [token(look, [7, 8, 9], [1, 2, 3]) for _ in range(200)]
+    assert made[0] == LAYERS - 1
+    assert sum(made[-32:]) == 2 * (LAYERS - 1)
+    assert look.likelihoods(0, 1) == [0.0] * K
+    assert look.precision()[1] < 0.1
+    made = [token(look, [1, 2, 3], [1, 2, 3]) for _ in range(400)]
+    assert made[-1] == LAYERS - 1
+    assert min(look.likelihoods(0, 1)) > WORTH
+
+
+def test_ranks_are_judged_apart_and_only_where_a_read_was_needed() -> None:
+    look = always_on((1,))
+    for _ in range(200):
+        token(look, [1, 8, 9], [1, 2, 3], missing=[0, 1])
+    likelihoods = look.likelihoods(2, 3)
+    assert likelihoods[0] > 0.9
+    assert likelihoods[1] == 0.0
+    assert WORTH <= likelihoods[2] < 0.9  # never judged: every time it was resident
+
+
+def test_a_token_given_up_half_way_is_not_judged_by_the_next() -> None:
+    look = always_on((2,))
+    look.begin_token()
+    look.remember(0, 2, [1, 2, 3], range(K))
+    before = look.precision()
+    token(look, [], [9, 9, 9], missing=[])
+    assert look.precision() == before
+
+
+@pytest.mark.parametrize(("gain", "pays"), [(0.8, True), (1.3, False)])
+def test_what_pays_is_found_out_and_kept(gain: float, pays: bool) -> None:
+    noise, trial = random.Random(0), Trial()
+    assert not trial.on
+    ways = []
+    for _ in range(2000):
+        ways.append(trial.on)
+        trial.token(noise.gauss(1.0, 0.05) * (gain if trial.on else 1.0))
+    assert ways[-1000:].count(pays) > 900
+    assert ways[-1200:].count(not pays) > 0  # it is tried again
+
+
+def test_a_trial_takes_turns() -> None:
+    trial = Trial()
+    ways = []
+    for _ in range(Trial.WARM_UP + Trial.SPELL * Trial.SPELLS):
+        ways.append(trial.on)
+        trial.token(1.0)
+    assert ways[Trial.WARM_UP :].count(True) == ways[Trial.WARM_UP :].count(False)
+    assert sum(a != b for a, b in pairwise(ways)) == Trial.SPELLS
+
+
+def test_no_layer_is_ahead_by_nothing() -> None:
+    with pytest.raises(ValueError, match="distances"):
+        LookAhead(4, 2, (0,))
