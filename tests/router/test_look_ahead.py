@@ -41,7 +41,7 @@ def test_guesses_that_are_wrong_are_given_up_and_watched_until_they_are_right() 
     assert made[0] == LAYERS - 1
     assert sum(made[-32:]) == 2 * (LAYERS - 1)
     assert look.likelihoods(0, 1) == [0.0] * K
-    assert look.precision()[1] < 0.1
+    assert look.precision()[1] < WORTH / 2
     made = [token(look, [1, 2, 3], [1, 2, 3]) for _ in range(400)]
     assert made[-1] == LAYERS - 1
     assert min(look.likelihoods(0, 1)) > WORTH
