@@ -220,7 +220,10 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--threads", type=int, metavar="N", help="arithmetic threads (default: physical cores)")
     group.add_argument(
-        "--reader", choices=["auto", "mmap", "direct"], default="auto", help="how experts are read (default: auto)"
+        "--reader",
+        choices=["auto", "direct", "uring", "mmap", "buffered"],
+        default="auto",
+        help="how experts are read (default: auto, as a probe of the disk found best)",
     )
     group.add_argument("--no-prefetch", action="store_true", help="read experts only once attention is done")
     group.add_argument(

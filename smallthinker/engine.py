@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from smallthinker.errors import ContextLengthError, RequestError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.disk_profile import DiskProfile
 from smallthinker.expert_store.probe import profile_of
-from smallthinker.expert_store.queues import open_queue, queue_bytes
+from smallthinker.expert_store.queues import QueueKind, open_queue, queue_bytes
 from smallthinker.expert_store.store import Store
 from smallthinker.huge_pages import HugePages
 from smallthinker.layers import LOOK_AHEAD, Decoder, never
@@ -53,7 +53,7 @@ class Engine:
         context: int | None = None,
         kv: KvKind = "f16",
         threads: int | None = None,
-        reader: Literal["auto", "mmap", "direct"] = "auto",
+        reader: QueueKind = "auto",
         prefetch: bool = True,
         look_ahead: Sequence[int] = LOOK_AHEAD,
         chunk: int | None = None,

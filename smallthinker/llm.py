@@ -9,11 +9,12 @@ import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from smallthinker.cache.kv_cache import KvKind
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
+from smallthinker.expert_store.queues import QueueKind
 from smallthinker.generation import Completion, GenerationParams, TextStream
 from smallthinker.lossy_head import DEFAULT_THRESHOLD
 from smallthinker.memory_plan import MemoryPlan
@@ -60,7 +61,7 @@ class LLM:
         context: int | None = None,
         kv: KvKind = "f16",
         threads: int | None = None,
-        reader: Literal["auto", "mmap", "direct"] = "auto",
+        reader: QueueKind = "auto",
         prefetch: bool = True,
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
