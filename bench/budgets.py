@@ -3,11 +3,11 @@
 python bench/budgets.py STORE --memory 512MiB 1GiB 4GiB [--limit LIMITER --limit-options "-b 300M"] [--plot FILE.svg]
 
 Every run is a process of its own that decodes the same token ids, random ones or those of a text. Right before it,
-another process measures what the disk gives: random records through the native queue with the settings of the store's
-disk profile. In turns, all budgets once a round: a shared disk changes from minute to minute. Cold: the store is taken
-out of the page cache before each. LIMITER is a command that runs another under a hard limit, from a cold page cache:
-LIMITER -m BYTES -c -- COMMAND; `peak_bytes=` and `ceiling_hits=` in what it prints on stderr are reported. Without it a
-budget is only the engine's promise. Medians; the last line is JSON.
+another process measures what the disk gives: random records through the native queue with the settings of a disk
+profile that was probed at the start, under the same limiter. In turns, all budgets once a round: a shared disk changes
+from minute to minute. Cold: the store is taken out of the page cache before each. LIMITER is a command that runs one
+under a hard limit, from a cold page cache: LIMITER -m BYTES -c -- COMMAND; `peak_bytes=` and `ceiling_hits=` in what it
+prints on stderr are reported. Without it a budget is only the engine's promise. Medians; the last line is JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,10 @@ from plot import plot_budgets
 from smallthinker.engine import Engine
 from smallthinker.errors import SmallThinkerError
 from smallthinker.expert_store import host
-from smallthinker.expert_store.disk_profile import load_profile
+from smallthinker.expert_store.disk_profile import load_profile, save_profile
+from smallthinker.expert_store.format import PROFILE_FILE
 from smallthinker.expert_store.native_queue import NativeQueue
-from smallthinker.expert_store.probe import profile_of
+from smallthinker.expert_store.probe import probe
 from smallthinker.expert_store.store import Store
 from smallthinker.memory_plan import MIB, parse_size
 from smallthinker.roofline import Phase
@@ -47,6 +50,29 @@ def make_cold(store: Path) -> None:
     for path in store.glob("*.safetensors"):
         with path.open("rb") as file:
             host.drop_file_cache(file.fileno(), 0, 0)
+
+
+@contextmanager
+def kept_profile(store: Path) -> Iterator[None]:
+    """The store's disk profile is afterwards what it was: the bench's own may be of a throttled disk."""
+    path = store / PROFILE_FILE
+    before = path.read_bytes() if path.exists() else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            path.write_bytes(before)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def probe_disk(path: Path) -> Row:
+    """In a process of its own: a new disk profile, kept beside the store for the runs."""
+    with Store.open(path) as store:
+        profile = probe(store)
+        if not profile.measured or not save_profile(store, profile):
+            sys.exit(f"{path}: too small, compressed, read-only or kept in the page cache: its disk can't be measured")
+        return profile.to_dict()
 
 
 def measure_disk(path: Path) -> Row:
@@ -139,7 +165,7 @@ def in_process(args: argparse.Namespace, part: str, memory: str) -> tuple[Row, s
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         said = [line for line in result.stderr.splitlines() if not line.startswith("limit:")]
-        raise RuntimeError(said[-1] if said else f"exit status {result.returncode}")
+        raise RuntimeError(f"{memory}: {said[-1] if said else f'exit status {result.returncode}'}")
     row: Row = json.loads(result.stdout.splitlines()[-1])
     return row, result.stderr
 
@@ -239,7 +265,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--plot", type=Path, help="draw tokens/s over the budget; needs matplotlib")
     parser.add_argument("--title", default="", help="of the plot")
-    parser.add_argument("--part", choices=["disk", "decode"], help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=["probe", "disk", "decode"], help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -247,20 +273,21 @@ def main() -> None:
     args = arguments()
     if args.part is not None:
         try:
-            print(json.dumps(measure_disk(args.store) if args.part == "disk" else decode(args)))
+            parts = {"probe": lambda: probe_disk(args.store), "disk": lambda: measure_disk(args.store)}
+            print(json.dumps(parts.get(args.part, lambda: decode(args))()))
         except SmallThinkerError as e:
             sys.exit(str(e))
         return
-    with Store.open(args.store) as store:
-        if not profile_of(store).measured:
-            sys.exit(f"{args.store}: too small, compressed or kept in the page cache: its disk can't be measured")
     found: dict[str, list[Row]] = {memory: [] for memory in args.memory}
-    for _ in range(args.repeats):
-        for memory in args.memory:
-            try:
-                found[memory].append(run(args, memory))
-            except RuntimeError as e:
-                sys.exit(f"{memory}: {e}")
+    with kept_profile(args.store):
+        try:
+            make_cold(args.store)
+            profile, _ = in_process(args, "probe", max(args.memory, key=parse_size))
+            for _ in range(args.repeats):
+                for memory in args.memory:
+                    found[memory].append(run(args, memory))
+        except RuntimeError as e:
+            sys.exit(str(e))
     rows = {memory: summary(runs, args.tokens) for memory, runs in found.items()}
     for memory, row in rows.items():
         print(line(memory, row))
@@ -269,6 +296,7 @@ def main() -> None:
         plot_budgets(args.plot, {parse_size(memory): row for memory, row in rows.items()}, args.title)
     names = ("tokens", "prompt", "context", "repeats", "seed", "reader", "limit_options")
     settings = {name: getattr(args, name) for name in names} | {"is_limited": args.limit is not None}
+    settings["disk_profile"] = profile
     print(json.dumps(machine() | settings | {"budgets": rows}))
 
 
