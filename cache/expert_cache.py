@@ -213,6 +213,7 @@ class ExpertCache:
             self._withdrawn.discard(record)
             if error is None:
                 self._slot_of[record] = slot
+                self._tally.landed(record)
                 if withdrawn:  # it was whole before it could be stopped
                     self._policy.insert(record)
                     self._tally.wasted += 1
@@ -259,7 +260,6 @@ class ExpertCache:
         self._pinned.add(record)
         # The policy hears of it now, not when it lands: what is evicted must not depend on the disk's timing.
         self._policy.insert(record)
-        self._tally.started(record)
 
     def _take_slot(self, layer: int, likelihood: float = 1.0) -> int | None:
         """A free slot, or one taken from the policy's victim, for a record that is wanted with this likelihood in
@@ -334,6 +334,7 @@ class Ticket:
             record = self._records[position]
             if record in cache._slot_of:  # had been withdrawn, but too late to stop
                 cache._pinned.add(record)
+                cache._tally.regained()
                 landed.append(Landed(position, cache._slot_of[record]))
                 continue
             slot = None if record in cache._reading else self._take_slot()

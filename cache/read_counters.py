@@ -9,10 +9,11 @@ from smallthinker.expert_store.read_queue import ReadCounters
 
 @dataclass(frozen=True)
 class CacheCounters:
-    """Since the cache was made. Each expert asked for is one of: a hit (it had been kept), guessed (read ahead, in
-    time), late (read ahead, still under way), a miss. Bytes: `certain_bytes` for misses, `useful_bytes` guessed or
-    late, `late_bytes` the latter alone, `wasted_bytes` for guesses that nobody wanted, `reread_bytes` of all those for
-    experts that had been evicted. `stall_sec` waited with nothing to compute; `busy_sec` had a read under way."""
+    """Since the cache was made. Each expert asked for is one of: a hit (it had been kept), guessed (read ahead and
+    there in time), late (read ahead, still under way), a miss. Bytes: `certain_bytes` for misses, `useful_bytes`
+    guessed or late, `late_bytes` the latter alone, `wasted_bytes` for guesses that nobody wanted, `reread_bytes` of all
+    those for experts that had been evicted. `stall_sec` waited with nothing to compute; `busy_sec` had a read under
+    way."""
 
     hits: int = 0
     guessed: int = 0
@@ -35,6 +36,11 @@ class CacheCounters:
     def requests(self) -> int:
         return self.hits + self.guessed + self.late + self.misses
 
+    @property
+    def hit_rate(self) -> float:
+        """The share of requests that found their expert kept; guesses that were right are no hits."""
+        return self.hits / self.requests if self.requests else 0.0
+
     def __sub__(self, earlier: CacheCounters) -> CacheCounters:
         return CacheCounters(*(a - b for a, b in zip(astuple(self), astuple(earlier), strict=True)))
 
@@ -56,12 +62,18 @@ class Tally:
         else:
             self.late += 1
 
+    def regained(self) -> None:
+        """What was counted a miss and, landing, wasted, was one record: a withdrawn guess, wanted after all."""
+        self.misses -= 1
+        self.wasted -= 1
+        self.late += 1
+
     def evicted(self, record: int) -> None:
         self._evictions += 1
         self._gone.add(record)
 
-    def started(self, record: int) -> None:
-        """A read of it has been asked for."""
+    def landed(self, record: int) -> None:
+        """A read of it is over, and whole. Reads that are taken back before that don't count."""
         if record in self._gone:
             self._gone.discard(record)
             self._rereads += 1

@@ -96,6 +96,7 @@ class Engine:
             most = store.num_experts if max_slots is None else max_slots
             fits = most == store.num_experts and budget > store.dense_bytes + most * store.record_bytes
             profile = DiskProfile() if fits else profile_of(store)
+            self.disk_profile = profile  # `measured` is False where nobody asked the disk
             self.plan = plan_memory(
                 store.config,
                 budget_bytes=budget,

@@ -17,7 +17,8 @@ from smallthinker.engine import Engine
 from smallthinker.errors import CancelledError, RequestError
 from smallthinker.expert_store import host
 from smallthinker.lossy_head import HeadCounters
-from smallthinker.profile import Profile, Stopwatch
+from smallthinker.profile import Clocks, Profile, Stopwatch
+from smallthinker.roofline import Phase
 from smallthinker.sampling import Sampler, SamplingParams
 from smallthinker.stats import GenerationStats
 from smallthinker.stop_strings import StopStrings
@@ -178,6 +179,8 @@ class _Meter:
         self._engine, self._prompt_tokens, self._seed = engine, prompt_tokens, seed
         self.reused_tokens = 0
         self._tokens = 0
+        disk = engine.disk_profile
+        self._probed = disk.bandwidth_bytes_per_sec if disk.measured else None
         self._began = time.perf_counter()
         self._first_token = self._last_token = self._began
         self._at_start = engine.experts.counters()
@@ -195,14 +198,19 @@ class _Meter:
             self._clocks_at_first_token = self._engine.clocks()
 
     def profile(self) -> Profile:
+        return Profile(*self._clocks(), self.sampling.sec, self.text.sec, self._tokens)
+
+    def _clocks(self) -> tuple[Clocks, Clocks]:
+        """Of prefill and of decode."""
         start, end = self._clocks_at_start, self._engine.clocks()
         first = self._clocks_at_first_token if self._tokens else end  # cancelled before it: all was prefill
-        return Profile(first - start, end - first, self.sampling.sec, self.text.sec, self._tokens)
+        return first - start, end - first
 
     def stats(self) -> GenerationStats:
         engine, head = self._engine, self._engine.lossy_head
-        prefill = self._at_first_token - self._at_start
-        decode = engine.experts.counters() - self._at_first_token
+        end = engine.experts.counters()
+        first = self._at_first_token if self._tokens else end
+        prefill, decode = self._clocks()
         return GenerationStats(
             prompt_tokens=self._prompt_tokens,
             reused_tokens=self.reused_tokens,
@@ -210,8 +218,10 @@ class _Meter:
             ttft_sec=self._first_token - self._began,
             decode_sec=self._last_token - self._first_token,
             load_sec=engine.load_sec,
-            prefill_experts=prefill,
-            decode_experts=decode,
+            prefill=Phase.of(prefill, first - self._at_start, self._probed),
+            decode=Phase.of(decode, end - first, self._probed),
+            sampling_sec=self.sampling.sec,
+            text_sec=self.text.sec,
             peak_memory_bytes=host.peak_memory_bytes(),
             slots=engine.plan.slots,
             num_experts=engine.plan.num_experts,

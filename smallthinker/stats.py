@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from smallthinker.cache.read_counters import CacheCounters
 from smallthinker.lossy_head import HeadCounters
+from smallthinker.roofline import Phase
 
 MIB = 1 << 20
 
@@ -15,8 +16,8 @@ MIB = 1 << 20
 class GenerationStats:
     """What one answer cost. Times in seconds, sizes in bytes; `hit_rate` and bytes per token are of the decode steps.
 
-    TTFT counts from the call to the first token, prefill included, loading the model not (`load_sec`).
-    `stall_sec` is time in which arithmetic had nothing to do but wait for experts.
+    TTFT counts from the call to the first token, prefill included, loading the model not (`load_sec`). decode_sec, from
+    the first token to the last, has besides `decode.wall_sec` sampling, text and what the caller did with the text.
     """
 
     prompt_tokens: int
@@ -25,8 +26,10 @@ class GenerationStats:
     ttft_sec: float
     decode_sec: float
     load_sec: float
-    prefill_experts: CacheCounters
-    decode_experts: CacheCounters
+    prefill: Phase
+    decode: Phase
+    sampling_sec: float
+    text_sec: float
     peak_memory_bytes: int
     slots: int
     num_experts: int
@@ -47,8 +50,15 @@ class GenerationStats:
 
     @property
     def hit_rate(self) -> float:
-        requests = self.decode_experts.requests
-        return self.decode_experts.hits / requests if requests else 0.0
+        return self.decode_experts.hit_rate
+
+    @property
+    def prefill_experts(self) -> CacheCounters:
+        return self.prefill.experts
+
+    @property
+    def decode_experts(self) -> CacheCounters:
+        return self.decode.experts
 
     @property
     def bytes_read_per_token(self) -> float:
@@ -56,7 +66,11 @@ class GenerationStats:
 
     def to_dict(self) -> dict[str, Any]:
         """For `--stats json`: every field and every derived figure."""
-        return asdict(self) | {
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain | {
+            "prefill": self.prefill.to_dict(),
+            "decode": self.decode.to_dict(),
+            "lossy_head": None if self.lossy_head is None else asdict(self.lossy_head),
             "decode_tok_per_sec": round(self.decode_tok_per_sec, 3),
             "prefill_tok_per_sec": round(self.prefill_tok_per_sec, 3),
             "hit_rate": round(self.hit_rate, 4),
@@ -69,6 +83,12 @@ class GenerationStats:
             f"TTFT {self.ttft_sec:.2f} s ({self.prompt_tokens} tokens), {self.decode_tok_per_sec:.1f} tokens/s "
             f"({self.new_tokens} tokens), hit rate {self.hit_rate:.0%}, "
             f"{self.bytes_read_per_token / MIB:.1f} MiB read per token, "
-            f"peak memory {self.peak_memory_bytes / MIB:.0f} MiB"
+            f"{self._roofline()}peak memory {self.peak_memory_bytes / MIB:.0f} MiB"
             f"{'' if self.lossy_head is None else '; ' + self.lossy_head.line()}"
         )
+
+    def _roofline(self) -> str:
+        """Only where reads happened: in memory, arithmetic is nearly all there is, and the share says nothing."""
+        if not self.decode_experts.bytes_read:
+            return ""
+        return f"{self.decode.roofline.share:.0%} of the roofline ({self.decode.roofline.bound}), "

@@ -75,6 +75,7 @@ def test_stats_json_is_one_object_on_the_last_line(hybrid_store: Path) -> None:
     figures: dict[str, Any] = json.loads(result.stderr.splitlines()[-1])
     assert figures["new_tokens"] == 5
     assert {"ttft_sec", "decode_tok_per_sec", "hit_rate", "bytes_read_per_token", "peak_memory_bytes"} <= set(figures)
+    assert figures["decode"]["tokens"] == 4 and {"bound", "share"} <= set(figures["decode"]["roofline"])
     assert "memory plan" in result.stderr
 
 
