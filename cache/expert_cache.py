@@ -79,6 +79,11 @@ class ExpertCache:
         """Slots that may be used now."""
         return len(self.slots) - len(self._lent)
 
+    @property
+    def held(self) -> int:
+        """Slots that hold a record, or will soon. May be asked from any thread."""
+        return len(self._slot_of) + len(self._reading)
+
     def holds_all(self, num_experts: int) -> bool:
         return self.limit >= num_experts
 

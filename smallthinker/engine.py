@@ -15,8 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import psutil
-
 from smallthinker import _kernels
 from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
 from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind
@@ -31,6 +29,7 @@ from smallthinker.huge_pages import HugePages
 from smallthinker.layers import LOOK_AHEAD, Decoder, never
 from smallthinker.lossy_head import DEFAULT_THRESHOLD, HeadPredictor, LossyHead
 from smallthinker.memory_plan import CHUNKS, MIB, choose_context, parse_size, plan_memory, slots_at
+from smallthinker.memory_watch import MemoryWatch
 from smallthinker.profile import Clocks, KernelTime, Stopwatch
 from smallthinker.router.exact import Route
 from smallthinker.tokenizer import Tokenizer
@@ -78,20 +77,22 @@ class Engine:
         if lossy_head is None and lossy_threshold != DEFAULT_THRESHOLD:
             raise RequestError("lossy_threshold: has no meaning without lossy_head, the predictor's file")
         budget = None if memory is None else parse_size(memory)
-        before_tokenizer = _resident_bytes()
+        before_tokenizer = host.resident_bytes()
         with ExitStack() as resources:
             store = resources.enter_context(Store.open(path))
             self.store, self.config = store, store.config
             check_kind(store.config, kv)
             self.tokenizer = Tokenizer(store.path, store.config.vocab_size)
-            resident = _resident_bytes()
+            resident = host.resident_bytes()
             if budget is None:
                 budget = resident + int(host.available_memory_bytes() * (1 - DEFAULT_MARGIN))
             predictor = None if lossy_head is None else HeadPredictor(lossy_head, store.config)
             if predictor is not None:
                 resources.callback(predictor.close)
-            if budget >= (host.memory_limit_bytes() or budget + 1):  # no room for what Python's start left behind
-                host.drop_library_pages()
+            limit = host.memory_limit_bytes()
+            if limit is not None and budget >= limit:
+                budget = limit  # more would end the process
+                host.drop_library_pages()  # no room for what Python's start left behind
             # Where everything fits, each expert is read once: nothing to find out about the disk for.
             most = store.num_experts if max_slots is None else max_slots
             fits = most == store.num_experts and budget > store.dense_bytes + most * store.record_bytes
@@ -135,9 +136,18 @@ class Engine:
             )
             self._huge_pages = HugePages(store.dense_memory(), self.experts)
             resources.callback(self._huge_pages.close)
+            self._watch = MemoryWatch(
+                lambda: self.experts.held,
+                fewest=self.config.moe_num_active_primary_experts,
+                most=self.plan.most_slots,
+                record_bytes=store.record_bytes,
+                overhead_bytes=STARTING_BYTES,
+            )
+            resources.callback(self._watch.close)
             self._resources = resources.pop_all()
         self._tokens: list[int] = []
-        self._shared = (-1, 0)
+        self._shared = (-1, 0, self.plan.most_slots)
+        self.least_slots = self.plan.most_slots
         self._computing, self._computed_tokens = Stopwatch(), 0
         self.load_sec = time.perf_counter() - began
 
@@ -216,19 +226,24 @@ class Engine:
         return logits
 
     def _share_memory(self, tokens: int) -> None:
-        """Give the experts what the KV cache and the scratch of this step leave, or take it back from them."""
-        if self.plan.most_slots == self.plan.slots:
+        """Give the experts what the KV cache and the scratch of this step leave, or take it back from them; and to the
+        system what it runs short of."""
+        target = self._watch.target
+        if self.plan.most_slots == self.plan.slots and target == self._shared[2]:
             return
         groups = self.kv.touched_after(tokens) // _kernels.KV_GROUP
-        if (groups, tokens) == self._shared:
+        if (groups, tokens, target) == self._shared:
             return
         if tokens < self._shared[1]:  # a prompt's scratch is no longer needed
             self._pool.release_scratch()
             host.trim_heap()
-        self._shared = groups, tokens
         positions = (groups + 1) * _kernels.KV_GROUP
         limit = slots_at(self.plan, self.config, self.kv.kind, self.store.record_bytes, positions, tokens)
-        self.experts.resize(min(limit, self.plan.most_slots))
+        limit = min(limit, self.plan.most_slots, target)
+        self.experts.resize(limit)
+        self.least_slots = min(self.least_slots, self.experts.limit)
+        # where a guess kept its slot, the next step tries again
+        self._shared = groups, tokens, target if self.experts.limit == limit else -1
 
     def clocks(self) -> Clocks:
         """Time and tokens of all prefill and decode steps so far; subtract two readings."""
@@ -261,7 +276,3 @@ class Engine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-
-def _resident_bytes() -> int:
-    return int(psutil.Process().memory_info().rss)

@@ -214,6 +214,7 @@ class _Meter:
             decode_experts=decode,
             peak_memory_bytes=host.peak_memory_bytes(),
             slots=engine.plan.slots,
+            least_slots=engine.least_slots,
             num_experts=engine.plan.num_experts,
             reader=engine.reader_name,
             isa=engine.isa,

@@ -37,9 +37,10 @@ class HugePages:
         if misses != self._misses:
             self._misses, self._last_miss = misses, self._steps
         if self._steps == QUIET_STEPS:
-            self._start(lambda: self._dense)
+            self._start(lambda: self._dense, self._stop.is_set)
         if self._steps == self._last_miss + 2 * QUIET_STEPS:
-            self._start(self._experts.filled)
+            # slots that were lent meanwhile would be taken back, filled with zeros
+            self._start(self._experts.filled, lambda: self._stop.is_set() or not self._experts.filled().size)
 
     def close(self) -> None:
         """Stop before the memory is freed. May be called twice."""
@@ -47,14 +48,14 @@ class HugePages:
         if self._thread is not None:
             self._thread.join()
 
-    def _start(self, memory: Callable[[], npt.NDArray[Any]]) -> None:
+    def _start(self, memory: Callable[[], npt.NDArray[Any]], stop: Callable[[], bool]) -> None:
         earlier = self._thread
 
         def move() -> None:
             if earlier is not None:
                 earlier.join()
             array: npt.NDArray[np.uint8] = memory()
-            host.collapse(array.ctypes.data, array.nbytes, self._stop.is_set)
+            host.collapse(array.ctypes.data, array.nbytes, stop)
 
         self._thread = threading.Thread(target=move, name="huge pages", daemon=True)
         self._thread.start()

@@ -16,7 +16,8 @@ class GenerationStats:
     """What one answer cost. Times in seconds, sizes in bytes; `hit_rate` and bytes per token are of the decode steps.
 
     TTFT counts from the call to the first token, prefill included, loading the model not (`load_sec`).
-    `stall_sec` is time in which arithmetic had nothing to do but wait for experts.
+    `least_slots`: the fewest that experts had at any step since the model was loaded, for a long context or because the
+    machine ran short. `stall_sec` is time in which arithmetic had nothing to do but wait for experts.
     """
 
     prompt_tokens: int
@@ -29,6 +30,7 @@ class GenerationStats:
     decode_experts: CacheCounters
     peak_memory_bytes: int
     slots: int
+    least_slots: int
     num_experts: int
     reader: str
     isa: str
