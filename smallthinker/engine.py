@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from smallthinker import _kernels
 from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
+from smallthinker.cache.hot_set import LEAST_BYTES, load_hot_set, save_hot_set
 from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.errors import ContextLengthError, RequestError
@@ -37,6 +38,8 @@ from smallthinker.tokenizer import Tokenizer
 # What the process takes beside its plan: more of the libraries is mapped as it is first used, Python's objects grow,
 # and the kernel's tables count against a hard limit too. Seen: 10 to 20 MiB; see docs/design.md.
 STARTING_BYTES = 28 * MIB
+# Decoded tokens from which a run knows its hot experts well enough to leave word of them.
+HOT_TOKENS = 64
 # Left free when no budget is given: other programs go on living.
 DEFAULT_MARGIN = 0.15
 
@@ -144,11 +147,19 @@ class Engine:
                 overhead_bytes=STARTING_BYTES,
             )
             resources.callback(self._watch.close)
+            total_bytes = store.num_experts * store.record_bytes
+            self._learns = self.plan.most_slots < store.num_experts and total_bytes >= LEAST_BYTES
+            hot = load_hot_set(store) if self._learns else None
+            if hot is not None:
+                policy.restore(hot)
+                # as many as stay during a prompt; the first layers first, since a prompt wants those first
+                likeliest = np.argsort(-hot, kind="stable")[: self.plan.slots]
+                self.experts.preload(np.sort(likeliest).tolist())
             self._resources = resources.pop_all()
         self._tokens: list[int] = []
         self._shared = (-1, 0, self.plan.most_slots)
         self.least_slots = self.plan.most_slots
-        self._computing, self._computed_tokens = Stopwatch(), 0
+        self._computing, self._computed_tokens, self._decoded_tokens = Stopwatch(), 0, 0
         self.load_sec = time.perf_counter() - began
 
     @property
@@ -223,6 +234,7 @@ class Engine:
             logits = self._decoder.forward(tokens, cancelled=cancelled)
         self._tokens.extend(tokens)
         self._computed_tokens += len(tokens)
+        self._decoded_tokens += len(tokens) == 1
         return logits
 
     def _share_memory(self, tokens: int) -> None:
@@ -265,6 +277,9 @@ class Engine:
 
     def close(self) -> None:
         """Stop the I/O thread, close the files, free the memory. May be called twice."""
+        if self._learns and self._decoded_tokens >= HOT_TOKENS:
+            save_hot_set(self.store, self.experts.hot_experts())
+            self._learns = False
         self._resources.close()
         vars(self).pop("_decoder", None)  # and with it every view of the weights
         self.lossy_head = None
