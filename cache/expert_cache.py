@@ -53,6 +53,7 @@ class ExpertCache:
         self._record_bytes = slots.shape[1]
         self._slot_of: dict[int, int] = {}  # record -> slot, for records that are whole
         self._reading: dict[int, int] = {}  # record -> slot, for reads under way
+        self._preloading: list[int] = []  # of `_reading`: in the order in which they were asked for
         self._withdrawn: set[int] = set()  # of `_reading`: nobody wants them any more
         self._pinned: set[int] = set()  # records that the open ticket or a guess needs
         self._serving: list[int] = []  # records that were found by `resident_slots`, and are computed now
@@ -71,6 +72,11 @@ class ExpertCache:
     def limit(self) -> int:
         """Slots that may be used now."""
         return len(self.slots) - len(self._lent)
+
+    @property
+    def held(self) -> int:
+        """Slots that hold a record, or will soon. May be asked from any thread."""
+        return len(self._slot_of) + len(self._reading)
 
     def holds_all(self, num_experts: int) -> bool:
         return self.limit >= num_experts
@@ -166,6 +172,20 @@ class ExpertCache:
         self._in_use = in_ticket
         return missing
 
+    def preload(self, records: Sequence[int]) -> None:
+        """Read these records (layer * experts per layer + expert) while nothing else is read, into slots that are free
+        now; as many as there are slots for. Returns at once."""
+        if self._in_use:
+            self._recover()
+        self._in_use = True
+        for record in records:
+            if not self._free:
+                break
+            if record not in self._slot_of and record not in self._reading:
+                self._start_read(record, self._free.pop(), speculative=True)
+                self._preloading.append(record)
+        self._in_use = False
+
     def step(self, tokens: int) -> None:
         """A decode step, or a chunk of `tokens` of a prompt, has been computed."""
         self._tell_policy()
@@ -184,6 +204,8 @@ class ExpertCache:
             self._free.append(self._lent.pop())
         while self.limit > limit:
             slot = self._free.pop(0) if self._free else self._take_slot(0)  # those that would be filled last
+            if slot is None:
+                slot = self._take_preloading()
             if slot is None:
                 break
             host.discard(self.slots[slot].ctypes.data, self._record_bytes)
@@ -211,6 +233,10 @@ class ExpertCache:
             slot = self._reading.pop(record)
             withdrawn = record in self._withdrawn
             self._withdrawn.discard(record)
+            if record in self._preloading:
+                self._preloading.remove(record)
+                self._pinned.discard(record)
+                self._tally.preloaded += error is None
             if error is None:
                 self._slot_of[record] = slot
                 self._tally.landed(record)
@@ -254,6 +280,16 @@ class ExpertCache:
                 self._withdraw(record)
         self._guesses.clear()
 
+    def _take_preloading(self) -> int | None:
+        """The slot of what is preloaded last, if its read can still be taken back."""
+        while self._preloading:
+            record = self._preloading.pop()
+            free = len(self._free)
+            self._withdraw(record)
+            if len(self._free) > free:
+                return self._free.pop()
+        return None
+
     def _start_read(self, record: int, slot: int, speculative: bool) -> None:
         self._queue.submit(record, slot, speculative)
         self._reading[record] = slot
@@ -282,6 +318,7 @@ class ExpertCache:
         self._serving = []
         self._slot_of.clear()
         self._reading.clear()
+        self._preloading.clear()
         self._withdrawn.clear()
         self._pinned.clear()
         self._guesses.clear()
@@ -307,6 +344,9 @@ class Ticket:
                 self._resident.append(Landed(position, slot))
             elif record in cache._reading and record not in cache._withdrawn:  # a guess that came late
                 cache._queue.promote(record)
+                if record in cache._preloading:
+                    cache._preloading.remove(record)
+                    cache._tally.guessed(in_time=False)
                 cache._pinned.add(record)
                 self._pending[record] = position
             else:
@@ -353,7 +393,7 @@ class Ticket:
         if slot is None and self._cache._guesses:  # what is certain goes before what is guessed
             self._cache._withdraw_guesses()
             slot = self._cache._take_slot(self._layer)
-        return slot
+        return self._cache._take_preloading() if slot is None else slot
 
     def _collect(self) -> list[Landed]:
         """Every expert that has landed, after waiting for a read if none has. Raises StoreReadError."""

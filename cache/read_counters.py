@@ -11,9 +11,9 @@ from smallthinker.expert_store.read_queue import ReadCounters
 class CacheCounters:
     """Since the cache was made. Each expert asked for is one of: a hit (it had been kept), guessed (read ahead and
     there in time), late (read ahead, still under way), a miss. Bytes: `certain_bytes` for misses, `useful_bytes`
-    guessed or late, `late_bytes` the latter alone, `wasted_bytes` for guesses that nobody wanted, `reread_bytes` of all
-    those for experts that had been evicted. `stall_sec` waited with nothing to compute; `busy_sec` had a read under
-    way."""
+    guessed or late, `late_bytes` the latter alone, `wasted_bytes` for guesses that nobody wanted, `preloaded_bytes`
+    because an earlier run had used them much, `reread_bytes` of all those for experts that had been evicted.
+    `stall_sec` waited with nothing to compute; `busy_sec` had a read under way."""
 
     hits: int = 0
     guessed: int = 0
@@ -24,13 +24,14 @@ class CacheCounters:
     useful_bytes: int = 0
     late_bytes: int = 0
     wasted_bytes: int = 0
+    preloaded_bytes: int = 0
     reread_bytes: int = 0
     stall_sec: float = 0.0
     busy_sec: float = 0.0
 
     @property
     def bytes_read(self) -> int:
-        return self.certain_bytes + self.useful_bytes + self.wasted_bytes
+        return self.certain_bytes + self.useful_bytes + self.wasted_bytes + self.preloaded_bytes
 
     @property
     def requests(self) -> int:
@@ -50,7 +51,9 @@ class Tally:
 
     def __init__(self, record_bytes: int) -> None:
         self._record_bytes = record_bytes
-        self.hits = self.in_time = self.late = self.misses = self.wasted = self._evictions = self._rereads = 0
+        self.hits = self.in_time = self.late = self.misses = self.wasted = self.preloaded = self._evictions = (
+            self._rereads
+        ) = 0
         self.stall_sec = 0.0
         self._gone: set[int] = set()  # records that were evicted and not read since
 
@@ -90,6 +93,7 @@ class Tally:
             useful_bytes=(self.in_time + self.late) * each,
             late_bytes=self.late * each,
             wasted_bytes=self.wasted * each + reads.withdrawn_bytes,
+            preloaded_bytes=self.preloaded * each,
             reread_bytes=self._rereads * each,
             stall_sec=self.stall_sec,
             busy_sec=reads.busy_sec,

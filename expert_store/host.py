@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -256,15 +257,39 @@ def exchange_folders(a: Path, b: Path) -> bool:
     return False
 
 
-def available_memory_bytes() -> int:
-    """Memory that this process can still take: the least of the machine's and of every enclosing cgroup's."""
-    available = int(psutil.virtual_memory().available)
+class Memory(NamedTuple):
+    """The machine's memory or a cgroup's: bytes in all, used for good, and left. What can be reclaimed counts as left."""
+
+    total_bytes: int
+    used_bytes: int
+    available_bytes: int
+
+
+def machine_memory() -> Memory:
+    memory = psutil.virtual_memory()
+    return Memory(int(memory.total), int(memory.total - memory.available), int(memory.available))
+
+
+def cgroup_memory() -> list[Memory]:
+    """Of every enclosing memory cgroup that has a limit below the machine's memory; none outside Linux."""
+    total = int(psutil.virtual_memory().total)
+    found = []
     with contextlib.suppress(OSError):
         for directory, v2 in _memory_cgroups(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup")):
-            left = cgroup_left_bytes(directory, v2)
-            if left is not None:
-                available = min(available, left)
-    return available
+            memory = memory_of_cgroup(directory, v2)
+            if memory is not None and memory.total_bytes < total:
+                found.append(memory)
+    return found
+
+
+def available_memory_bytes() -> int:
+    """Memory that this process can still take: the least of the machine's and of every enclosing cgroup's."""
+    return min(memory.available_bytes for memory in (machine_memory(), *cgroup_memory()))
+
+
+def resident_bytes() -> int:
+    """What this process has in memory now, mapped files included."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def memory_limit_bytes() -> int | None:
@@ -279,8 +304,8 @@ def memory_limit_bytes() -> int | None:
     return least if limited else None
 
 
-def cgroup_left_bytes(directory: Path, v2: bool) -> int | None:
-    """Limit minus usage of one memory cgroup; None without a limit. Reclaimable page cache doesn't count as used."""
+def memory_of_cgroup(directory: Path, v2: bool) -> Memory | None:
+    """Of one memory cgroup; None without a limit. Reclaimable page cache doesn't count as used."""
     names = ("memory.max", "memory.current") if v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
     try:
         limit, usage = ((directory / name).read_text().strip() for name in names)
@@ -291,7 +316,8 @@ def cgroup_left_bytes(directory: Path, v2: bool) -> int | None:
         return None
     key = "inactive_file" if v2 else "total_inactive_file"
     reclaimable = next((int(line.split()[1]) for line in stat.splitlines() if line.split()[0] == key), 0)
-    return max(int(limit) - max(int(usage) - reclaimable, 0), 0)
+    used = max(int(usage) - reclaimable, 0)
+    return Memory(int(limit), used, max(int(limit) - used, 0))
 
 
 def _memory_cgroups(proc_cgroup: str, root: Path) -> list[tuple[Path, bool]]:

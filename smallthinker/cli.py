@@ -324,6 +324,8 @@ def _run(args: argparse.Namespace) -> int:
         profile = stream.completion.profile
         if args.profile:
             print(profile.table(), file=sys.stderr)
+        if args.verbose and stats.least_slots < stats.slots:
+            print(f"the machine ran short of memory: only {stats.least_slots} experts could stay", file=sys.stderr)
         figures = stats.to_dict() | ({"profile": profile.to_dict()} if args.profile else {})
         print(json.dumps(figures) if args.stats == "json" else stats.line(), file=sys.stderr)
         return EXIT_INTERRUPTED if stream.completion.finish_reason == "cancelled" else 0

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from smallthinker import _kernels
 from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
+from smallthinker.cache.hot_set import LEAST_BYTES, load_hot_set, save_hot_set
 from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.errors import ContextLengthError, RequestError
@@ -31,6 +31,7 @@ from smallthinker.huge_pages import HugePages
 from smallthinker.layers import LOOK_AHEAD, Decoder, never
 from smallthinker.lossy_head import DEFAULT_THRESHOLD, HeadPredictor, LossyHead
 from smallthinker.memory_plan import CHUNKS, MIB, choose_context, parse_size, plan_memory, slots_at
+from smallthinker.memory_watch import MemoryWatch
 from smallthinker.profile import Clocks, KernelTime, Stopwatch
 from smallthinker.router.exact import Route
 from smallthinker.tokenizer import Tokenizer
@@ -38,6 +39,8 @@ from smallthinker.tokenizer import Tokenizer
 # What the process takes beside its plan: more of the libraries is mapped as it is first used, Python's objects grow,
 # and the kernel's tables count against a hard limit too. Seen: 10 to 20 MiB; see docs/design.md.
 STARTING_BYTES = 28 * MIB
+# Decoded tokens from which a run knows its hot experts well enough to leave word of them.
+HOT_TOKENS = 64
 # Left free when no budget is given: other programs go on living.
 DEFAULT_MARGIN = 0.15
 
@@ -78,20 +81,22 @@ class Engine:
         if lossy_head is None and lossy_threshold != DEFAULT_THRESHOLD:
             raise RequestError("lossy_threshold: has no meaning without lossy_head, the predictor's file")
         budget = None if memory is None else parse_size(memory)
-        before_tokenizer = _resident_bytes()
+        before_tokenizer = host.resident_bytes()
         with ExitStack() as resources:
             store = resources.enter_context(Store.open(path))
             self.store, self.config = store, store.config
             check_kind(store.config, kv)
             self.tokenizer = Tokenizer(store.path, store.config.vocab_size)
-            resident = _resident_bytes()
+            resident = host.resident_bytes()
             if budget is None:
                 budget = resident + int(host.available_memory_bytes() * (1 - DEFAULT_MARGIN))
             predictor = None if lossy_head is None else HeadPredictor(lossy_head, store.config)
             if predictor is not None:
                 resources.callback(predictor.close)
-            if budget >= (host.memory_limit_bytes() or budget + 1):  # no room for what Python's start left behind
-                host.drop_library_pages()
+            limit = host.memory_limit_bytes()
+            if limit is not None and budget >= limit:
+                budget = limit  # more would end the process
+                host.drop_library_pages()  # no room for what Python's start left behind
             # Where everything fits, each expert is read once: nothing to find out about the disk for.
             most = store.num_experts if max_slots is None else max_slots
             fits = most == store.num_experts and budget > store.dense_bytes + most * store.record_bytes
@@ -136,10 +141,27 @@ class Engine:
             )
             self._huge_pages = HugePages(store.dense_memory(), self.experts)
             resources.callback(self._huge_pages.close)
+            self._watch = MemoryWatch(
+                lambda: self.experts.held,
+                fewest=self.config.moe_num_active_primary_experts,
+                most=self.plan.most_slots,
+                record_bytes=store.record_bytes,
+                overhead_bytes=STARTING_BYTES,
+            )
+            resources.callback(self._watch.close)
+            total_bytes = store.num_experts * store.record_bytes
+            self._learns = self.plan.most_slots < store.num_experts and total_bytes >= LEAST_BYTES
+            hot = load_hot_set(store) if self._learns else None
+            if hot is not None:
+                policy.restore(hot)
+                # as many as stay during a prompt; the first layers first, since a prompt wants those first
+                likeliest = np.argsort(-hot, kind="stable")[: self.plan.slots]
+                self.experts.preload(np.sort(likeliest).tolist())
             self._resources = resources.pop_all()
         self._tokens: list[int] = []
-        self._shared = (-1, 0)
-        self._computing, self._computed_tokens = Stopwatch(), 0
+        self._shared = (-1, 0, self.plan.most_slots)
+        self.least_slots = self.plan.most_slots
+        self._computing, self._computed_tokens, self._decoded_tokens = Stopwatch(), 0, 0
         self.load_sec = time.perf_counter() - began
 
     @property
@@ -214,22 +236,28 @@ class Engine:
             logits = self._decoder.forward(tokens, cancelled=cancelled)
         self._tokens.extend(tokens)
         self._computed_tokens += len(tokens)
+        self._decoded_tokens += len(tokens) == 1
         return logits
 
     def _share_memory(self, tokens: int) -> None:
-        """Give the experts what the KV cache and the scratch of this step leave, or take it back from them."""
-        if self.plan.most_slots == self.plan.slots:
+        """Give the experts what the KV cache and the scratch of this step leave, or take it back from them; and to the
+        system what it runs short of."""
+        target = self._watch.target
+        if self.plan.most_slots == self.plan.slots and target == self._shared[2]:
             return
         groups = self.kv.touched_after(tokens) // _kernels.KV_GROUP
-        if (groups, tokens) == self._shared:
+        if (groups, tokens, target) == self._shared:
             return
         if tokens < self._shared[1]:  # a prompt's scratch is no longer needed
             self._pool.release_scratch()
             host.trim_heap()
-        self._shared = groups, tokens
         positions = (groups + 1) * _kernels.KV_GROUP
         limit = slots_at(self.plan, self.config, self.kv.kind, self.store.record_bytes, positions, tokens)
-        self.experts.resize(min(limit, self.plan.most_slots))
+        limit = min(limit, self.plan.most_slots, target)
+        self.experts.resize(limit)
+        self.least_slots = min(self.least_slots, self.experts.limit)
+        # where a guess kept its slot, the next step tries again
+        self._shared = groups, tokens, target if self.experts.limit == limit else -1
 
     def clocks(self) -> Clocks:
         """Time and tokens of all prefill and decode steps so far; subtract two readings."""
@@ -251,6 +279,9 @@ class Engine:
 
     def close(self) -> None:
         """Stop the I/O thread, close the files, free the memory. May be called twice."""
+        if self._learns and self._decoded_tokens >= HOT_TOKENS:
+            save_hot_set(self.store, self.experts.hot_experts())
+            self._learns = False
         self._resources.close()
         vars(self).pop("_decoder", None)  # and with it every view of the weights
         self.lossy_head = None
@@ -262,7 +293,3 @@ class Engine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-
-def _resident_bytes() -> int:
-    return int(psutil.Process().memory_info().rss)

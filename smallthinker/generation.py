@@ -224,6 +224,7 @@ class _Meter:
             text_sec=self.text.sec,
             peak_memory_bytes=host.peak_memory_bytes(),
             slots=engine.plan.slots,
+            least_slots=engine.least_slots,
             num_experts=engine.plan.num_experts,
             reader=engine.reader_name,
             isa=engine.isa,

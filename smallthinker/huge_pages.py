@@ -38,11 +38,13 @@ class HugePages:
         if misses != self._misses:
             self._misses, self._last_miss = misses, self._steps
         if self._steps == QUIET_STEPS:
-            self._start(lambda: [self._dense])
+            self._start(lambda: [self._dense], self._stop.is_set)
         is_quiet = self._steps == self._last_miss + 2 * QUIET_STEPS
         if is_quiet or (not self._moved_full and self._steps >= 2 * QUIET_STEPS and self._experts.is_full):
             self._moved_full = self._experts.is_full
-            self._start(self._experts.filled)
+            limit = self._experts.limit
+            # slots that were lent to the system meanwhile would be taken back, filled with zeros
+            self._start(self._experts.filled, lambda: self._stop.is_set() or self._experts.limit < limit)
 
     def close(self) -> None:
         """Stop before the memory is freed. May be called twice."""
@@ -50,14 +52,14 @@ class HugePages:
         if self._thread is not None:
             self._thread.join()
 
-    def _start(self, memory: Callable[[], list[npt.NDArray[Any]]]) -> None:
+    def _start(self, memory: Callable[[], list[npt.NDArray[Any]]], stop: Callable[[], bool]) -> None:
         earlier = self._thread
 
         def move() -> None:
             if earlier is not None:
                 earlier.join()
             for array in memory():
-                host.collapse(array.ctypes.data, array.nbytes, self._stop.is_set)
+                host.collapse(array.ctypes.data, array.nbytes, stop)
 
         self._thread = threading.Thread(target=move, name="huge pages", daemon=True)
         self._thread.start()

@@ -18,6 +18,8 @@ class GenerationStats:
 
     TTFT counts from the call to the first token, prefill included, loading the model not (`load_sec`). decode_sec, from
     the first token to the last, has besides `decode.wall_sec` sampling, text and what the caller did with the text.
+    `least_slots`: the fewest that experts had at any step since the model was loaded, for a long context or because the
+    machine ran short.
     """
 
     prompt_tokens: int
@@ -32,6 +34,7 @@ class GenerationStats:
     text_sec: float
     peak_memory_bytes: int
     slots: int
+    least_slots: int
     num_experts: int
     reader: str
     isa: str

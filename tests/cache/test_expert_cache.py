@@ -72,7 +72,7 @@ def check_books(cache: Cache) -> None:
     broken=st.sets(st.integers(0, LAYERS * EXPERTS - 1), max_size=2),
     actions=st.lists(
         st.tuples(
-            st.sampled_from(["request", "expect", "resident", "resize", "abandon"]),
+            st.sampled_from(["request", "expect", "resident", "resize", "preload", "abandon"]),
             st.integers(0, LAYERS - 1),
             st.lists(st.integers(0, EXPERTS - 1), min_size=1, max_size=EXPERTS, unique=True),
         ),
@@ -104,6 +104,8 @@ def test_whatever_is_asked_guessed_and_given_up_in_any_timing_the_bytes_are_righ
                 assert [int(cache.slots[slot][9]) for slot in found] == [layer * EXPERTS + e for e in experts]
         elif action == "resize":
             cache.resize(len(experts) * 2)
+        elif action == "preload":
+            cache.preload([layer * EXPERTS + expert for expert in experts])
         else:
             asked += len(experts)
             with cache.request(layer, experts):
@@ -112,7 +114,45 @@ def test_whatever_is_asked_guessed_and_given_up_in_any_timing_the_bytes_are_righ
     counters = cache.counters()
     assert counters.requests == asked
     assert min(counters.hits, counters.guessed, counters.late, counters.misses, counters.wasted_bytes) >= 0
+    assert counters.preloaded_bytes >= 0
     cache.queue.drain()
+
+
+def test_what_is_preloaded_is_found_and_counted_apart() -> None:
+    cache = Cache(4)
+    cache.preload([1, 2, 9])
+    while cache.queue.under_way:
+        cache.queue.finish(next(iter(cache.queue.under_way)))
+    use(cache, 0, [1, 2])
+    counters = cache.counters()
+    assert (counters.hits, counters.misses, counters.guessed, counters.wasted_bytes) == (2, 0, 0, 0)
+    assert counters.preloaded_bytes == counters.bytes_read == 3 * RECORD_BYTES
+
+
+def test_preloading_stops_at_the_last_free_slot_and_gives_way_to_what_is_certain() -> None:
+    cache = Cache(3)
+    cache.preload(range(8))
+    assert len(cache.queue.under_way) == 3
+    use(cache, 1, [0, 1, 2])
+    check_books(cache)
+    assert ("cancel", 2) in cache.queue.log
+
+
+def test_a_preload_that_a_request_meets_is_late_and_becomes_certain() -> None:
+    cache = Cache(3)
+    cache.preload([5])
+    use(cache, 0, [5])
+    assert cache.queue.log[:2] == [("guess", 5), ("promote", 5)]
+    assert (cache.counters().late, cache.counters().misses, cache.counters().preloaded_bytes) == (1, 0, 0)
+
+
+def test_a_smaller_limit_takes_slots_from_preloading() -> None:
+    for seed in range(8):
+        cache = Cache(6, seed)
+        cache.preload(range(6))
+        cache.resize(2)
+        check_books(cache)
+        assert cache.limit <= 2 + len(cache._withdrawn)
 
 
 def test_residents_are_given_before_anything_has_landed() -> None:

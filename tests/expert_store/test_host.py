@@ -66,9 +66,9 @@ V1 = {"memory.limit_in_bytes": "1000", "memory.usage_in_bytes": "700", "memory.s
 
 @pytest.mark.parametrize(("files", "v2"), [(V2, True), (V1, False)])
 def test_a_cgroup_has_its_limit_less_what_cannot_be_reclaimed(tmp_path: Path, files: dict[str, str], v2: bool) -> None:
-    assert host.cgroup_left_bytes(write_group(tmp_path, files), v2) == 550
-    assert host.cgroup_left_bytes(tmp_path / "none", v2) is None
-    assert host.cgroup_left_bytes(write_group(tmp_path / "max", V2 | {"memory.max": "max"}), True) is None
+    assert host.memory_of_cgroup(write_group(tmp_path, files), v2) == (1000, 450, 550)
+    assert host.memory_of_cgroup(tmp_path / "none", v2) is None
+    assert host.memory_of_cgroup(write_group(tmp_path / "max", V2 | {"memory.max": "max"}), True) is None
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ class FakeExperts:
     memory: npt.NDArray[np.uint8]
     misses: int = 0
     is_full: bool = False
+    limit: int = 1
 
     def counters(self) -> CacheCounters:
         return CacheCounters(misses=self.misses)
