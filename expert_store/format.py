@@ -28,7 +28,15 @@ DENSE_FILE = "dense.safetensors"
 EXPERTS_FILE = "experts.safetensors"
 REQUIRED_FILES = (CONFIG_FILE, TOKENIZER_FILE, DENSE_FILE, EXPERTS_FILE)
 PROFILE_FILE = "disk-profile.json"  # what a probe of this machine found; no part of the model
-ALL_FILES = (*REQUIRED_FILES, TOKENIZER_CONFIG_FILE, PROFILE_FILE, f".{PROFILE_FILE}.*")
+PREDICTOR_FILE = "predictor.safetensors"  # which experts are worth reading early; no output depends on it
+ALL_FILES = (
+    *REQUIRED_FILES,
+    TOKENIZER_CONFIG_FILE,
+    PROFILE_FILE,
+    f".{PROFILE_FILE}.*",
+    PREDICTOR_FILE,
+    f".{PREDICTOR_FILE}.*",
+)
 
 Quant = Literal["q4_0", "q8_0", "f16", "f32"]
 Layout = Literal["tiles", "rows"]
