@@ -58,7 +58,8 @@ class ExactRouter:
         self, layer: int, x: npt.NDArray[np.float32], weights: npt.NDArray[np.float32], ahead: Sequence[int] = ()
     ) -> list[list[int]]:
         """The same for one token, x [1, d], in a third of Python's time: ids, best first; fills weights [1, k]. Behind
-        them, what each layer in `ahead` will choose as its predictor for x says, or would if x didn't change until there."""
+        them, what each layer in `ahead` will choose as its predictor for x says; without one, what it would choose if x
+        didn't change until there."""
         return self._of_token.route(layer, x, weights, ahead)
 
     def guess_next(self, x: npt.NDArray[np.float32], targets: Sequence[int]) -> list[list[int]]:

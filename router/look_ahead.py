@@ -1,10 +1,11 @@
 """Look-ahead: which experts later layers will likely want, guessed from the state of an earlier one.
 
 The residual stream changes little from layer to layer, so the router of a later layer, asked early, is often right, and
-what a store's predictor has learned more often. The first layers are guessed from the final state of the token before,
-if there is a predictor: that state counts as a layer -1. How often is measured as the exact routes become known, for every layer, distance and rank, over those guesses that meant a
-read: experts that are resident are guessed more easily. A guess that is too seldom right is no longer made, only
-watched now and then. Knows nothing about slots or files: whoever gets the guesses decides what to read.
+what a store's predictor has learned more often. With a predictor, the first layers are guessed from the final state of
+the token before: that state counts as a layer -1. How often is measured as the exact routes become known, for every
+layer, distance and rank, over those guesses that meant a read: experts that are resident are guessed more easily. A
+guess that is too seldom right is no longer made, only watched now and then. Knows nothing about slots or files: whoever gets
+the guesses decides what to read.
 """
 
 from __future__ import annotations
@@ -100,8 +101,12 @@ class LookAhead:
         return tuple(target for target, d in later if watch or max(self._precision[target][d]) >= WORTH)
 
     def likelihoods(self, layer: int, target: int) -> list[float]:
-        """How likely the expert ranked first, second ... by `target`'s router is right; 0 where it isn't worth a read."""
-        return [p if p >= WORTH else 0.0 for p in self._precision[target][target - layer]]
+        """How likely the guess ranked first, second ... for `target` is right; 0 where it isn't worth a read."""
+        return [p if p >= WORTH else 0.0 for p in self.precision_of(layer, target)]
+
+    def precision_of(self, layer: int, target: int) -> list[float]:
+        """The share of guesses that were right lately, by rank."""
+        return list(self._precision[target][target - layer])
 
     def remember(self, layer: int, target: int, experts: Sequence[int], ranks: Sequence[int]) -> None:
         """The guess was `experts`; those at `ranks` had to be read, and will tell how good such guesses are."""

@@ -1,7 +1,7 @@
 """`calibrate`: runs a text through a store's model, has a predictor learned from it and puts that into the store.
 
-Owns the recording and the decision whether the result is worth keeping. What a predictor is: router/predictor.py; how it
-is learned: predictor_training.py.
+Owns the recording and the decision whether the result is worth keeping. What a predictor is: router/predictor.py; how
+it is learned: predictor_training.py.
 
 Shape letters: N tokens, L layers, d hidden_size, E experts of a layer, k experts per token.
 """
@@ -26,7 +26,7 @@ from smallthinker.expert_store.format import PREDICTOR_FILE
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.store import Store
 from smallthinker.router.exact import Route
-from smallthinker.router.predictor import DISTANCES, FINAL, QUANT, Matrices, pairs, save_predictor
+from smallthinker.router.predictor import FINAL, QUANT, Matrices, pairs, save_predictor
 from smallthinker.tracing import split
 
 Floats = npt.NDArray[np.float32]
@@ -100,7 +100,9 @@ def calibrate(
     with Engine(path, memory=memory, predictor=False) as engine:
         ids = engine.tokenizer.encode(text)[: MOST_TOKENS if tokens is None else tokens]
         if len(ids) < FEWEST_TOKENS:
-            raise RequestError(f"text: expected at least {FEWEST_TOKENS} tokens, found {len(ids)}; give a longer --text")
+            raise RequestError(
+                f"text: expected at least {FEWEST_TOKENS} tokens, found {len(ids)}; give a longer --text"
+            )
         states = _record(engine, split(ids, engine.plan.context), recording or silent)
         routers = [engine.router_weights(layer) for layer in range(engine.config.num_hidden_layers)]
         threads = engine.threads
@@ -169,8 +171,8 @@ def _spool(folder: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float16]:
             return np.memmap(file, np.float16, "r+", 0, shape)
     except OSError as e:
         raise StoreWriteError(
-            f"{folder}: cannot keep {nbytes:,} bytes of states here: {e.strerror or e}; make room, the folder writable, "
-            "or give fewer --tokens"
+            f"{folder}: cannot keep {nbytes:,} bytes of states here: {e.strerror or e}; make room "
+            "there, the folder writable, or give fewer --tokens"
         ) from e
 
 
@@ -199,7 +201,8 @@ def _learn(
                 name = f"next token's layer {target}"
             else:
                 change = _change(states, routers[target], from_layer, target)
-                name = "the next layer" if target == from_layer + DISTANCES[0] else f"{target - from_layer} layers ahead"
+                distance = target - from_layer
+                name = "the next layer" if distance == 1 else f"{distance} layers ahead"
             learned = source.learn(routers[target], chosen, change, seed=len(matrices))
             matrices[from_layer, target] = _kernels.pack(QUANT, "tiles", learned.matrix)
             right.setdefault(name, []).append((learned.before, learned.after))

@@ -40,8 +40,8 @@ class Decoder:
     """One model's forward pass over its own KV cache and expert cache.
 
     `prefetch=False` asks for experts only after attention, and `look_ahead=()` guesses none of later layers: for
-    measuring what asking early is worth. `predictor` guesses them better than their own routers. `live_neurons` of `neurons` had to be computed so far; ReLU made the others
-    zero.
+    measuring what asking early is worth. `predictor` guesses them better than their own routers do. `live_neurons` of
+    `neurons` had to be computed so far; ReLU made the others zero.
     """
 
     def __init__(
