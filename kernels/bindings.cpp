@@ -339,10 +339,13 @@ PYBIND11_MODULE(_kernels, m) {
       .def("forward", &BoundAttentionLayer::forward, arg("x"), arg("start"), arg("cos"), arg("sin"), arg("normed"));
 
   py::class_<BoundTokenRouter>(m, "TokenRouter")
-      .def(py::init<ThreadPool&, const std::vector<py::array>&, int64_t, int64_t, int64_t, const std::string&>(), arg("pool"),
-           arg("data"), arg("experts"), arg("dim"), arg("k"), arg("gating"), py::keep_alive<1, 2>())
+      .def(py::init<ThreadPool&, const std::vector<py::array>&, int64_t, int64_t, int64_t, const std::string&,
+                    const BoundTokenRouter::Predictors&>(),
+           arg("pool"), arg("data"), arg("experts"), arg("dim"), arg("k"), arg("gating"),
+           arg("predictors") = BoundTokenRouter::Predictors{}, py::keep_alive<1, 2>())
       .def("route", &BoundTokenRouter::route, arg("layer"), arg("x"), arg("weights"),
-           arg("ahead") = std::vector<int64_t>{});
+           arg("ahead") = std::vector<int64_t>{})
+      .def("guess_next", &BoundTokenRouter::guess_next, arg("x"), arg("targets"));
 
   py::class_<BoundTokenExperts>(m, "TokenExperts")
       .def(py::init<ThreadPool&, const std::string&, int64_t, int64_t, int64_t, const py::array&>(), arg("pool"), arg("quant"),

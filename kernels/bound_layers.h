@@ -4,8 +4,10 @@
 
 #include <pybind11/stl.h>
 
+#include <map>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "checks.h"
@@ -14,54 +16,101 @@
 
 namespace smallthinker {
 
-// The routers of all layers, for one token; checked once.
+// The routers of all layers, for one token, and what guesses instead of them from the state of an earlier layer; checked
+// once.
 class BoundTokenRouter {
  public:
+  // (the layer whose state is taken, the layer guessed for) -> a matrix in q8_0. Source kFinal is the final state of the
+  // token before.
+  using Predictors = std::map<std::pair<int64_t, int64_t>, py::array>;
+
   BoundTokenRouter(ThreadPool& pool, const std::vector<py::array>& data, int64_t experts, int64_t dim, int64_t k,
-                   const std::string& gating)
-      : pool_(pool), kept_(data), k_(k), gating_(parse_gating(gating, k, experts)) {
+                   const std::string& gating, const Predictors& predictors)
+      : pool_(pool), kept_(data), kept_predictors_(predictors), experts_(experts), dim_(dim), k_(k),
+        gating_(parse_gating(gating, k, experts)) {
     check_matrix(Quant::f32, experts, dim);
     for (const py::array& matrix : kept_) {
       const uint8_t* bytes = packed(matrix, "data", packed_bytes(Quant::f32, Layout::tiles, experts, dim));
       matrices_.push_back({Quant::f32, bytes, experts, dim});
     }
+    if (!predictors.empty()) check_matrix(Quant::q8_0, experts, dim);
+    for (const auto& [pair, matrix] : kept_predictors_) {
+      at("predictors", pair.second);
+      if (pair.first != kFinal) at("predictors", pair.first);
+      const uint8_t* bytes = packed(matrix, "predictors", packed_bytes(Quant::q8_0, Layout::tiles, experts, dim));
+      predictors_[pair] = {Quant::q8_0, bytes, experts, dim};
+    }
   }
 
-  // The ids of `layer`, then what the routers of the layers `ahead` would choose for the same x: all in one product.
+  // The ids of `layer`, then what the layers `ahead` would choose: as their predictors for `layer` say or, without one,
+  // as their own routers do of the same x.
   std::vector<std::vector<int32_t>> route(int64_t layer, const py::array& x, py::array& weights,
                                           const std::vector<int64_t>& ahead) {
-    const float* from = input<float>(x, "x", {1, at("layer", layer).cols});
+    const float* from = input<float>(x, "x", {1, dim_});
     float* to_weights = output<float>(weights, "weights", {1, k_});
-    const size_t routers = 1 + ahead.size();
-    std::vector<const Matrix*> chosen{&at("layer", layer)};
-    for (const int64_t other : ahead) chosen.push_back(&at("ahead", other));
-    std::vector<std::vector<int32_t>> ids(routers, std::vector<int32_t>(static_cast<size_t>(k_)));
-    py::gil_scoped_release unlocked;
-    Timed timed(pool_.timings(), "router");
-    const int64_t experts = chosen[0]->rows;
-    std::vector<float> logits(routers * static_cast<size_t>(experts)), unused(static_cast<size_t>(k_));
-    std::vector<Product> products;
-    for (size_t i = 0; i < routers; ++i) products.push_back({*chosen[i], logits.data() + i * static_cast<size_t>(experts)});
-    linear(pool_, products, from, 1);
-    for (size_t i = 0; i < routers; ++i) {
-      smallthinker::route(products[i].out, 1, experts, k_, gating_, ids[i].data(), i == 0 ? to_weights : unused.data());
+    Answers answers(1 + ahead.size(), experts_, k_);
+    answers.add(at("layer", layer), 0);
+    for (size_t i = 0; i < ahead.size(); ++i) {
+      const auto predictor = predictors_.find({layer, ahead[i]});
+      answers.add(predictor != predictors_.end() ? predictor->second : at("ahead", ahead[i]), i + 1);
     }
-    return ids;
+    return compute(answers, from, to_weights);
+  }
+
+  // What the predictors say of the next token's layers `targets` for the final state x.
+  std::vector<std::vector<int32_t>> guess_next(const py::array& x, const std::vector<int64_t>& targets) {
+    const float* from = input<float>(x, "x", {1, dim_});
+    Answers answers(targets.size(), experts_, k_);
+    for (size_t i = 0; i < targets.size(); ++i) {
+      const auto predictor = predictors_.find({kFinal, targets[i]});
+      if (predictor == predictors_.end()) fail("targets: no predictor of layer ", targets[i]);
+      answers.add(predictor->second, i);
+    }
+    return compute(answers, from, nullptr);
   }
 
  private:
+  static constexpr int64_t kFinal = -1;
+
+  struct Answers {
+    Answers(size_t n, int64_t experts, int64_t k)
+        : logits(n, std::vector<float>(static_cast<size_t>(experts))), ids(n, std::vector<int32_t>(static_cast<size_t>(k))) {}
+    void add(const Matrix& matrix, size_t place) {
+      (matrix.quant == Quant::f32 ? exact : guessed).push_back({matrix, logits[place].data()});
+    }
+    std::vector<std::vector<float>> logits;
+    std::vector<std::vector<int32_t>> ids;
+    std::vector<Product> exact, guessed;  // one product of several matrices takes one format
+  };
+
+  // Weights are those of the first answer.
+  std::vector<std::vector<int32_t>> compute(Answers& answers, const float* x, float* weights) {
+    py::gil_scoped_release unlocked;
+    Timed timed(pool_.timings(), "router");
+    if (!answers.exact.empty()) linear(pool_, answers.exact, x, 1);
+    if (!answers.guessed.empty()) linear(pool_, answers.guessed, x, 1);
+    std::vector<float> unused(static_cast<size_t>(k_));
+    for (size_t i = 0; i < answers.ids.size(); ++i) {
+      float* to_weights = i == 0 && weights != nullptr ? weights : unused.data();
+      smallthinker::route(answers.logits[i].data(), 1, experts_, k_, gating_, answers.ids[i].data(), to_weights);
+    }
+    return std::move(answers.ids);
+  }
+
   const Matrix& at(const char* name, int64_t layer) const {
     if (layer < 0 || layer >= static_cast<int64_t>(matrices_.size())) {
-      fail(name, ": expected 0 to ", matrices_.size() - 1, ", found ", layer);
+      fail(name, ": expected 0 to ", static_cast<int64_t>(matrices_.size()) - 1, ", found ", layer);
     }
     return matrices_[static_cast<size_t>(layer)];
   }
 
   ThreadPool& pool_;
   const std::vector<py::array> kept_;
-  const int64_t k_;
+  const Predictors kept_predictors_;
+  const int64_t experts_, dim_, k_;
   const Gating gating_;
   std::vector<Matrix> matrices_;
+  std::map<std::pair<int64_t, int64_t>, Matrix> predictors_;
 };
 
 // The weights and the KV cache of one layer, checked once.

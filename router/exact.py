@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import _kernels
+from smallthinker.router.predictor import Matrices
 
 
 class Route(NamedTuple):
@@ -25,7 +26,7 @@ class Route(NamedTuple):
 
 
 class ExactRouter:
-    """`weights[l]` is layer l's router matrix [E, d], packed as float32 tiles."""
+    """`weights[l]` is layer l's router matrix [E, d], packed as float32 tiles; `predictor` answers for later layers."""
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class ExactRouter:
         num_experts: int,
         num_experts_per_tok: int,
         gating: Literal["softmax", "sigmoid"],
+        predictor: Matrices | None = None,
     ) -> None:
         self._pool = pool
         self._weights = weights
@@ -42,7 +44,7 @@ class ExactRouter:
         self._k = num_experts_per_tok
         self._gating: Literal["softmax", "sigmoid"] = gating
         self._of_token = _kernels.TokenRouter(
-            pool, list(weights), num_experts, hidden_size, num_experts_per_tok, gating
+            pool, list(weights), num_experts, hidden_size, num_experts_per_tok, gating, predictor or {}
         )
 
     def route(self, layer: int, x: npt.NDArray[np.float32]) -> Route:
@@ -56,5 +58,10 @@ class ExactRouter:
         self, layer: int, x: npt.NDArray[np.float32], weights: npt.NDArray[np.float32], ahead: Sequence[int] = ()
     ) -> list[list[int]]:
         """The same for one token, x [1, d], in a third of Python's time: ids, best first; fills weights [1, k]. Behind
-        them, what each layer in `ahead` would choose if x didn't change until there."""
+        them, what each layer in `ahead` will choose as its predictor for x says; without one, what it would choose if x
+        didn't change until there."""
         return self._of_token.route(layer, x, weights, ahead)
+
+    def guess_next(self, x: npt.NDArray[np.float32], targets: Sequence[int]) -> list[list[int]]:
+        """What the predictor says of the next token's layers `targets`, from the final state x [1, d] of this one."""
+        return self._of_token.guess_next(x, targets)

@@ -1,9 +1,11 @@
 """Look-ahead: which experts later layers will likely want, guessed from the state of an earlier one.
 
-The residual stream changes little from layer to layer, so the router of a later layer, read early, is often right. How
-often is measured as the exact routes become known, for every layer, distance and rank, over those guesses that meant a
-read: experts that are resident are guessed more easily. A guess that is too seldom right is no longer made, only
-watched now and then. Knows nothing about slots or files: whoever gets the guesses decides what to read.
+The residual stream changes little from layer to layer, so the router of a later layer, asked early, is often right, and
+what a store's predictor has learned more often. With a predictor, the first layers are guessed from the final state of
+the token before: that state counts as a layer -1. How often is measured as the exact routes become known, for every
+layer, distance and rank, over those guesses that meant a read: experts that are resident are guessed more easily. A
+guess that is too seldom right is no longer made, only watched now and then. Knows nothing about slots or files:
+whoever gets the guesses decides what to read.
 """
 
 from __future__ import annotations
@@ -58,8 +60,8 @@ class Trial:
 class LookAhead:
     """For one token at a time, layer by layer. `distances`: how many layers ahead, nearest first."""
 
-    def __init__(self, num_layers: int, k: int, distances: Sequence[int]) -> None:
-        """k: experts per token. Raises ValueError for a distance below 1."""
+    def __init__(self, num_layers: int, k: int, distances: Sequence[int], next_token: bool = False) -> None:
+        """k: experts per token; next_token: layer -1 can be asked. Raises ValueError for a distance below 1."""
         if min(distances) < 1:
             raise ValueError(f"distances: expected 1 or more, found {min(distances)}")
         self._num_layers, self._distances = num_layers, tuple(distances)
@@ -67,37 +69,49 @@ class LookAhead:
         self._precision = [{d: [_HOPE] * k for d in distances} for _ in range(num_layers)]
         # layer guessed for -> precision to be updated, rank, expert
         self._open: list[list[tuple[list[float], int, int]]] = [[] for _ in range(num_layers)]
-        self._nothing: list[tuple[int, ...]] = [()] * num_layers
+        self._of_next: list[list[tuple[list[float], int, int]]] = [[] for _ in range(num_layers)]  # the next token's
+        self._sources = range(-1 if next_token else 0, num_layers)
+        self._nothing: dict[int, tuple[int, ...]] = dict.fromkeys(range(-1, num_layers), ())
         self._chosen = self._targets = self._nothing
         self._tokens = 0
         self.trial = Trial()
 
     def targets(self, layer: int) -> tuple[int, ...]:
-        """The layers whose routers are to be asked with the state before `layer`."""
+        """The layers to be asked for with the state before `layer`."""
         return self._targets[layer]
+
+    def next_targets(self) -> tuple[int, ...]:
+        """The layers of the next token to be asked for with the final state of this one."""
+        return self._chosen[-1] if self.trial.on else ()
 
     def begin_token(self) -> None:
         """Decide for one token what is worth asking."""
         if self._tokens % _WATCH < 2:
             watch = self._tokens % _WATCH == 0
-            self._chosen = [self._worth_asking(layer, watch) for layer in range(self._num_layers)]
+            self._chosen = self._nothing | {layer: self._worth_asking(layer, watch) for layer in self._sources}
         self._tokens += 1
         self._targets = self._chosen if self.trial.on else self._nothing
         for waiting in self._open:  # of a token that was given up half-way
             waiting.clear()
+        self._open, self._of_next = self._of_next, self._open
 
     def _worth_asking(self, layer: int, watch: bool) -> tuple[int, ...]:
         later = [(layer + d, d) for d in self._distances if layer + d < self._num_layers]
         return tuple(target for target, d in later if watch or max(self._precision[target][d]) >= WORTH)
 
     def likelihoods(self, layer: int, target: int) -> list[float]:
-        """How likely the expert ranked first, second ... by `target`'s router is right; 0: not worth a read."""
-        return [p if p >= WORTH else 0.0 for p in self._precision[target][target - layer]]
+        """How likely the guess ranked first, second ... for `target` is right; 0 where it isn't worth a read."""
+        return [p if p >= WORTH else 0.0 for p in self.precision_of(layer, target)]
+
+    def precision_of(self, layer: int, target: int) -> list[float]:
+        """The share of guesses that were right lately, by rank."""
+        return list(self._precision[target][target - layer])
 
     def remember(self, layer: int, target: int, experts: Sequence[int], ranks: Sequence[int]) -> None:
         """The guess was `experts`; those at `ranks` had to be read, and will tell how good such guesses are."""
         precision = self._precision[target][target - layer]
-        self._open[target] += [(precision, rank, experts[rank]) for rank in ranks]
+        waiting = self._of_next if layer < 0 else self._open
+        waiting[target] += [(precision, rank, experts[rank]) for rank in ranks]
 
     def judge(self, layer: int, experts: Sequence[int]) -> None:
         """The exact experts of `layer` are known."""
@@ -107,9 +121,11 @@ class LookAhead:
             self._open[layer].clear()
 
     def precision(self) -> dict[int, float]:
-        """Share of the guesses that were right lately, by distance, over all layers and ranks."""
+        """Share of the guesses that were right lately, by distance, over all layers and ranks; 0 is the next token's
+        layers, at any distance."""
         found: dict[int, float] = {}
         for distance in self._distances:
             values = [p for by_distance in self._precision[distance:] for p in by_distance[distance]]
             found[distance] = sum(values) / len(values) if values else 0.0
-        return found
+        values = [p for d in self._distances if d <= self._num_layers for p in self._precision[d - 1][d]]
+        return found | ({0: sum(values) / len(values)} if self._sources[0] < 0 and values else {})

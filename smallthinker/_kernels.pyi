@@ -10,7 +10,7 @@ differ between instruction sets in functions that take a pool; the others have o
 Shape letters: T tokens, E experts, H query heads, K key-value heads, D head size, k experts per token, d hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -159,12 +159,29 @@ def router(pool: ThreadPool, data: U8, experts: int, x: F32, k: int, gating: Gat
     """`route` of the logits x [T, d] @ W.T, W [E, d] as f32 in the tiles layout."""
 
 class TokenRouter:
-    """`router` for one token at a time: the matrices of all layers, [E, d] as f32 in the tiles layout."""
+    """`router` for one token at a time: the matrices of all layers, [E, d] as f32 in the tiles layout.
 
-    def __init__(self, pool: ThreadPool, data: list[U8], experts: int, dim: int, k: int, gating: Gating) -> None: ...
+    predictors: by the layer whose state is taken and the layer guessed for, [E, d] as q8_0 in the tiles layout. Layer
+    -1 is the final state of the token before.
+    """
+
+    def __init__(
+        self,
+        pool: ThreadPool,
+        data: list[U8],
+        experts: int,
+        dim: int,
+        k: int,
+        gating: Gating,
+        predictors: Mapping[tuple[int, int], U8] = ...,
+    ) -> None: ...
     def route(self, layer: int, x: F32, weights: F32, ahead: Sequence[int] = ()) -> list[list[int]]:
         """The ids of the k experts for x [1, d], best first; their weights go into weights [1, k]. Behind them, what
-        the router of each layer in `ahead` would choose for the same x: all are one product."""
+        each layer in `ahead` would choose: as its predictor for `layer` says or, without one, as its own router does of
+        the same x."""
+
+    def guess_next(self, x: F32, targets: Sequence[int]) -> list[list[int]]:
+        """What the predictors from layer -1 say of layers `targets` for a final state x [1, d]."""
 
 def kv_append(pool: ThreadPool, quant: KvQuant, k: F32, v: F32, keys: U8, values: U8, start: int) -> None:
     """Writes k, v [T, K, D] into the KV cache of a layer; position p = start + t goes to p % capacity.

@@ -162,6 +162,22 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--force", action="store_true", help="replace an existing file")
     trace.add_argument("--json", action="store_true", help="print one JSON object")
 
+    calibrate = _command(
+        commands,
+        "calibrate",
+        _calibrate,
+        "learn from a text which experts are worth reading early; needs smallthinker[torch]",
+        "smallthinker calibrate ./4b-store --text book.txt",
+    )
+    calibrate.add_argument("store", metavar="STORE", type=Path, help="a store; the predictor is put into its folder")
+    calibrate.add_argument(
+        "--text", metavar="FILE", type=Path, required=True, help="text like what the model will write, UTF-8"
+    )
+    calibrate.add_argument("--tokens", type=int, metavar="N", help="only the first N tokens (default: 8192)")
+    calibrate.add_argument("--memory", metavar="SIZE", help="ceiling for running the model, e.g. 1GiB")
+    calibrate.add_argument("--force", action="store_true", help="replace an existing predictor")
+    calibrate.add_argument("--json", action="store_true", help="print one JSON object")
+
     cache_sim = _command(
         commands,
         "cache-sim",
@@ -227,6 +243,9 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--no-prefetch", action="store_true", help="read experts only once attention is done")
     group.add_argument(
+        "--no-look-ahead", action="store_true", help="read only what is certain, not what later layers will likely want"
+    )
+    group.add_argument(
         "--lossy-head",
         metavar="FILE",
         help="LOSSY: compute only logits that this predictor (a model_lm_head.pt) deems likely (default: off)",
@@ -289,6 +308,7 @@ def _load(args: argparse.Namespace) -> LLM:
         threads=args.threads,
         reader=args.reader,
         prefetch=not args.no_prefetch,
+        look_ahead=not args.no_look_ahead,
         lossy_head=args.lossy_head,
         lossy_threshold=args.lossy_threshold,
     )
@@ -388,11 +408,7 @@ def _trace(args: argparse.Namespace) -> int:
         raise RequestError(f"--tokens: expected at least 1, found {args.tokens}")
     if args.out.exists() and not args.force:
         raise StoreWriteError(f"{args.out}: exists already; give another name, or --force to replace it")
-    try:
-        text = args.text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        why = e.strerror if isinstance(e, OSError) else f"byte {e.start} is no UTF-8"
-        raise RequestError(f"{args.text}: expected a text file in UTF-8: {why}; give another --text") from None
+    text = _read_text(args.text)
     with _ProgressBar("tracing", "token") as progress, Engine(args.store or DEMO_STORE, memory=args.memory) as engine:
         tokens = engine.tokenizer.encode(text)[: args.tokens]
         trace = record(engine, split(tokens, engine.plan.context), progress)
@@ -410,6 +426,34 @@ def _trace(args: argparse.Namespace) -> int:
     else:
         print(f"{args.out}: {trace.tokens} tokens in {len(trace.starts)} sequences, {args.out.stat().st_size:,} bytes")
         print(usage_text(use))
+    return 0
+
+
+def _read_text(path: Path) -> str:
+    from smallthinker.errors import RequestError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        why = e.strerror if isinstance(e, OSError) else f"byte {e.start} is no UTF-8"
+        raise RequestError(f"{path}: expected a text file in UTF-8: {why}; give another --text") from None
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from smallthinker.calibration import calibrate
+
+    text = _read_text(args.text)
+    with _ProgressBar("recording", "token") as recording, _ProgressBar("learning", "pair") as training:
+        result = calibrate(
+            args.store,
+            text,
+            tokens=args.tokens,
+            memory=args.memory,
+            force=args.force,
+            recording=recording,
+            training=training,
+        )
+    print(json.dumps(result.to_dict()) if args.json else result.text())
     return 0
 
 

@@ -34,6 +34,7 @@ from smallthinker.memory_plan import CHUNKS, MIB, choose_context, parse_size, pl
 from smallthinker.memory_watch import MemoryWatch
 from smallthinker.profile import Clocks, KernelTime, Stopwatch
 from smallthinker.router.exact import Route
+from smallthinker.router.predictor import find_predictor
 from smallthinker.tokenizer import Tokenizer
 
 # What the process takes beside its plan: more of the libraries is mapped as it is first used, Python's objects grow,
@@ -59,6 +60,7 @@ class Engine:
         reader: QueueKind = "auto",
         prefetch: bool = True,
         look_ahead: Sequence[int] = LOOK_AHEAD,
+        predictor: bool = True,
         chunk: int | None = None,
         max_slots: int | None = None,
         lossy_head: str | Path | None = None,
@@ -71,7 +73,8 @@ class Engine:
         context: tokens of prompt and answer together; None takes the model's, at most 4096.
         kv: numbers of the KV cache; q8 halves its bytes and changes outputs slightly.
         threads: for arithmetic; None takes the physical cores.
-        prefetch, look_ahead: see Decoder; off to measure what they are worth.
+        prefetch, look_ahead: see Decoder; off to measure what they are worth. predictor: use the store's, if it has one
+        and not all experts fit.
         chunk, max_slots: instead of what the plan would choose, to measure and test; no output depends on them.
         lossy_head, lossy_threshold: a predictor's file, and the score above which it has a logit computed.
         """
@@ -90,9 +93,9 @@ class Engine:
             resident = host.resident_bytes()
             if budget is None:
                 budget = resident + int(host.available_memory_bytes() * (1 - DEFAULT_MARGIN))
-            predictor = None if lossy_head is None else HeadPredictor(lossy_head, store.config)
-            if predictor is not None:
-                resources.callback(predictor.close)
+            lossy = None if lossy_head is None else HeadPredictor(lossy_head, store.config)
+            if lossy is not None:
+                resources.callback(lossy.close)
             limit = host.memory_limit_bytes()
             if limit is not None and budget >= limit:
                 budget = limit  # more would end the process
@@ -102,12 +105,14 @@ class Engine:
             fits = most == store.num_experts and budget > store.dense_bytes + most * store.record_bytes
             profile = DiskProfile() if fits else profile_of(store)
             self.disk_profile = profile  # `measured` is False where nobody asked the disk
+            ahead = find_predictor(store) if predictor and look_ahead and prefetch and not fits else None
+            extra = (lossy.packed_bytes if lossy is not None else 0) + (ahead.nbytes if ahead is not None else 0)
             self.plan = plan_memory(
                 store.config,
                 budget_bytes=budget,
                 context=choose_context(store.config, context),
                 kv=kv,
-                dense_bytes=store.dense_bytes + (predictor.packed_bytes if predictor is not None else 0),
+                dense_bytes=store.dense_bytes + extra,
                 record_bytes=store.record_bytes,
                 io_bytes=queue_bytes(store, profile),
                 interpreter_bytes=before_tokenizer + STARTING_BYTES,
@@ -127,9 +132,9 @@ class Engine:
             self.isa: str = pool.isa
             store.load_dense()
             self.lossy_head: LossyHead | None = None
-            if predictor is not None:
+            if lossy is not None:
                 head: npt.NDArray[Any] = store.dense("embed_tokens" if self.config.tie_word_embeddings else "lm_head")
-                self.lossy_head = LossyHead(predictor, pool, self.config, store.quant, head, lossy_threshold)
+                self.lossy_head = LossyHead(lossy, pool, self.config, store.quant, head, lossy_threshold)
             self._decoder = Decoder(
                 store,
                 self.experts,
@@ -137,6 +142,7 @@ class Engine:
                 pool,
                 prefetch=prefetch,
                 look_ahead=look_ahead,
+                predictor=None if ahead is None or self.plan.most_slots == store.num_experts else ahead.load(),
                 lossy_head=self.lossy_head,
             )
             self._huge_pages = HugePages(store.dense_memory(), self.experts)
@@ -218,12 +224,17 @@ class Engine:
         self.kv.rewind(0)
         self._tokens = []
 
-    def observe(self, observer: Callable[[int, npt.NDArray[np.float32], Route], None] | None) -> None:
-        """Call `observer(layer, x [T, d], route)` at each layer from now on, before it computes; None ends that.
+    def observe(
+        self,
+        observer: Callable[[int, npt.NDArray[np.float32], Route], None] | None,
+        final: Callable[[npt.NDArray[np.float32]], None] | None = None,
+    ) -> None:
+        """Call `observer(layer, x [T, d], route)` at each layer from now on, before it computes, and `final(x)` with
+        what goes into the head's norm; None ends that.
 
         x is the engine's own memory, to be copied if kept and never written to.
         """
-        self._decoder.observer = observer
+        self._decoder.observer, self._decoder.final_observer = observer, final
 
     def router_weights(self, layer: int) -> npt.NDArray[np.float32]:
         """The router's matrix [E, d] of a layer."""

@@ -26,6 +26,7 @@ from smallthinker.lossy_head import LossyHead
 from smallthinker.router.exact import ExactRouter, Route
 from smallthinker.router.look_ahead import LookAhead
 from smallthinker.router.planner import group_by_expert, plan_reads
+from smallthinker.router.predictor import FINAL, Matrices
 
 Floats = npt.NDArray[np.float32]
 LOOK_AHEAD = (1,)  # layers; see docs/benchmarks.md
@@ -39,8 +40,8 @@ class Decoder:
     """One model's forward pass over its own KV cache and expert cache.
 
     `prefetch=False` asks for experts only after attention, and `look_ahead=()` guesses none of later layers: for
-    measuring what asking early is worth. `live_neurons` of `neurons` had to be computed so far; ReLU made the others
-    zero.
+    measuring what asking early is worth. `predictor` guesses them better than their own routers do. `live_neurons` of
+    `neurons` had to be computed so far; ReLU made the others zero.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Decoder:
         *,
         prefetch: bool = True,
         look_ahead: Sequence[int] = LOOK_AHEAD,
+        predictor: Matrices | None = None,
         lossy_head: LossyHead | None = None,
     ) -> None:
         config = store.config
@@ -61,6 +63,7 @@ class Decoder:
         self.live_neurons = self.neurons = 0
         # sees each layer's input x [T, d] and its route before anything is computed; must not change them
         self.observer: Callable[[int, Floats, Route], None] | None = None
+        self.final_observer: Callable[[Floats], None] | None = None  # sees the final states, what goes into the head
         self.dense: dict[str, npt.NDArray[Any]] = {name: store.dense(name) for name in store.dense_names()}
         self.router = ExactRouter(
             pool,
@@ -69,10 +72,12 @@ class Decoder:
             config.moe_num_primary_experts,
             config.moe_num_active_primary_experts,
             config.gating,
+            predictor,
         )
         self.look_ahead: LookAhead | None = None
         if look_ahead and prefetch and len(experts.slots) < config.num_experts_total:
-            self.look_ahead = LookAhead(config.num_hidden_layers, config.moe_num_active_primary_experts, look_ahead)
+            k, next_token = config.moe_num_active_primary_experts, predictor is not None
+            self.look_ahead = LookAhead(config.num_hidden_layers, k, look_ahead, next_token)
         self.token_experts = _kernels.TokenExperts(
             pool,
             store.quant,
@@ -135,6 +140,9 @@ class Decoder:
         self.experts.step(len(ids))
         if look is not None:
             look.trial.token(time.perf_counter() - began)
+            self._expect_next(look, x)
+        if self.final_observer is not None:
+            self.final_observer(x)
         self.neurons += (
             len(ids) * self.config.num_hidden_layers * self.config.moe_num_active_primary_experts
         ) * self.config.moe_ffn_hidden_size
@@ -145,13 +153,16 @@ class Decoder:
     ) -> None:
         """One layer for x [1, d], in place."""
         attend, cache = self.attention[layer].forward, self.experts
-        ahead = self.look_ahead.targets(layer) if self.look_ahead is not None else ()
+        look = self.look_ahead
+        ahead = look.targets(layer) if look is not None else ()
         # exact: from the raw residual, before this layer's norm and attention
         experts, *guessed = self.router.route_token(layer, x, weights, ahead)
+        if look is not None:
+            look.judge(layer, experts)
         slots = cache.resident_slots(layer, experts)
         if slots is not None:  # nothing to read
             if guessed:
-                self._expect(layer, experts, ahead, guessed)
+                self._expect(layer, ahead, guessed)
             attend(x, start, cos, sin, normed)
             self.live_neurons += self.token_experts.add(x, normed, slots, weights)
             return
@@ -159,7 +170,7 @@ class Decoder:
             attend(x, start, cos, sin, normed)
         with cache.request(layer, experts) as ticket:  # misses go to the disk now
             if guessed:
-                self._expect(layer, experts, ahead, guessed)
+                self._expect(layer, ahead, guessed)
             if self.prefetch:
                 attend(x, start, cos, sin, normed)  # arithmetic while the disk works
             for landed in ticket:
@@ -167,15 +178,20 @@ class Decoder:
                 self.live_neurons += self.token_experts.compute(normed, places, slots)
         self.token_experts.combine(x, weights)
 
-    def _expect(self, layer: int, experts: Sequence[int], ahead: Sequence[int], guessed: list[list[int]]) -> None:
+    def _expect(self, layer: int, ahead: Sequence[int], guessed: list[list[int]]) -> None:
         """Have what later layers will likely want read in the disk's idle time."""
         look = self.look_ahead
         assert look is not None
-        look.judge(layer, experts)
         for target, answer in zip(ahead, guessed, strict=True):
             missing = self.experts.expect(target, answer, look.likelihoods(layer, target))
             if missing:
                 look.remember(layer, target, answer, missing)
+
+    def _expect_next(self, look: LookAhead, x: Floats) -> None:
+        """The same for the first layers of the next token, from this one's final state: the head gives time to read."""
+        ahead = look.next_targets()
+        if ahead:
+            self._expect(FINAL, ahead, self.router.guess_next(x, ahead))
 
     def _layer_of_chunk(self, layer: int, x: Floats, normed: Floats, start: int, cos: Floats, sin: Floats) -> None:
         """One layer for x [T, d], in place."""

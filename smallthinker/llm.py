@@ -16,6 +16,7 @@ from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
 from smallthinker.expert_store.queues import QueueKind
 from smallthinker.generation import Completion, GenerationParams, TextStream
+from smallthinker.layers import LOOK_AHEAD
 from smallthinker.lossy_head import DEFAULT_THRESHOLD
 from smallthinker.memory_plan import MemoryPlan
 from smallthinker.tokenizer import Message
@@ -63,12 +64,15 @@ class LLM:
         threads: int | None = None,
         reader: QueueKind = "auto",
         prefetch: bool = True,
+        look_ahead: bool = True,
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
     ) -> None:
         """path: a store (see `smallthinker convert`); None is the bundled demo model. memory: a ceiling for the whole
         process, bytes or '1GiB'; None takes what is free, less a margin. context: tokens of prompt and answer together.
         kv: 'f16', or 'q8' for a KV cache of half the size that changes outputs slightly.
+        prefetch, look_ahead: ask for a layer's experts before its attention, and read what later layers will likely
+        want in the disk's idle time; no output depends on them.
         lossy_head: a published LM-head predictor (model_lm_head.pt): only logits that it scores above lossy_threshold
         are computed, and answers differ from the exact ones.
 
@@ -83,6 +87,7 @@ class LLM:
             threads=threads,
             reader=reader,
             prefetch=prefetch,
+            look_ahead=LOOK_AHEAD if look_ahead else (),
             lossy_head=lossy_head,
             lossy_threshold=lossy_threshold,
         )

@@ -1,0 +1,153 @@
+"""A store's learned predictor: which experts a layer will want, told from the state of an earlier one.
+
+Owns `predictor.safetensors`, an optional file of a store that only speculative reads depend on, never an output. How it
+is learned is `predictor_training`'s. Knows nothing about slots or reads.
+
+For each pair of layers (source, target), target one or two behind, the file has a matrix [E, d] that takes the place of
+target's router when it is asked with the state before source. Source -1 is the final state of the token before, what
+goes into the head: the first layers' experts can so be read while the head runs and a token is chosen.
+
+The tensors are U8 [nbytes], matrices in q8_0 in the tiles layout (docs/format.md), `layers.S.to.T` or `final.to.T`, in
+the order of `pairs`. `__metadata__` has `format`, `format_version` and `routers`, a checksum of the routers it learned
+from. An eighth of a percent of right guesses is what q8_0 costs against float32, at a quarter of its memory.
+
+Shape letters: d hidden_size, E experts of a layer.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from smallthinker.config import ModelConfig
+from smallthinker.errors import StoreFormatError, StoreReadError, StoreWriteError
+from smallthinker.expert_store.format import PREDICTOR_FILE, Quant, align, packed_bytes
+from smallthinker.expert_store.header import FileHeader, encode_header, fault, read_header
+from smallthinker.expert_store.store import Store
+
+FORMAT_NAME = "smallthinker-predictor"
+FORMAT_VERSION = "1"
+FINAL = -1  # as a source: the final state of the token before
+DISTANCES = (1, 2)  # layers from source to target
+QUANT: Quant = "q8_0"
+
+_ALIGN = 64
+_MAX_ENTRY_BYTES = 160
+_REMEDY = "make it again with `smallthinker calibrate --force`, or delete it: no output depends on it"
+
+Pair = tuple[int, int]
+Matrices = dict[Pair, npt.NDArray[np.uint8]]
+
+
+def pairs(num_layers: int) -> list[Pair]:
+    """Every (source, target) of a predictor."""
+    return [(s, s + d) for s in range(FINAL, num_layers) for d in DISTANCES if s + d < num_layers]
+
+
+def matrix_bytes(config: ModelConfig) -> int:
+    """What one packed matrix takes."""
+    return packed_bytes(QUANT, "tiles", config.moe_num_primary_experts, config.hidden_size)
+
+
+class PredictorFile:
+    """A checked predictor; `nbytes` is the memory that `load` will take."""
+
+    def __init__(self, path: Path, store: Store) -> None:
+        """Raises StoreFormatError: no predictor, or one of another model; StoreReadError."""
+        config = store.config
+        self._pairs = pairs(config.num_hidden_layers)
+        self._matrix_bytes = matrix_bytes(config)
+        self._stride = align(self._matrix_bytes, _ALIGN)
+        self.nbytes = self._stride * len(self._pairs)
+        try:
+            self._header = read_header(path, _MAX_ENTRY_BYTES * (len(self._pairs) + 4))
+        except OSError as e:
+            raise StoreReadError(f"{path}: cannot read the predictor: {e.strerror or e}; {_REMEDY}") from e
+        except StoreFormatError as e:
+            raise StoreFormatError(f"{e}; {_REMEDY}") from None
+        self._check(self._header, store)
+
+    def _check(self, header: FileHeader, store: Store) -> None:
+        metadata, path = header.metadata, header.path
+        expected = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "routers": routers_checksum(store)}
+        for key, value in expected.items():
+            found = metadata.get(key, "nothing")
+            if found != value:
+                value += " of this store's own routers" if key == "routers" else ""
+                raise fault(path, 8, f"__metadata__ {key}", value, found, _REMEDY)
+        names = [_name(pair) for pair in self._pairs]
+        if list(header.tensors) != names:
+            listed = (f"{len(n)} tensors, {n[0]} to {n[-1]}" if n else "none" for n in (names, list(header.tensors)))
+            raise fault(path, 8, "tensors", next(listed), next(listed), _REMEDY)
+        for name, entry in header.tensors.items():
+            if entry.dtype != "U8" or entry.shape != (self._stride,):
+                expected_shape = f"U8 [{self._stride}]"
+                raise fault(path, 8, f"tensor '{name}'", expected_shape, f"{entry.dtype} {list(entry.shape)}", _REMEDY)
+
+    def load(self) -> Matrices:
+        """Every pair's matrix, packed in tiles of QUANT. Raises StoreReadError."""
+        path = self._header.path
+        try:
+            data = np.fromfile(path, np.uint8, self.nbytes, offset=self._header.data_start)
+        except OSError as e:
+            raise StoreReadError(f"{path}: cannot read the predictor: {e.strerror or e}; {_REMEDY}") from e
+        if len(data) != self.nbytes:  # shortened since the header was read
+            raise StoreReadError(f"{path}: expected {self.nbytes} bytes of matrices, found {len(data)}; {_REMEDY}")
+        rows = data.reshape(len(self._pairs), self._stride)[:, : self._matrix_bytes]
+        return dict(zip(self._pairs, rows, strict=True))
+
+
+def find_predictor(store: Store) -> PredictorFile | None:
+    """The store's predictor, if it has one. Raises StoreFormatError, StoreReadError."""
+    path = store.path / PREDICTOR_FILE
+    return PredictorFile(path, store) if path.exists() else None
+
+
+def save_predictor(store: Store, matrices: Mapping[Pair, npt.NDArray[np.uint8]]) -> Path:
+    """Put a predictor into the store's folder, in place of one that is there: whole or not at all.
+
+    matrices: of every pair, packed in tiles of QUANT. Raises StoreWriteError.
+    """
+    path = store.path / PREDICTOR_FILE
+    size = matrix_bytes(store.config)
+    padding = bytes(align(size, _ALIGN) - size)
+    metadata = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "routers": routers_checksum(store)}
+    order = pairs(store.config.num_hidden_layers)
+    header = encode_header([(_name(pair), "U8", (align(size, _ALIGN),)) for pair in order], metadata, _ALIGN)
+    temporary = path.with_name(f".{PREDICTOR_FILE}.{secrets.token_hex(4)}")
+    try:
+        try:
+            with temporary.open("xb") as file:
+                file.write(header)
+                for pair in order:
+                    matrix = matrices[pair]
+                    assert matrix.shape == (size,) and matrix.dtype == np.uint8
+                    file.write(np.ascontiguousarray(matrix).data)
+                    file.write(padding)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as e:
+        raise StoreWriteError(
+            f"{path}: cannot write the predictor: {e.strerror or e}; make room, or the store's folder writable"
+        ) from e
+    return path
+
+
+def routers_checksum(store: Store) -> str:
+    """Of all routers, from the checksums in the store's header: the same in every format the model is stored in."""
+    crcs = [t.crc32 for t in store.dense_file.tensors if t.spec.name.endswith(".router")]
+    return f"{zlib.crc32(np.asarray(crcs, '<u4').tobytes()):08x}"
+
+
+def _name(pair: Pair) -> str:
+    source, target = pair
+    return f"final.to.{target}" if source == FINAL else f"layers.{source}.to.{target}"

@@ -1,0 +1,218 @@
+"""`calibrate`: runs a text through a store's model, has a predictor learned from it and puts that into the store.
+
+Owns the recording and the decision whether the result is worth keeping. What a predictor is: router/predictor.py; how
+it is learned: predictor_training.py.
+
+Shape letters: N tokens, L layers, d hidden_size, E experts of a layer, k experts per token.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from smallthinker import _kernels
+from smallthinker.engine import Engine
+from smallthinker.errors import RequestError, StoreWriteError
+from smallthinker.expert_store.format import PREDICTOR_FILE
+from smallthinker.expert_store.progress import Progress, silent
+from smallthinker.expert_store.store import Store
+from smallthinker.router.exact import Route
+from smallthinker.router.predictor import FINAL, QUANT, Matrices, pairs, save_predictor
+from smallthinker.tracing import split
+
+Floats = npt.NDArray[np.float32]
+
+FEWEST_TOKENS = 256
+MOST_TOKENS = 8192  # more make little better and take (L + 1) * d * 2 bytes of disk each
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """right: (before, after) shares of guesses that were right on held-out tokens, by what was guessed."""
+
+    tokens: int
+    held_out: int
+    right: dict[str, tuple[float, float]]
+    file: Path | None
+    file_bytes: int
+
+    def text(self) -> str:
+        """For people."""
+        lines = [f"{self.tokens} tokens, {self.held_out} of them held out; guesses that were right on those:"]
+        for name, (before, after) in self.right.items():
+            lines.append(f"  {name:<24} {before:>6.1%} by the layer's own router, {after:>6.1%} by the predictor")
+        if self.file is None:
+            lines.append("no better than the routers: nothing was written; give more or other text")
+        else:
+            lines.append(f"{self.file}: {self.file_bytes:,} bytes")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        right = {name: {"before": before, "after": after} for name, (before, after) in self.right.items()}
+        file = None if self.file is None else str(self.file)
+        return {"tokens": self.tokens, "held_out": self.held_out, "right": right} | {
+            "file": file,
+            "file_bytes": self.file_bytes,
+        }
+
+
+@dataclass
+class _States:
+    """Recorded: states float16 [L + 1, N, d], each of mean square 1, the last being what goes into the head; their root
+    mean squares [L + 1, N]; ids [L, N, k]; ends bool [N]: the last token of a sequence."""
+
+    x: npt.NDArray[np.float16]
+    rms: Floats
+    ids: npt.NDArray[np.uint16]
+    ends: npt.NDArray[np.bool_]
+
+
+def calibrate(
+    path: Path,
+    text: str,
+    *,
+    tokens: int | None = None,
+    memory: str | int | None = None,
+    force: bool = False,
+    recording: Progress | None = None,
+    training: Progress | None = None,
+) -> Calibration:
+    """tokens: at most so many of the text (default: MOST_TOKENS). memory: of the run that records.
+
+    Raises RequestError: no torch, too little text; StoreWriteError: there is a predictor and no `force`, disk full; and
+    what an Engine raises.
+    """
+    if find_spec("torch") is None:
+        raise RequestError("calibrate: expected torch to learn with, found none; pip install 'smallthinker[torch]'")
+    if tokens is not None and tokens < FEWEST_TOKENS:
+        raise RequestError(f"--tokens: expected at least {FEWEST_TOKENS}, found {tokens}")
+    if (path / PREDICTOR_FILE).exists() and not force:
+        raise StoreWriteError(f"{path / PREDICTOR_FILE}: exists already; --force replaces it by a new one")
+    with Engine(path, memory=memory, predictor=False) as engine:
+        ids = engine.tokenizer.encode(text)[: MOST_TOKENS if tokens is None else tokens]
+        if len(ids) < FEWEST_TOKENS:
+            raise RequestError(
+                f"text: expected at least {FEWEST_TOKENS} tokens, found {len(ids)}; give a longer --text"
+            )
+        states = _record(engine, split(ids, engine.plan.context), recording or silent)
+        routers = [engine.router_weights(layer) for layer in range(engine.config.num_hidden_layers)]
+        threads = engine.threads
+    matrices, right = _learn(states, routers, threads, training or silent)
+    held_out = len(ids) - int(len(ids) * _validated())
+    means = np.mean([pair for pairs_right in right.values() for pair in pairs_right], axis=0)
+    shown = {name: (float(m[0]), float(m[1])) for name, values in right.items() for m in [np.mean(values, axis=0)]}
+    if means[1] <= means[0]:
+        return Calibration(len(ids), held_out, shown, None, 0)
+    with Store.open(path) as store:
+        file = save_predictor(store, matrices)
+    return Calibration(len(ids), held_out, shown, file, file.stat().st_size)
+
+
+def _validated() -> float:
+    from smallthinker.predictor_training import VALIDATED
+
+    return VALIDATED
+
+
+def _record(engine: Engine, sequences: Sequence[Sequence[int]], progress: Progress) -> _States:
+    """States and routes at the points where decoding asks for guesses."""
+    config, total = engine.config, sum(map(len, sequences))
+    layers, d = config.num_hidden_layers, config.hidden_size
+    states = _States(
+        _spool(engine.store.path, (layers + 1, total, d)),
+        np.empty((layers + 1, total), np.float32),
+        np.empty((layers, total, config.moe_num_active_primary_experts), np.uint16),
+        np.zeros(total, np.bool_),
+    )
+    states.ends[np.cumsum([len(sequence) for sequence in sequences]) - 1] = True
+    at = 0
+
+    def keep(layer: int, x: Floats) -> None:
+        rms = np.sqrt(np.mean(np.square(x), axis=1) + np.float32(1e-12))
+        states.rms[layer, at : at + len(x)] = rms
+        states.x[layer, at : at + len(x)] = x / rms[:, None]  # float16 may not reach as far as a state does
+
+    def observe(layer: int, x: Floats, route: Route) -> None:
+        keep(layer, x)
+        states.ids[layer, at : at + len(x)] = route.ids
+
+    def final(x: Floats) -> None:
+        nonlocal at
+        keep(layers, x)
+        at += len(x)
+        progress(at, total, "tokens")
+
+    engine.observe(observe, final)
+    try:
+        for sequence in sequences:
+            engine.forget()
+            engine.prefill(sequence)
+    finally:
+        engine.observe(None)
+    return states
+
+
+def _spool(folder: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float16]:
+    """An array in a file without a name, so that memory stays free. Its room is taken now: a map that finds the disk
+    full later would end the process."""
+    nbytes = 2 * int(np.prod(shape))
+    try:
+        with TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, nbytes)
+            return np.memmap(file, np.float16, "r+", 0, shape)
+    except OSError as e:
+        raise StoreWriteError(
+            f"{folder}: cannot keep {nbytes:,} bytes of states here: {e.strerror or e}; make room "
+            "there, the folder writable, or give fewer --tokens"
+        ) from e
+
+
+def _learn(
+    states: _States, routers: Sequence[Floats], threads: int, progress: Progress
+) -> tuple[Matrices, dict[str, list[tuple[float, float]]]]:
+    from smallthinker.predictor_training import Source
+
+    todo = pairs(len(routers))
+    matrices: Matrices = {}
+    right: dict[str, list[tuple[float, float]]] = {}
+    for from_layer in range(FINAL, len(routers)):
+        targets = [target for source, target in todo if source == from_layer]
+        if not targets:
+            continue
+        if from_layer == FINAL:  # of the token before
+            rows = np.flatnonzero(~states.ends)
+            source = Source(states.x[-1][rows], threads)
+        else:
+            source = Source(states.x[from_layer], threads)
+        for target in targets:
+            change = None
+            chosen = states.ids[target]
+            if from_layer == FINAL:
+                chosen = chosen[rows + 1]
+                name = f"next token's layer {target}"
+            else:
+                change = _change(states, routers[target], from_layer, target)
+                distance = target - from_layer
+                name = "the next layer" if distance == 1 else f"{distance} layers ahead"
+            learned = source.learn(routers[target], chosen, change, seed=len(matrices))
+            matrices[from_layer, target] = _kernels.pack(QUANT, "tiles", learned.matrix)
+            right.setdefault(name, []).append((learned.before, learned.after))
+            progress(len(matrices), len(todo), "pairs")
+    return matrices, right
+
+
+def _change(states: _States, router: Floats, source: int, target: int) -> Floats:
+    """The logits of `target` [N, E] less what its router says of the states before `source`, in units of the latter."""
+    ratio = (states.rms[target] / states.rms[source])[:, None]
+    then: Floats = (states.x[target].astype(np.float32) @ router.T) * ratio
+    then -= states.x[source].astype(np.float32) @ router.T
+    return then
