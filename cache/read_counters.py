@@ -9,10 +9,11 @@ from smallthinker.expert_store.read_queue import ReadCounters
 
 @dataclass(frozen=True)
 class CacheCounters:
-    """Since the cache was made. Each expert asked for is one of: a hit (it had been kept), guessed (read ahead and there
-    in time), late (read ahead, still under way), a miss. Bytes: `certain_bytes` for misses, `useful_bytes` guessed or
-    late, `late_bytes` the latter alone, `wasted_bytes` for guesses that nobody wanted, `preloaded_bytes` because an
-    earlier run had used them much, `reread_bytes` of all those for experts that had been evicted. `stall_sec` waited with nothing to compute; `busy_sec` had a read under way."""
+    """Since the cache was made. Each expert asked for is one of: a hit (it had been kept), guessed (read ahead and
+    there in time), late (read ahead, still under way), a miss. Bytes: `certain_bytes` for misses, `useful_bytes`
+    guessed or late, `late_bytes` the latter alone, `wasted_bytes` for guesses that nobody wanted, `preloaded_bytes`
+    because an earlier run had used them much, `reread_bytes` of all those for experts that had been evicted.
+    `stall_sec` waited with nothing to compute; `busy_sec` had a read under way."""
 
     hits: int = 0
     guessed: int = 0
@@ -45,7 +46,8 @@ class Tally:
 
     def __init__(self, record_bytes: int) -> None:
         self._record_bytes = record_bytes
-        self.hits = self.in_time = self.late = self.misses = self.wasted = self.preloaded = self._evictions = self._rereads = 0
+        self.hits = self.in_time = self.late = self.misses = self.wasted = self.preloaded = 0
+        self._evictions = self._rereads = 0
         self.stall_sec = 0.0
         self._gone: set[int] = set()  # records that were evicted and not read since
 
