@@ -97,8 +97,8 @@ class ExpertCache:
     def resident_slots(self, layer: int, experts: Sequence[int]) -> list[int] | None:
         """The slots of a layer's experts if all are resident, counted as hits; None, and nothing counted, if not.
 
-        They stay until the next layer is asked for. A ticket takes three times as long, which a step that misses
-        nothing feels.
+        They stay until the next layer is asked for. A ticket takes three times as long, which a step without a miss
+        feels.
         """
         if self._in_use:  # an interrupt struck while the books were being changed: the next request starts over
             return None

@@ -51,9 +51,8 @@ class Tally:
 
     def __init__(self, record_bytes: int) -> None:
         self._record_bytes = record_bytes
-        self.hits = self.in_time = self.late = self.misses = self.wasted = self.preloaded = self._evictions = (
-            self._rereads
-        ) = 0
+        self.hits = self.in_time = self.late = self.misses = self.wasted = self.preloaded = 0
+        self._evictions = self._rereads = 0
         self.stall_sec = 0.0
         self._gone: set[int] = set()  # records that were evicted and not read since
 

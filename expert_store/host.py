@@ -258,7 +258,7 @@ def exchange_folders(a: Path, b: Path) -> bool:
 
 
 class Memory(NamedTuple):
-    """The machine's memory or a cgroup's: bytes in all, used for good, and left. What can be reclaimed is left."""
+    """The machine's memory or a cgroup's: in all, used for good, and left. What can be reclaimed counts as left."""
 
     total_bytes: int
     used_bytes: int

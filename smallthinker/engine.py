@@ -38,8 +38,12 @@ from smallthinker.router.predictor import find_predictor
 from smallthinker.tokenizer import Tokenizer
 
 # What the process takes beside its plan: more of the libraries is mapped as it is first used, Python's objects grow,
-# and the kernel's tables count against a hard limit too. Seen: 10 to 20 MiB; see docs/design.md.
+# and a hard limit counts pages of its files that nobody maps any more. Seen: 10 to 20 MiB; see docs/design.md.
 STARTING_BYTES = 28 * MIB
+# The kernel needs 8 bytes for each page of 4096 that is in memory, and a cgroup's limit counts them.
+PAGE_TABLE_SHARE = 512
+# What a start from a cold page cache reads of Python's and the libraries' files, but never maps: up to 60 MiB seen.
+LIBRARY_PAGES_BYTES = 128 * MIB
 # Decoded tokens from which a run knows its hot experts well enough to leave word of them.
 HOT_TOKENS = 64
 # Left free when no budget is given: other programs go on living.
@@ -97,9 +101,11 @@ class Engine:
             if lossy is not None:
                 resources.callback(lossy.close)
             limit = host.memory_limit_bytes()
-            if limit is not None and budget >= limit:
-                budget = limit  # more would end the process
-                host.drop_library_pages()  # no room for what Python's start left behind
+            budget = min(budget, limit or budget)  # more would end the process
+            # no room for what Python's start left behind
+            is_tight = limit is not None and limit < budget + LIBRARY_PAGES_BYTES
+            if is_tight:
+                host.drop_library_pages()
             # Where everything fits, each expert is read once: nothing to find out about the disk for.
             most = store.num_experts if max_slots is None else max_slots
             fits = most == store.num_experts and budget > store.dense_bytes + most * store.record_bytes
@@ -107,6 +113,7 @@ class Engine:
             self.disk_profile = profile  # `measured` is False where nobody asked the disk
             ahead = find_predictor(store) if predictor and look_ahead and prefetch and not fits else None
             extra = (lossy.packed_bytes if lossy is not None else 0) + (ahead.nbytes if ahead is not None else 0)
+            page_tables = min(budget, store.dense_bytes + store.num_experts * store.record_bytes) // PAGE_TABLE_SHARE
             self.plan = plan_memory(
                 store.config,
                 budget_bytes=budget,
@@ -115,7 +122,7 @@ class Engine:
                 dense_bytes=store.dense_bytes + extra,
                 record_bytes=store.record_bytes,
                 io_bytes=queue_bytes(store, profile),
-                interpreter_bytes=before_tokenizer + STARTING_BYTES,
+                interpreter_bytes=before_tokenizer + STARTING_BYTES + page_tables,
                 tokenizer_bytes=resident - before_tokenizer,
                 chunks=CHUNKS if chunk is None else (chunk,),
                 max_slots=max_slots,
@@ -131,6 +138,8 @@ class Engine:
             self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa
             store.load_dense()
+            if is_tight:
+                host.drop_library_pages()  # once more: what was still being read ahead the first time
             self.lossy_head: LossyHead | None = None
             if lossy is not None:
                 head: npt.NDArray[Any] = store.dense("embed_tokens" if self.config.tie_word_embeddings else "lm_head")
@@ -152,7 +161,7 @@ class Engine:
                 fewest=self.config.moe_num_active_primary_experts,
                 most=self.plan.most_slots,
                 record_bytes=store.record_bytes,
-                overhead_bytes=STARTING_BYTES,
+                overhead_bytes=STARTING_BYTES + page_tables,
             )
             resources.callback(self._watch.close)
             total_bytes = store.num_experts * store.record_bytes

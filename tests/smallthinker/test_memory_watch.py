@@ -46,7 +46,7 @@ def test_after_pressure_all_slots_come_back_in_steps_and_the_target_never_swings
             )
             targets.append(target)
     squeezed, freed = targets[:40], targets[40:]
-    assert squeezed == sorted(squeezed, reverse=True) or squeezed[1:] == sorted(squeezed[1:])
+    assert squeezed[1:] == sorted(squeezed[1:])  # shrinks once, and never again
     assert freed == sorted(freed)
     if free >= margin + record_bytes:
         assert freed[-1] == most
