@@ -4,8 +4,8 @@ The residual stream changes little from layer to layer, so the router of a later
 what a store's predictor has learned more often. With a predictor, the first layers are guessed from the final state of
 the token before: that state counts as a layer -1. How often is measured as the exact routes become known, for every
 layer, distance and rank, over those guesses that meant a read: experts that are resident are guessed more easily. A
-guess that is too seldom right is no longer made, only watched now and then. Knows nothing about slots or files: whoever gets
-the guesses decides what to read.
+guess that is too seldom right is no longer made, only watched now and then. Knows nothing about slots or files: whoever
+gets the guesses decides what to read.
 """
 
 from __future__ import annotations
