@@ -53,7 +53,8 @@ class Source:
     def _factor(gram: torch.Tensor, ridge: float) -> torch.Tensor:
         added = gram.clone()
         added.diagonal().add_(ridge * gram.diagonal().mean().clamp_min(1e-6))
-        return torch.linalg.cholesky(added)
+        lower: torch.Tensor = torch.linalg.cholesky(added)
+        return lower
 
     def learn(self, router: Floats, chosen: npt.NDArray[Any], change: Floats | None, seed: int) -> Learned:
         """What chooses as the router [E, d] of a target will. chosen [N, k]: the experts it chose. change [N, E]: its

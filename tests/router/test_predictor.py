@@ -60,7 +60,7 @@ def test_a_predictor_of_other_routers_is_refused(store_folder: Path, tmp_path: P
     with Store.open(other) as store:
         file = save_predictor(store, random_matrices(store, 0))
     shutil.copy(file, store_folder)
-    with pytest.raises(StoreFormatError, match=r"routers: expected .* found .* smallthinker calibrate --force"):
+    with pytest.raises(StoreFormatError, match=r"routers: expected .* found .*`smallthinker calibrate --force`"):
         Engine(store_folder, max_slots=4)
     Engine(store_folder, max_slots=4, predictor=False).close()
     Engine(store_folder, max_slots=4, look_ahead=()).close()
