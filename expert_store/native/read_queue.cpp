@@ -159,7 +159,7 @@ void ReadQueue::drive_ring() {
   const auto ask = [&](size_t i) {
     const Going& read = going[i];
     const int64_t at = read.offset + read.done, bytes = read.chunk.bytes - read.done;
-    ring_->read(file_->handle_for(at, bytes), read.into + read.done, bytes, at, i);
+    ring_->read(file_->direct(), read.into + read.done, bytes, at, i);
   };
   for (;;) {
     {

@@ -79,12 +79,11 @@ void StoreFile::open_direct(const std::string& path, int64_t probe_offset) {
 std::optional<Fault> StoreFile::read(int64_t offset, int64_t bytes, uint8_t* into) const {
   if (kind_ == Kind::mmap) return read_mapped(offset, bytes, into);
   if (kind_ == Kind::buffered) return read_buffered(offset, bytes, into);
-  return read_handle(handle_for(offset, bytes), offset, bytes, into);
-}
-
-// What the page cache holds anyway, say after a copy or a conversion, costs no disk.
-Handle StoreFile::handle_for(int64_t offset, int64_t bytes) const {
-  return is_cached(offset, bytes) ? buffered_ : direct_;
+  // What the page cache holds anyway, say after a copy or a conversion, costs no disk. It is copied out of a map: an
+  // ordinary read that meets a mark of an earlier read-ahead goes on reading ahead, advice or not, and nobody would drop
+  // those pages again.
+  if (is_cached(offset, bytes) && !read_mapped(offset, bytes, into)) return std::nullopt;
+  return read_handle(direct_, offset, bytes, into);
 }
 
 bool StoreFile::is_cached(int64_t offset, int64_t bytes) const { return os::is_cached(buffered_, offset, bytes); }

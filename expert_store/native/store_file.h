@@ -42,8 +42,8 @@ class StoreFile {
   // Fills all `bytes`, or says why not. Offset, length and address are multiples of kAlign.
   std::optional<Fault> read(int64_t offset, int64_t bytes, uint8_t* into) const;
 
-  // For who reads by himself: the descriptor to take, buffered where the page cache holds all of it anyway.
-  Handle handle_for(int64_t offset, int64_t bytes) const;
+  // For who reads by himself, past the page cache.
+  Handle direct() const { return direct_; }
   // What a read that brought nothing at `offset` means, with `missing` bytes to come.
   Fault end_of_file(int64_t offset, int64_t missing) const;
 

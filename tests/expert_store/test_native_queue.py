@@ -5,6 +5,7 @@ Where a test needs a disk that waits, fails or comes short, it runs in a process
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from models import tiny_config
 from reading import NATIVE, make_slots, needs_proc, opened_keeper
 
 from smallthinker import _storage
@@ -23,6 +25,7 @@ from smallthinker.errors import StoreReadError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.native_queue import NativeQueue
 from smallthinker.expert_store.store import Store
+from smallthinker.expert_store.synth import synth
 
 HERE = Path(__file__).parent
 PREAMBLE = f"""
@@ -418,3 +421,38 @@ def test_a_queue_says_what_it_reads_with(store: Store) -> None:
     for kind in NATIVE:
         with opened_keeper(kind, store, make_slots(store, 1)) as queue:
             assert queue.name == kind
+
+
+@pytest.mark.parametrize("kind", NATIVE)
+def test_reading_leaves_no_page_in_the_cache_behind_an_earlier_read_ahead(kind: str, tmp_path: Path) -> None:
+    """An ordinary read leaves a mark in the page cache; whoever meets it by an ordinary read goes on reading ahead."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(tiny_config(hidden_size=256, moe_ffn_hidden_size=512).to_dict()))
+    with Store.open(synth(str(config), tmp_path / "store", "q8_0")) as store:
+        fd = host.open_buffered(store.experts_file.path)
+        try:
+            host.drop_file_cache(fd, 0, 0)
+            with store.experts_file.path.open("rb", buffering=0) as file:
+                file.seek(store.record_offset(0))
+                file.read(store.record_bytes)
+            before = cached_records(fd, store)
+            if not 0 < len(before) < store.num_experts:
+                pytest.skip("this system can't tell what its page cache holds, or doesn't let go of it")
+            slots = make_slots(store, 2)
+            with opened_keeper(kind, store, slots, chunk_bytes=host.DIRECT_ALIGN * 16) as queue:
+                for record in range(store.num_experts):
+                    queue.submit(record, record % 2)
+                    queue.wait()
+            assert cached_records(fd, store) <= before
+        finally:
+            os.close(fd)
+
+
+def cached_records(fd: int, store: Store) -> set[int]:
+    """Of which records the page cache holds anything, as far as it can be told."""
+    pages = range(0, store.record_bytes, host.DIRECT_ALIGN)
+    return {
+        record
+        for record in range(store.num_experts)
+        if any(host.is_cached(fd, store.record_offset(record) + at, 1) for at in pages)
+    }
