@@ -424,8 +424,8 @@ def test_a_queue_says_what_it_reads_with(store: Store) -> None:
 
 
 @pytest.mark.parametrize("kind", NATIVE)
-def test_reading_leaves_no_page_in_the_cache_behind_an_earlier_read_ahead(kind: str, tmp_path: Path) -> None:
-    """An ordinary read leaves a mark in the page cache; whoever meets it by an ordinary read goes on reading ahead."""
+def test_reading_leaves_no_page_in_the_cache_that_was_not_there(kind: str, tmp_path: Path) -> None:
+    """Some of it is there, and with it the mark of a read-ahead, behind which an ordinary read goes on."""
     config = tmp_path / "config.json"
     config.write_text(json.dumps(tiny_config(hidden_size=256, moe_ffn_hidden_size=512).to_dict()))
     with Store.open(synth(str(config), tmp_path / "store", "q8_0")) as store:
