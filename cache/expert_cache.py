@@ -78,9 +78,6 @@ class ExpertCache:
         """Slots that hold a record, or will soon. May be asked from any thread."""
         return len(self._slot_of) + len(self._reading)
 
-    def holds_all(self, num_experts: int) -> bool:
-        return self.limit >= num_experts
-
     def filled(self) -> list[npt.NDArray[np.uint8]]:
         """The slots that hold a record, or will soon, in runs that lie together."""
         empty = sorted({*self._free, *self._lent, len(self.slots)})
@@ -159,9 +156,10 @@ class ExpertCache:
                 if record not in self._pinned:
                     self._pinned.add(record)
                     guess.expected.add(record)
-                continue
-            missing.append(place)
-            likelihood = likelihoods[place]
+            else:
+                missing.append(place)
+        for place in missing:  # once the resident ones can't be evicted for them
+            record, likelihood = first + experts[place], likelihoods[place]
             if record in self._reading or not likelihood or len(self._reading) >= most_under_way:
                 continue
             slot = self._take_slot(layer, likelihood)
