@@ -41,8 +41,19 @@ def reserve_bytes(total_bytes: int) -> int:
 def room_bytes(levels: Sequence[Level]) -> int | None:
     """What may still be taken; below 0: what should be given back. None where nothing is shared with anybody: a cgroup
     that is as large as the budget is full by plan."""
-    rooms = [level.available_bytes - reserve_bytes(level.total_bytes) for level in levels if level.others_bytes > 0]
-    return min(rooms, default=None)
+    level = _tightest(levels)
+    return None if level is None else level.available_bytes - reserve_bytes(level.total_bytes)
+
+
+def margin_bytes(levels: Sequence[Level]) -> int:
+    """What is to stay free beyond the reserve when growing: as much again of the memory that `room_bytes` is about."""
+    level = _tightest(levels)
+    return 0 if level is None else reserve_bytes(level.total_bytes)
+
+
+def _tightest(levels: Sequence[Level]) -> Level | None:
+    shared = [level for level in levels if level.others_bytes > 0]
+    return min(shared, key=lambda level: level.available_bytes - reserve_bytes(level.total_bytes), default=None)
 
 
 def next_target(
@@ -103,6 +114,6 @@ class MemoryWatch:
                 fewest=self._fewest,
                 most=self._most,
                 room=room_bytes(found),
-                margin=max(reserve_bytes(level.total_bytes) for level in found),
+                margin=margin_bytes(found),
                 record_bytes=self._record_bytes,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallthinker.memory_watch import MIB, Level, levels, next_target, reserve_bytes, room_bytes
+from smallthinker.memory_watch import MIB, Level, levels, margin_bytes, next_target, reserve_bytes, room_bytes
 
 GIB = 1 << 30
 counts = st.integers(1, 2000)
@@ -70,3 +70,15 @@ def test_this_process_alone_is_not_the_others() -> None:
     machine = levels(0, 0)[0]
     assert levels(machine.others_bytes, 0)[0].others_bytes < machine.others_bytes
     assert 0 < machine.available_bytes < machine.total_bytes
+
+
+def test_a_large_machine_doesn_t_keep_a_small_cgroup_from_being_filled_again() -> None:
+    """What is left free of each counts by its own size: 512 MiB of the machine, 54 of the cgroup."""
+    machine, group = Level(24 * GIB, 20 * GIB, GIB), Level(1800 * MIB, 300 * MIB, MIB)
+    found = [machine, group]
+    target = next_target(
+        100, held=100, fewest=4, most=600, room=room_bytes(found), margin=margin_bytes(found), record_bytes=2 * MIB
+    )
+    assert margin_bytes(found) == reserve_bytes(group.total_bytes)
+    assert target > 100
+    assert margin_bytes([Level(GIB, 0, 0)]) == 0
