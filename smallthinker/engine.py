@@ -19,7 +19,7 @@ import numpy.typing as npt
 from smallthinker import _kernels
 from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
 from smallthinker.cache.hot_set import LEAST_BYTES, load_hot_set, save_hot_set
-from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind
+from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind, kv_touched_bytes
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.errors import ContextLengthError, RequestError
 from smallthinker.expert_store import host
@@ -183,6 +183,13 @@ class Engine:
     def reader_name(self) -> str:
         return self._queue.name
 
+    @property
+    def kv_bytes(self) -> int:
+        """Of the KV cache, what is taken by positions that have been computed."""
+        return kv_touched_bytes(
+            self.config, self.plan.context, self.plan.chunk, self.kv.kind, self.kv.touched_after(0)
+        )
+
     def check_fits(self, prompt_tokens: int, new_tokens: int) -> None:
         """Raises ContextLengthError when prompt and answer together exceed the planned context."""
         if prompt_tokens + new_tokens > self.plan.context:
@@ -192,6 +199,15 @@ class Engine:
                 f"(this model takes up to {self.config.max_position_embeddings})"
             )
 
+    def check_prompt(self, tokens: Sequence[int]) -> None:
+        """Raises RequestError for no tokens or an id outside the vocabulary, ContextLengthError for too many."""
+        if not tokens:
+            raise RequestError("prompt: expected at least one token, found none")
+        bad = next((t for t in tokens if not 0 <= t < self.config.vocab_size), None)
+        if bad is not None:
+            raise RequestError(f"prompt: token id {bad} is outside the vocabulary of {self.config.vocab_size}")
+        self.check_fits(len(tokens), 0)
+
     def prefill(
         self, tokens: Sequence[int], *, cancelled: Callable[[], bool] = never
     ) -> tuple[npt.NDArray[np.float32], int]:
@@ -200,12 +216,7 @@ class Engine:
         Continues from the longest beginning that the cache holds, so a conversation's next turn computes only what
         is new. Raises RequestError for no tokens or an id outside the vocabulary, ContextLengthError, CancelledError.
         """
-        if not tokens:
-            raise RequestError("prompt: expected at least one token, found none")
-        bad = next((t for t in tokens if not 0 <= t < self.config.vocab_size), None)
-        if bad is not None:
-            raise RequestError(f"prompt: token id {bad} is outside the vocabulary of {self.config.vocab_size}")
-        self.check_fits(len(tokens), 0)
+        self.check_prompt(tokens)
         reused = self._reusable(tokens)
         self.kv.rewind(reused)
         del self._tokens[reused:]
