@@ -136,6 +136,7 @@ class Answer:
         self._sampler = Sampler(params, self.prompt)
         self._eos = () if params.ignore_eos else engine.config.eos_token_ids
         self._engine, self._asked = engine, time.perf_counter()
+        self._meter: _Meter | None = None
 
     def begin(self, reused_tokens: int = 0) -> None:
         """Its prompt is about to be computed, but for its first `reused_tokens`."""
@@ -144,6 +145,7 @@ class Answer:
     def push(self, logits: npt.NDArray[np.float32]) -> Token | None:
         """logits [V] float32, not changed -> the next token; None for one that ends the text. Sets `reason` if this
         was the last. Raises RequestError when no token can be drawn, and what the logits processor raises."""
+        assert self._meter is not None
         with self._meter.sampling:
             seen = logits
             if self._process is not None:
@@ -169,9 +171,11 @@ class Answer:
         return Token(id, text, logprobs)
 
     def finish(self, reason: FinishReason | None = None) -> Finished:
-        """The end, for `reason` where the answer hasn't ended by itself."""
+        """The end, for `reason` where the answer hasn't ended by itself; perhaps before it began."""
         reason = self.reason or reason
-        assert reason is not None
+        if self._meter is None:
+            self.begin()
+        assert reason is not None and self._meter is not None
         rest = ""
         if not self._stops.stopped:
             rest = self._stops.push(self._decoder.finish()) + self._stops.finish()

@@ -104,6 +104,7 @@ class LLM:
         look_ahead: bool = True,
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
+        sequences: int = 1,
         max_waiting: int = MOST_WAITING,
     ) -> None:
         """path: a store (see `smallthinker convert`); None is the bundled demo model. memory: a ceiling for the whole
@@ -113,7 +114,8 @@ class LLM:
         want in the disk's idle time; no output depends on them.
         lossy_head: a published LM-head predictor (model_lm_head.pt): only logits that it scores above lossy_threshold
         are computed, and answers differ from the exact ones.
-        max_waiting: requests that may wait for others before QueueFullError.
+        sequences: answers that are written side by side, and conversations whose KV cache is kept for a next turn; each
+        is planned for a whole context. max_waiting: requests that may wait for others before QueueFullError.
 
         Raises a SmallThinkerError: StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError,
         ContextLengthError, RequestError, StoreReadError, CheckpointError.
@@ -129,6 +131,7 @@ class LLM:
             look_ahead=LOOK_AHEAD if look_ahead else (),
             lossy_head=lossy_head,
             lossy_threshold=lossy_threshold,
+            sequences=sequences,
         )
         self.scheduler = Scheduler(self._engine, max_waiting=max_waiting)
 

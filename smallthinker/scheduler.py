@@ -6,7 +6,6 @@ Requests come from any thread or event loop and are served in the order in which
 from __future__ import annotations
 
 import atexit
-import contextlib
 import itertools
 import threading
 import time
@@ -15,13 +14,20 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
+from smallthinker.cache.conversations import Conversation
 from smallthinker.engine import Engine
 from smallthinker.errors import CancelledError, QueueFullError, RequestError
 from smallthinker.expert_store import host
-from smallthinker.generation import Answer, FinishReason, GenerationParams, LogitsProcessor
+from smallthinker.generation import Answer, GenerationParams, LogitsProcessor
 from smallthinker.request import Request
 
 MOST_WAITING = 64
+# While answers are being written, so much of a prompt is computed in a step with them: they get a token every second or
+# so instead of every few. Smaller pieces would read experts more often.
+_SHARED_PROMPT_TOKENS = 128
 # Before any answer has been written, what a client that finds the queue full is told to wait.
 _FIRST_GUESS_SEC = 1.0
 
@@ -54,11 +60,24 @@ class SchedulerStats:
 
 @dataclass
 class _Entry:
-    """A request with its answer."""
+    """A request with its answer and, once it runs, its conversation."""
 
     request: Request
     answer: Answer
     on_prefill: Callable[[int, int], None] | None
+    conversation: Conversation | None = None
+    began: float = 0.0
+
+    @property
+    def opened(self) -> Conversation:
+        assert self.conversation is not None
+        return self.conversation
+
+    @property
+    def pending(self) -> Sequence[int]:
+        """Tokens to be computed next: what is left of the prompt, or the token that was sampled last."""
+        done, prompt = len(self.opened.tokens), self.answer.prompt
+        return prompt[done:] if done < len(prompt) else self.answer.ids[done - len(prompt) :]
 
 
 @dataclass
@@ -181,40 +200,111 @@ class Scheduler:
     def _retry_after_sec(self) -> float:
         """How long until one of those that run will have ended, as the answers so far suggest."""
         done = sum(self._totals.finished.values())
-        return max(1.0, self._totals.answer_sec / done if done else _FIRST_GUESS_SEC)
+        mean = self._totals.answer_sec / done if done else _FIRST_GUESS_SEC
+        return max(1.0, mean / self._engine.plan.sequences)
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:  # never expected; nobody must wait for ever
+            with self._changed:
+                self._closed = True
+                entries = [*self._running, *self._waiting]
+            for entry in entries:
+                entry.request.fail(error)
+            raise
+
+    def _serve(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if not self._waiting:
+                self._changed.wait_for(lambda: self._waiting or self._running or self._closed)
+                if self._closed and not self._waiting and not self._running:
                     return
-                entry = self._waiting.popleft()
-                self._running.append(entry)
+                ended = [entry for entry in self._waiting if entry.request.ending]
+                for entry in ended:
+                    self._waiting.remove(entry)
+                self._running += ended
+                while self._waiting and len(self._running) - len(ended) < self._engine.plan.sequences:
+                    self._running.append(self._waiting.popleft())
+            for entry in list(self._running):
+                if entry.request.ending:
+                    self._finish(entry)
+                elif entry.conversation is None:
+                    self._begin(entry)
+            if self._running:
+                self._step()
+
+    def _begin(self, entry: _Entry) -> None:
+        entry.request.state, entry.began = "running", time.monotonic()
+        entry.conversation, reused = self._engine.open(entry.answer.prompt)
+        entry.answer.begin(reused)
+        self._totals.prompt_tokens += len(entry.answer.prompt)
+        self._totals.reused_tokens += reused
+
+    def _step(self) -> None:
+        """One step of the engine: a token of each answer that is being written, and as much of the prompts."""
+        entries = self._running
+        prompts = [entry for entry in entries if not entry.answer.ids]
+        room = self._engine.plan.chunk
+        if len(prompts) < len(entries):
+            room = max(min(room, _SHARED_PROMPT_TOKENS) - (len(entries) - len(prompts)), 1)
+        spans: list[tuple[_Entry, Sequence[int]]] = []
+        for entry in entries:
+            tokens = entry.pending
+            if not entry.answer.ids:
+                tokens = tokens[:room]
+                room -= len(tokens)
+            if tokens:
+                spans.append((entry, tokens))
+        reading = [entry.request for entry, _ in spans if not entry.answer.ids]
+
+        def cancelled() -> bool:
+            # a token that others lose with it is computed again in the next step; a chunk of a prompt takes a second
+            if reading:
+                return any(request.ending for request in reading)
+            return all(entry.request.ending for entry, _ in spans)
+
+        try:
+            logits = self._engine.step([(entry.opened, tokens) for entry, tokens in spans], cancelled=cancelled)
+        except CancelledError:
+            return
+        except Exception as error:  # of the disk, say: whoever waits for this step has to be told
+            for entry, _ in spans:
+                self._fail(entry, error)
+            return
+        for (entry, _), row in zip(spans, logits, strict=True):
             try:
-                self._answer(entry)
-            except BaseException as error:  # whatever it is, the one who waits has to be told
-                self._end(entry, "error")
-                entry.request.fail(error)
+                self._push(entry, row)
+            except Exception as error:  # of a callback or a logits processor: the other answers go on
+                self._fail(entry, error)
 
-    def _answer(self, entry: _Entry) -> None:
-        request, answer, engine = entry.request, entry.answer, self._engine
-        request.state = "running"
-        answer.begin()
-        with contextlib.suppress(CancelledError):
-            logits, _ = engine.prefill(answer.prompt, cancelled=lambda: request.ending is not None)
-            while True:
-                token = answer.push(logits)
-                if token is not None:
-                    request.put(token)
-                if answer.reason or request.ending:
-                    break
-                logits = engine.decode(answer.ids[-1], cancelled=lambda: request.ending is not None)
-        finished = answer.finish(request.ending)
-        self._end(entry, finished.completion.finish_reason)
-        request.put(finished)
+    def _push(self, entry: _Entry, logits: npt.NDArray[np.float32]) -> None:
+        answer = entry.answer
+        if not answer.ids and entry.on_prefill is not None:
+            entry.on_prefill(len(entry.opened.tokens), len(answer.prompt))
+        if entry.pending:  # the prompt's next chunk
+            return
+        token = answer.push(logits)
+        if token is not None:
+            self._totals.new_tokens += 1
+            entry.request.put(token)
+        if answer.reason is not None:
+            self._finish(entry)
 
-    def _end(self, entry: _Entry, reason: FinishReason | str) -> None:
+    def _finish(self, entry: _Entry) -> None:
+        finished = entry.answer.finish(entry.request.ending)
+        self._leave(entry, finished.completion.finish_reason)
+        entry.request.put(finished)
+
+    def _fail(self, entry: _Entry, error: Exception) -> None:
+        self._leave(entry, "error")
+        entry.request.fail(error)
+
+    def _leave(self, entry: _Entry, reason: str) -> None:
         with self._changed:
             self._running.remove(entry)
             self._totals.finished[reason] += 1
+            if entry.conversation is not None:
+                self._totals.answer_sec += time.monotonic() - entry.began
+        if entry.conversation is not None:
+            self._engine.keep(entry.conversation)
