@@ -26,6 +26,7 @@ from smallthinker.errors import ContextLengthError, RequestError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.disk_profile import DiskProfile
 from smallthinker.expert_store.probe import profile_of
+from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind, open_queue, queue_bytes
 from smallthinker.expert_store.store import Store
 from smallthinker.huge_pages import HugePages
@@ -73,6 +74,7 @@ class Engine:
         sequences: int = 1,
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
+        progress: Progress = silent,
     ) -> None:
         """Raises StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError, ContextLengthError, RequestError or,
         for `lossy_head`, CheckpointError.
@@ -87,6 +89,7 @@ class Engine:
         the same steps.
         chunk, max_slots: instead of what the plan would choose, to measure and test; no output depends on them.
         lossy_head, lossy_threshold: a predictor's file, and the score above which it has a logit computed.
+        progress: told of the dense weights as they are read.
         """
         began = time.perf_counter()
         if threads is not None and not 1 <= threads <= 1024:
@@ -150,7 +153,7 @@ class Engine:
             self._current: Conversation | None = None
             self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa
-            store.load_dense()
+            store.load_dense(progress=progress)
             if is_tight:
                 host.drop_library_pages()  # once more: what was still being read ahead the first time
             self.lossy_head: LossyHead | None = None
@@ -218,7 +221,7 @@ class Engine:
         self.check_fits(len(tokens), 0)
 
     def open(self, prompt: Sequence[int]) -> tuple[Conversation, int]:
-        """A conversation for a prompt that `check_prompt` has passed, to be handed to `step` and, at its end, to `keep`;
+        """A conversation for a prompt that `check_prompt` has passed, to be handed to `step` and in the end to `keep`;
         and how many of the prompt's tokens it holds already. At most `plan.sequences` may be open."""
         return self._conversations.open(prompt)
 
@@ -229,11 +232,11 @@ class Engine:
     def step(
         self, spans: Sequence[tuple[Conversation, Sequence[int]]], *, cancelled: Callable[[], bool] = never
     ) -> npt.NDArray[np.float32]:
-        """Append tokens to open conversations, each another, all in one step -> logits [conversations, V] after the last
-        of each, the same bits as in a step of its own.
+        """Append tokens to open conversations, each another, all in one step -> logits [conversations, V] after the
+        last of each, the same bits as in a step of its own.
 
-        A conversation gets at most `plan.chunk` tokens, all together as many or one for each. Raises CancelledError when
-        `cancelled()` turns true (nothing has been appended then), StoreReadError.
+        A conversation gets at most `plan.chunk` tokens, all together as many or one for each. Raises CancelledError
+        when `cancelled()` turns true (nothing has been appended then), StoreReadError.
         """
         tokens = sum(len(new) for _, new in spans)
         with self._computing:
@@ -265,12 +268,13 @@ class Engine:
         return logits, reused
 
     def decode(self, token: int, *, cancelled: Callable[[], bool] = never) -> npt.NDArray[np.float32]:
-        """Append one token to what `prefill` began -> logits [V] of the next. Raises ContextLengthError when the context
-        is full, RequestError before any prefill."""
+        """Append one token to what `prefill` began -> logits [V] of the next. Raises ContextLengthError when the
+        context is full, RequestError before any prefill."""
         if self._current is None:
             raise RequestError("decode: nothing to continue; prefill a prompt first")
         self.check_fits(len(self._current.tokens), 1)
-        return self.step([(self._current, [token])], cancelled=cancelled)[0]
+        logits: npt.NDArray[np.float32] = self.step([(self._current, [token])], cancelled=cancelled)[0]
+        return logits
 
     def all_logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits [T, V] at every position of a fresh sequence, for evaluation."""
