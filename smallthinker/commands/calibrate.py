@@ -1,0 +1,45 @@
+"""`smallthinker calibrate`: guesses of what to read, learned from a text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from smallthinker.commands.options import Commands, ProgressBar, add_command, read_text
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "calibrate",
+        handle,
+        "learn from a text which experts are worth reading early; needs smallthinker[torch]",
+        "smallthinker calibrate ./4b-store --text book.txt",
+    )
+    parser.add_argument("store", metavar="STORE", type=Path, help="a store; the predictor is put into its folder")
+    parser.add_argument(
+        "--text", metavar="FILE", type=Path, required=True, help="text like what the model will write, UTF-8"
+    )
+    parser.add_argument("--tokens", type=int, metavar="N", help="only the first N tokens (default: 8192)")
+    parser.add_argument("--memory", metavar="SIZE", help="ceiling for running the model, e.g. 1GiB")
+    parser.add_argument("--force", action="store_true", help="replace an existing predictor")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def handle(args: argparse.Namespace) -> int:
+    from smallthinker.calibration import calibrate
+
+    text = read_text(args.text)
+    with ProgressBar("recording", "token") as recording, ProgressBar("learning", "pair") as training:
+        result = calibrate(
+            args.store,
+            text,
+            tokens=args.tokens,
+            memory=args.memory,
+            force=args.force,
+            recording=recording,
+            training=training,
+        )
+    print(json.dumps(result.to_dict()) if args.json else result.text())
+    return 0

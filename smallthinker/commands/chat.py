@@ -1,0 +1,30 @@
+"""`smallthinker chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+
+from smallthinker.commands.options import (
+    Commands,
+    add_command,
+    add_model_options,
+    add_sampling_options,
+    generation_options,
+    load,
+)
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands, "chat", handle, "talk with a model", "smallthinker chat -m ./4b-store --memory 1GiB --temperature 0.7"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="a system message that opens the conversation")
+    add_model_options(parser)
+    add_sampling_options(parser)
+
+
+def handle(args: argparse.Namespace) -> int:
+    from smallthinker.chat import Chat
+
+    with load(args) as llm:
+        return Chat(llm, generation_options(args), args.system, profile=args.profile).run()

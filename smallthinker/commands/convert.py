@@ -1,0 +1,36 @@
+"""`smallthinker convert`: a store from a Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from smallthinker.commands.options import Commands, ProgressBar, add_command, add_compression, summary
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "convert",
+        handle,
+        "make a store from a Hugging Face checkpoint",
+        "smallthinker convert ./SmallThinker-4BA0.6B-Instruct ./4b-store --quant q4_0",
+    )
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help="folder with config.json, *.safetensors, tokenizer.json"
+    )
+    parser.add_argument("store", metavar="STORE", type=Path, help="folder to write")
+    parser.add_argument(
+        "--quant", choices=["q4_0", "q8_0", "f16"], default="q4_0", help="weight format (default: q4_0)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing store, once the new one is whole")
+    add_compression(parser)
+
+
+def handle(args: argparse.Namespace) -> int:
+    from smallthinker.expert_store.convert import convert
+
+    with ProgressBar("converting") as progress:
+        convert(args.checkpoint, args.store, args.quant, force=args.force, progress=progress, compress=args.compress)
+    print(summary(args.store))
+    return 0

@@ -1,0 +1,37 @@
+"""`smallthinker inspect`: what a store holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from smallthinker.commands.options import Commands, ProgressBar, add_command
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands, "inspect", handle, "show what a store holds", "smallthinker inspect ./4b-store --verify"
+    )
+    parser.add_argument(
+        "store", metavar="STORE", type=Path, nargs="?", help="a store (default: the bundled demo model)"
+    )
+    parser.add_argument("--verify", action="store_true", help="read everything and compare checksums")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def handle(args: argparse.Namespace) -> int:
+    from smallthinker.expert_store.inspect import describe
+    from smallthinker.expert_store.store import Store
+    from smallthinker.inspection import inspection_text
+    from smallthinker.llm import DEMO_STORE
+
+    with Store.open(args.store or DEMO_STORE) as store:
+        if args.verify:
+            with ProgressBar("verifying") as progress:
+                store.verify(progress)
+        facts = describe(store)
+        if args.verify:
+            facts["checksums"] = "verified"
+        print(json.dumps(facts) if args.json else inspection_text(facts))
+    return 0

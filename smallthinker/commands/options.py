@@ -1,0 +1,189 @@
+"""What several commands share: groups of options, the model that they describe, texts, progress bars, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+if TYPE_CHECKING:
+    from smallthinker.expert_store.progress import Progress
+    from smallthinker.llm import LLM, Options
+
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+COMPRESSION_LEVEL = 3  # of quantised weights, higher ones make nothing smaller; see docs/benchmarks.md
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line; argparse's own come after a paragraph of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+def add_command(commands: Commands, name: str, handler: Any, summary: str, example: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=f"example: {example}"
+    )
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def add_compression(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--compress",
+        type=int,
+        nargs="?",
+        const=COMPRESSION_LEVEL,
+        metavar="LEVEL",
+        help="compress experts with zstd, level 1 to 19: less to read, more to compute "
+        f"(default: off; without a number {COMPRESSION_LEVEL})",
+    )
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("-m", "--model", metavar="STORE", help="a store (default: the bundled demo model)")
+    group.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="ceiling for the whole process, e.g. 1GiB (default: what is free, less a margin)",
+    )
+    group.add_argument(
+        "--context", type=int, metavar="N", help="tokens of prompt and answer together (default: at most 4096)"
+    )
+    group.add_argument(
+        "--kv",
+        choices=["f16", "q8"],
+        default="f16",
+        help="numbers of the KV cache; q8 halves its memory and changes outputs slightly (default: f16)",
+    )
+    group.add_argument("--threads", type=int, metavar="N", help="arithmetic threads (default: physical cores)")
+    group.add_argument(
+        "--reader",
+        choices=["auto", "direct", "uring", "mmap", "buffered"],
+        default="auto",
+        help="how experts are read (default: auto, as a probe of the disk found best)",
+    )
+    group.add_argument("--no-prefetch", action="store_true", help="read experts only once attention is done")
+    group.add_argument(
+        "--no-look-ahead", action="store_true", help="read only what is certain, not what later layers will likely want"
+    )
+    group.add_argument(
+        "--lossy-head",
+        metavar="FILE",
+        help="LOSSY: compute only logits that this predictor (a model_lm_head.pt) deems likely (default: off)",
+    )
+    group.add_argument(
+        "--lossy-threshold",
+        type=float,
+        metavar="X",
+        default=0.0,
+        help="score above which the predictor has a logit computed; lower loses less (default: 0, as published)",
+    )
+    group.add_argument("--verbose", action="store_true", help="print the memory plan to stderr")
+    group.add_argument("--profile", action="store_true", help="print where a token's time went to stderr")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    from smallthinker.sampling import SamplingParams as Defaults
+
+    group = parser.add_argument_group("generation")
+
+    def add(flag: str, kind: type, metavar: str, default: object, text: str) -> None:
+        group.add_argument(flag, type=kind, metavar=metavar, default=default, help=text)
+
+    add("--max-tokens", int, "N", None, "longest answer (default: 256, or what the context leaves)")
+    group.add_argument("--ignore-eos", action="store_true", help="go on after an end-of-text token")
+    add("--temperature", float, "T", Defaults.temperature, f"0 is greedy (default: {Defaults.temperature})")
+    add("--top-k", int, "K", Defaults.top_k, f"keep the K likeliest tokens; 0 is off (default: {Defaults.top_k})")
+    add("--top-p", float, "P", Defaults.top_p, f"keep tokens up to this mass; 1 is off (default: {Defaults.top_p})")
+    add(
+        "--min-p",
+        float,
+        "P",
+        Defaults.min_p,
+        f"keep tokens this likely, relative to the best (default: {Defaults.min_p})",
+    )
+    add("--repeat-penalty", float, "X", Defaults.repeat_penalty, "weaken recent tokens; 1 is off (default: 1)")
+    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    add("--seed", int, "N", None, "the same seed gives the same text (default: a new one each time)")
+
+
+def load(args: argparse.Namespace) -> LLM:
+    from smallthinker.llm import LLM
+
+    llm = LLM(
+        args.model,
+        memory=args.memory,
+        context=args.context,
+        kv=args.kv,
+        threads=args.threads,
+        reader=args.reader,
+        prefetch=not args.no_prefetch,
+        look_ahead=not args.no_look_ahead,
+        lossy_head=args.lossy_head,
+        lossy_threshold=args.lossy_threshold,
+    )
+    if args.verbose:
+        print(llm.plan.table(), file=sys.stderr)
+    return llm
+
+
+def generation_options(args: argparse.Namespace) -> Options:
+    return {
+        "max_tokens": args.max_tokens,
+        "ignore_eos": args.ignore_eos,
+        "temperature": args.temperature,
+        "top_k": args.top_k,
+        "top_p": args.top_p,
+        "min_p": args.min_p,
+        "repeat_penalty": args.repeat_penalty,
+        "stop": args.stop,
+        "seed": args.seed,
+    }
+
+
+def read_text(path: Path) -> str:
+    from smallthinker.errors import RequestError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        why = e.strerror if isinstance(e, OSError) else f"byte {e.start} is no UTF-8"
+        raise RequestError(f"{path}: expected a text file in UTF-8: {why}; give another --text") from None
+
+
+def summary(path: Path) -> str:
+    from smallthinker.expert_store.store import Store
+
+    with Store.open(path) as store:
+        total = store.dense_file.file_bytes + store.experts_file.file_bytes
+        return f"{path}: {store.quant}, {total / 2**20:,.0f} MiB, {store.num_experts} experts"
+
+
+class ProgressBar:
+    """A bar on stderr for work that takes longer than two seconds; nothing where stderr is not a terminal."""
+
+    def __init__(self, what: str, unit: str = "B") -> None:
+        self._what, self._unit = what, unit
+
+    def __enter__(self) -> Progress:
+        from tqdm import tqdm
+
+        scaled = self._unit == "B"
+        self._bar = tqdm(desc=self._what, unit=self._unit, unit_scale=scaled, unit_divisor=1024, disable=None, delay=2)
+
+        def progress(done: int, total: int, what: str) -> None:
+            self._bar.total = total
+            self._bar.update(done - self._bar.n)
+
+        return progress
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()

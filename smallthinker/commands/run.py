@@ -1,0 +1,53 @@
+"""`smallthinker run`: write text that continues a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from smallthinker.commands.options import (
+    EXIT_INTERRUPTED,
+    Commands,
+    add_command,
+    add_model_options,
+    add_sampling_options,
+    generation_options,
+    load,
+)
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "run",
+        handle,
+        "write text that continues a prompt",
+        'smallthinker run -m ./4b-store --memory 1GiB --max-tokens 64 "The sea was"',
+    )
+    parser.add_argument("prompt", metavar="PROMPT", help="text to continue; - reads it from standard input")
+    add_model_options(parser)
+    add_sampling_options(parser)
+    parser.add_argument(
+        "--stats", choices=["line", "json"], default="line", help="figures on the last line of stderr (default: line)"
+    )
+
+
+def handle(args: argparse.Namespace) -> int:
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    from smallthinker.chat import interrupts_cancel
+
+    with load(args) as llm, llm.stream(prompt, **generation_options(args)) as stream, interrupts_cancel(llm):
+        for piece in stream:
+            print(piece, end="", flush=True)
+        print(flush=True)
+        assert stream.completion is not None
+        stats = stream.completion.stats
+        profile = stream.completion.profile
+        if args.profile:
+            print(profile.table(), file=sys.stderr)
+        if args.verbose and stats.least_slots < stats.slots:
+            print(f"the machine ran short of memory: only {stats.least_slots} experts could stay", file=sys.stderr)
+        figures = stats.to_dict() | ({"profile": profile.to_dict()} if args.profile else {})
+        print(json.dumps(figures) if args.stats == "json" else stats.line(), file=sys.stderr)
+        return EXIT_INTERRUPTED if stream.completion.finish_reason == "cancelled" else 0

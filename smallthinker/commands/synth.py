@@ -1,0 +1,70 @@
+"""`smallthinker synth`: a random store of a model's true shapes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from smallthinker.commands.options import Commands, ProgressBar, add_command, add_compression, summary
+from smallthinker.errors import SmallThinkerError
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "synth",
+        handle,
+        "make a random store of a model's true shapes, to measure without its weights",
+        "smallthinker synth 4b ./4b-random --quant q4_0",
+    )
+    parser.add_argument("shape", metavar="{4b,21b,CONFIG.json}", help="a published shape, or a config.json")
+    parser.add_argument("store", metavar="OUT", type=Path, help="folder to write")
+    parser.add_argument(
+        "--quant",
+        choices=["q4_0", "q8_0", "none"],
+        default="q4_0",
+        help="weight format; none writes a bf16 Hugging Face checkpoint (default: q4_0)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="the same seed gives the same bytes (default: 0)"
+    )
+    parser.add_argument(
+        "--skew",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="constant preference for some experts, relative to what tokens make of them; 1.3 is about that of the "
+        "published models (default: 0, all about equally used)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing store, once the new one is whole")
+    add_compression(parser)
+
+
+def handle(args: argparse.Namespace) -> int:
+    from smallthinker.expert_store.synth import synth
+
+    with ProgressBar("writing") as progress:
+        synth(
+            args.shape,
+            args.store,
+            args.quant,
+            seed=args.seed,
+            force=args.force,
+            progress=progress,
+            skew=args.skew,
+            compress=args.compress,
+        )
+    if args.quant == "none":
+        print(f"{args.store}: a bf16 checkpoint; its routing is not measured, that needs a store")
+        return 0
+    print(summary(args.store))
+    from smallthinker.tracing import random_usage, usage_text
+
+    try:
+        with ProgressBar("measuring", "token") as progress:
+            tokens, use = random_usage(args.store, args.seed, progress)
+    except SmallThinkerError as e:  # the store is whole; this machine may be too small to run it
+        print(f"routing not measured: {e}")
+    else:
+        print(f"routing of {tokens} random tokens: {usage_text(use)}")
+    return 0

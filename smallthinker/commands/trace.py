@@ -1,0 +1,59 @@
+"""`smallthinker trace`: which experts the tokens of a text use."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from smallthinker.commands.options import Commands, ProgressBar, add_command, read_text
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "trace",
+        handle,
+        "record which experts the tokens of a text use, to choose a cache with cache-sim",
+        "smallthinker trace ./4b-store --text book.txt -o book.trace --tokens 2000",
+    )
+    parser.add_argument("store", metavar="STORE", nargs="?", help="a store (default: the bundled demo model)")
+    parser.add_argument("--text", metavar="FILE", type=Path, required=True, help="text to run through the model, UTF-8")
+    parser.add_argument("-o", "--out", metavar="TRACE", type=Path, required=True, help="file to write")
+    parser.add_argument("--tokens", type=int, metavar="N", help="only the first N tokens (default: all)")
+    parser.add_argument("--memory", metavar="SIZE", help="ceiling for the whole process, e.g. 1GiB")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def handle(args: argparse.Namespace) -> int:
+    from smallthinker.engine import Engine
+    from smallthinker.errors import RequestError, StoreWriteError
+    from smallthinker.llm import DEMO_STORE
+    from smallthinker.router.trace import save_trace, usage
+    from smallthinker.tracing import record, split, usage_text
+
+    if args.tokens is not None and args.tokens < 1:
+        raise RequestError(f"--tokens: expected at least 1, found {args.tokens}")
+    if args.out.exists() and not args.force:
+        raise StoreWriteError(f"{args.out}: exists already; give another name, or --force to replace it")
+    text = read_text(args.text)
+    with ProgressBar("tracing", "token") as progress, Engine(args.store or DEMO_STORE, memory=args.memory) as engine:
+        tokens = engine.tokenizer.encode(text)[: args.tokens]
+        trace = record(engine, split(tokens, engine.plan.context), progress)
+    save_trace(trace, args.out)
+    use = usage(trace.ids, trace.starts, trace.experts)
+    facts: dict[str, Any] = {
+        "tokens": trace.tokens,
+        "sequences": len(trace.starts),
+        "layers": trace.layers,
+        "experts": trace.experts,
+    }
+    facts |= {"experts_per_token": trace.experts_per_token, "record_bytes": trace.record_bytes, "model": trace.model}
+    if args.json:
+        print(json.dumps(facts | {"file": str(args.out), "file_bytes": args.out.stat().st_size} | use._asdict()))
+    else:
+        print(f"{args.out}: {trace.tokens} tokens in {len(trace.starts)} sequences, {args.out.stat().st_size:,} bytes")
+        print(usage_text(use))
+    return 0
