@@ -66,9 +66,9 @@ class Switches:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Of one model over one text. text_bytes: of the scored tokens, in UTF-8. missed: scored tokens to which a lossy
-    head gave no logit, so that their likelihood is 0; nats, the sum, is of the others. nats_error: the standard error
-    of the mean of one token's nats."""
+    """Of one model over one text. text_bytes: of the scored tokens, in UTF-8. nats: the sum of their negative
+    log-likelihoods. missed: tokens to which a lossy head gave no logit; with any, nats is infinite, since the model
+    can't say the text. nats_error: the standard error of a token's mean nats, as if tokens were independent."""
 
     tokens: int
     text_bytes: int
@@ -80,7 +80,7 @@ class Perplexity:
 
     @property
     def nats_per_token(self) -> float:
-        return self.nats / max(1, self.tokens - self.missed)
+        return self.nats / self.tokens
 
     @property
     def perplexity(self) -> float:
@@ -88,28 +88,30 @@ class Perplexity:
 
     @property
     def bits_per_byte(self) -> float:
-        """With missed tokens: as if each took as many bits as the others do on average."""
-        return self.nats_per_token * self.tokens / self.text_bytes / math.log(2)
+        return self.nats / self.text_bytes / math.log(2)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {
+        """For `--json`: null stands for infinite."""
+        figures = {
+            "nats": self.nats,
+            "nats_error": self.nats_error,
             "nats_per_token": self.nats_per_token,
             "perplexity": self.perplexity,
             "bits_per_byte": self.bits_per_byte,
         }
+        return asdict(self) | {name: figure if math.isfinite(figure) else None for name, figure in figures.items()}
 
     def text(self) -> str:
         """For people."""
-        line = (
+        if self.missed:
+            return (
+                f"perplexity infinite: the lossy head gave no logit to {self.missed:,} of {self.tokens:,} tokens "
+                f"({self.missed / self.tokens:.2%})"
+            )
+        return (
             f"perplexity {self.perplexity:.4g} +- {self.perplexity * self.nats_error:.2g}, {self.bits_per_byte:.4f} "
             f"bits per byte, {self.nats_per_token:.4f} nats a token"
         )
-        if self.missed:
-            line += (
-                f"\nWITHOUT {self.missed:,} tokens ({self.missed / self.tokens:.2%}) to which the lossy head gave no "
-                "logit: with them, perplexity is infinite"
-            )
-        return line
 
     def scope(self) -> str:
         """What was scored, for people."""
@@ -122,10 +124,10 @@ class Perplexity:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A store against a reference over one text. Divergences KL(reference || store) in nats a token; top1_agreement:
-    share of places where both expect the same token most; lost: what the reference gives, on average, to tokens without
-    a logit in the store; nats_difference: the store's nats a token less the reference's, with its standard error, over
-    the tokens that aren't `missed`."""
+    """A store against a reference over one text. kl_*: KL(reference || store) in nats a token, see
+    `scoring.Differences`. top1_agreement: share of places where both expect the same token most. lost: what the
+    reference gives, on average, to tokens for which a lossy head has no logit. nats_difference: the store's nats a
+    token less the reference's, and its standard error, smaller than that of either; infinite with missed tokens."""
 
     store: Perplexity
     reference: Perplexity
@@ -139,21 +141,25 @@ class Comparison:
     nats_difference_error: float
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"store": self.store.to_dict(), "reference": self.reference.to_dict()}
+        """For `--json`: null stands for infinite."""
+        figures = asdict(self) | {"store": self.store.to_dict(), "reference": self.reference.to_dict()}
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
 
     def text(self) -> str:
         """For people."""
-        lines = [
-            f"reference  {self.reference.text()}",
-            f"store      {self.store.text()}",
-            f"difference {self.nats_difference:+.5f} +- {self.nats_difference_error:.5f} nats a token "
-            f"({math.expm1(self.nats_difference):+.3%} perplexity)",
+        lines = [f"reference  {self.reference.text()}", f"store      {self.store.text()}"]
+        if not self.store.missed:
+            lines.append(
+                f"difference {self.nats_difference:+.5f} +- {self.nats_difference_error:.5f} nats a token "
+                f"({math.expm1(self.nats_difference):+.3%} perplexity)"
+            )
+        lines += [
             f"KL(reference || store)  mean {self.kl_mean:.3g}, median {self.kl_median:.3g}, "
             f"99 % {self.kl_p99:.3g}, largest {self.kl_max:.3g} nats a token",
             f"likeliest token the same  {self.top1_agreement:.2%}",
         ]
         if self.lost:
-            lines.append(f"probability lost by the lossy head  {self.lost:.2%} (KL is of the rest)")
+            lines.append(f"probability that the lossy head loses  {self.lost:.2%}; KL is among the tokens it keeps")
         return "\n".join([*lines, self.store.scope()])
 
 
@@ -220,8 +226,7 @@ def compare(
         # the head is applied later, and states don't depend on it
         _write_states(path, windows, running, Switches(kv=switches.kv), states, advance)
         found = _compare_states(path, states, reference, exact_states, windows, running, switches, advance)
-    seen = np.isfinite(found.nats)
-    gaps = (found.nats - found.reference_nats)[seen]
+    gaps = found.nats - found.reference_nats
     return Comparison(
         _perplexity(windows, found.nats),
         _perplexity(windows, found.reference_nats),
@@ -231,7 +236,7 @@ def compare(
         float(found.kl.max()),
         float(found.agrees.mean()),
         float(found.lost.mean()),
-        float(gaps.mean()) if len(gaps) else 0.0,
+        float(gaps.mean()),
         _standard_error(gaps),
     )
 
@@ -365,17 +370,18 @@ def _perplexity(windows: Windows, nats: F64) -> Perplexity:
             f"the model's logits are no numbers at {int(np.isnan(nats).sum())} of {len(nats)} places; "
             "see whether the store is whole: smallthinker inspect STORE --verify"
         )
-    seen = nats[np.isfinite(nats)]
     return Perplexity(
         len(nats),
         windows.text_bytes,
         windows.context,
         windows.stride,
-        float(seen.sum()),
-        _standard_error(seen),
-        len(nats) - len(seen),
+        float(nats.sum()),
+        _standard_error(nats),
+        int(np.isinf(nats).sum()),
     )
 
 
 def _standard_error(values: F64) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+    if len(values) < 2 or np.isinf(values).any():
+        return math.inf
+    return float(values.std(ddof=1) / math.sqrt(len(values)))

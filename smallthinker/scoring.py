@@ -40,7 +40,7 @@ class Head:
         config = store.config
         self.vocab_size, self._d, self._eps = config.vocab_size, config.hidden_size, config.rms_norm_eps
         self._pool, self._quant, self._lossy = pool, store.quant, lossy
-        self._norm = store.dense("norm")
+        self._norm: npt.NDArray[Any] = store.dense("norm")
         self._matrix = head_matrix(store)
         self._group_bytes = _kernels.packed_bytes(store.quant, "tiles", _kernels.TILE_ROWS, self._d)
         self.strip_tokens = STRIP_TOKENS if lossy is None else _LOSSY_STRIP_TOKENS
@@ -96,7 +96,8 @@ class _Softmax:
 
     def nats(self) -> F64:
         """Of each target, its negative log-likelihood; inf where it has no logit."""
-        return self.log_total() - self._target_logits
+        nats: F64 = self.log_total() - self._target_logits
+        return nats
 
 
 class Differences(NamedTuple):

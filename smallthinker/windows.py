@@ -63,7 +63,7 @@ def text_windows(tokenizer: Tokenizer, text: str, context: int, stride: int | No
         follow[: done - 1 - window_begin] = -1
         sequences.append(ids[window_begin:window_end])
         targets.append(follow)
-        done = window_end + 1
+        done = max(done, window_end + 1)
     return Windows(sequences, np.concatenate(targets), len(text[begin:end].encode()), context, stride)
 
 
