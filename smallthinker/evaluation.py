@@ -45,6 +45,8 @@ from smallthinker.tokenizer import Tokenizer
 from smallthinker.tracing import run_observed
 from smallthinker.windows import Windows, text_windows
 
+_MOST_NATS = 709  # whose exponential is a float64
+
 
 @dataclass(frozen=True)
 class Running:
@@ -84,7 +86,8 @@ class Perplexity:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.nats_per_token)
+        """Infinite beyond what a float64 can be, too."""
+        return math.exp(self.nats_per_token) if self.nats_per_token < _MOST_NATS else math.inf
 
     @property
     def bits_per_byte(self) -> float:
@@ -115,10 +118,10 @@ class Perplexity:
 
     def scope(self) -> str:
         """What was scored, for people."""
-        least = self.context - self.stride
+        least = self.context - self.stride + 1
         return (
             f"{self.tokens:,} tokens, {self.text_bytes:,} bytes; windows of {self.context} tokens: after the first, "
-            f"each token has at least {least + 1} before it"
+            f"each token has at least {least} before it"
         )
 
 
@@ -151,7 +154,7 @@ class Comparison:
         if not self.store.missed:
             lines.append(
                 f"difference {self.nats_difference:+.5f} +- {self.nats_difference_error:.5f} nats a token "
-                f"({math.expm1(self.nats_difference):+.3%} perplexity)"
+                f"({self.store.bits_per_byte - self.reference.bits_per_byte:+.5f} bits per byte)"
             )
         lines += [
             f"KL(reference || store)  mean {self.kl_mean:.3g}, median {self.kl_median:.3g}, "
@@ -221,10 +224,10 @@ def compare(
         progress(done, total, "tokens")
 
     with ExitStack() as files:
-        exact_states, states = (files.enter_context(_spool()) for _ in range(2))
+        states, exact_states = (files.enter_context(_spool()) for _ in range(2))
+        # the store first: what is wrong with the switches is found before anything has been computed
+        _write_states(path, windows, running, switches, states, advance)
         _write_states(reference, windows, running, Switches(), exact_states, advance)
-        # the head is applied later, and states don't depend on it
-        _write_states(path, windows, running, Switches(kv=switches.kv), states, advance)
         found = _compare_states(path, states, reference, exact_states, windows, running, switches, advance)
     gaps = found.nats - found.reference_nats
     return Comparison(
@@ -293,7 +296,7 @@ def _run(engine: Engine, windows: Windows, take: Callable[[Floats, Ids], None], 
 
 def _spool() -> IO[bytes]:
     try:
-        return TemporaryFile()
+        return TemporaryFile(buffering=0)  # a full disk is found by the write that meets it
     except OSError as e:
         raise _cannot_keep(e) from e
 
@@ -311,8 +314,10 @@ def _write_states(
     before = 0
 
     def take(x: Floats, targets: Ids) -> None:
+        rest = memoryview(x.tobytes())
         try:
-            file.write(x.tobytes())
+            while rest:
+                rest = rest[file.write(rest) :]
         except OSError as e:
             raise _cannot_keep(e) from e
 

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,11 @@ import pytest
 import torch
 from models import HYBRID_ATTENTION, make_store, tiny_config
 
+from smallthinker import evaluation
 from smallthinker.cli import main
 from smallthinker.engine import Engine
-from smallthinker.errors import RequestError
-from smallthinker.evaluation import Running, Switches, compare, perplexity
+from smallthinker.errors import CheckpointError, RequestError, StoreWriteError
+from smallthinker.evaluation import Perplexity, Running, Switches, compare, perplexity
 from smallthinker.expert_store.convert import convert
 from smallthinker.tracing import run_observed
 
@@ -160,6 +162,30 @@ def test_a_store_of_another_vocabulary_is_refused(
     other, _ = make_store(tiny_config(vocab_size=320, bos_token_id=3, eos_token_id=[3]), tmp_path)
     with pytest.raises(RequestError, match="two stores of one model"):
         compare(other, stores[0]["f16"], TEXT)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_no_room_for_the_states_is_an_error_that_says_where(
+    stores: tuple[dict[str, Path], ReferenceModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "TemporaryFile", partial(Path("/dev/full").open, "r+b"))
+    with pytest.raises(StoreWriteError, match=r"cannot keep the states.*TMPDIR"):
+        compare(stores[0]["q4_0"], stores[0]["q4_0"], TEXT, **WINDOWS)
+
+
+def test_a_wrong_switch_is_found_before_anything_is_computed(
+    stores: tuple[dict[str, Path], ReferenceModel], tmp_path: Path
+) -> None:
+    seen: list[int] = []
+    switches = Switches(lossy_head=tmp_path / "nowhere.pt")
+    with pytest.raises(CheckpointError, match="nowhere"):
+        compare(stores[0]["f16"], stores[0]["f16"], TEXT, switches=switches, progress=lambda *_: seen.append(1))
+    assert not seen
+
+
+def test_a_model_that_is_worse_than_a_number_can_say_is_infinitely_bad() -> None:
+    assert Perplexity(10, 10, 8, 4, 1e5, 1.0).perplexity == math.inf
+    assert Perplexity(10, 10, 8, 4, 1e5, 1.0).to_dict()["perplexity"] is None
 
 
 @pytest.mark.parametrize("references", [0, 1])
