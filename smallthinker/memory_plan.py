@@ -157,7 +157,8 @@ def plan_memory(
     raise MemoryBudgetError(
         f"memory: {budget_bytes / MIB:.0f} MiB is below the floor of {-(-floor // MIB)} MiB for a context of {context} "
         f"tokens{'' if sequences == 1 else f', {sequences} times'}; give --memory {-(-floor // MIB)}MiB or more, or a "
-        "smaller --context"
+        "smaller --context",
+        floor,
     )
 
 
