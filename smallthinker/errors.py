@@ -48,6 +48,10 @@ class ProfileError(SmallThinkerError, ValueError):
     it."""
 
 
+class ResultsError(SmallThinkerError, ValueError):
+    """A file of benchmark results can't be read or written, or a line of it contradicts the schema."""
+
+
 class TokenizerError(SmallThinkerError, ValueError):
     """tokenizer.json or the chat template can't be loaded or rendered."""
 
