@@ -14,6 +14,7 @@ import psutil
 from smallthinker.expert_store import host
 from smallthinker.expert_store.disk_profile import DiskProfile
 from smallthinker.expert_store.native_queue import NativeQueue
+from smallthinker.expert_store.probe import read_through
 from smallthinker.expert_store.store import Store
 
 _READING_SEC = 0.4  # several slices of a throttle
@@ -37,7 +38,10 @@ def describe_disk(path: Path) -> dict[str, Any]:
             block = block.parent
         with contextlib.suppress(OSError):
             found["model"] = (block / "device/model").read_text().strip()[:64] or None
-        found["rotational"] = (block / "queue/rotational").read_text().strip() == "1"
+        if "/virtio" in str(block):  # which says that it spins, whatever it is
+            found["model"] = "virtual disk"
+        else:
+            found["rotational"] = (block / "queue/rotational").read_text().strip() == "1"
     return found
 
 
@@ -54,21 +58,11 @@ def random_bytes_per_sec(store: Store, profile: DiskProfile) -> float | None:
     nbytes = count * store.record_bytes
     slots = np.frombuffer(host.aligned_buffer(nbytes), np.uint8, nbytes).reshape(count, -1)
     slots.fill(0)  # a page's first touch is dear, and not the disk's doing
-    waiting = np.random.default_rng().permutation(store.num_experts).tolist()
+    records = np.random.default_rng().permutation(store.num_experts).tolist()
     queue = NativeQueue(store, slots, profile.kind, chunk_bytes=profile.chunk_bytes, depth=profile.depth)
     try:
-        free, slot_of, ended = list(range(count)), dict[int, int](), 0
         began = time.perf_counter()
-        while time.perf_counter() < began + _READING_SEC and (waiting or slot_of):
-            while waiting and free:
-                record = waiting.pop()
-                slot_of[record] = free.pop()
-                queue.submit(record, slot_of[record])
-            for record, error in queue.wait():
-                if error is not None:
-                    raise error
-                free.append(slot_of.pop(record))
-                ended += 1
+        ended = read_through(queue, count, records, began + _READING_SEC)
         return ended * store.record_bytes / (time.perf_counter() - began)
     finally:
         queue.close()

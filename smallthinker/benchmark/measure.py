@@ -30,14 +30,15 @@ def main() -> None:
     try:
         with _engine(job) as engine:
             answers = [Answer(*answer) for answer in job["answers"]]
-            result = trace(engine, answers, job) if job["trace"] else run(engine, answers, job["greedy"])
+            throttle = None if job["emulate"] else _profile(job)
+            result = trace(engine, answers, job) if job["trace"] else run(engine, answers, job["greedy"], throttle)
     except SmallThinkerError as e:
         result = {"error": type(e).__name__, "message": " ".join(str(e).split())}
     print(json.dumps(result))
 
 
 def _engine(job: Row) -> Engine:
-    storage = None if job["storage"] is None else StorageProfile.from_dict(job["storage"])
+    storage = _profile(job) if job["emulate"] else None
     return Engine(
         job["store"],
         memory=job["memory_bytes"],
@@ -50,8 +51,23 @@ def _engine(job: Row) -> Engine:
     )
 
 
-def run(engine: Engine, answers: list[Answer], greedy: bool) -> Row:
+def _profile(job: Row) -> StorageProfile | None:
+    return None if job["storage"] is None else StorageProfile.from_dict(job["storage"])
+
+
+def disk_bytes_per_sec(engine: Engine, throttle: StorageProfile | None) -> float | None:
+    """What the disk gives, for the ceiling: as it was probed, or no more than what the kernel lets through."""
+    disk = engine.disk_profile
+    probed = disk.bandwidth_bytes_per_sec if disk.measured else None
+    if throttle is None:
+        return probed
+    given = throttle.bytes_per_sec(disk.chunk_bytes, disk.depth)
+    return given if probed is None else min(given, probed)
+
+
+def run(engine: Engine, answers: list[Answer], greedy: bool, throttle: StorageProfile | None) -> Row:
     """The figures of the answers, one after another, and of the engine that gave them."""
+    probed = disk_bytes_per_sec(engine, throttle)
     return {
         "load_sec": engine.load_sec,
         "slots": engine.plan.slots,
@@ -60,13 +76,13 @@ def run(engine: Engine, answers: list[Answer], greedy: bool) -> Row:
         "threads": engine.threads,
         "isa": engine.isa,
         "answers": [
-            {"start": start} | answer_figures(engine, answer, greedy)
+            {"start": start} | answer_figures(engine, answer, greedy, probed)
             for start, answer in zip(STARTS, answers, strict=True)
         ],
     }
 
 
-def answer_figures(engine: Engine, answer: Answer, greedy: bool) -> Row:
+def answer_figures(engine: Engine, answer: Answer, greedy: bool, probed: float | None) -> Row:
     """One answer into an empty context: its speeds, its two phases, and the most slots that decoding had."""
     engine.forget()
     sampling, most_slots, cpu = Stopwatch(), 0, time.process_time()
@@ -84,8 +100,6 @@ def answer_figures(engine: Engine, answer: Answer, greedy: bool) -> Row:
         most_slots = max(most_slots, engine.experts.limit)
     decode_sec = time.perf_counter() - decoding
     end = engine.clocks(), engine.experts.counters()
-    disk = engine.disk_profile
-    probed = disk.bandwidth_bytes_per_sec if disk.measured else None
     prefill, decode = (
         (Phase.of(c1 - c0, e1 - e0, probed), c1 - c0)
         for (c0, e0), (c1, e1) in ((before, between), (between, end))

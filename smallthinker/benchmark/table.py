@@ -25,9 +25,7 @@ def markdown(results: Results, summaries: Sequence[CellSummary]) -> str:
         "needed bytes over the disk's bandwidth, whichever takes longer. Cold: the process's first answer, nothing of the",
         "store in the page cache. Warm: its second.",
         "",
-        "| " + " | ".join(_COLUMNS) + " |",
-        "|" + "---|" * len(_COLUMNS),
-        *(_line(summary) for summary in summaries),
+        *aligned([_COLUMNS, *(_cells(summary) for summary in summaries)]),
         "",
     ]
     for row in results.of_kind("failed"):
@@ -101,13 +99,20 @@ def escaped(text: object) -> str:
     """For a cell or a line of Markdown: nothing in it is markup, and nothing ends the cell."""
     line = " ".join(str(text).split())
     for mark, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("\\", "&#92;"), ("|", "&#124;"), ("`", "&#96;"),
-                       ("[", "&#91;"), ("]", "&#93;"), ("*", "&#42;"), ("_", "&#95;"), ("!", "&#33;")):  # fmt: skip
+                       ("[", "&#91;"), ("]", "&#93;"), ("*", "&#42;")):  # fmt: skip
         line = line.replace(mark, safe)
     return line
 
 
-def _line(s: CellSummary) -> str:
-    values = (
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, the first row its header; columns line up for who reads it as text."""
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
+
+
+def _cells(s: CellSummary) -> tuple[str, ...]:
+    return (
         escaped(disk_name(s.cell.profile)),
         str(s.cell.prompt_tokens),
         size_text(s.cell.memory_bytes),
@@ -122,7 +127,6 @@ def _line(s: CellSummary) -> str:
         number(s.ttft_floor),
         memory_text(s),
     )
-    return "| " + " | ".join(values) + " |"
 
 
 def memory_text(s: CellSummary) -> str:
