@@ -33,11 +33,16 @@ class MemoryGroup:
         return int(events["max"])
 
 
+def is_v2() -> bool:
+    """All controllers in one hierarchy: a process is in one group, with one group's limits."""
+    return (CGROUPS / "cgroup.controllers").exists()
+
+
 @contextmanager
 def memory_limit(limit_bytes: int) -> Iterator[MemoryGroup]:
     """A group of that size, to be joined by a child, and removed at the end. Raises RequestError where the system
     doesn't let this process make one."""
-    v2 = (CGROUPS / "cgroup.controllers").exists()
+    v2 = is_v2()
     folder = (CGROUPS if v2 else CGROUPS / "memory") / f"smallthinker-limit-{os.getpid()}"
     try:
         if v2:

@@ -18,6 +18,7 @@ from smallthinker.benchmark.matrix import RAW, STARTS, Answer, Cell, Settings
 from smallthinker.benchmark.results import Results, Row
 from smallthinker.errors import ResultsError
 from smallthinker.expert_store.disk_profile import DiskProfile, load_profile
+from smallthinker.expert_store.real_throttle import real_throttle
 from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
 from smallthinker.memory_plan import MIB
@@ -110,6 +111,9 @@ class Series:
             if self.settings.limit:
                 group = resources.enter_context(memory_limit(cell.memory_bytes))
                 groups.append(group.folder)
+            profile = self.profiles[cell.profile]
+            if profile is not None and self.settings.throttle == "kernel":
+                resources.enter_context(real_throttle(profile, self.store))  # this process, and so its child
             found = self._child(self._job(cell, cell.prompt_tokens), groups)
             if group is not None:
                 limits = {"limit_peak_bytes": group.peak_bytes(), "limit_ceiling_hits": group.ceiling_hits()}

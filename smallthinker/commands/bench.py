@@ -141,7 +141,7 @@ def _plan(args: argparse.Namespace) -> tuple[Series, dict[str, Any], Path]:
         if bad is not None:
             raise RequestError(f"{name}: expected 1 to {1 << 20}, found {bad}")
     model = DEMO_STORE if args.what in ([], ["demo"]) else Path(args.what[0])
-    profiles = _profiles(args.profile, args.real_throttle)
+    profiles = _profiles(args.profile, args.real_throttle, args.limit)
     text = None if args.text is None else read_text(args.text)
     settings = Settings(
         tokens, args.seed, "random" if text is None else "text", args.greedy, args.threads, args.reader, args.kv,
@@ -173,8 +173,9 @@ def _plan(args: argparse.Namespace) -> tuple[Series, dict[str, Any], Path]:
     return series, environment, args.out or Path(f"bench-{environment['model']['name']}")
 
 
-def _profiles(names: list[str], is_throttled: bool) -> dict[str, StorageProfile | None]:
+def _profiles(names: list[str], is_throttled: bool, is_limited: bool) -> dict[str, StorageProfile | None]:
     """By name; None is the real disk. Raises ProfileError, RequestError."""
+    from smallthinker.benchmark.cgroup import is_v2
     from smallthinker.benchmark.matrix import RAW
     from smallthinker.errors import RequestError
     from smallthinker.expert_store.storage_profile import load_profile
@@ -186,6 +187,8 @@ def _profiles(names: list[str], is_throttled: bool) -> dict[str, StorageProfile 
         if name in found or (name == RAW) != (profile is None):
             raise RequestError(f"--profile {asked}: expected profiles of different names, found {name!r} twice")
         found[name] = profile
+    if is_throttled and is_limited and is_v2():
+        raise RequestError("--limit and --real-throttle: together they need cgroups of version 1, found version 2")
     if is_throttled and list(found) == [RAW]:
         raise RequestError("--real-throttle: expected a --profile to throttle the disk to, found only raw")
     return found
