@@ -54,8 +54,8 @@ def memory_limit(limit_bytes: int) -> Iterator[MemoryGroup]:
         with contextlib.suppress(OSError):
             folder.rmdir()
         raise RequestError(
-            f"{folder}: expected to make a memory cgroup, found: {e.strerror or e}; run as root on a system with memory "
-            f"cgroups, or leave the hard limit out"
+            f"{folder}: expected to make a memory cgroup, found: {e.strerror or e}; run as root on a system with "
+            f"memory cgroups, or leave the hard limit out"
         ) from None
     try:
         yield MemoryGroup(folder, v2)

@@ -1,9 +1,9 @@
 """What changed between two results files, beyond the noise of their own runs.
 
-A change counts where both of two things hold. The 95 % bootstrap interval of the ratio of medians leaves out 1; of three
-runs that alone would be wrong in one of four cases. And the change exceeds 2 % and twice the standard error of that
-ratio, from the spread of all runs around their cell's median, pooled over both files: three runs that happen to agree
-say little about noise, all cells together say more. Together they are wrong in about one of forty.
+A change counts where both of two things hold. The 95 % bootstrap interval of the ratio of medians leaves out 1; of
+three runs that alone would be wrong in one of four cases. And the change exceeds 2 % and twice the standard error of
+that ratio, from the spread of all runs around their cell's median, pooled over both files: three runs that happen to
+agree say little about noise, all cells together say more. Together they are wrong in about one of forty.
 """
 
 from __future__ import annotations
@@ -134,13 +134,13 @@ def _warnings(a: Results, b: Results) -> list[str]:
 
 def comparison_text(found: Comparison) -> str:
     """For people: one line for each figure, changes first."""
-    lines = [f"{'disk':<12}{'prompt':>7}{'budget':>11}  {'start':<6}{'figure':<18}{'A':>10}{'B':>10}{'B / A':>8}  verdict"]
+    place = f"{'disk':<12}{'prompt':>7}{'budget':>11}  {'start':<6}"
+    lines = [f"{place}{'figure':<18}{'A':>10}{'B':>10}{'B / A':>8}  verdict"]
     for c in sorted(found.changes, key=lambda c: c.verdict in ("within noise", "too few runs")):
         interval = f"{c.verdict} ({c.low:.2f} to {c.high:.2f})"
-        lines.append(
-            f"{disk_name(c.cell.profile):<12}{c.cell.prompt_tokens:>7}{size_text(c.cell.memory_bytes):>11}  {c.start:<6}"
-            f"{_TITLES[c.metric]:<18}{number(c.a.median):>10}{number(c.b.median):>10}{c.ratio:>8.3f}  {interval}"
-        )
+        figures = f"{_TITLES[c.metric]:<18}{number(c.a.median):>10}{number(c.b.median):>10}{c.ratio:>8.3f}"
+        place = f"{disk_name(c.cell.profile):<12}{c.cell.prompt_tokens:>7}{size_text(c.cell.memory_bytes):>11}"
+        lines.append(f"{place}  {c.start:<6}{figures}  {interval}")
     changed = sum(c.verdict in ("faster", "slower") for c in found.changes)
     lines.append(
         f"{changed} of {len(found.changes)} figures changed beyond the noise, which is "

@@ -23,7 +23,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": host.cpu_name(),
         "cores": host.physical_cores(),
-        "threads": os.cpu_count() or 1,
+        "logical_cores": os.cpu_count() or 1,
         "memory_bytes": int(psutil.virtual_memory().total),
         "system": f"{platform.system()} {platform.release().split('-')[0]}",
         "commit": commit(),

@@ -13,8 +13,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from smallthinker.benchmark.chart_files import inline
+from smallthinker.benchmark.chart_style import Chart
 from smallthinker.benchmark.matrix import STARTS
-from smallthinker.benchmark.plots import Chart, inline
 from smallthinker.benchmark.results import Results, Row
 from smallthinker.benchmark.series import size_text
 from smallthinker.benchmark.summary import PART_NAMES, CellSummary, Spread
@@ -95,7 +96,9 @@ def _cards(summaries: Sequence[CellSummary]) -> list[Row]:
         },
         {
             "name": "nearest to its ceiling",
-            "value": f"{100 * best_use.decode.median / best_use.decode_ceiling:.0f}" if best_use.decode_ceiling else "-",
+            "value": f"{100 * best_use.decode.median / best_use.decode_ceiling:.0f}"
+            if best_use.decode_ceiling
+            else "-",
             "unit": "%",
             "where": where(best_use),
         },
@@ -197,8 +200,8 @@ def _median_and_range(spread: Spread) -> Row:
 
 
 def _profile_figures(profile: Row) -> str:
+    random, sequential = (profile[f"{kind}_bytes_per_sec"] / 1e6 for kind in ("random", "sequential"))
     return (
-        f"{profile['random_bytes_per_sec'] / 1e6:,.0f} MB/s random, {profile['sequential_bytes_per_sec'] / 1e6:,.0f} MB/s "
-        f"sequential, {profile['random_iops']:,.0f} requests/s, {1e6 * profile['latency_sec']:,.0f} us, depth "
-        f"{profile['queue_depth']}"
+        f"{random:,.0f} MB/s random, {sequential:,.0f} MB/s sequential, {profile['random_iops']:,.0f} requests/s, "
+        f"{1e6 * profile['latency_sec']:,.0f} us, depth {profile['queue_depth']}"
     )

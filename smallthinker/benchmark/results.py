@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 from smallthinker.benchmark.matrix import Cell
 from smallthinker.benchmark.schema_check import check_row
 from smallthinker.errors import ResultsError
+from smallthinker.expert_store import host
 
 FILE = "results.jsonl"
 _MOST_BYTES = 256 << 20
@@ -69,20 +71,33 @@ def read_results(path: Path, notice: Notice) -> Results:
     return results
 
 
-def begin(folder: Path, environment: Row, *, force: bool, notice: Notice) -> Results:
-    """The folder's results, to go on with, or a new file. A last line that was cut off is removed.
+@contextmanager
+def begin(folder: Path, environment: Row, *, force: bool, notice: Notice) -> Iterator[Results]:
+    """The folder's results, to go on with, or a new file; the folder is this process's alone until the end.
 
-    force: results of another environment are replaced. Raises ResultsError where there are such results, or the folder
-    can't be written.
+    A last line that was cut off is removed. force: results of another environment are replaced. Raises ResultsError
+    where there are such results, or the folder is in use or can't be written.
     """
-    path = folder / FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = host.lock_folder(folder, wait=False)
+    except OSError as e:
+        raise ResultsError(f"{folder}: cannot write: {e.strerror or e}; give another --out") from None
+    if lock is None:
+        raise ResultsError(f"{folder}: another benchmark is writing there; wait for it, or give another --out")
+    try:
+        yield _begin(folder / FILE, environment, force, notice)
+    finally:
+        host.unlock_folder(lock)
+
+
+def _begin(path: Path, environment: Row, force: bool, notice: Notice) -> Results:
+    try:
         if path.exists():
             results, whole_bytes = _parse(path)
             lost = path.stat().st_size - whole_bytes
             if lost:
-                notice(f"{path}: the last line was cut off, by an interruption or a full disk; its {lost} bytes are removed")
+                notice(f"{path}: the last line was cut off, by an interruption or a full disk; removed, {lost} bytes")
                 os.truncate(path, whole_bytes)
             other = difference(results.environment, environment)
             if other is None:
@@ -93,7 +108,7 @@ def begin(folder: Path, environment: Row, *, force: bool, notice: Notice) -> Res
                 return results
             if not force:
                 raise ResultsError(
-                    f"{path}: holds results of another benchmark: {other}; give another --out, or --force to replace them"
+                    f"{path}: holds other results: {other}; give another --out, or --force to replace them"
                 )
             notice(f"{path}: replaced, since its {other}")
             path.unlink()
@@ -123,7 +138,9 @@ def _parse(path: Path) -> tuple[Results, int]:
     """The rows, and the bytes of whole lines."""
     try:
         if path.stat().st_size > _MOST_BYTES:
-            raise ResultsError(f"{path}: expected a results file of at most {_MOST_BYTES >> 20} MiB, found a larger one")
+            raise ResultsError(
+                f"{path}: expected a results file of at most {_MOST_BYTES >> 20} MiB, found a larger one"
+            )
         raw = path.read_bytes()
     except OSError as e:
         raise ResultsError(

@@ -20,9 +20,7 @@ def _validator() -> Any:
     try:
         from jsonschema import Draft202012Validator
     except ImportError:
-        raise ResultsError(
-            "reading results needs the package jsonschema: pip install 'smallthinker[bench]'"
-        ) from None
+        raise ResultsError("reading results needs the package jsonschema: pip install 'smallthinker[bench]'") from None
     return Draft202012Validator(json.loads(SCHEMA.read_text(encoding="utf-8")))
 
 

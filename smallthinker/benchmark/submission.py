@@ -1,6 +1,6 @@
 """One row of the project's table of results, from a results file that somebody measured.
 
-The file comes from anywhere: the schema bounds what it may hold, and what it says is escaped before it becomes Markdown.
+The file comes from anywhere: the schema bounds what it may hold, and what it says is escaped before it is Markdown.
 """
 
 from __future__ import annotations
@@ -13,14 +13,20 @@ from smallthinker.benchmark.matrix import RAW
 from smallthinker.benchmark.results import Results, read_results
 from smallthinker.benchmark.series import size_text
 from smallthinker.benchmark.summary import CellSummary, summarise
-from smallthinker.benchmark.table import disk_name, escaped, number
+from smallthinker.benchmark.table import escaped, number
 from smallthinker.errors import ResultsError
 from smallthinker.memory_plan import MIB
 
 COLUMNS = (
-    "machine", "disk", "model", "prompt + decoded", "budget: decode cold / warm of ceiling, tokens/s", "TTFT cold / warm, s",
-    "commit", "measured",
-)  # fmt: skip
+    "machine",
+    "disk",
+    "model",
+    "prompt + decoded",
+    "budget: decode, tokens/s, cold / warm of ceiling",
+    "TTFT, s, cold / warm",
+    "commit",
+    "measured",
+)
 
 
 def read_submission(path: Path) -> Results:
@@ -30,7 +36,9 @@ def read_submission(path: Path) -> Results:
         raise ResultsError(f"{path}: expected at least one run, found none; let `smallthinker bench` finish first")
     unknown = {row["profile"] for row in results.rows if "profile" in row} - {RAW, *results.environment["profiles"]}
     if unknown:
-        raise ResultsError(f"{path}: profile {sorted(unknown)[0]!r}: expected its figures in the first line, found none")
+        raise ResultsError(
+            f"{path}: profile {sorted(unknown)[0]!r}: expected its figures in the first line, found none"
+        )
     return results
 
 
@@ -43,7 +51,7 @@ def header() -> str:
 
 
 def row(results: Results) -> str:
-    """The file in one line of Markdown: every budget, on the real disk if that was measured, with the shortest prompt."""
+    """The file in one line of Markdown: every budget, on the real disk if that was measured, the shortest prompt."""
     environment, summaries = results.environment, summarise(results)
     machine, model, disk = (environment[key] for key in ("machine", "model", "disk"))
     profiles = dict.fromkeys(s.cell.profile for s in summaries)
@@ -57,19 +65,22 @@ def row(results: Results) -> str:
         ceiling = max(s.decode_ceiling for s in starts)
         decode.append(f"{size_text(budget)}: {_both(starts, 'decode')} of {number(ceiling)}")
         ttft.append(_both(starts, "ttft"))
-    how = "" if profile == RAW else f", {'emulated' if environment['settings']['throttle'] == 'emulated' else 'throttled'}"
-    storage = disk_name(profile) if profile != RAW else f"{disk['model'] or 'disk'}, {disk['filesystem'] or 'unknown'}"
+    if profile == RAW:
+        storage = f"{disk['model'] or 'disk'}, {disk['filesystem'] or 'unknown file system'}"
+    else:
+        storage = f"{profile}, {'emulated' if environment['settings']['throttle'] == 'emulated' else 'throttled'}"
+    model_bytes = model["num_experts"] * model["record_bytes"] + model["dense_bytes"]
     limit = ", hard limit" if environment["settings"]["limit"] else ""
     cells = (
         escaped(f"{machine['cpu']}, {machine['cores']} cores, {size_text(machine['memory_bytes'])}"),
-        escaped(storage + how),
-        escaped(f"{model['name']}, {model['quant']}, {(model['num_experts'] * model['record_bytes'] + model['dense_bytes']) / MIB:,.0f} MiB"),
+        escaped(storage),
+        escaped(f"{model['name']}, {model['quant']}, {model_bytes / MIB:,.0f} MiB"),
         f"{prompt} + {environment['settings']['tokens']}{limit}",
         "<br>".join(decode),
         "<br>".join(ttft),
         escaped(machine["commit"] or environment["versions"]["smallthinker"]),
         environment["measured"][:10],
-    )  # fmt: skip
+    )
     return f"| {' | '.join(cells)} |"
 
 

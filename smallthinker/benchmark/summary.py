@@ -52,7 +52,7 @@ class CellSummary:
     """All runs of one cell that began alike.
 
     *_ceiling: the rooflines of the very runs. hit_rate: of decoding; best_hit_rate: Belady's bound for it. parts: where
-    a decoded token's time goes, seconds by PART_NAMES, of the run with the median speed; None-valued figures are not known.
+    a decoded token's time goes, seconds by PART_NAMES, of the run with the median speed.
     """
 
     cell: Cell

@@ -21,9 +21,9 @@ def markdown(results: Results, summaries: Sequence[CellSummary]) -> str:
     environment = results.environment
     lines = [f"# {escaped(environment['model']['name'])}", "", *(f"- {escaped(f)}" for f in facts(environment)), ""]
     lines += [
-        "Medians, with the least and the most of all runs. Ceilings are rooflines of the very runs: kernels alone, or the",
-        "needed bytes over the disk's bandwidth, whichever takes longer. Cold: the process's first answer, nothing of the",
-        "store in the page cache. Warm: its second.",
+        "Medians, with the least and the most of all runs. Ceilings are rooflines of the very runs: kernels alone, or",
+        "the needed bytes over the disk's bandwidth, whichever takes longer. Cold: the process's first answer, nothing",
+        "of the store in the page cache. Warm: its second.",
         "",
         *aligned([_COLUMNS, *(_cells(summary) for summary in summaries)]),
         "",
@@ -40,12 +40,13 @@ def facts(environment: Row) -> list[str]:
     machine, disk, model, settings = (environment[key] for key in ("machine", "disk", "model", "settings"))
     name = disk["model"] or {True: "a spinning disk", False: "a solid-state disk"}.get(disk["rotational"], "unknown")
     return [
-        f"{machine['cpu']}, {machine['cores']} cores, {size_text(machine['memory_bytes'])} of memory, {machine['system']}",
+        f"{machine['cpu']}, {machine['cores']} cores, {size_text(machine['memory_bytes'])} of memory, "
+        f"{machine['system']}",
         f"disk: {name}, {disk['filesystem'] or 'unknown'} file system",
         f"smallthinker {environment['versions']['smallthinker']}, commit {machine['commit'] or 'unknown'}, "
         f"{environment['measured']}",
-        f"model: {model['name']}, {model['quant']}, {model['num_experts']} experts of {model['record_bytes'] / MIB:.3g} MiB"
-        f" and {model['dense_bytes'] / MIB:.4g} MiB of dense weights",
+        f"model: {model['name']}, {model['quant']}, {model['num_experts']} experts of "
+        f"{model['record_bytes'] / MIB:.3g} MiB and {model['dense_bytes'] / MIB:.4g} MiB of dense weights",
         tokens_text(settings),
         limits_text(environment),
     ]
@@ -54,7 +55,9 @@ def facts(environment: Row) -> list[str]:
 def tokens_text(settings: Row) -> str:
     source = f"random ids of seed {settings['seed']}" if settings["source"] == "random" else "a text"
     decoded = (
-        "the likeliest each time" if settings["greedy"] else "the source's next ones, whatever the model finds likeliest"
+        "the likeliest each time"
+        if settings["greedy"]
+        else "the source's next ones, whatever the model finds likeliest"
     )
     return f"tokens: {source}; {settings['tokens']} decoded after each prompt, {decoded}"
 
@@ -107,7 +110,9 @@ def escaped(text: object) -> str:
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table, the first row its header; columns line up for who reads it as text."""
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
     return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
 
 

@@ -38,12 +38,15 @@ def write_views(results: Results, notice: Callable[[str], None]) -> Views:
         except ResultsError as e:
             notice(str(e))
     except OSError as e:
-        raise ResultsError(f"{folder}: cannot write: {e.strerror or e}; the figures are in {results.path.name}") from None
+        raise ResultsError(
+            f"{folder}: cannot write: {e.strerror or e}; the figures are in {results.path.name}"
+        ) from None
     return Views(summaries, text, files)
 
 
 def _draw(results: Results, summaries: list[CellSummary], folder: Path) -> list[Path]:
-    from smallthinker.benchmark.plots import draw_all, save
+    from smallthinker.benchmark.chart_files import save
+    from smallthinker.benchmark.charts import draw_all
     from smallthinker.benchmark.report import report_html
 
     charts = draw_all(summaries, results.of_kind("routing"))
