@@ -26,8 +26,8 @@ compare one with your own by `smallthinker bench compare A B`.
 To add a row, measure at least three times (`smallthinker bench MODEL --repeats 3 -o DIR`), check the file with
 `smallthinker bench --submit DIR/results.jsonl`, put it here under a name of its own, run
 `python docs/results/build.py` and open a pull request. A file is JSON lines as
-[schema.json](../../smallthinker/benchmark/schema.json) describes them; it holds no host name and no path, but the name of
-the model's folder.
+[schema.json](../../smallthinker/benchmark/schema.json) describes them; it holds no host name and no path, but the name
+of the model's folder.
 """
 
 

@@ -175,7 +175,7 @@ def _use(name: str, routing: Row) -> Chart:
     axes = figure.add_subplot()
     places = np.arange(experts + 1) + 0.5, np.arange(layers + 1) - 0.5
     shades = colormaps["viridis"].resampled(_SHADES)
-    mesh = axes.pcolormesh(*places, 100 * use, cmap=shades, vmin=0, edgecolors=SURFACE, linewidth=0.4)
+    mesh = axes.pcolormesh(*places, 100 * use, cmap=shades, vmin=0, edgecolors=SURFACE, linewidth=0.25)
     axes.invert_yaxis()
     axes.set_xlabel(f"experts of a layer ({experts}), the most used first")
     axes.set_ylabel("layer")
