@@ -38,6 +38,7 @@ _PATIENCE = 2.0  # what is expected to take more than this many shares of the ti
 _FEWEST = 4  # requests of a measurement
 _CLOSE = 0.95  # as good as the best: a busy disk doesn't give the same figure twice
 _LARGE = 64 << 10  # requests that show bandwidth rather than requests per second
+_BANDWIDTH_STEPS = range(60, 301, 2)  # percent of the fastest point
 _FOLIO_BYTES = 2 << 20  # the page cache may hold pages in groups of up to this, and drops a group only whole
 
 
@@ -58,7 +59,7 @@ class Point:
 @dataclass(frozen=True)
 class DeviceReport:
     """points: what could be measured in the time. model_error: how far the profile's prediction is from the points of
-    its kind, the median of |predicted / measured - 1|."""
+    its kind: in the median, by this share too much or too little."""
 
     points: tuple[Point, ...]
     profile: StorageProfile
@@ -94,10 +95,8 @@ def probe_device(
         device.close()
     of_kind = [point for point in points if point.kind == kind]
     profile = profile_of_points(of_kind, name, latency, sequential, _source(file, kind))
-    errors = [
-        abs(profile.bytes_per_sec(point.request_bytes, point.depth) / point.bytes_per_sec - 1) for point in of_kind
-    ]
-    return DeviceReport(tuple(points), profile, statistics.median(errors), file.file_bytes, file.note)
+    error = math.expm1(statistics.median(_model_errors(profile, of_kind)))
+    return DeviceReport(tuple(points), profile, error, file.file_bytes, file.note)
 
 
 def profile_of_points(
@@ -106,21 +105,35 @@ def profile_of_points(
     """The figures that these points, of one kind, come down to. At least one point must be of the smallest request."""
     small = [point for point in points if point.request_bytes == REQUESTS[0]]
     most = max(point.reads_per_sec for point in small)
-    large = sorted(point.bytes_per_sec for point in points if point.request_bytes >= _LARGE)
-    large = large or [max(point.bytes_per_sec for point in points)]
-    bandwidth = large[len(large) * 3 // 4]  # the best single figure of a busy disk flatters it
-    transfer = REQUESTS[0] / bandwidth
-    return StorageProfile(
-        name=name,
-        summary=f"measured on {platform.system()}",
-        scope="device",
-        sequential_bytes_per_sec=round(max(sequential_bytes_per_sec, bandwidth, 1e6)),  # random reads can do no more
-        random_bytes_per_sec=round(max(bandwidth, 1e6)),
-        random_iops=round(max(most, 1.0)),
-        latency_sec=float(f"{min(max(latency_sec - transfer, 1e-6), 1.0):.3g}"),
-        queue_depth=min(point.depth for point in small if point.reads_per_sec >= _CLOSE * most),
-        source=source,
-    )
+    depth = min(point.depth for point in small if point.reads_per_sec >= _CLOSE * most)
+
+    def with_bandwidth(bandwidth: float) -> StorageProfile:
+        return StorageProfile(
+            name=name,
+            summary=f"measured on {platform.system()}",
+            scope="device",
+            # random reads can do no more
+            sequential_bytes_per_sec=round(max(sequential_bytes_per_sec, bandwidth)),
+            random_bytes_per_sec=round(bandwidth),
+            random_iops=round(max(most, 1.0)),
+            latency_sec=float(f"{min(max(latency_sec - REQUESTS[0] / bandwidth, 1e-6), 1.0):.3g}"),
+            queue_depth=depth,
+            source=source,
+        )
+
+    # The bandwidth with which the profile comes closest to the larger requests; the best single figure of a busy disk
+    # would flatter it, and a hard disk's never shows behind its seeks.
+    best = max(point.bytes_per_sec for point in points)
+    large = [point for point in points if point.request_bytes >= _LARGE] or points
+    candidates = [with_bandwidth(min(max(best * step / 100, 1e6), 1e12)) for step in _BANDWIDTH_STEPS]
+    return min(candidates, key=lambda profile: statistics.mean(_model_errors(profile, large)))
+
+
+def _model_errors(profile: StorageProfile, points: list[Point]) -> list[float]:
+    """|log(predicted / measured)| of each: too much and too little count alike."""
+    return [
+        abs(math.log(profile.bytes_per_sec(point.request_bytes, point.depth) / point.bytes_per_sec)) for point in points
+    ]
 
 
 def _source(file: ProbeFile, kind: NativeKind) -> str:
@@ -248,10 +261,9 @@ class _Device:
             expected = max((point.bytes_per_sec for point in known), default=REQUESTS[0] / latency_sec)
             count = max(_FEWEST, depth, int(expected * share / nbytes))
             sec = count * nbytes / expected
-            late = time.perf_counter() + sec > self._deadline and bool(found)
-            if late or sec > max(_PATIENCE * share, count * latency_sec) or depth * nbytes > len(self._memory):
-                continue
-            if kind in refused:
+            is_late = time.perf_counter() + sec > self._deadline
+            is_long = sec > max(_PATIENCE * share, 2 * _FEWEST * latency_sec)
+            if kind in refused or depth * nbytes > len(self._memory) or (found and (is_late or is_long)):
                 continue
             places = list(dict.fromkeys(itertools.islice(self._orders[nbytes], count)))
             if len(places) < min(_FEWEST, depth):
