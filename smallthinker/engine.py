@@ -192,6 +192,11 @@ class Engine:
         self.load_sec = time.perf_counter() - began
 
     @property
+    def pool(self) -> _kernels.ThreadPool:
+        """The threads of the arithmetic, for whoever computes with the engine's states between two steps."""
+        return self._pool
+
+    @property
     def reader_name(self) -> str:
         return self._queue.name
 

@@ -32,7 +32,11 @@ class StoreWriteError(SmallThinkerError, OSError):
 
 
 class MemoryBudgetError(SmallThinkerError, ValueError):
-    """The memory budget is below the floor; the message names the floor."""
+    """The memory budget is below the floor; the message names it, and `floor_bytes` is it."""
+
+    def __init__(self, message: str, floor_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.floor_bytes = floor_bytes
 
 
 class ContextLengthError(SmallThinkerError, ValueError):

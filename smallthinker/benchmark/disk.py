@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from smallthinker.expert_store import host
+from smallthinker.expert_store.disk_facts import disk_facts
 from smallthinker.expert_store.disk_profile import DiskProfile
 from smallthinker.expert_store.native_queue import NativeQueue
 from smallthinker.expert_store.probe import read_through
@@ -29,25 +28,18 @@ def make_cold(store: Path) -> None:
 
 
 def describe_disk(path: Path) -> dict[str, Any]:
-    """The file system's kind, and the device's own name and whether it spins where the system tells; no paths."""
-    found: dict[str, Any] = {"filesystem": _filesystem(path), "model": None, "rotational": None}
-    with contextlib.suppress(OSError, ValueError):
-        device = path.stat().st_dev
-        block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve(strict=True)
-        if (block / "partition").exists():
-            block = block.parent
+    """File system, device and its own name, and whether it spins, where the system tells; no paths."""
+    facts, model = disk_facts(path), None
+    block = Path("/sys/class/block", facts.device or "none").resolve()
+    for folder in (block, block.parent):  # a partition's disk is its parent
         with contextlib.suppress(OSError):
-            found["model"] = (block / "device/model").read_text().strip()[:64] or None
-        if "/virtio" in str(block):  # which says that it spins, whatever it is
-            found["model"] = "virtual disk"
-        else:
-            found["rotational"] = (block / "queue/rotational").read_text().strip() == "1"
-    return found
-
-
-def _filesystem(path: Path) -> str | None:
-    mounts = [p for p in psutil.disk_partitions(all=True) if path.resolve().is_relative_to(p.mountpoint)]
-    return max(mounts, key=lambda p: len(p.mountpoint)).fstype[:32] or None if mounts else None
+            model = model or (folder / "device/model").read_text().strip()[:64]
+    return {
+        "filesystem": facts.file_system,
+        "device": facts.device,
+        "model": model or None,
+        "rotational": facts.is_rotational,
+    }
 
 
 def random_bytes_per_sec(store: Store, profile: DiskProfile) -> float | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 import smallthinker
+from smallthinker import machine_facts
 from smallthinker.expert_store import host
 from smallthinker.expert_store.store import Store
 
@@ -32,13 +32,9 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of the packages that a speed may hang on."""
-    found = {"python": platform.python_version()}
-    for name in ("smallthinker", "numpy", "tokenizers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+    found = machine_facts.versions()
+    packages = {name: found["packages"][name] for name in ("numpy", "tokenizers") if name in found["packages"]}
+    return {"smallthinker": found["version"], "python": found["python"]} | packages
 
 
 def commit() -> str | None:

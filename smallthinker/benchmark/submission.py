@@ -13,7 +13,7 @@ from smallthinker.benchmark.matrix import RAW
 from smallthinker.benchmark.results import Results, read_results
 from smallthinker.benchmark.series import size_text
 from smallthinker.benchmark.summary import CellSummary, summarise
-from smallthinker.benchmark.table import escaped, number
+from smallthinker.benchmark.table import device_text, escaped, number
 from smallthinker.errors import ResultsError
 from smallthinker.memory_plan import MIB
 
@@ -66,7 +66,7 @@ def row(results: Results) -> str:
         decode.append(f"{size_text(budget)}: {_both(starts, 'decode')} of {number(ceiling)}")
         ttft.append(_both(starts, "ttft"))
     if profile == RAW:
-        storage = f"{disk['model'] or 'disk'}, {disk['filesystem'] or 'unknown file system'}"
+        storage = f"{device_text(disk)}, {disk['filesystem'] or 'unknown file system'}"
     else:
         storage = f"{profile}, {'emulated' if environment['settings']['throttle'] == 'emulated' else 'throttled'}"
     model_bytes = model["num_experts"] * model["record_bytes"] + model["dense_bytes"]

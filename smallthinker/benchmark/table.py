@@ -38,11 +38,10 @@ def markdown(results: Results, summaries: Sequence[CellSummary]) -> str:
 def facts(environment: Row) -> list[str]:
     """What every figure hangs on, a few words each."""
     machine, disk, model, settings = (environment[key] for key in ("machine", "disk", "model", "settings"))
-    name = disk["model"] or {True: "a spinning disk", False: "a solid-state disk"}.get(disk["rotational"], "unknown")
     return [
         f"{machine['cpu']}, {machine['cores']} cores, {size_text(machine['memory_bytes'])} of memory, "
         f"{machine['system']}",
-        f"disk: {name}, {disk['filesystem'] or 'unknown'} file system",
+        f"disk: {device_text(disk)}, {disk['filesystem'] or 'unknown'} file system",
         f"smallthinker {environment['versions']['smallthinker']}, commit {machine['commit'] or 'unknown'}, "
         f"{environment['measured']}",
         f"model: {model['name']}, {model['quant']}, {model['num_experts']} experts of "
@@ -50,6 +49,14 @@ def facts(environment: Row) -> list[str]:
         tokens_text(settings),
         limits_text(environment),
     ]
+
+
+def device_text(disk: Row) -> str:
+    """The real disk, as far as the system knows it."""
+    if disk["device"] is None:
+        return "unknown"
+    kind = {True: "hard disk", False: "solid-state disk", None: "virtual disk"}[disk["rotational"]]
+    return f"{disk['model'] or kind} ({disk['device']})"
 
 
 def tokens_text(settings: Row) -> str:

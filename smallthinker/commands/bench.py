@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from smallthinker.commands.options import EXIT_INTERRUPTED, Commands, add_command, read_text
+from smallthinker.commands.options import EXIT_INTERRUPTED, Commands, add_command, add_running, read_text
 
 _USAGE = """smallthinker bench [MODEL] [options]
        smallthinker bench compare A B [--json]
@@ -59,14 +59,9 @@ def add(commands: Commands) -> None:
         help="decode what the model finds likeliest (default: the source's next tokens, since a small or random model "
         "soon repeats itself, and its experts with it)",
     )
-    add = parser.add_argument_group("how").add_argument
-    add("--threads", type=int, metavar="N", help="arithmetic threads (default: physical cores)")
-    add(
-        "--reader",
-        choices=["auto", "direct", "uring", "mmap", "buffered"],
-        default="auto",
-        help="how experts are read (default: auto, as a probe of the disk found best)",
-    )
+    how = parser.add_argument_group("how")
+    add_running(how)
+    add = how.add_argument
     add("--kv", choices=["f16", "q8"], default="f16", help="numbers of the KV cache (default: f16)")
     add("--limit", action="store_true", help="a memory cgroup of the budget's size around each run; needs root")
     add("--real-throttle", action="store_true", help="the kernel slows the disk down, not the engine; needs root")

@@ -24,7 +24,7 @@ ENVIRONMENT: Row = {
         "cpu": "A CPU @ 2 GHz", "cores": 2, "logical_cores": 4, "memory_bytes": 8 << 30, "system": "Linux 6.1",
         "commit": "0123456",
     },
-    "disk": {"filesystem": "ext4", "model": None, "rotational": False},
+    "disk": {"filesystem": "ext4", "device": "sda", "model": None, "rotational": False},
     "versions": {"python": "3.11.0", "smallthinker": "0.1.0", "numpy": "2.0.0"},
     "model": {
         "name": "tiny", "quant": "q4_0", "compressed": False, "layers": 4, "experts": 8, "experts_per_token": 2,
