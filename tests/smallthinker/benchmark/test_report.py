@@ -99,8 +99,9 @@ def test_a_browser_draws_the_charts_and_asks_for_nothing(tmp_path: Path) -> None
     requests: list[str] = []
     console: list[str] = []
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"], timeout=0)
         context = browser.new_context(color_scheme="dark")
+        context.set_default_timeout(0)  # clocks have no say: the machine may be busy
         page = context.new_page()
         page.on("request", lambda request: requests.append(request.url))
         page.on("console", lambda message: console.append(message.text))
