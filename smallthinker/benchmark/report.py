@@ -19,7 +19,7 @@ from smallthinker.benchmark.matrix import STARTS
 from smallthinker.benchmark.results import Results, Row
 from smallthinker.benchmark.series import size_text
 from smallthinker.benchmark.summary import PART_NAMES, CellSummary, Spread
-from smallthinker.benchmark.table import cliff_notes, disk_name, facts, memory_text, number
+from smallthinker.benchmark.table import cliff_notes, disk_name, facts, number
 from smallthinker.memory_plan import MIB
 from smallthinker.router.trace import RARELY
 
@@ -185,7 +185,8 @@ def _all_figures(rows: Sequence[CellSummary]) -> list[Row]:
             "prefill_bound": s.prefill_bound,
             "ttft": _median_and_range(s.ttft),
             "ttft_floor": number(s.ttft_floor),
-            "memory": memory_text(s),
+            "peak": f"{(s.limit_peak_bytes or s.peak_memory_bytes) / MIB:,.0f} MiB",
+            "ceiling_hits": s.ceiling_hits,
         }
         for s in sorted(rows, key=lambda s: STARTS.index(s.start))
     ]
