@@ -80,6 +80,7 @@ class Engine:
         sequences: int = 1,
         kv_dir: str | Path | None = None,
         kv_dir_bytes: str | int = KV_DIR_BYTES,
+        hot_set: bool = True,
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
         progress: Progress = silent,
@@ -99,6 +100,7 @@ class Engine:
         the same steps.
         kv_dir, kv_dir_bytes: a folder for conversations that make room or are kept at the end; what it may hold.
         chunk, max_slots: instead of what the plan would choose, to measure and test; no output depends on them.
+        hot_set: start with the experts that earlier runs used most, and leave word of this run's; off for a cold start.
         lossy_head, lossy_threshold: a predictor's file, and the score above which it has a logit computed.
         progress: told of the dense weights as they are read.
         """
@@ -196,7 +198,7 @@ class Engine:
             )
             resources.callback(self._watch.close)
             total_bytes = store.num_experts * store.record_bytes
-            self._learns = self.plan.most_slots < store.num_experts and total_bytes >= LEAST_BYTES
+            self._learns = hot_set and self.plan.most_slots < store.num_experts and total_bytes >= LEAST_BYTES
             hot = load_hot_set(store) if self._learns else None
             if hot is not None:
                 policy.restore(hot)

@@ -3,7 +3,20 @@
 A module imports what its command needs only when it runs, so that `--help` is instant.
 """
 
-from smallthinker.commands import cache_sim, calibrate, chat, convert, doctor, eval, inspect, probe, run, synth, trace
+from smallthinker.commands import (
+    bench,
+    cache_sim,
+    calibrate,
+    chat,
+    convert,
+    doctor,
+    eval,
+    inspect,
+    probe,
+    run,
+    synth,
+    trace,
+)
 
 # in the order of --help
-COMMANDS = (run, chat, convert, inspect, probe, doctor, synth, trace, calibrate, cache_sim, eval)
+COMMANDS = (run, chat, convert, inspect, doctor, probe, bench, synth, trace, calibrate, cache_sim, eval)
