@@ -43,6 +43,11 @@ class RequestError(SmallThinkerError, ValueError):
     """A sampling or generation parameter is out of range."""
 
 
+class ProfileError(SmallThinkerError, ValueError):
+    """A storage profile can't be read or written, or has an unknown, missing or impossible value; the message names
+    it."""
+
+
 class TokenizerError(SmallThinkerError, ValueError):
     """tokenizer.json or the chat template can't be loaded or rendered."""
 
