@@ -39,12 +39,13 @@ class NativeQueue:
         chunk_bytes: int,
         depth: int,
         speculative_depth: int = 1,
+        pace: _storage.Device | None = None,
     ) -> None:
         """slots: uint8 [slots, record_bytes], aligned to 4096 bytes; kept alive until the queue is gone.
 
         chunk_bytes: of one read, a multiple of 4096. depth: chunks in flight, at most 64; speculative_depth: as long as
-        only speculative ones wait. Raises StoreReadError where the file can't be opened, changed its size, or the
-        system refuses this kind; ValueError.
+        only speculative ones wait. pace: a slower device, before which no chunk comes back; not with uring. Raises
+        StoreReadError where the file can't be opened, changed its size, or the system refuses this kind; ValueError.
         """
         self._path: Path = store.experts_file.path
         if store.is_compressed:
@@ -61,6 +62,7 @@ class NativeQueue:
                 chunk_bytes=chunk_bytes,
                 depth=depth,
                 speculative_depth=speculative_depth,
+                pace=pace,
             )
         except _storage.ReadError as e:
             raise self._error(*e.args) from None

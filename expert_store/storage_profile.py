@@ -129,8 +129,8 @@ def load_profile(name_or_path: str | Path) -> StorageProfile:
     except (OSError, ValueError) as e:  # ValueError: a zero byte in the path
         why = (e.strerror if isinstance(e, OSError) else None) or str(e)
         raise ProfileError(
-            f"{str(path)!r}: expected a storage profile: one of {names}, or a TOML file as `smallthinker probe -o FILE` "
-            f"writes it; found: {why}"
+            f"{str(path)!r}: expected a storage profile, one of {names} or a TOML file, found: {why}; "
+            f"give one of these, or measure a disk with `smallthinker probe -o FILE`"
         ) from None
     remedy = f"correct it, measure again with `smallthinker probe -o FILE`, or give one of {names}"
     if len(raw) > _MOST_FILE_BYTES:

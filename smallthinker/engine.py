@@ -24,8 +24,9 @@ from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.errors import ContextLengthError, RequestError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.disk_profile import DiskProfile
-from smallthinker.expert_store.probe import profile_of
+from smallthinker.expert_store.probe import emulated_profile, profile_of
 from smallthinker.expert_store.queues import QueueKind, open_queue, queue_bytes
+from smallthinker.expert_store.storage_profile import StorageProfile, load_profile
 from smallthinker.expert_store.store import Store
 from smallthinker.huge_pages import HugePages
 from smallthinker.layers import LOOK_AHEAD, Decoder, never
@@ -49,6 +50,8 @@ from smallthinker.tokenizer import Tokenizer
 LIBRARY_PAGES_BYTES = 128 * MIB
 # Decoded tokens from which a run knows its hot experts well enough to leave word of them.
 HOT_TOKENS = 64
+# A real disk that gives this share of an emulated one's bandwidth is good enough to stand for it.
+_SHORTFALL = 0.95
 
 
 class Engine:
@@ -63,6 +66,7 @@ class Engine:
         kv: KvKind = "f16",
         threads: int | None = None,
         reader: QueueKind = "auto",
+        storage: StorageProfile | str | Path | None = None,
         prefetch: bool = True,
         look_ahead: Sequence[int] = LOOK_AHEAD,
         predictor: bool = True,
@@ -71,13 +75,15 @@ class Engine:
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
     ) -> None:
-        """Raises StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError, ContextLengthError, RequestError or,
-        for `lossy_head`, CheckpointError.
+        """Raises StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError, ContextLengthError, RequestError,
+        StoreReadError or, for `storage`, ProfileError or, for `lossy_head`, CheckpointError.
 
         memory: budget of the whole process, in bytes or as '1GiB'; None takes what is free, less a margin.
         context: tokens of prompt and answer together; None takes the model's, at most 4096.
         kv: numbers of the KV cache; q8 halves its bytes and changes outputs slightly.
         threads: for arithmetic; None takes the physical cores.
+        storage: a slower disk to emulate, a profile or its name or file: reads of experts and dense weights take as
+        long as from that one, from the page cache as well; no output depends on it.
         prefetch, look_ahead: see Decoder; off to measure what they are worth. predictor: use the store's, if it has one
         and not all experts fit.
         chunk, max_slots: instead of what the plan would choose, to measure and test; no output depends on them.
@@ -89,6 +95,7 @@ class Engine:
         if lossy_head is None and lossy_threshold != DEFAULT_THRESHOLD:
             raise RequestError("lossy_threshold: has no meaning without lossy_head, the predictor's file")
         budget = None if memory is None else parse_size(memory)
+        self.storage = load_profile(storage) if isinstance(storage, (str, Path)) else storage
         before_tokenizer = host.resident_bytes()
         with ExitStack() as resources:
             store = resources.enter_context(Store.open(path))
@@ -110,8 +117,11 @@ class Engine:
             # Where everything fits, each expert is read once: nothing to find out about the disk for.
             most = store.num_experts if max_slots is None else max_slots
             fits = most == store.num_experts and budget > store.dense_bytes + most * store.record_bytes
-            profile = DiskProfile() if fits else profile_of(store)
+            profile = real = DiskProfile() if fits else profile_of(store)
+            if self.storage is not None:
+                profile = emulated_profile(self.storage, store.record_bytes, real)
             self.disk_profile = profile  # `measured` is False where nobody asked the disk
+            self.storage_warning = None if self.storage is None else _shortfall(self.storage, profile, real)
             ahead = find_predictor(store) if predictor and look_ahead and prefetch and not fits else None
             extra = (lossy.packed_bytes if lossy is not None else 0) + (ahead.nbytes if ahead is not None else 0)
             self.plan = plan_process(
@@ -129,7 +139,7 @@ class Engine:
                 max_slots=max_slots,
             )
             slots = allocate_slots(self.plan.most_slots, store.record_bytes)
-            self._queue = open_queue(reader, store, slots, profile)
+            self._queue = open_queue(reader, store, slots, profile, self.storage)
             resources.callback(self._queue.close)
             self.threads = threads or host.physical_cores()
             layers, experts = self.config.num_hidden_layers, self.config.moe_num_primary_experts
@@ -138,7 +148,7 @@ class Engine:
             self.kv = KVCache(self.config, self.plan.context, self.plan.chunk, kv)
             self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa
-            store.load_dense()
+            store.load_dense(storage=self.storage)
             if is_tight:
                 host.drop_library_pages()  # once more: what was still being read ahead the first time
             self.lossy_head: LossyHead | None = None
@@ -314,3 +324,15 @@ class Engine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _shortfall(storage: StorageProfile, emulated: DiskProfile, real: DiskProfile) -> str | None:
+    """In words, where the disk itself is slower than the one it should stand for; None where it is known not to be, or
+    nobody asked it."""
+    expected = storage.bytes_per_sec(emulated.chunk_bytes, emulated.depth)
+    if not real.measured or real.bandwidth_bytes_per_sec >= _SHORTFALL * expected:
+        return None
+    return (
+        f"storage {storage.name}: this disk gives {real.bandwidth_bytes_per_sec / 1e6:.0f} MB/s of random reads, less "
+        f"than the profile's {expected / 1e6:.0f}: an emulated disk can't be faster than the real one"
+    )

@@ -230,5 +230,6 @@ class _Meter:
             isa=engine.isa,
             threads=engine.threads,
             seed=self._seed,
+            storage=None if engine.storage is None else engine.storage.name,
             lossy_head=None if head is None else head.counters() - self._head_at_start,
         )

@@ -15,6 +15,7 @@ from smallthinker.cache.kv_cache import KvKind
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
 from smallthinker.expert_store.queues import QueueKind
+from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.generation import Completion, GenerationParams, TextStream
 from smallthinker.layers import LOOK_AHEAD
 from smallthinker.lossy_head import DEFAULT_THRESHOLD
@@ -63,6 +64,7 @@ class LLM:
         kv: KvKind = "f16",
         threads: int | None = None,
         reader: QueueKind = "auto",
+        storage: StorageProfile | str | Path | None = None,
         prefetch: bool = True,
         look_ahead: bool = True,
         lossy_head: str | Path | None = None,
@@ -71,13 +73,15 @@ class LLM:
         """path: a store (see `smallthinker convert`); None is the bundled demo model. memory: a ceiling for the whole
         process, bytes or '1GiB'; None takes what is free, less a margin. context: tokens of prompt and answer together.
         kv: 'f16', or 'q8' for a KV cache of half the size that changes outputs slightly.
+        storage: a slower disk to emulate: a bundled profile's name ('emmc'), a file that `smallthinker probe` wrote, or
+        a StorageProfile.
         prefetch, look_ahead: ask for a layer's experts before its attention, and read what later layers will likely
         want in the disk's idle time; no output depends on them.
         lossy_head: a published LM-head predictor (model_lm_head.pt): only logits that it scores above lossy_threshold
         are computed, and answers differ from the exact ones.
 
         Raises a SmallThinkerError: StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError,
-        ContextLengthError, RequestError, StoreReadError, CheckpointError.
+        ContextLengthError, RequestError, StoreReadError, ProfileError, CheckpointError.
         """
         self._engine = Engine(
             DEMO_STORE if path is None else path,
@@ -86,6 +90,7 @@ class LLM:
             kv=kv,
             threads=threads,
             reader=reader,
+            storage=storage,
             prefetch=prefetch,
             look_ahead=LOOK_AHEAD if look_ahead else (),
             lossy_head=lossy_head,
@@ -100,6 +105,16 @@ class LLM:
     def plan(self) -> MemoryPlan:
         """Where the memory goes."""
         return self._engine.plan
+
+    @property
+    def storage(self) -> StorageProfile | None:
+        """The disk that is emulated."""
+        return self._engine.storage
+
+    @property
+    def storage_warning(self) -> str | None:
+        """Why the emulated disk may be slower than its profile says, in one line; None where nothing is known of it."""
+        return self._engine.storage_warning
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
         """Write the whole answer. Options are the fields of GenerationParams (temperature, max_tokens, seed, stop ...).

@@ -47,6 +47,8 @@ def add_compression(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
+    from smallthinker.expert_store.storage_profile import BUNDLED
+
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", metavar="STORE", help="a store (default: the bundled demo model)")
     group.add_argument(
@@ -69,6 +71,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         choices=["auto", "direct", "uring", "mmap", "buffered"],
         default="auto",
         help="how experts are read (default: auto, as a probe of the disk found best)",
+    )
+    group.add_argument(
+        "--storage",
+        metavar="PROFILE",
+        help=f"emulate a slower disk: {', '.join(BUNDLED)}, or a file that `smallthinker probe` wrote",
     )
     group.add_argument("--no-prefetch", action="store_true", help="read experts only once attention is done")
     group.add_argument(
@@ -125,11 +132,16 @@ def load(args: argparse.Namespace) -> LLM:
         kv=args.kv,
         threads=args.threads,
         reader=args.reader,
+        storage=args.storage,
         prefetch=not args.no_prefetch,
         look_ahead=not args.no_look_ahead,
         lossy_head=args.lossy_head,
         lossy_threshold=args.lossy_threshold,
     )
+    if llm.storage is not None:
+        print(f"the disk is emulated: {llm.storage.name} ({llm.storage.summary})", file=sys.stderr)
+    if llm.storage_warning is not None:
+        print(f"warning: {llm.storage_warning}", file=sys.stderr)
     if args.verbose:
         print(llm.plan.table(), file=sys.stderr)
     return llm
