@@ -55,6 +55,14 @@ class RandomModel:
         count = min(layers * config.moe_num_primary_experts, most)
         self.slots = _filled(count * record_bytes, random_record(config, quant, rng)).reshape(count, record_bytes)
 
+    def move_to_huge_pages(self) -> float:
+        """The dense weights, as the engine does after some tokens. Returns bytes per second; 0 where the system has no
+        such pages."""
+        began, moved = time.perf_counter(), 0
+        for array in self._dense.values():
+            moved += host.collapse(array.ctypes.data, array.nbytes)
+        return moved / (time.perf_counter() - began)
+
     def dense_names(self) -> list[str]:
         return list(self._dense)
 
@@ -87,7 +95,6 @@ def _filled(nbytes: int, pattern: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8
     memory = np.frombuffer(host.aligned_buffer(nbytes), np.uint8)[:nbytes]
     for at in range(0, nbytes, len(pattern)):
         memory[at : at + len(pattern)] = pattern[: nbytes - at]
-    host.collapse(memory.ctypes.data, nbytes)  # huge pages, as the engine's weights have them after some tokens
     return memory
 
 

@@ -11,45 +11,62 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from smallthinker._storage import Pace
 from smallthinker.errors import CancelledError
+from smallthinker.expert_store.disk_profile import MOST_CHUNKS, DiskProfile
+from smallthinker.expert_store.pacing import random_device
+from smallthinker.expert_store.probe import emulated_profile
 from smallthinker.expert_store.read_queue import Finished, ReadCounters
+from smallthinker.expert_store.storage_profile import StorageProfile
 
 
 @dataclass(frozen=True)
 class DiskModel:
-    """Latencies overlap, transfers follow each other: a chunk's transfer begins once `latency_sec` has passed since it
-    was asked for, the one before is over, and 1 / iops after that one began. It takes the chunk's bytes over
-    `bytes_per_sec`. chunk_bytes, depth, speculative_depth: how the engine asks, as in DiskProfile; queue_depth: what the
-    device takes at once. sequential_bytes_per_sec: of the dense weights, read from front to end.
-    """
+    """A device, and how the engine asks it: chunk_bytes, depth and speculative_depth as in DiskProfile. Reads share
+    the latency and then follow each other, as `_storage.Pace` has it, which also emulates slow disks."""
 
-    latency_sec: float
-    bytes_per_sec: float
-    sequential_bytes_per_sec: float
+    storage: StorageProfile
     chunk_bytes: int
     depth: int
     speculative_depth: int
-    queue_depth: int = 1024
-    iops: float = math.inf
+
+    @classmethod
+    def of_device(cls, storage: StorageProfile, record_bytes: int) -> DiskModel:
+        """Asked as the engine would ask this device for records of that size."""
+        asked = emulated_profile(storage, record_bytes, DiskProfile())
+        return cls(storage, asked.chunk_bytes, asked.depth, asked.speculative_depth)
+
+    @classmethod
+    def of_probe(cls, found: DiskProfile, name: str) -> DiskModel:
+        """The disk that a store's probe found: what it gives at that size of chunks and that depth is what it gave."""
+        transfer_sec = found.chunk_bytes / found.bandwidth_bytes_per_sec
+        if found.depth == 1:  # the latency shows
+            transfer_sec = max(transfer_sec - found.latency_sec, transfer_sec / 2)
+        bandwidth = found.chunk_bytes / transfer_sec
+        storage = StorageProfile(
+            name=name,
+            summary="a probe beside the store",
+            scope="device",
+            sequential_bytes_per_sec=bandwidth,
+            random_bytes_per_sec=bandwidth,
+            random_iops=1e8,
+            latency_sec=found.latency_sec,
+            queue_depth=MOST_CHUNKS,
+            source="random records of a store, read as the engine reads them",
+        )
+        return cls(storage, found.chunk_bytes, found.depth, found.speculative_depth)
 
     @property
     def random_bytes_per_sec(self) -> float:
         """Of random records, when there is always one more to read."""
-        alone_sec = self.latency_sec + self.chunk_bytes / self.bytes_per_sec
-        in_flight = min(self.depth, self.queue_depth)
-        return min(self.bytes_per_sec, self.iops * self.chunk_bytes, in_flight * self.chunk_bytes / alone_sec)
+        return self.storage.bytes_per_sec(self.chunk_bytes, self.depth)
 
-    def faster(self, times: float) -> DiskModel:
-        """The same kind of disk with so many times the bandwidth and requests, and as much less latency."""
-        return replace(
-            self,
-            latency_sec=self.latency_sec / times,
-            bytes_per_sec=self.bytes_per_sec * times,
-            sequential_bytes_per_sec=self.sequential_bytes_per_sec * times,
-            iops=self.iops * times,
-        )
+    @property
+    def io_bytes(self) -> int:
+        """Memory of reads in flight, as `queues.queue_bytes` has it."""
+        return self.depth * self.chunk_bytes
 
 
 class Clock:
@@ -85,7 +102,8 @@ class SimulatedQueue:
         self._chunks: list[tuple[float, int, _Read, int]] = []  # a heap: end, order, read, bytes
         self._ended: list[tuple[float, _Read]] = []
         self._order = 0
-        self._transfer_end = self._transfer_began = self._finished = -math.inf
+        self._finished = -math.inf
+        self._pace = Pace(random_device(disk.storage))
         self._now = 0.0  # up to where the disk has been simulated
 
     def submit(self, record: int, slot: int, speculative: bool = False) -> None:
@@ -173,7 +191,7 @@ class SimulatedQueue:
                 queue, most = self._speculative, disk.speculative_depth
             else:
                 break
-            if len(self._chunks) >= min(most, disk.queue_depth):
+            if len(self._chunks) >= min(most, disk.storage.queue_depth):
                 break
             read = queue[0]
             nbytes = min(disk.chunk_bytes, read.left_bytes)
@@ -181,10 +199,8 @@ class SimulatedQueue:
             read.in_flight += 1
             if not read.left_bytes:
                 queue.popleft()
-            began = max(self._now + disk.latency_sec, self._transfer_end, self._transfer_began + 1 / disk.iops)
-            self._transfer_began, self._transfer_end = began, began + nbytes / disk.bytes_per_sec
             self._order += 1
-            heapq.heappush(self._chunks, (self._transfer_end, self._order, read, nbytes))
+            heapq.heappush(self._chunks, (self._pace.due(self._now, nbytes), self._order, read, nbytes))
 
     def _end(self, read: _Read, at: float) -> None:
         if not read.withdrawn:

@@ -5,6 +5,7 @@ Owns the measuring. What is run is the engine's own: kernels, layers, expert cac
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +30,8 @@ from smallthinker.profile import KernelTime
 _TOKENS_SEC = 0.3  # of decoding with all experts resident; half of it for each other measurement
 _CEILING_SEC = 0.03
 _READ_SEC = 300e-6  # what a wait for a record takes: long enough for the pool's threads to fall asleep
+# A kernel ends with its last thread; one that shares its core with another busy thread gets half of the time.
+_SHARED_CORE = 2.0
 _CHUNKS = (16, 128)
 _KEYS = 4096  # in the context for which attention is measured
 _COMPRESSION_LEVEL = 3
@@ -41,7 +44,9 @@ def measure(config: ModelConfig, quant: Quant, kv: KvKind = "f16", threads: int 
     threads = threads or host.physical_cores()
     pool = _kernels.ThreadPool(threads)
     model = RandomModel(config, quant, host.available_memory_bytes())
-    resident = _decode(model, pool, kv, misses=False)
+    before = _decode(model, pool, kv, misses=False)
+    moving = model.move_to_huge_pages()
+    resident = _decode(model, pool, kv, misses=False) if moving else before
     missing = _decode(model, pool, kv, misses=True)
     chunks = [_chunk(model, pool, kv, min(tokens, config.max_position_embeddings)) for tokens in _CHUNKS]
     tokens, pairs, experts = ([chunk[key] for chunk in chunks] for key in ("tokens", "pairs", "experts"))
@@ -69,6 +74,9 @@ def measure(config: ModelConfig, quant: Quant, kv: KvKind = "f16", threads: int 
         chunk_key_sec=chunk_key_sec,
         chunk_expert_sec=expert_sec,
         chunk_pair_sec=pair_sec,
+        small_pages=max(_token_sec(before, config) / _token_sec(resident, config), 1.0),
+        moving=_SHARED_CORE if moving and threads >= (os.cpu_count() or 1) else 1.0,
+        moving_bytes_per_sec=moving,
         decompress_sec=_decompress_sec(config, quant) / threads,
         memory_bytes_per_sec=_rate(lambda: (_kernels.read_memory(pool, model.slots.reshape(-1)), model.slots.nbytes)[1]),
         int8_ops_per_sec=_rate(lambda: 2 * _kernels.multiply_add(pool, 1 << 25, True)),
@@ -146,6 +154,11 @@ def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, misses: b
         "beside": (seconds - decoder.layers_sec) / tokens,
         "head": kernels["linear"].sec / tokens,
     }
+
+
+def _token_sec(parts: Mapping[str, float], config: ModelConfig) -> float:
+    """Of all kernels that read weights; the head's words don't matter much here."""
+    return config.num_hidden_layers * (parts["router"] + parts["attend"] + parts["experts_sec"]) + parts["head"]
 
 
 def _chunk(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: int) -> Mapping[str, float]:

@@ -111,6 +111,7 @@ def predict(setting: Setting) -> Prediction:
         model.config,
         plan,
         kv=setting.process.kv,
+        dense_bytes=model.dense_bytes,
         record_bytes=model.record_bytes,
         stored_bytes=model.stored_bytes,
         disk=setting.disk,
@@ -126,7 +127,7 @@ def predict(setting: Setting) -> Prediction:
     chunk = min(plan.chunk, setting.prompt_tokens)
     return Prediction(
         plan,
-        model.dense_bytes / setting.disk.sequential_bytes_per_sec,
+        setting.disk.storage.sequential_sec(model.dense_bytes),
         first_prefill.sec,
         _speed(first_prefill, setting, chunk),
         _speed(first_decode, setting, 1),
