@@ -44,8 +44,7 @@ class RequestError(SmallThinkerError, ValueError):
 
 
 class ProfileError(SmallThinkerError, ValueError):
-    """A storage profile can't be read or written, or has an unknown, missing or impossible value; the message names
-    it."""
+    """A storage profile can't be read, written or imposed, or has an unknown, missing or impossible value."""
 
 
 class TokenizerError(SmallThinkerError, ValueError):
