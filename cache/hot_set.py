@@ -6,12 +6,11 @@ Only a hint: nothing in it can change an output.
 
 from __future__ import annotations
 
-import secrets
-
 import numpy as np
 import numpy.typing as npt
 
 from smallthinker.errors import StoreFormatError
+from smallthinker.expert_store.folder import write_hint
 from smallthinker.expert_store.format import HOT_FILE
 from smallthinker.expert_store.header import encode_header, read_header
 from smallthinker.expert_store.store import Store
@@ -44,18 +43,8 @@ def load_hot_set(store: Store) -> Floats | None:
 
 def save_hot_set(store: Store, chances: Floats) -> bool:
     """Keep it for the next start, whole or not at all. False where the store's folder can't be written."""
-    path = store.path / HOT_FILE
-    temporary = path.with_name(f".{HOT_FILE}.{secrets.token_hex(8)}")
-    try:
-        try:
-            header = encode_header([(_TENSOR, "F32", chances.shape)], _key(store), _ALIGN)
-            temporary.write_bytes(header + chances.astype("<f4").tobytes())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError:
-        return False
-    return True
+    header = encode_header([(_TENSOR, "F32", chances.shape)], _key(store), _ALIGN)
+    return write_hint(store.path / HOT_FILE, header + chances.astype("<f4").tobytes())
 
 
 def _key(store: Store) -> dict[str, str]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import math
 import platform
-import secrets
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 from smallthinker.expert_store import host
+from smallthinker.expert_store.folder import write_hint
 from smallthinker.expert_store.format import PROFILE_FILE
 from smallthinker.expert_store.native_queue import NativeKind
 from smallthinker.expert_store.store import Store
@@ -91,18 +91,8 @@ def load_profile(store: Store) -> DiskProfile | None:
 
 def save_profile(store: Store, profile: DiskProfile) -> bool:
     """Keep it for the next start. False where the store's folder can't be written."""
-    path = store.path / PROFILE_FILE
-    temporary = path.with_name(f".{PROFILE_FILE}.{secrets.token_hex(8)}")
-    try:
-        try:
-            text = json.dumps({"key": _key(store), "profile": profile.to_dict()}, indent=1)
-            temporary.write_text(text + "\n", encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError:
-        return False
-    return True
+    text = json.dumps({"key": _key(store), "profile": profile.to_dict()}, indent=1)
+    return write_hint(store.path / PROFILE_FILE, (text + "\n").encode())
 
 
 def _key(store: Store) -> dict[str, Any]:

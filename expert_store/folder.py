@@ -1,8 +1,8 @@
-"""A folder that appears under its name whole or not at all.
+"""A folder, or a small file, that appears under its name whole or not at all.
 
-Files are written into a hidden sibling, synced, and the sibling is renamed at the end. A process that is killed leaves
-the sibling behind, without the lock that the kernel held for it; the next one with the same name removes it. Knows
-nothing about what the files hold.
+A folder's files are written into a hidden sibling, synced, and the sibling is renamed at the end. A process that is
+killed leaves the sibling behind, without the lock that the kernel held for it; the next one with the same name removes
+it. Knows nothing about what the files hold.
 """
 
 from __future__ import annotations
@@ -138,6 +138,20 @@ class AtomicFolder:
             self.temporary.rename(self.out)
             shutil.rmtree(self._replaced, ignore_errors=True)
         host.sync_folder(self.out.parent)
+
+
+def write_hint(path: Path, data: bytes) -> bool:
+    """Write a small file that may as well not be there, whole or not at all. False where it can't be written."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        try:
+            temporary.write_bytes(data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
 
 
 def _literal(text: str) -> str:

@@ -82,4 +82,4 @@ def test_a_second_run_preloads_what_the_first_used_and_writes_the_same(
     assert (store_path / HOT_FILE).exists()
     second, preloaded = run()
     assert first == second
-    assert nothing == 0 or preloaded > 0
+    assert preloaded > nothing

@@ -182,6 +182,19 @@ def test_what_one_run_learned_another_begins_with(name: str) -> None:
             second.restore(bad)
 
 
+def test_what_another_text_left_behind_gives_way_to_this_one() -> None:
+    """Routing may depend on the text: twenty tokens that use the others must outweigh what was restored."""
+    other, p = Frequency(1, 4, 1), Frequency(1, 4, 1)
+    for _ in range(200):
+        other.use(0, [1])
+        other.step()
+    p.restore(other.state())
+    for _ in range(20):
+        p.use(0, [2])
+        p.step()
+    assert p.score(2) > p.score(1)
+
+
 def test_learning_survives_a_cleared_cache() -> None:
     p = Frequency(1, 2, 1)
     for _ in range(20):
