@@ -3,10 +3,10 @@
 python bench/plan_check.py STORE --skew 1.3 --memory 512MiB 1GiB [--storage emmc] [--out FILE.jsonl]
 python bench/plan_check.py --table FILE.jsonl
 
-For each budget, in processes of their own: a prediction, from a new probe of the disk or the named profile, a bench of the
-kernels and a routing drawn with that skew; then the engine, from a cold page cache, which decodes random tokens. Where
-something else used the processors meanwhile, the run is made again. `--table` prints what several such calls wrote: a
-Markdown table, and the median error.
+For each budget, in processes of their own: a prediction, from a new probe of the disk or the named profile, a bench of
+the kernels and a routing drawn with that skew; then the engine, from a cold page cache, which decodes random tokens.
+Where something else used the processors meanwhile, the run is made again. `--table` prints what several such
+calls wrote: a Markdown table, and the median error.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ def in_process(args: argparse.Namespace, part: str, memory: str) -> Row:
 def line(row: Row) -> str:
     p, m = row["predicted"], row["measured"]
     return (
-        f"| {row['model']} | {row['skew']:g} | {row['storage'] or 'its own'} | {row['memory']} | {p['tok_per_sec']:.2f} | "
+        f"| {row['model']} | {row['skew']:g} | {row['storage'] or 'its own'} | {row['memory']} | "
+        f"{p['tok_per_sec']:.2f} | "
         f"{m['tok_per_sec']:.2f} | {p['tok_per_sec'] / m['tok_per_sec'] - 1:+.0%} | {p['ttft_sec']:.2f}, "
         f"{m['ttft_sec']:.2f} ({p['ttft_sec'] / m['ttft_sec'] - 1:+.0%}) | {p['hit_rate']:.0%}, {m['hit_rate']:.0%} | "
         f"{p['bytes_read_per_token'] / MIB:.1f}, {m['bytes_read_per_token'] / MIB:.1f} | {p['limit']} |"

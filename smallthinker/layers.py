@@ -38,7 +38,7 @@ def never() -> bool:
 
 
 class DenseWeights(Protocol):
-    """Of a `Store`, what a Decoder asks for: a model's shapes and its weights by name, as format.dense_table has them."""
+    """Of a `Store`, what a Decoder asks for: a model's shapes, and its weights by their names in format.dense_table."""
 
     config: ModelConfig
     quant: Quant

@@ -3,6 +3,7 @@
 A module imports what its command needs only when it runs, so that `--help` is instant.
 """
 
-from smallthinker.commands import cache_sim, calibrate, chat, convert, doctor, inspect, probe, run, synth, trace
+from smallthinker.commands import cache_sim, calibrate, chat, convert, doctor, inspect, plan, probe, run, synth, trace
 
-COMMANDS = (run, chat, convert, inspect, probe, doctor, synth, trace, calibrate, cache_sim)  # in the order of --help
+# in the order of --help
+COMMANDS = (run, chat, convert, inspect, plan, probe, doctor, synth, trace, calibrate, cache_sim)

@@ -20,11 +20,10 @@ class ComputeCosts:
     each pair of a token and a position; chunk_expert_sec for each expert + chunk_pair_sec for each token that chose it.
 
     All of these with dense weights in huge pages. small_pages: how many times as long a token takes before the engine
-    has moved them there; moving: the same while a thread moves weights beside those that compute; moving_bytes_per_sec:
-    how fast it does.
+    has moved them there; moving: the same while a thread moves weights, which gets on at moving_bytes_per_sec then.
 
-    decompress_sec: of one record, with all threads at it. memory_bytes_per_sec: reading alone; int8_ops_per_sec:
-    arithmetic alone; the two ceilings.
+    stored_share: of a record that is left when it is compressed; decompress_sec: of one, with all threads at it.
+    memory_bytes_per_sec: reading alone; int8_ops_per_sec: arithmetic alone; the two ceilings.
     """
 
     threads: int
@@ -48,6 +47,7 @@ class ComputeCosts:
     small_pages: float
     moving: float
     moving_bytes_per_sec: float
+    stored_share: float
     decompress_sec: float
     memory_bytes_per_sec: float
     int8_ops_per_sec: float
@@ -64,6 +64,10 @@ class ComputeCosts:
 
     def chunk_experts_sec(self, experts: int, pairs: int) -> float:
         return experts * self.chunk_expert_sec + pairs * self.chunk_pair_sec
+
+    def token_sec(self, layers: int) -> float:
+        """Of a token that misses nothing, with an empty context."""
+        return self.head_sec + layers * (self.route_sec + self.attend_sec + self.all_experts_sec + self.hit_python_sec)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -5,11 +5,10 @@ Owns the measuring. What is run is the engine's own: kernels, layers, expert cac
 
 from __future__ import annotations
 
-import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,11 @@ from smallthinker.layers import Decoder
 from smallthinker.prediction.bench_model import RandomModel, WaitingQueue, random_record
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.profile import KernelTime
+from smallthinker.router.look_ahead import Trial
 
 _TOKENS_SEC = 0.3  # of decoding with all experts resident; half of it for each other measurement
 _CEILING_SEC = 0.03
 _READ_SEC = 300e-6  # what a wait for a record takes: long enough for the pool's threads to fall asleep
-# A kernel ends with its last thread; one that shares its core with another busy thread gets half of the time.
-_SHARED_CORE = 2.0
 _CHUNKS = (16, 128)
 _KEYS = 4096  # in the context for which attention is measured
 _COMPRESSION_LEVEL = 3
@@ -45,14 +43,15 @@ def measure(config: ModelConfig, quant: Quant, kv: KvKind = "f16", threads: int 
     pool = _kernels.ThreadPool(threads)
     model = RandomModel(config, quant, host.available_memory_bytes())
     before = _decode(model, pool, kv, misses=False)
-    moving = model.move_to_huge_pages()
-    resident = _decode(model, pool, kv, misses=False) if moving else before
+    during, moving_rate = _move(model, pool, kv)
+    resident = _decode(model, pool, kv, misses=False) if moving_rate else before
     missing = _decode(model, pool, kv, misses=True)
     chunks = [_chunk(model, pool, kv, min(tokens, config.max_position_embeddings)) for tokens in _CHUNKS]
     tokens, pairs, experts = ([chunk[key] for chunk in chunks] for key in ("tokens", "pairs", "experts"))
     fixed, each = _line(tokens, [chunk["attend"] for chunk in chunks])
     expert_sec, pair_sec = _two_terms(experts, pairs, [chunk["experts_sec"] for chunk in chunks])
     key_sec, chunk_key_sec = _attention(config, pool, kv)
+    stored_share, decompress_sec = _compression(config, quant)
     landed = max(missing["python"] - resident["python"], 0.0) / missing["calls"]
     return ComputeCosts(
         threads=threads,
@@ -75,12 +74,26 @@ def measure(config: ModelConfig, quant: Quant, kv: KvKind = "f16", threads: int 
         chunk_expert_sec=expert_sec,
         chunk_pair_sec=pair_sec,
         small_pages=max(_token_sec(before, config) / _token_sec(resident, config), 1.0),
-        moving=_SHARED_CORE if moving and threads >= (os.cpu_count() or 1) else 1.0,
-        moving_bytes_per_sec=moving,
-        decompress_sec=_decompress_sec(config, quant) / threads,
-        memory_bytes_per_sec=_rate(lambda: (_kernels.read_memory(pool, model.slots.reshape(-1)), model.slots.nbytes)[1]),
+        moving=max(_token_sec(during, config) / _token_sec(resident, config), 1.0) if moving_rate else 1.0,
+        moving_bytes_per_sec=moving_rate,
+        stored_share=stored_share,
+        decompress_sec=decompress_sec / threads,
+        memory_bytes_per_sec=_rate(
+            lambda: (_kernels.read_memory(pool, model.slots.reshape(-1)), model.slots.nbytes)[1]
+        ),
         int8_ops_per_sec=_rate(lambda: 2 * _kernels.multiply_add(pool, 1 << 25, True)),
     )
+
+
+class _AlwaysOn(Trial):
+    """Guesses are made for every token, whether they pay or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on = True
+
+    def token(self, seconds: float) -> None:
+        pass
 
 
 class _TimedDecoder(Decoder):
@@ -117,8 +130,28 @@ def _decoder(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: 
     return _TimedDecoder(model, cache, KVCache(config, tokens, tokens, kv), pool)
 
 
-def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, misses: bool) -> Mapping[str, float]:
-    """Seconds of a layer and a token, by part; `beside` and `head` of a token, `calls` of experts of a layer."""
+def _move(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind) -> tuple[Mapping[str, float], float]:
+    """`_decode` while a thread moves weights into huge pages, and how fast that went, bytes per second; 0 where it
+    can't. Both get in each other's way where no core is to spare."""
+    moved: list[float] = []
+    thread = threading.Thread(target=lambda: moved.append(model.move_to_huge_pages()))
+    thread.start()
+    during = _decode(model, pool, kv, misses=False, is_going=thread.is_alive)
+    thread.join()
+    return during, moved[0]
+
+
+def _decode(
+    model: RandomModel,
+    pool: _kernels.ThreadPool,
+    kv: KvKind,
+    misses: bool,
+    is_going: Callable[[], bool] | None = None,
+) -> Mapping[str, float]:
+    """Seconds of a layer and a token, by part; `beside` and `head` of a token, `calls` of experts of a layer.
+
+    is_going: go on while it says so; None: for a fixed time.
+    """
     most = 256
     decoder = _decoder(model, pool, kv, most, misses)
     rng = np.random.default_rng(0)
@@ -127,14 +160,15 @@ def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, misses: b
             with decoder.experts.request(layer, range(model.config.moe_num_primary_experts)) as ticket:
                 for _ in ticket:
                     pass
+    if decoder.look_ahead is not None:
+        decoder.look_ahead.trial = _AlwaysOn()
     for _ in range(2):
         decoder.forward([0])
     decoder.layers_sec = decoder.guess_sec = 0.0
     before, waited, began = _kernel_times(pool), decoder.experts.counters().stall_sec, time.perf_counter()
     tokens = 0
-    while tokens < most - 2 and time.perf_counter() - began < (_TOKENS_SEC / 2 if misses else _TOKENS_SEC):
-        if misses and decoder.look_ahead is not None:
-            decoder.look_ahead.trial.on = True
+    until = began + (_TOKENS_SEC / 2 if misses else _TOKENS_SEC)
+    while not tokens or (tokens < most - 2 and (time.perf_counter() < until if is_going is None else is_going())):
         decoder.forward([int(rng.integers(model.config.vocab_size))])
         tokens += 1
     seconds = time.perf_counter() - began
@@ -177,7 +211,8 @@ def _chunk(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: in
     return {
         "tokens": tokens,
         "pairs": tokens * k,
-        "experts": model.config.moe_num_primary_experts * (1 - (1 - k / model.config.moe_num_primary_experts) ** tokens),
+        "experts": model.config.moe_num_primary_experts
+        * (1 - (1 - k / model.config.moe_num_primary_experts) ** tokens),
         "experts_sec": experts,
         "attend": decoder.layers_sec / layers - experts,
     }
@@ -197,8 +232,8 @@ def _attention(config: ModelConfig, pool: _kernels.ThreadPool, kv: KvKind) -> tu
         q, out = rng.standard_normal((tokens, heads, dim), dtype=np.float32), np.empty((tokens, heads, dim), np.float32)
         at = iter(range(1 << 62))
         caches = [(cached[0, i], cached[1, i]) for i in range(len(cached[0]))]
-        return 1 / _rate(
-            lambda: _kernels.attention(pool, quant, q, *caches[next(at) % len(caches)], seen - tokens, 0, out) or 1
+        return _seconds(
+            lambda: _kernels.attention(pool, quant, q, *caches[next(at) % len(caches)], seen - tokens, 0, out)
         )
 
     tokens = min(_CHUNKS[-1], keys // 2)
@@ -207,14 +242,24 @@ def _attention(config: ModelConfig, pool: _kernels.ThreadPool, kv: KvKind) -> tu
     return max(call(1, keys) - short, 0.0) / keys, call(tokens, seen) / (tokens * (seen - (tokens - 1) / 2))
 
 
-def _decompress_sec(config: ModelConfig, quant: Quant) -> float:
-    """Of one record, by one thread."""
+def _compression(config: ModelConfig, quant: Quant) -> tuple[float, float]:
+    """What is left of a record, and the seconds in which one thread decompresses it."""
     record = random_record(config, quant, np.random.default_rng(0))
     stored = Compressor(quant, _COMPRESSION_LEVEL).stored(record)
     if len(stored) == len(record):
-        return 0.0
+        return 1.0, 0.0
     decompressor, out = Decompressor(quant, len(record)), memoryview(np.empty_like(record).data)
-    return 1 / _rate(lambda: decompressor.decompress(memoryview(stored), out) or 1)
+    return len(stored) / len(record), _seconds(lambda: decompressor.decompress(memoryview(stored), out))
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """Of one call."""
+
+    def once() -> float:
+        call()
+        return 1.0
+
+    return 1 / _rate(once)
 
 
 def _rate(call: Callable[[], float]) -> float:
@@ -241,10 +286,8 @@ def _kernel_times(pool: _kernels.ThreadPool) -> dict[str, KernelTime]:
 def _difference(after: dict[str, KernelTime], before: dict[str, KernelTime]) -> dict[str, KernelTime]:
     nothing = KernelTime(0, 0.0)
     names = ("router", "linear", *_EXPERTS, *after)
-    return {
-        name: KernelTime(*(a - b for a, b in zip(after.get(name, nothing), before.get(name, nothing), strict=True)))
-        for name in names
-    }
+    pairs = ((name, after.get(name, nothing), before.get(name, nothing)) for name in names)
+    return {name: KernelTime(now.calls - then.calls, now.sec - then.sec) for name, now, then in pairs}
 
 
 def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
@@ -259,5 +302,3 @@ def _two_terms(x: Sequence[float], z: Sequence[float], y: Sequence[float]) -> tu
     if a < 0 or b < 0:
         a, b = (0.0, float(np.dot(z, y) / np.dot(z, z))) if a < 0 else (float(np.dot(x, y) / np.dot(x, x)), 0.0)
     return float(a), float(b)
-
-

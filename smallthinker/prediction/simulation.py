@@ -213,14 +213,13 @@ class SimulatedEngine:
 
 
 class _Pages:
-    """How much longer arithmetic takes while the dense weights lie in small pages, or while weights are being moved into
-    huge ones; by the rules of `huge_pages.HugePages`: the dense weights after some steps, the experts once the cache is
+    """How much longer arithmetic takes while the dense weights lie in small pages, or while weights are moved into huge
+    ones; by the rules of `huge_pages.HugePages`: the dense weights after some steps, the experts once the cache is
     full or quiet, until it has to shrink. Experts in small pages are no slower that could be measured."""
 
     def __init__(self, costs: ComputeCosts, dense_bytes: int) -> None:
         self._costs, self._dense_bytes = costs, dense_bytes
-        # of one thread that shares its core with one that computes
-        self._rate = costs.moving_bytes_per_sec / costs.moving
+        self._rate = costs.moving_bytes_per_sec
         self._steps = self._misses = self._last_miss = 0
         self._dense_end, self._experts_end, self._moved_full = math.inf, 0.0, False
         self.slowness = costs.small_pages
@@ -237,7 +236,7 @@ class _Pages:
             self._moved_full = is_full
             self._experts_end = max(now, self._dense_end) + held_bytes / self._rate
         self.slowness = self._costs.small_pages if now < self._dense_end else 1.0
-        if now < self._experts_end or self._steps >= QUIET_STEPS and now < self._dense_end:
+        if now < self._experts_end or (self._steps >= QUIET_STEPS and now < self._dense_end):
             self.slowness *= self._costs.moving
 
     def shrunk(self) -> None:
