@@ -27,7 +27,8 @@ _MOST_LAYERS = 8
 
 
 class RandomModel:
-    """`config` has fewer layers and, where the head is large, fewer words than the model: `head_share` of them.
+    """`config` has fewer layers and, where the head is large, fewer words than the model: `head_share` of them, and of
+    `all_layers`.
 
     slots: uint8 [all experts of these layers, record_bytes], filled. It has what a Decoder asks of a store.
     """
@@ -42,6 +43,7 @@ class RandomModel:
         layer_bytes = config.moe_num_primary_experts * record_bytes
         layers = int(min(_MOST_LAYERS, config.num_hidden_layers, max(min(_SLOTS_BYTES, share / 3) // layer_bytes, 1)))
         self.head_share = words / config.vocab_size
+        self.all_layers = config.num_hidden_layers
         self.config = replace(
             config,
             num_hidden_layers=layers,

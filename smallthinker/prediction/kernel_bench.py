@@ -119,14 +119,11 @@ class _TimedDecoder(Decoder):
 
 def _decoder(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: int, misses: bool) -> _TimedDecoder:
     config = model.config
-    layers, experts, k = (
-        config.num_hidden_layers,
-        config.moe_num_primary_experts,
-        config.moe_num_active_primary_experts,
-    )
+    experts, k = config.moe_num_primary_experts, config.moe_num_active_primary_experts
     slots = model.slots[: min(2 * k, len(model.slots))] if misses else model.slots
     queue = WaitingQueue(_READ_SEC if misses else 0.0)
-    cache = ExpertCache(slots, queue, DEFAULT_POLICY(layers, experts, k), experts)
+    policy = DEFAULT_POLICY(model.all_layers, experts, k)  # what it takes to choose a victim grows with all experts
+    cache = ExpertCache(slots, queue, policy, experts)
     return _TimedDecoder(model, cache, KVCache(config, tokens, tokens, kv), pool)
 
 
