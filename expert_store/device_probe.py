@@ -22,9 +22,10 @@ import numpy as np
 
 from smallthinker.errors import StoreReadError
 from smallthinker.expert_store import host
+from smallthinker.expert_store.disk_facts import file_system
 from smallthinker.expert_store.native_queue import NativeKind, NativeQueue, Records
 from smallthinker.expert_store.probe import read_through
-from smallthinker.expert_store.probe_file import MIB, ProbeFile, file_system
+from smallthinker.expert_store.probe_file import MIB, ProbeFile
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.storage_profile import StorageProfile
 

@@ -20,6 +20,7 @@ from typing import Final
 import numpy as np
 
 from smallthinker.errors import StoreReadError
+from smallthinker.expert_store.disk_facts import IN_MEMORY, file_system
 from smallthinker.expert_store.progress import Progress, silent
 
 MIB: Final = 1 << 20
@@ -31,7 +32,6 @@ _BLOCK_BYTES = 8 * MIB
 _WRITE_SEC = 6.0  # a card that writes at 10 MB/s gets a smaller file
 _MOST_ENTRIES, _MOST_LEVELS = 5000, 4  # of folders that are looked through
 _SPARSE = 0.9  # of a file's bytes must lie on the disk: reading a hole reads nothing
-_IN_MEMORY = {"tmpfs", "ramfs"}
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,13 @@ def probe_file(where: Path, progress: Progress = silent) -> Iterator[ProbeFile]:
     """A file of at least LEAST_BYTES on the disk behind `where`, a folder or a large file; gone afterwards if it is a
     temporary one, also after a kill where the system has /proc. Raises StoreReadError."""
     try:
-        mode = where.stat().st_mode
+        mode, kind = where.stat().st_mode, file_system(where)
     except (OSError, ValueError) as e:
         raise StoreReadError(f"{where}: cannot measure the disk: {_why(e)}; give a folder or a large file") from None
+    if kind in IN_MEMORY:
+        raise StoreReadError(
+            f"{where}: expected a disk, found a file system in memory ({kind}); give a folder on a disk"
+        )
     if stat.S_ISREG(mode):
         yield _given(where)
         return
@@ -76,24 +80,6 @@ def probe_file(where: Path, progress: Progress = silent) -> Iterator[ProbeFile]:
         yield made.file
     finally:
         made.close()
-
-
-def file_system(path: Path) -> str | None:
-    """The kind of file system that holds `path`, as the system calls it; None where it doesn't say."""
-    import psutil
-
-    mounts = sorted(psutil.disk_partitions(all=True), key=lambda mount: len(mount.mountpoint), reverse=True)
-    resolved = path.resolve()
-    return next((mount.fstype or None for mount in mounts if resolved.is_relative_to(mount.mountpoint)), None)
-
-
-def check_is_disk(where: Path) -> None:
-    """Raises StoreReadError for a file system that lives in memory."""
-    kind = file_system(where)
-    if kind in _IN_MEMORY:
-        raise StoreReadError(
-            f"{where}: expected a disk, found a file system in memory ({kind}); give a folder on a disk"
-        )
 
 
 def _given(path: Path) -> ProbeFile:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-import secrets
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from smallthinker.errors import ProfileError
+from smallthinker.expert_store.folder import write_whole
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,7 +26,8 @@ BUNDLED: Final = ("nvme", "sata-ssd", "ufs", "emmc", "sd-card", "hdd")
 SCOPES: Final = ("class", "device")
 _FOLDER = Path(__file__).parent / "profiles"
 _MOST_FILE_BYTES = 64 << 10
-_TEXTS: Final = {"name": 64, "summary": 200, "source": 2000}  # longest, in characters
+LONGEST_NAME: Final = 64
+_TEXTS: Final = {"name": LONGEST_NAME, "summary": 200, "source": 2000}  # longest, in characters
 _RANGES: Final = {
     "sequential_bytes_per_sec": (1e6, 1e12),  # below 1 MB/s a single read would hold up Ctrl-C for seconds
     "random_bytes_per_sec": (1e6, 1e12),
@@ -152,14 +153,8 @@ def profile_toml(profile: StorageProfile) -> str:
 
 def save_profile_toml(profile: StorageProfile, path: str | Path) -> None:
     """Write, or replace, the file in one step. Raises ProfileError."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        try:
-            temporary.write_text(profile_toml(profile), encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(Path(path), profile_toml(profile).encode())
     except (OSError, ValueError) as e:
         why = (e.strerror if isinstance(e, OSError) else None) or str(e)
         raise ProfileError(f"{path}: cannot write the profile: {why}; give another file") from None

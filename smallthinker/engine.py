@@ -72,6 +72,7 @@ class Engine:
         predictor: bool = True,
         chunk: int | None = None,
         max_slots: int | None = None,
+        hot_set: bool = True,
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
     ) -> None:
@@ -87,6 +88,7 @@ class Engine:
         prefetch, look_ahead: see Decoder; off to measure what they are worth. predictor: use the store's, if it has one
         and not all experts fit.
         chunk, max_slots: instead of what the plan would choose, to measure and test; no output depends on them.
+        hot_set: start with the experts that earlier runs used most, and leave word of this run's; off for a cold start.
         lossy_head, lossy_threshold: a predictor's file, and the score above which it has a logit computed.
         """
         began = time.perf_counter()
@@ -176,7 +178,7 @@ class Engine:
             )
             resources.callback(self._watch.close)
             total_bytes = store.num_experts * store.record_bytes
-            self._learns = self.plan.most_slots < store.num_experts and total_bytes >= LEAST_BYTES
+            self._learns = hot_set and self.plan.most_slots < store.num_experts and total_bytes >= LEAST_BYTES
             hot = load_hot_set(store) if self._learns else None
             if hot is not None:
                 policy.restore(hot)
@@ -189,6 +191,11 @@ class Engine:
         self.least_slots = self.plan.most_slots
         self._computing, self._computed_tokens, self._decoded_tokens = Stopwatch(), 0, 0
         self.load_sec = time.perf_counter() - began
+
+    @property
+    def pool(self) -> _kernels.ThreadPool:
+        """The threads of the arithmetic, for whoever computes with the engine's states between two steps."""
+        return self._pool
 
     @property
     def reader_name(self) -> str:

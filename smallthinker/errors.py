@@ -32,7 +32,11 @@ class StoreWriteError(SmallThinkerError, OSError):
 
 
 class MemoryBudgetError(SmallThinkerError, ValueError):
-    """The memory budget is below the floor; the message names the floor."""
+    """The memory budget is below the floor; the message names it, and `floor_bytes` is it."""
+
+    def __init__(self, message: str, floor_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.floor_bytes = floor_bytes
 
 
 class ContextLengthError(SmallThinkerError, ValueError):
@@ -45,6 +49,10 @@ class RequestError(SmallThinkerError, ValueError):
 
 class ProfileError(SmallThinkerError, ValueError):
     """A storage profile can't be read, written or imposed, or has an unknown, missing or impossible value."""
+
+
+class ResultsError(SmallThinkerError, ValueError):
+    """A file of benchmark results can't be read or written, or a line of it contradicts the schema."""
 
 
 class TokenizerError(SmallThinkerError, ValueError):

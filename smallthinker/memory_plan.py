@@ -205,7 +205,8 @@ def plan_memory(
     floor = total(plan(chunks[-1], fewest))
     raise MemoryBudgetError(
         f"memory: {budget_bytes / MIB:.0f} MiB is below the floor of {-(-floor // MIB)} MiB for a context of {context} "
-        f"tokens; give --memory {-(-floor // MIB)}MiB or more, or a smaller --context"
+        f"tokens; give --memory {-(-floor // MIB)}MiB or more, or a smaller --context",
+        floor,
     )
 
 

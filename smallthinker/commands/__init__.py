@@ -3,7 +3,21 @@
 A module imports what its command needs only when it runs, so that `--help` is instant.
 """
 
-from smallthinker.commands import cache_sim, calibrate, chat, convert, doctor, inspect, plan, probe, run, synth, trace
+from smallthinker.commands import (
+    bench,
+    cache_sim,
+    calibrate,
+    chat,
+    convert,
+    doctor,
+    eval,
+    inspect,
+    plan,
+    probe,
+    run,
+    synth,
+    trace,
+)
 
 # in the order of --help
-COMMANDS = (run, chat, convert, inspect, plan, probe, doctor, synth, trace, calibrate, cache_sim)
+COMMANDS = (run, chat, convert, inspect, plan, doctor, probe, bench, synth, trace, calibrate, cache_sim, eval)

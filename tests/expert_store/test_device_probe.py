@@ -128,8 +128,9 @@ def test_what_cannot_be_measured_is_one_clear_error(tmp_path: Path, name: str, e
 
 def test_a_file_system_in_memory_is_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe_file, "file_system", lambda _: "tmpfs")
-    with pytest.raises(StoreReadError, match="in memory"):
-        probe_file.check_is_disk(tmp_path)
+    with pytest.raises(StoreReadError, match="in memory"), open_probe_file(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_probe_finds_points_and_a_profile_and_leaves_no_page_behind(tmp_path: Path) -> None:
