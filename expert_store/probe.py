@@ -106,14 +106,14 @@ def read_through(queue: ReadQueue, slots: int, records: Sequence[int], until: fl
     return done
 
 
-def emulated_profile(storage: StorageProfile, store: Store, real: DiskProfile) -> DiskProfile:
-    """How to read this store from that device, by the rules of `probe`, from the device's figures alone.
+def emulated_profile(storage: StorageProfile, record_bytes: int, real: DiskProfile) -> DiskProfile:
+    """How to read records of this size from that device, by the rules of `probe`, from the device's figures alone.
 
     real: what was found out about the disk that does the reading: where that is the slower one, its bandwidth counts.
     """
     grid = [
         _Trial("direct", chunk, depth, [storage.bytes_per_sec(chunk, depth)])
-        for chunk in _chunks(store.record_bytes)
+        for chunk in _chunks(record_bytes)
         for depth in DEPTHS
         if depth <= storage.queue_depth
     ]

@@ -75,8 +75,8 @@ class LookAhead:
         self._nothing: dict[int, tuple[int, ...]] = dict.fromkeys(range(-1, num_layers), ())
         self._chosen = self._targets = self._nothing
         self._tokens = 0
-        self._trials = Trial(), Trial()
-        self.trial = self._trials[0]
+        self.trials = Trial(), Trial()  # for one token, and for several
+        self.trial = self.trials[False]
 
     def targets(self, layer: int) -> tuple[int, ...]:
         """The layers to be asked for with the state before `layer`."""
@@ -89,7 +89,7 @@ class LookAhead:
     def begin_token(self, several: bool = False) -> None:
         """Decide for one token, or one each of several sequences, what is worth asking. Several have a trial of their
         own: what a token of theirs takes is another time."""
-        self.trial = self._trials[several]
+        self.trial = self.trials[several]
         if self._tokens % _WATCH < 2:
             watch = self._tokens % _WATCH == 0
             self._chosen = self._nothing | {layer: self._worth_asking(layer, watch) for layer in self._sources}

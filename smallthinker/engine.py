@@ -34,24 +34,25 @@ from smallthinker.expert_store.store import Store
 from smallthinker.huge_pages import HugePages
 from smallthinker.layers import LOOK_AHEAD, Decoder, never
 from smallthinker.lossy_head import DEFAULT_THRESHOLD, HeadPredictor, LossyHead
-from smallthinker.memory_plan import CHUNKS, MIB, choose_context, parse_size, plan_memory, slots_at
+from smallthinker.memory_plan import (
+    CHUNKS,
+    MIB,
+    choose_context,
+    default_budget,
+    parse_size,
+    plan_process,
+    slots_at,
+)
 from smallthinker.memory_watch import MemoryWatch
 from smallthinker.profile import Clocks, KernelTime, Stopwatch
 from smallthinker.router.exact import Route
 from smallthinker.router.predictor import find_predictor
 from smallthinker.tokenizer import Tokenizer
 
-# What the process takes beside its plan: more of the libraries is mapped as it is first used, Python's objects grow,
-# and a hard limit counts pages of its files that nobody maps any more. Seen: 10 to 20 MiB; see docs/design.md.
-STARTING_BYTES = 28 * MIB
-# The kernel needs 8 bytes for each page of 4096 that is in memory, and a cgroup's limit counts them.
-PAGE_TABLE_SHARE = 512
 # What a start from a cold page cache reads of Python's and the libraries' files, but never maps: up to 60 MiB seen.
 LIBRARY_PAGES_BYTES = 128 * MIB
 # Decoded tokens from which a run knows its hot experts well enough to leave word of them.
 HOT_TOKENS = 64
-# Left free when no budget is given: other programs go on living.
-DEFAULT_MARGIN = 0.15
 KV_DIR_BYTES = 4 << 30  # of saved conversations, unless told otherwise
 # Caches, and answers in one step: more than a processor that decodes a few tokens at once gains from.
 MOST_SEQUENCES = 64
@@ -120,12 +121,12 @@ class Engine:
             check_kind(store.config, kv)
             self.tokenizer = Tokenizer(store.path, store.config.vocab_size)
             resident = host.resident_bytes()
-            if budget is None:
-                budget = resident + int(host.available_memory_bytes() * (1 - DEFAULT_MARGIN))
             lossy = None if lossy_head is None else HeadPredictor(lossy_head, store.config)
             if lossy is not None:
                 resources.callback(lossy.close)
             limit = host.memory_limit_bytes()
+            if budget is None:
+                budget = default_budget(resident, host.available_memory_bytes(), limit)
             budget = min(budget, limit or budget)  # more would end the process
             # no room for what Python's start left behind
             is_tight = limit is not None and limit < budget + LIBRARY_PAGES_BYTES
@@ -136,21 +137,21 @@ class Engine:
             fits = most == store.num_experts and budget > store.dense_bytes + most * store.record_bytes
             profile = real = DiskProfile() if fits else profile_of(store)
             if self.storage is not None:
-                profile = emulated_profile(self.storage, store, real)
+                profile = emulated_profile(self.storage, store.record_bytes, real)
             self.disk_profile = profile  # `measured` is False where nobody asked the disk
             self.storage_warning = None if self.storage is None else _shortfall(self.storage, profile, real)
             ahead = find_predictor(store) if predictor and look_ahead and prefetch and not fits else None
             extra = (lossy.packed_bytes if lossy is not None else 0) + (ahead.nbytes if ahead is not None else 0)
-            page_tables = min(budget, store.dense_bytes + store.num_experts * store.record_bytes) // PAGE_TABLE_SHARE
-            self.plan = plan_memory(
+            self.plan = plan_process(
                 store.config,
                 budget_bytes=budget,
                 context=choose_context(store.config, context),
                 kv=kv,
-                dense_bytes=store.dense_bytes + extra,
+                dense_bytes=store.dense_bytes,
+                extra_bytes=extra,
                 record_bytes=store.record_bytes,
                 io_bytes=queue_bytes(store, profile),
-                interpreter_bytes=before_tokenizer + STARTING_BYTES + page_tables,
+                resident_bytes=before_tokenizer,
                 tokenizer_bytes=resident - before_tokenizer,
                 chunks=CHUNKS if chunk is None else (chunk,),
                 max_slots=max_slots,
@@ -194,7 +195,7 @@ class Engine:
                 fewest=self.config.moe_num_active_primary_experts,
                 most=self.plan.most_slots,
                 record_bytes=store.record_bytes,
-                overhead_bytes=STARTING_BYTES + page_tables,
+                overhead_bytes=self.plan.interpreter_bytes - before_tokenizer,
             )
             resources.callback(self._watch.close)
             total_bytes = store.num_experts * store.record_bytes

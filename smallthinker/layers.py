@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,9 @@ import numpy.typing as npt
 from smallthinker import _kernels
 from smallthinker.cache.expert_cache import MOST_UNDER_WAY, ExpertCache, Ticket
 from smallthinker.cache.kv_cache import KVCache
+from smallthinker.config import ModelConfig
 from smallthinker.errors import CancelledError
-from smallthinker.expert_store.store import Store
+from smallthinker.expert_store.format import Quant
 from smallthinker.lossy_head import LossyHead
 from smallthinker.router.exact import ExactRouter, Route
 from smallthinker.router.look_ahead import LookAhead
@@ -45,6 +46,17 @@ class _Caches(NamedTuple):
     counts: list[int]
 
 
+class DenseWeights(Protocol):
+    """Of a `Store`, what a Decoder asks for: a model's shapes, and its weights by their names in format.dense_table."""
+
+    config: ModelConfig
+    quant: Quant
+
+    def dense_names(self) -> list[str]: ...
+
+    def dense(self, name: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]: ...
+
+
 class Decoder:
     """One model's forward pass over KV caches that it is handed and its own expert cache.
 
@@ -55,7 +67,7 @@ class Decoder:
 
     def __init__(
         self,
-        store: Store,
+        store: DenseWeights,
         experts: ExpertCache,
         pool: _kernels.ThreadPool,
         *,

@@ -12,6 +12,7 @@ from smallthinker.commands import (
     doctor,
     eval,
     inspect,
+    plan,
     probe,
     run,
     synth,
@@ -19,4 +20,4 @@ from smallthinker.commands import (
 )
 
 # in the order of --help
-COMMANDS = (run, chat, convert, inspect, doctor, probe, bench, synth, trace, calibrate, cache_sim, eval)
+COMMANDS = (run, chat, convert, inspect, plan, doctor, probe, bench, synth, trace, calibrate, cache_sim, eval)
