@@ -267,7 +267,7 @@ def _chosen(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _default_budget(facts: dict[str, Any]) -> dict[str, Any]:
-    from smallthinker.engine import DEFAULT_MARGIN
+    from smallthinker.memory_plan import DEFAULT_MARGIN
 
     budget = host.resident_bytes() + int(facts["memory_available_bytes"] * (1 - DEFAULT_MARGIN))
     limit = facts["memory_limit_bytes"]

@@ -47,6 +47,14 @@ class RequestError(SmallThinkerError, ValueError):
     """A sampling or generation parameter is out of range."""
 
 
+class QueueFullError(SmallThinkerError):
+    """More requests are waiting than may wait; `retry_after_sec` is a guess of when there will be room."""
+
+    def __init__(self, message: str, retry_after_sec: float) -> None:
+        super().__init__(message)
+        self.retry_after_sec = retry_after_sec
+
+
 class ProfileError(SmallThinkerError, ValueError):
     """A storage profile can't be read, written or imposed, or has an unknown, missing or impossible value."""
 

@@ -5,21 +5,22 @@ Prints nothing, installs no signal handlers, keeps no global state: several mode
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from smallthinker.cache.kv_cache import KvKind
-from smallthinker.engine import Engine
-from smallthinker.errors import RequestError
+from smallthinker.engine import KV_DIR_BYTES, Engine
+from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind
 from smallthinker.expert_store.storage_profile import StorageProfile
-from smallthinker.generation import Completion, GenerationParams, TextStream
+from smallthinker.generation import Completion, GenerationParams, LogitsProcessor
 from smallthinker.layers import LOOK_AHEAD
 from smallthinker.lossy_head import DEFAULT_THRESHOLD
 from smallthinker.memory_plan import MemoryPlan
+from smallthinker.request import Request
+from smallthinker.scheduler import MOST_WAITING, Scheduler
 from smallthinker.tokenizer import Message
 
 DEMO_STORE = Path(__file__).parent / "demo"
@@ -45,6 +46,52 @@ class Options(TypedDict, total=False):
     ignore_eos: bool
 
 
+class CallOptions(Options, total=False):
+    """Those, and what else `Scheduler.submit` takes."""
+
+    logits_processor: LogitsProcessor | None
+    logprobs: int | None
+    timeout_sec: float | None
+    on_prefill: Callable[[int, int], None] | None
+
+
+class TextStream:
+    """Iterate for pieces of text as they are generated; `completion` is there once the iteration has ended.
+
+    The answer is written whether or not anybody iterates. Close the stream, leave its `with` block or drop it, and the
+    rest of the answer is not.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    @property
+    def completion(self) -> Completion | None:
+        return self.request.completion
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        while True:
+            event = next(self.request)
+            if event.text:
+                return event.text
+
+    def close(self) -> None:
+        """End the answer here. May be called twice."""
+        self.request.cancel()
+
+    def __enter__(self) -> TextStream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class LLM:
     """A model loaded from a store, inside a memory budget.
 
@@ -52,7 +99,7 @@ class LLM:
     ...     print(llm.generate("Once upon a time", max_tokens=50).text)
 
     A prompt is text, or messages ({"role": ..., "content": ...}) that the model's chat template turns into text.
-    One answer at a time; `cancel` may be called from any thread.
+    Everything may be called from any thread: answers that are asked for at the same time wait for each other.
     """
 
     def __init__(
@@ -69,6 +116,11 @@ class LLM:
         look_ahead: bool = True,
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
+        sequences: int = 1,
+        kv_dir: str | Path | None = None,
+        kv_dir_bytes: str | int = KV_DIR_BYTES,
+        max_waiting: int = MOST_WAITING,
+        progress: Progress = silent,
     ) -> None:
         """path: a store (see `smallthinker convert`); None is the bundled demo model. memory: a ceiling for the whole
         process, bytes or '1GiB'; None takes what is free, less a margin. context: tokens of prompt and answer together.
@@ -79,6 +131,11 @@ class LLM:
         want in the disk's idle time; no output depends on them.
         lossy_head: a published LM-head predictor (model_lm_head.pt): only logits that it scores above lossy_threshold
         are computed, and answers differ from the exact ones.
+        sequences: answers that are written side by side, and conversations whose KV cache is kept for a next turn; each
+        is planned for a whole context. max_waiting: requests that may wait for others before QueueFullError.
+        kv_dir, kv_dir_bytes: a folder where conversations that make room are saved, readable by you alone, to be
+        continued without computing them again, also after the next start; and how much it may hold.
+        progress: told (bytes done, bytes in all, what) while the dense weights are read.
 
         Raises a SmallThinkerError: StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError,
         ContextLengthError, RequestError, StoreReadError, ProfileError, CheckpointError.
@@ -95,11 +152,12 @@ class LLM:
             look_ahead=LOOK_AHEAD if look_ahead else (),
             lossy_head=lossy_head,
             lossy_threshold=lossy_threshold,
+            sequences=sequences,
+            kv_dir=kv_dir,
+            kv_dir_bytes=kv_dir_bytes,
+            progress=progress,
         )
-        self._cancelled = threading.Event()
-        self._computing = threading.Lock()  # held during each step: `close` waits for it, then frees the memory
-        self._idle = threading.Lock()  # held from the start of an answer to its end
-        self._closed = False
+        self.scheduler = Scheduler(self._engine, max_waiting=max_waiting)
 
     @property
     def plan(self) -> MemoryPlan:
@@ -116,41 +174,37 @@ class LLM:
         """Why the emulated disk may be slower than its profile says, in one line; None where nothing is known of it."""
         return self._engine.storage_warning
 
-    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
-        """Write the whole answer. Options are the fields of GenerationParams (temperature, max_tokens, seed, stop ...).
+    def generate(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Completion:
+        """Write the whole answer. Options are the fields of GenerationParams (temperature, max_tokens, seed, stop ...)
+        and logits_processor, logprobs, timeout_sec and on_prefill of `Scheduler.submit`.
 
-        Raises ContextLengthError and RequestError before anything is computed; StoreReadError when the disk fails.
+        Raises ContextLengthError, RequestError and QueueFullError before anything is computed; StoreReadError when the
+        disk fails.
         """
         with self.stream(prompt, **options) as stream:
-            for _ in stream:
-                pass
-            assert stream.completion is not None
-            return stream.completion
+            return stream.request.result()
 
-    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> TextStream:
-        """Like `generate`, piece by piece: iterate over the stream for text; `stream.completion` holds the rest.
+    def chat(self, messages: Sequence[Message], **options: Unpack[CallOptions]) -> Completion:
+        """The assistant's answer to a conversation; append it to the messages, and the next turn computes only what is
+        new. Raises what `generate` does, and TokenizerError where the model has no chat template."""
+        return self.generate(messages, **options)
 
-        Raises RequestError as well while another answer of this model is being written.
-        """
-        text = prompt if isinstance(prompt, str) else self._engine.tokenizer.render_chat(prompt)
-        params = GenerationParams(**options)
-        if not self._idle.acquire(blocking=False):
-            raise RequestError("this model is writing another answer: finish, close or cancel that stream first")
-        try:
-            self._cancelled.clear()
-            if self._closed:
-                raise RequestError("this model is closed")
-            return TextStream(
-                self._engine,
-                self._engine.tokenizer.encode(text),
-                params,
-                cancelled=self._cancelled,
-                computing=self._computing,
-                on_end=self._idle.release,
-            )
-        except BaseException:
-            self._idle.release()
-            raise
+    def stream(self, prompt: Prompt, **options: Unpack[CallOptions]) -> TextStream:
+        """Like `generate`, piece by piece: iterate over the stream for text; `stream.completion` holds the rest."""
+        return TextStream(self.submit(prompt, **options))
+
+    def submit(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Request:
+        """Like `stream`, token by token: see Request."""
+        tokenizer = self._engine.tokenizer
+        text = prompt if isinstance(prompt, str) else tokenizer.render_chat(prompt)
+        return self.scheduler.submit(
+            tokenizer.encode(text),
+            logits_processor=options.pop("logits_processor", None),
+            logprobs=options.pop("logprobs", None),
+            timeout_sec=options.pop("timeout_sec", None),
+            on_prefill=options.pop("on_prefill", None),
+            params=GenerationParams(**cast(Options, options)),  # what is left; the last to be evaluated
+        )
 
     def tokenize(self, text: str) -> list[int]:
         return self._engine.tokenizer.encode(text)
@@ -159,15 +213,13 @@ class LLM:
         return self._engine.tokenizer.decode(list(ids))
 
     def cancel(self) -> None:
-        """End the answer that is being written, from any thread; it finishes with reason 'cancelled' within a layer."""
-        self._cancelled.set()
+        """End every answer that is being written or waits, from any thread, with reason 'cancelled' within a layer."""
+        self.scheduler.cancel_all()
 
     def close(self) -> None:
-        """Free files, threads and memory; a running answer ends first, with reason 'cancelled'. May be called twice."""
-        self._closed = True
-        self._cancelled.set()
-        with self._computing:
-            self._engine.close()
+        """Free files, threads and memory; running answers end first, with reason 'cancelled'. May be called twice."""
+        self.scheduler.close()
+        self._engine.close()
 
     def __enter__(self) -> LLM:
         return self

@@ -97,9 +97,13 @@ class _AlwaysOn(Trial):
 
 
 class _TimedDecoder(Decoder):
-    """Adds up the seconds of its layers, of guesses, and of waiting."""
+    """One sequence's. Adds up the seconds of its layers, of guesses, and of waiting."""
 
+    kv: KVCache
     layers_sec = guess_sec = 0.0
+
+    def run(self, tokens: Sequence[int]) -> None:
+        self.forward([(self.kv, tokens)])
 
     def _layer_of_token(self, *arguments: Any) -> None:
         began = time.perf_counter()
@@ -124,7 +128,9 @@ def _decoder(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: 
     queue = WaitingQueue(_READ_SEC if misses else 0.0)
     policy = DEFAULT_POLICY(model.all_layers, experts, k)  # what it takes to choose a victim grows with all experts
     cache = ExpertCache(slots, queue, policy, experts)
-    return _TimedDecoder(model, cache, KVCache(config, tokens, tokens, kv), pool)
+    decoder = _TimedDecoder(model, cache, pool)
+    decoder.kv = KVCache(config, tokens, tokens, kv)
+    return decoder
 
 
 def _move(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind) -> tuple[Mapping[str, float], float]:
@@ -158,15 +164,15 @@ def _decode(
                 for _ in ticket:
                     pass
     if decoder.look_ahead is not None:
-        decoder.look_ahead.trial = _AlwaysOn()
+        decoder.look_ahead.trials = _AlwaysOn(), _AlwaysOn()
     for _ in range(2):
-        decoder.forward([0])
+        decoder.run([0])
     decoder.layers_sec = decoder.guess_sec = 0.0
     before, waited, began = _kernel_times(pool), decoder.experts.counters().stall_sec, time.perf_counter()
     tokens = 0
     until = began + (_TOKENS_SEC / 2 if misses else _TOKENS_SEC)
     while not tokens or (tokens < most - 2 and (time.perf_counter() < until if is_going is None else is_going())):
-        decoder.forward([int(rng.integers(model.config.vocab_size))])
+        decoder.run([int(rng.integers(model.config.vocab_size))])
         tokens += 1
     seconds = time.perf_counter() - began
     waited = decoder.experts.counters().stall_sec - waited
@@ -199,7 +205,7 @@ def _chunk(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: in
     for again in range(2):
         decoder.kv.rewind(0)
         before, decoder.layers_sec = _kernel_times(pool), 0.0
-        decoder.forward(rng.integers(model.config.vocab_size, size=tokens).tolist())
+        decoder.run(rng.integers(model.config.vocab_size, size=tokens).tolist())
         if again:
             break
     kernels = _difference(_kernel_times(pool), before)

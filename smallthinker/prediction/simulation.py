@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
-from smallthinker.cache.kv_cache import KvKind
+from smallthinker.cache.kv_cache import KvKind, kv_touched_bytes
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.cache.read_counters import CacheCounters
 from smallthinker.config import ModelConfig
@@ -132,7 +132,9 @@ class SimulatedEngine:
         positions = self._positions + tokens
         if self._plan.most_slots > self._plan.slots and (positions // 16, tokens) != self._shared:
             self._shared = positions // 16, tokens
-            limit = slots_at(self._plan, self._config, self._kv, self._record_bytes, positions + 16, tokens)
+            plan, config = self._plan, self._config
+            kv_bytes = kv_touched_bytes(config, plan.context, plan.chunk, self._kv, positions + 16)
+            limit = slots_at(plan, config, self._record_bytes, kv_bytes, tokens)
             limit = min(limit, self._plan.most_slots)
             if limit < self._cache.limit:
                 self._pages.shrunk()
@@ -181,7 +183,7 @@ class SimulatedEngine:
             self._spend(self._costs.guess_sec)
             missing = self._cache.expect(target, guesses[target], look.likelihoods(layer, target))
             if missing:
-                look.remember(layer, target, guesses[target], missing)
+                look.remember(layer, target, [(guesses[target][rank], rank) for rank in missing])
 
     def _attend_sec(self, layer: int) -> float:
         window = self._config.window(layer)
