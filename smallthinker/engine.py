@@ -73,6 +73,7 @@ class Engine:
         sequences: int = 1,
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
+        reserved: int = 0,
     ) -> None:
         """Raises StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError, ContextLengthError, RequestError or,
         for `lossy_head`, CheckpointError.
@@ -87,6 +88,7 @@ class Engine:
         the same steps.
         chunk, max_slots: instead of what the plan would choose, to measure and test; no output depends on them.
         lossy_head, lossy_threshold: a predictor's file, and the score above which it has a logit computed.
+        reserved: bytes of the budget that the plan leaves to the caller.
         """
         began = time.perf_counter()
         if threads is not None and not 1 <= threads <= 1024:
@@ -130,7 +132,7 @@ class Engine:
                 dense_bytes=store.dense_bytes + extra,
                 record_bytes=store.record_bytes,
                 io_bytes=queue_bytes(store, profile),
-                interpreter_bytes=before_tokenizer + STARTING_BYTES + page_tables,
+                interpreter_bytes=before_tokenizer + STARTING_BYTES + page_tables + reserved,
                 tokenizer_bytes=resident - before_tokenizer,
                 chunks=CHUNKS if chunk is None else (chunk,),
                 max_slots=max_slots,

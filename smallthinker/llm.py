@@ -10,7 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypedDict
 
+import numpy as np
+import numpy.typing as npt
+
 from smallthinker.cache.kv_cache import KvKind
+from smallthinker.config import ModelConfig
 from smallthinker.engine import Engine
 from smallthinker.expert_store.queues import QueueKind
 from smallthinker.generation import Completion, GenerationParams, LogitsProcessor
@@ -19,7 +23,7 @@ from smallthinker.lossy_head import DEFAULT_THRESHOLD
 from smallthinker.memory_plan import MemoryPlan
 from smallthinker.request import Request
 from smallthinker.scheduler import MOST_WAITING, Scheduler
-from smallthinker.tokenizer import Message
+from smallthinker.tokenizer import Message, Tokenizer
 
 DEMO_STORE = Path(__file__).parent / "demo"
 
@@ -106,6 +110,7 @@ class LLM:
         lossy_threshold: float = DEFAULT_THRESHOLD,
         sequences: int = 1,
         max_waiting: int = MOST_WAITING,
+        reserved: int = 0,
     ) -> None:
         """path: a store (see `smallthinker convert`); None is the bundled demo model. memory: a ceiling for the whole
         process, bytes or '1GiB'; None takes what is free, less a margin. context: tokens of prompt and answer together.
@@ -116,6 +121,7 @@ class LLM:
         are computed, and answers differ from the exact ones.
         sequences: answers that are written side by side, and conversations whose KV cache is kept for a next turn; each
         is planned for a whole context. max_waiting: requests that may wait for others before QueueFullError.
+        reserved: bytes of the budget that are left to the application.
 
         Raises a SmallThinkerError: StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError,
         ContextLengthError, RequestError, StoreReadError, CheckpointError.
@@ -132,6 +138,7 @@ class LLM:
             lossy_head=lossy_head,
             lossy_threshold=lossy_threshold,
             sequences=sequences,
+            reserved=reserved,
         )
         self.scheduler = Scheduler(self._engine, max_waiting=max_waiting)
 
@@ -139,6 +146,20 @@ class LLM:
     def plan(self) -> MemoryPlan:
         """Where the memory goes."""
         return self._engine.plan
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Texts and chat messages to token ids and back."""
+        return self._engine.tokenizer
+
+    @property
+    def config(self) -> ModelConfig:
+        return self._engine.config
+
+    def expert_uses(self) -> npt.NDArray[np.uint32]:
+        """How often each expert has been used since the model was loaded, uint32 [layers, experts]; a copy."""
+        config = self._engine.config
+        return self._engine.experts.uses().reshape(config.num_hidden_layers, config.moe_num_primary_experts)
 
     def generate(
         self,
