@@ -57,7 +57,7 @@ class OutputParser:
         self._tools = tools
         self._text = ""  # not parsed yet
         self._state = "thinking" if thinking else "opening" if thinks else "saying"
-        self._fresh = True  # nothing but space since the state began, which isn't part of it
+        self._fresh = thinking  # nothing but space since the state began, and that isn't part of it
         self._scan: _ObjectScan | None = None  # of the arguments that are being handed on
         self.calls = 0
 
