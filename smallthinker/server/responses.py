@@ -13,13 +13,20 @@ from starlette.responses import JSONResponse, Response
 
 from smallthinker.generation import Completion, Finished, Token
 from smallthinker.server.answers import Answers, Asked, unless_gone
-from smallthinker.server.errors import as_api_error
+from smallthinker.server.errors import as_api_error, bad_request
 from smallthinker.server.grammar import ANY_OBJECT, Constraint
 from smallthinker.server.output import OutputParser, Part, Reasoning, Said
 from smallthinker.server.prompts import Prompt, chat_prompt
 from smallthinker.server.response_items import Items
 from smallthinker.server.sampling_options import generation_params, processor_maker
-from smallthinker.server.schemas import ChatMessage, JsonObjectFormat, ResponseJsonSchema, ResponsesRequest, Sampling
+from smallthinker.server.schemas import (
+    ChatMessage,
+    JsonObjectFormat,
+    ResponseJsonSchema,
+    ResponseMessage,
+    ResponsesRequest,
+    Sampling,
+)
 from smallthinker.server.service import Service
 from smallthinker.server.sse import PING, EventStream
 from smallthinker.server.usage import Usage
@@ -43,7 +50,10 @@ def _prepare(service: Service, asked: ResponsesRequest) -> _Answer:
     if isinstance(asked.input, str):
         messages.append(ChatMessage(role="user", content=asked.input))
     else:
-        messages += [ChatMessage(role=message.role, content=message.content) for message in asked.input]
+        said = [item for item in asked.input if isinstance(item, ResponseMessage)]
+        messages += [ChatMessage(role=message.role, content=message.content) for message in said]
+    if not messages:
+        raise bad_request("input: expected a message", "input")
     prompt = chat_prompt(llm, limits, messages, enable_thinking=asked.enable_thinking)
     if asked.enable_thinking is False and not prompt.thinking:
         prompt = replace(prompt, thinks=False)
