@@ -105,15 +105,19 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 def _api_key(args: argparse.Namespace) -> str | None:
     """The command line's, else the file's, else the environment's."""
-    from smallthinker.commands.options import read_text
     from smallthinker.errors import RequestError
 
     if args.api_key is not None and args.api_key_file is not None:
         raise RequestError("--api-key: give either this or --api-key-file")
     if args.api_key_file is not None:
-        key = read_text(args.api_key_file).strip()
+        path: Path = args.api_key_file
+        try:
+            key = path.read_text(encoding="ascii").strip()
+        except (OSError, UnicodeDecodeError) as e:
+            why = e.strerror if isinstance(e, OSError) else "a key has ASCII characters only"
+            raise RequestError(f"--api-key-file {path}: cannot read the key: {why}") from None
         if not key:
-            raise RequestError(f"--api-key-file {args.api_key_file}: expected a key, found an empty file")
+            raise RequestError(f"--api-key-file {path}: expected a key, found an empty file")
         return key
     key = args.api_key
     return os.environ.get(KEY_VARIABLE) if key is None else str(key)

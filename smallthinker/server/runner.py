@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import logging
 import socket
 
 import uvicorn
@@ -60,9 +61,22 @@ class Server(uvicorn.Server):
         )
         self._llm, self._grace_sec = llm, grace_sec
 
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        logger = logging.getLogger("uvicorn.error")
+        logger.addFilter(_is_news)
+        try:
+            super().run(sockets)
+        finally:
+            logger.removeFilter(_is_news)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         timer = asyncio.get_running_loop().call_later(self._grace_sec, self._llm.cancel)
         try:
             await super().shutdown(sockets)
         finally:
             timer.cancel()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Answers that end because the server does are none."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from typing import Any
@@ -65,8 +66,8 @@ def test_a_broken_body_is_refused(server: Running, path: str, body: bytes) -> No
 
 def test_a_schema_with_numbers_that_are_none_is_refused(server: Running) -> None:
     for number in (b"NaN", b"1e999"):
-        body = b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "response_format": {"type": '
-        body += b'"json_schema", "json_schema": {"name": "x", "schema": {"type": "number", "minimum": ' + number + b"}}}}"
+        body = b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "response_format": '
+        body += b'{"type": "json_schema", "json_schema": {"name": "x", "schema": {"minimum": ' + number + b"}}}}"
         assert_refused(httpx.post(f"{server.url}/v1/chat/completions", content=body))
 
 
@@ -122,10 +123,8 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(demo: LLM) -> Non
             for _ in range(200):
                 yield b" " * 100
 
-        try:
+        with contextlib.suppress(httpx.TransportError):  # it may be refused while it is still being sent
             assert httpx.post(url, content=chunks()).status_code == 413  # no length given
-        except httpx.TransportError:
-            pass  # refused while it was still being sent
         fine = {"model": NAME, "prompt": "x" * 500, "max_tokens": 1}
         assert httpx.post(url, json=fine).status_code == 200
 
@@ -161,13 +160,11 @@ def test_a_body_that_never_comes_is_not_waited_for_for_ever(demo: LLM) -> None:
 def test_what_is_not_http_ends_its_own_connection_only(server: Running, garbage: bytes) -> None:
     at = urlsplit(server.url)
     with socket.create_connection((at.hostname, at.port)) as connection:
-        try:
+        with contextlib.suppress(OSError):
             connection.sendall(garbage)
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(4096):
                 pass
-        except OSError:
-            pass
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 

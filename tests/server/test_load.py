@@ -52,9 +52,7 @@ def test_past_the_queue_s_bound_a_client_is_told_when_to_come_again(narrow: tupl
         client.completions.create(**TEXT, n=2)
     assert error.value.code == "rate_limit_exceeded" and int(error.value.response.headers["retry-after"]) >= 1
     with pytest.raises(RateLimitError):
-        client.chat.completions.create(
-            model=NAME, messages=[{"role": "user", "content": "x"}], n=2, stream=True
-        )
+        client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": "x"}], n=2, stream=True)
     gate.open()
     first.join(PATIENCE_SEC)
     assert answered[0].usage.completion_tokens == 50  # those who came first feel nothing of it

@@ -1,4 +1,4 @@
-"""completions, responses, models, tokenize, health, metrics and the figures, through the official client where it can."""
+"""Everything but chat: through the official client where it knows the endpoint."""
 
 from __future__ import annotations
 

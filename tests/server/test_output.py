@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -72,7 +73,7 @@ def test_an_answer_is_taken_apart_the_same_way_however_it_is_cut(
 def test_where_the_text_is_cut_changes_nothing(parts: list[str], cuts: list[int], thinking: bool) -> None:
     text = "".join(parts)
     at = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    pieces = [text[a:b] for a, b in zip(at, at[1:], strict=False)]
+    pieces = [text[a:b] for a, b in itertools.pairwise(at)]
     assert parsed(pieces, thinking=thinking) == parsed([text], thinking=thinking)
 
 

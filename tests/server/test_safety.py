@@ -34,12 +34,16 @@ def ask(running: Running, path: str = "/v1/models", method: str = "GET", **heade
     return response
 
 
-@pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1", "127.0.0.1:1", "[::1]:8080", "192.168.1.5"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:8080", "127.0.0.1", "127.0.0.1:1", "[::1]:8080", "192.168.1.5"]
+)
 def test_addresses_and_localhost_are_this_server_s_names(server: Running, host: str) -> None:
     assert ask(server, host=host).status == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "localhost.evil.example", "", "[", "a@b:c", "127.0.0.1.nip.io"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8080", "localhost.evil.example", "", "[", "a@b:c", "127.0.0.1.nip.io"]
+)
 def test_a_name_that_was_made_to_lead_here_is_refused(server: Running, host: str) -> None:
     response = ask(server, host=host)
     assert response.status == 403
@@ -116,8 +120,8 @@ def test_the_page_may_run_only_what_is_in_it(server: Running) -> None:
 
 def test_the_policy_names_the_hash_of_every_inline_block() -> None:
     html = b"<style>a{}</style><script>\n1</script><SCRIPT type='module'>2</SCRIPT >"
-    # echo -n a{} | openssl dgst -sha256 -binary | base64
-    assert "style-src 'sha256-iFwFgmiWo6DFcEUc0ykJEbLWPnS0kQ4oQCVzkFrPWUE='" in policy(html) or "style-src 'sha256-" in policy(html)
+    # echo -n 'a{}' | openssl dgst -sha256 -binary | base64
+    assert "style-src 'sha256-X1RutGBrXCt9KkSaXMK7tHftWiRscFHOhxsS8tv8hBk='" in policy(html)
     assert policy(html).count("'sha256-") == 3
     assert "script-src 'none'; style-src 'none'" in policy(b"<p>nothing")
 
@@ -131,7 +135,12 @@ def test_what_users_write_is_in_no_log(server: Running, caplog: pytest.LogCaptur
     logging.getLogger("openai").setLevel(logging.ERROR)  # the client's own log has what it sends
     for stream in (False, True):
         ask(model=NAME, messages=[{"role": "user", "content": secret}], max_tokens=2, stream=stream).parse()
-    for body in ({"prompt": [secret]}, {secret: 1}, {"prompt": secret, "stop": secret * 100}, {"prompt": secret * 9999}):
+    for body in (
+        {"prompt": [secret]},
+        {secret: 1},
+        {"prompt": secret, "stop": secret * 100},
+        {"prompt": secret * 9999},
+    ):
         server.post("/v1/completions", **body, n=0)
     httpx.post(f"{server.url}/v1/completions", content=f'{{"prompt": "{secret}'.encode())
     ours = [record for record in caplog.records if not record.name.startswith(("openai", "httpcore", "httpx"))]
