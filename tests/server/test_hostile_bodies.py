@@ -159,12 +159,11 @@ def test_a_body_that_never_comes_is_not_waited_for_for_ever(demo: LLM) -> None:
 )  # fmt: skip
 def test_what_is_not_http_ends_its_own_connection_only(server: Running, garbage: bytes) -> None:
     at = urlsplit(server.url)
-    with socket.create_connection((at.hostname, at.port)) as connection:
-        with contextlib.suppress(OSError):
-            connection.sendall(garbage)
-            connection.shutdown(socket.SHUT_WR)
-            while connection.recv(4096):
-                pass
+    with socket.create_connection((at.hostname, at.port)) as connection, contextlib.suppress(OSError):
+        connection.sendall(garbage)
+        connection.shutdown(socket.SHUT_WR)
+        while connection.recv(4096):
+            pass
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
