@@ -85,6 +85,7 @@ class Engine:
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
         progress: Progress = silent,
+        reserved: int = 0,
     ) -> None:
         """Raises StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError, ContextLengthError, RequestError,
         StoreReadError or, for `storage`, ProfileError or, for `lossy_head`, CheckpointError.
@@ -104,6 +105,7 @@ class Engine:
         hot_set: start with the experts that earlier runs used most, and leave word of this run's; off for a cold start.
         lossy_head, lossy_threshold: a predictor's file, and the score above which it has a logit computed.
         progress: told of the dense weights as they are read.
+        reserved: bytes of the budget that the plan leaves to the caller.
         """
         began = time.perf_counter()
         if threads is not None and not 1 <= threads <= 1024:
@@ -151,7 +153,7 @@ class Engine:
                 extra_bytes=extra,
                 record_bytes=store.record_bytes,
                 io_bytes=queue_bytes(store, profile),
-                resident_bytes=before_tokenizer,
+                resident_bytes=before_tokenizer + reserved,
                 tokenizer_bytes=resident - before_tokenizer,
                 chunks=CHUNKS if chunk is None else (chunk,),
                 max_slots=max_slots,

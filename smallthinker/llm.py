@@ -10,7 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypedDict, cast
 
+import numpy as np
+import numpy.typing as npt
+
 from smallthinker.cache.kv_cache import KvKind
+from smallthinker.config import ModelConfig
 from smallthinker.engine import KV_DIR_BYTES, Engine
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind
@@ -21,7 +25,7 @@ from smallthinker.lossy_head import DEFAULT_THRESHOLD
 from smallthinker.memory_plan import MemoryPlan
 from smallthinker.request import Request
 from smallthinker.scheduler import MOST_WAITING, Scheduler
-from smallthinker.tokenizer import Message
+from smallthinker.tokenizer import Message, Tokenizer
 
 DEMO_STORE = Path(__file__).parent / "demo"
 
@@ -121,6 +125,7 @@ class LLM:
         kv_dir_bytes: str | int = KV_DIR_BYTES,
         max_waiting: int = MOST_WAITING,
         progress: Progress = silent,
+        reserved: int = 0,
     ) -> None:
         """path: a store (see `smallthinker convert`); None is the bundled demo model. memory: a ceiling for the whole
         process, bytes or '1GiB'; None takes what is free, less a margin. context: tokens of prompt and answer together.
@@ -136,6 +141,7 @@ class LLM:
         kv_dir, kv_dir_bytes: a folder where conversations that make room are saved, readable by you alone, to be
         continued without computing them again, also after the next start; and how much it may hold.
         progress: told (bytes done, bytes in all, what) while the dense weights are read.
+        reserved: bytes of the budget that are left to the application.
 
         Raises a SmallThinkerError: StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError,
         ContextLengthError, RequestError, StoreReadError, ProfileError, CheckpointError.
@@ -156,6 +162,7 @@ class LLM:
             kv_dir=kv_dir,
             kv_dir_bytes=kv_dir_bytes,
             progress=progress,
+            reserved=reserved,
         )
         self.scheduler = Scheduler(self._engine, max_waiting=max_waiting)
 
@@ -173,6 +180,20 @@ class LLM:
     def storage_warning(self) -> str | None:
         """Why the emulated disk may be slower than its profile says, in one line; None where nothing is known of it."""
         return self._engine.storage_warning
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Texts and chat messages to token ids and back."""
+        return self._engine.tokenizer
+
+    @property
+    def config(self) -> ModelConfig:
+        return self._engine.config
+
+    def expert_uses(self) -> npt.NDArray[np.uint32]:
+        """How often each expert has been used since the model was loaded, uint32 [layers, experts]; a copy."""
+        config = self._engine.config
+        return self._engine.experts.uses().reshape(config.num_hidden_layers, config.moe_num_primary_experts)
 
     def generate(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Completion:
         """Write the whole answer. Options are the fields of GenerationParams (temperature, max_tokens, seed, stop ...)

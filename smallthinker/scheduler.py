@@ -175,6 +175,11 @@ class Scheduler:
                 uptime_sec=time.monotonic() - self._began,
             )
 
+    @property
+    def closed(self) -> bool:
+        """Nothing is computed any more: by `close`, or because the thread has died."""
+        return self._closed
+
     def close(self) -> None:
         """End every answer, with reason 'cancelled', and the thread. May be called twice, from any other thread."""
         with self._changed:

@@ -15,9 +15,10 @@ from smallthinker.commands import (
     plan,
     probe,
     run,
+    serve,
     synth,
     trace,
 )
 
 # in the order of --help
-COMMANDS = (run, chat, convert, inspect, plan, doctor, probe, bench, synth, trace, calibrate, cache_sim, eval)
+COMMANDS = (run, chat, serve, convert, inspect, plan, doctor, probe, bench, synth, trace, calibrate, cache_sim, eval)

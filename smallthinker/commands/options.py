@@ -133,7 +133,8 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", int, "N", None, "the same seed gives the same text (default: a new one each time)")
 
 
-def load(args: argparse.Namespace) -> LLM:
+def load(args: argparse.Namespace, **more: Any) -> LLM:
+    """The model that the options describe; `more` goes to LLM as it is."""
     from smallthinker.llm import LLM
 
     llm = LLM(
@@ -148,6 +149,7 @@ def load(args: argparse.Namespace) -> LLM:
         look_ahead=not args.no_look_ahead,
         lossy_head=args.lossy_head,
         lossy_threshold=args.lossy_threshold,
+        **more,
     )
     if llm.storage is not None:
         print(f"the disk is emulated: {llm.storage.name} ({llm.storage.summary})", file=sys.stderr)
