@@ -61,7 +61,7 @@ class ExpertCache:
         self._free = list(range(len(slots) - 1, -1, -1))
         self._lent: list[int] = []  # slots whose memory the system has
         self._in_use = False
-        self._used: list[tuple[int, list[int]]] = []  # what the policy hasn't heard of yet, in order
+        self._used: list[tuple[int, list[int], Sequence[int] | None, int]] = []  # what the policy hasn't heard of yet, in order
         self._tally = Tally(self._record_bytes)
 
     def counters(self) -> CacheCounters:
@@ -91,11 +91,13 @@ class ExpertCache:
     def is_resident(self, layer: int, expert: int) -> bool:
         return layer * self._experts_per_layer + expert in self._slot_of
 
-    def resident_slots(self, layer: int, experts: Sequence[int]) -> list[int] | None:
+    def resident_slots(
+        self, layer: int, experts: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1
+    ) -> list[int] | None:
         """The slots of a layer's experts if all are resident, counted as hits; None, and nothing counted, if not.
 
         They stay until the next layer is asked for. A ticket takes three times as long, which a step without a miss
-        feels.
+        feels. counts, tokens: see `request`.
         """
         if self._in_use:  # an interrupt struck while the books were being changed: the next request starts over
             return None
@@ -114,7 +116,7 @@ class ExpertCache:
             self._in_use = True
             self._settle(layer, records)
             self._in_use = False
-        self._used.append((layer, records))
+        self._used.append((layer, records, counts, tokens))
         self._serving = records
         return slots
 
@@ -222,8 +224,8 @@ class ExpertCache:
     def _tell_policy(self) -> None:
         """Hand over what was used, all at once: one by one, between kernels that sweep the processor's caches, each
         costs ten times as much."""
-        for layer, records in self._used:
-            self._policy.use(layer, records)
+        for layer, records, counts, tokens in self._used:
+            self._policy.use(layer, records, counts, tokens)
         self._used.clear()
 
     def _absorb(self, finished: list[Finished]) -> None:
