@@ -36,7 +36,7 @@ from smallthinker.expert_store import host
 from smallthinker.expert_store.disk_profile import load_profile, save_profile
 from smallthinker.expert_store.format import PROFILE_FILE
 from smallthinker.expert_store.native_queue import NativeQueue
-from smallthinker.expert_store.probe import probe
+from smallthinker.expert_store.probe import probe, read_through
 from smallthinker.expert_store.store import Store
 from smallthinker.memory_plan import MIB, parse_size
 from smallthinker.roofline import Phase
@@ -84,20 +84,10 @@ def measure_disk(path: Path) -> Row:
         nbytes = count * store.record_bytes
         slots = np.frombuffer(host.aligned_buffer(nbytes), np.uint8, nbytes).reshape(count, -1)
         slots.fill(0)  # a page's first touch is dear, and not the disk's doing
-        waiting = np.random.default_rng().permutation(store.num_experts).tolist()
+        records = np.random.default_rng().permutation(store.num_experts).tolist()
         queue = NativeQueue(store, slots, profile.kind, chunk_bytes=profile.chunk_bytes, depth=profile.depth)
-        free, slot_of, ended = list(range(count)), dict[int, int](), 0
         began = time.perf_counter()
-        while time.perf_counter() < began + CEILING_SEC and (waiting or slot_of):
-            while waiting and free:
-                record = waiting.pop()
-                slot_of[record] = free.pop()
-                queue.submit(record, slot_of[record])
-            for record, error in queue.wait():
-                if error is not None:
-                    raise error
-                free.append(slot_of.pop(record))
-                ended += 1
+        ended = read_through(queue, count, records, began + CEILING_SEC)
         seconds = time.perf_counter() - began
         queue.close()
     return {"bytes_per_sec": ended * store.record_bytes / seconds}

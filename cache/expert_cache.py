@@ -61,7 +61,8 @@ class ExpertCache:
         self._free = list(range(len(slots) - 1, -1, -1))
         self._lent: list[int] = []  # slots whose memory the system has
         self._in_use = False
-        self._used: list[tuple[int, list[int], Sequence[int] | None, int]] = []  # what the policy hasn't heard of yet, in order
+        # what the policy hasn't heard of yet, in order
+        self._used: list[tuple[int, list[int], Sequence[int] | None, int]] = []
         self._tally = Tally(self._record_bytes)
 
     def counters(self) -> CacheCounters:

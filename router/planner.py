@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-
 _FEW_PAIRS = 128  # up to which Python's own lists are faster than arrays: the next tokens of several sequences
 
 

@@ -25,8 +25,10 @@ from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.errors import ContextLengthError, RequestError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.disk_profile import DiskProfile
-from smallthinker.expert_store.probe import profile_of
+from smallthinker.expert_store.probe import emulated_profile, profile_of
+from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind, open_queue, queue_bytes
+from smallthinker.expert_store.storage_profile import StorageProfile, load_profile
 from smallthinker.expert_store.store import Store
 from smallthinker.huge_pages import HugePages
 from smallthinker.layers import LOOK_AHEAD, Decoder, never
@@ -51,6 +53,8 @@ HOT_TOKENS = 64
 DEFAULT_MARGIN = 0.15
 # Caches, and answers in one step: more than a processor that decodes a few tokens at once gains from.
 MOST_SEQUENCES = 64
+# A real disk that gives this share of an emulated one's bandwidth is good enough to stand for it.
+_SHORTFALL = 0.95
 
 
 class Engine:
@@ -65,6 +69,7 @@ class Engine:
         kv: KvKind = "f16",
         threads: int | None = None,
         reader: QueueKind = "auto",
+        storage: StorageProfile | str | Path | None = None,
         prefetch: bool = True,
         look_ahead: Sequence[int] = LOOK_AHEAD,
         predictor: bool = True,
@@ -73,20 +78,24 @@ class Engine:
         sequences: int = 1,
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
+        progress: Progress = silent,
     ) -> None:
-        """Raises StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError, ContextLengthError, RequestError or,
-        for `lossy_head`, CheckpointError.
+        """Raises StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError, ContextLengthError, RequestError,
+        StoreReadError or, for `storage`, ProfileError or, for `lossy_head`, CheckpointError.
 
         memory: budget of the whole process, in bytes or as '1GiB'; None takes what is free, less a margin.
         context: tokens of prompt and answer together; None takes the model's, at most 4096.
         kv: numbers of the KV cache; q8 halves its bytes and changes outputs slightly.
         threads: for arithmetic; None takes the physical cores.
+        storage: a slower disk to emulate, a profile or its name or file: reads of experts and dense weights take as
+        long as from that one, from the page cache as well; no output depends on it.
         prefetch, look_ahead: see Decoder; off to measure what they are worth. predictor: use the store's, if it has one
         and not all experts fit.
         sequences: KV caches, each for a whole context: conversations that are kept, and answers that can be written in
         the same steps.
         chunk, max_slots: instead of what the plan would choose, to measure and test; no output depends on them.
         lossy_head, lossy_threshold: a predictor's file, and the score above which it has a logit computed.
+        progress: told of the dense weights as they are read.
         """
         began = time.perf_counter()
         if threads is not None and not 1 <= threads <= 1024:
@@ -96,6 +105,7 @@ class Engine:
         if lossy_head is None and lossy_threshold != DEFAULT_THRESHOLD:
             raise RequestError("lossy_threshold: has no meaning without lossy_head, the predictor's file")
         budget = None if memory is None else parse_size(memory)
+        self.storage = load_profile(storage) if isinstance(storage, (str, Path)) else storage
         before_tokenizer = host.resident_bytes()
         with ExitStack() as resources:
             store = resources.enter_context(Store.open(path))
@@ -117,8 +127,11 @@ class Engine:
             # Where everything fits, each expert is read once: nothing to find out about the disk for.
             most = store.num_experts if max_slots is None else max_slots
             fits = most == store.num_experts and budget > store.dense_bytes + most * store.record_bytes
-            profile = DiskProfile() if fits else profile_of(store)
+            profile = real = DiskProfile() if fits else profile_of(store)
+            if self.storage is not None:
+                profile = emulated_profile(self.storage, store, real)
             self.disk_profile = profile  # `measured` is False where nobody asked the disk
+            self.storage_warning = None if self.storage is None else _shortfall(self.storage, profile, real)
             ahead = find_predictor(store) if predictor and look_ahead and prefetch and not fits else None
             extra = (lossy.packed_bytes if lossy is not None else 0) + (ahead.nbytes if ahead is not None else 0)
             page_tables = min(budget, store.dense_bytes + store.num_experts * store.record_bytes) // PAGE_TABLE_SHARE
@@ -137,7 +150,7 @@ class Engine:
                 sequences=sequences,
             )
             slots = allocate_slots(self.plan.most_slots, store.record_bytes)
-            self._queue = open_queue(reader, store, slots, profile)
+            self._queue = open_queue(reader, store, slots, profile, self.storage)
             resources.callback(self._queue.close)
             self.threads = threads or host.physical_cores()
             layers, experts = self.config.num_hidden_layers, self.config.moe_num_primary_experts
@@ -150,7 +163,7 @@ class Engine:
             self._current: Conversation | None = None
             self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa
-            store.load_dense()
+            store.load_dense(progress=progress, storage=self.storage)
             if is_tight:
                 host.drop_library_pages()  # once more: what was still being read ahead the first time
             self.lossy_head: LossyHead | None = None
@@ -191,6 +204,11 @@ class Engine:
         self.load_sec = time.perf_counter() - began
 
     @property
+    def pool(self) -> _kernels.ThreadPool:
+        """The threads of the arithmetic, for whoever computes with the engine's states between two steps."""
+        return self._pool
+
+    @property
     def reader_name(self) -> str:
         return self._queue.name
 
@@ -218,7 +236,7 @@ class Engine:
         self.check_fits(len(tokens), 0)
 
     def open(self, prompt: Sequence[int]) -> tuple[Conversation, int]:
-        """A conversation for a prompt that `check_prompt` has passed, to be handed to `step` and, at its end, to `keep`;
+        """A conversation for a prompt that `check_prompt` has passed, to be handed to `step` and in the end to `keep`;
         and how many of the prompt's tokens it holds already. At most `plan.sequences` may be open."""
         return self._conversations.open(prompt)
 
@@ -229,11 +247,11 @@ class Engine:
     def step(
         self, spans: Sequence[tuple[Conversation, Sequence[int]]], *, cancelled: Callable[[], bool] = never
     ) -> npt.NDArray[np.float32]:
-        """Append tokens to open conversations, each another, all in one step -> logits [conversations, V] after the last
-        of each, the same bits as in a step of its own.
+        """Append tokens to open conversations, each another, all in one step -> logits [conversations, V] after the
+        last of each, the same bits as in a step of its own.
 
-        A conversation gets at most `plan.chunk` tokens, all together as many or one for each. Raises CancelledError when
-        `cancelled()` turns true (nothing has been appended then), StoreReadError.
+        A conversation gets at most `plan.chunk` tokens, all together as many or one for each. Raises CancelledError
+        when `cancelled()` turns true (nothing has been appended then), StoreReadError.
         """
         tokens = sum(len(new) for _, new in spans)
         with self._computing:
@@ -265,12 +283,13 @@ class Engine:
         return logits, reused
 
     def decode(self, token: int, *, cancelled: Callable[[], bool] = never) -> npt.NDArray[np.float32]:
-        """Append one token to what `prefill` began -> logits [V] of the next. Raises ContextLengthError when the context
-        is full, RequestError before any prefill."""
+        """Append one token to what `prefill` began -> logits [V] of the next. Raises ContextLengthError when the
+        context is full, RequestError before any prefill."""
         if self._current is None:
             raise RequestError("decode: nothing to continue; prefill a prompt first")
         self.check_fits(len(self._current.tokens), 1)
-        return self.step([(self._current, [token])], cancelled=cancelled)[0]
+        logits: npt.NDArray[np.float32] = self.step([(self._current, [token])], cancelled=cancelled)[0]
+        return logits
 
     def all_logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits [T, V] at every position of a fresh sequence, for evaluation."""
@@ -367,3 +386,15 @@ class Engine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _shortfall(storage: StorageProfile, emulated: DiskProfile, real: DiskProfile) -> str | None:
+    """In words, where the disk itself is slower than the one it should stand for; None where it is known not to be, or
+    nobody asked it."""
+    expected = storage.bytes_per_sec(emulated.chunk_bytes, emulated.depth)
+    if not real.measured or real.bandwidth_bytes_per_sec >= _SHORTFALL * expected:
+        return None
+    return (
+        f"storage {storage.name}: this disk gives {real.bandwidth_bytes_per_sec / 1e6:.0f} MB/s of random reads, less "
+        f"than the profile's {expected / 1e6:.0f}: an emulated disk can't be faster than the real one"
+    )

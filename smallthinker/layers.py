@@ -131,7 +131,8 @@ class Decoder:
         """
         ids = np.fromiter(chain.from_iterable(tokens for _, tokens in spans), np.int32)
         counts = [len(tokens) for _, tokens in spans]
-        caches = _Caches([kv for kv, _ in spans], [kv.begin(n) for (kv, _), n in zip(spans, counts, strict=True)], counts)
+        starts = [kv.begin(len(tokens)) for kv, tokens in spans]
+        caches = _Caches([kv for kv, _ in spans], starts, counts)
         x = np.empty((len(ids), self.config.hidden_size), np.float32)
         _kernels.embed(self.quant, self.dense["embed_tokens"], self.config.vocab_size, x.shape[1], ids, x)
         normed = np.empty_like(x)
@@ -207,9 +208,7 @@ class Decoder:
         if ahead:
             self._expect(FINAL, ahead, self.router.guess_next(x, ahead))
 
-    def _layer_of_chunk(
-        self, layer: int, x: Floats, normed: Floats, caches: _Caches, cos: Floats, sin: Floats
-    ) -> None:
+    def _layer_of_chunk(self, layer: int, x: Floats, normed: Floats, caches: _Caches, cos: Floats, sin: Floats) -> None:
         """One layer for x [T, d], in place."""
         route = self.router.route(layer, x)
         if self.observer is not None:
@@ -257,8 +256,9 @@ class Decoder:
             for rank, of_tokens in enumerate(self.router.route(target, x).ids.T.tolist()):
                 for expert in of_tokens:
                     ranks.setdefault(expert, rank)
-            wanted, likelihood = list(ranks), look.likelihoods(layer, target)
-            missing = self.experts.expect(target, wanted, [likelihood[rank] for rank in ranks.values()], 2 * MOST_UNDER_WAY)
+            wanted, of_rank = list(ranks), look.likelihoods(layer, target)
+            likelihoods = [of_rank[rank] for rank in ranks.values()]
+            missing = self.experts.expect(target, wanted, likelihoods, 2 * MOST_UNDER_WAY)
             look.remember(layer, target, [(wanted[place], ranks[wanted[place]]) for place in missing])
 
     def _request(self, layer: int, work: list[ExpertWork], tokens: int) -> tuple[list[list[int]], Ticket]:

@@ -111,9 +111,9 @@ def plan_memory(
 ) -> MemoryPlan:
     """Split the budget: fixed parts first, experts get the rest, up to all of them or `max_slots`.
 
-    sequences: KV caches, each for a whole context; as many answers may be computed in one step. The largest of the prefill `chunks` is taken that leaves room for two layers' experts, so that a prompt streams
-    through; else the smallest. Raises MemoryBudgetError, naming the floor, when not even one token's experts fit beside
-    the fixed parts.
+    sequences: KV caches, each for a whole context; as many answers may be computed in one step. The largest of the
+    prefill `chunks` is taken that leaves room for two layers' experts, so that a prompt streams through; else the
+    smallest. Raises MemoryBudgetError, naming the floor, when not even one token's experts fit beside the fixed parts.
     """
 
     def plan(chunk: int, slots: int) -> MemoryPlan:
@@ -156,8 +156,9 @@ def plan_memory(
     floor = total(plan(chunks[-1], fewest))
     raise MemoryBudgetError(
         f"memory: {budget_bytes / MIB:.0f} MiB is below the floor of {-(-floor // MIB)} MiB for a context of {context} "
-        f"tokens{'' if sequences == 1 else f' and {sequences} sequences'}; give --memory {-(-floor // MIB)}MiB or more, "
-        f"or a smaller --context"
+        f"tokens{'' if sequences == 1 else f', {sequences} times'}; give --memory {-(-floor // MIB)}MiB or more, or a "
+        "smaller --context",
+        floor,
     )
 
 

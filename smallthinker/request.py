@@ -5,14 +5,16 @@ Owns the hand-over from the thread that computes to the one that waits. Knows no
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from smallthinker.generation import Completion, FinishReason, Finished, Token
+from smallthinker.generation import Completion, Finished, FinishReason, Token
+
+if TYPE_CHECKING:  # 50 ms that a program without an event loop needn't wait
+    import asyncio
 
 Event = Token | Finished
 State = Literal["waiting", "running", "finished"]
@@ -81,6 +83,8 @@ class Request:
         return self
 
     async def __anext__(self) -> Event:
+        import asyncio
+
         while True:
             with self._arrived:
                 if self._has_news():

@@ -184,6 +184,7 @@ class Scheduler:
         self.cancel_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+            atexit.unregister(self._at_exit)
 
     def _wake(self) -> None:
         with self._changed:
@@ -195,7 +196,8 @@ class Scheduler:
             self._thread.start()
             # a daemon thread that is stopped in the middle of a kernel would take the process down with it
             closing = weakref.WeakMethod(self.close)
-            atexit.register(lambda: (close := closing()) and close())
+            self._at_exit = lambda: (close := closing()) and close()
+            atexit.register(self._at_exit)
 
     def _retry_after_sec(self) -> float:
         """How long until one of those that run will have ended, as the answers so far suggest."""

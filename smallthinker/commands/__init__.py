@@ -3,6 +3,20 @@
 A module imports what its command needs only when it runs, so that `--help` is instant.
 """
 
-from smallthinker.commands import cache_sim, calibrate, chat, convert, doctor, inspect, pull, run, synth, trace
+from smallthinker.commands import (
+    cache_sim,
+    calibrate,
+    chat,
+    convert,
+    doctor,
+    eval,
+    inspect,
+    probe,
+    pull,
+    run,
+    synth,
+    trace,
+)
 
-COMMANDS = (run, chat, pull, convert, inspect, doctor, synth, trace, calibrate, cache_sim)  # in the order of --help
+# in the order of --help
+COMMANDS = (run, chat, pull, convert, inspect, probe, doctor, synth, trace, calibrate, cache_sim, eval)
