@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from typing import Any
 from smallthinker.errors import DownloadError
 
 MOST_TRIES = 5  # that bring not one byte
+_SILENCE_SEC = 30.0  # without a byte, then it is tried again
 _PIECE_BYTES = 1 << 20
 _HASH = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")  # of a git blob, or the SHA-256 of a large file
 
@@ -67,7 +69,9 @@ class Hub:
         from huggingface_hub import HfApi
 
         with self._clear_errors():
-            info = HfApi(endpoint=self.endpoint).model_info(self.repo, revision=self.revision, files_metadata=True)
+            info = HfApi(endpoint=self.endpoint).model_info(
+                self.repo, revision=self.revision, files_metadata=True, timeout=_SILENCE_SEC
+            )
         if not info.sha or not _HASH.fullmatch(info.sha):
             raise DownloadError(f"{self.endpoint}: expected the commit of {self.repo}, found {info.sha!r}")
         files = []
@@ -122,7 +126,10 @@ class Hub:
         path.unlink(missing_ok=True)
         cached = self.cached(file)
         if cached is not None and _is(cached, file, arrived):
-            path.symlink_to(cached.resolve())
+            try:
+                path.symlink_to(cached.resolve())
+            except OSError:  # a file system without links
+                shutil.copyfile(cached, path)
             return
         if self.offline:
             raise DownloadError(
@@ -182,7 +189,7 @@ class Hub:
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
-        with get_session().stream("GET", url, headers=headers) as response:
+        with get_session().stream("GET", url, headers=headers, timeout=_SILENCE_SEC) as response:
             hf_raise_for_status(response)
             skip = 0 if response.status_code == 206 else start  # a server that knows no ranges sends all of it again
             for piece in response.iter_bytes():  # in pieces of a set size, a dropped connection would lose the last

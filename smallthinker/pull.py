@@ -6,6 +6,7 @@ where they are until the store is whole: in `STORE.download`, which a second try
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -106,35 +107,70 @@ class Pull:
     def run(
         self,
         compress: int | None = None,
-        downloading: Progress | None = None,
-        converting: Progress | None = None,
+        downloading: Progress = silent,
+        converting: Progress = silent,
         keep_download: bool = False,
     ) -> Path:
         """Download what is missing, convert it, remove the download; returns the store's path.
 
         Whatever ends this early, no half store is left under its name, and the next try goes on with what has come.
         """
-        self.check_space()
-        with _locked(self.download):
-            progress, done = downloading or silent, 0
-
-            def arrived(count: int) -> None:
-                nonlocal done
-                done += count
-                progress(done, self.plan.download_bytes, "")
-
-            for file in self.plan.files:
-                try:
-                    self._hub.download(file, self.download / file.name, arrived)
-                except OSError as e:
-                    if isinstance(e, DownloadError):
-                        raise
-                    why = f"cannot write {file.name}: {e.strerror or e}"
-                    raise StoreWriteError(f"{self.download}: {why}; the same command goes on from there") from e
-            convert(self.download, self.plan.store, self.plan.quant, self._force, converting, compress)
+        with self.locked():
+            self.fetch(downloading)
+            self.convert(compress, converting)
             if not keep_download:
-                shutil.rmtree(self.download, ignore_errors=True)
+                self.remove_download()
         return self.plan.store
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder of the download, made if need be, for this process alone. The lock ends with the process."""
+        self.check_space()
+        try:
+            self.download.mkdir(exist_ok=True)
+            lock = host.lock_folder(self.download, wait=False)
+        except OSError as e:
+            raise StoreWriteError(f"{self.download}: cannot write: {e.strerror or e}") from e
+        if lock is None:
+            raise StoreWriteError(f"{self.download}: another process is downloading into it; choose another name")
+        try:
+            yield
+        finally:
+            host.unlock_folder(lock)
+
+    def fetch(self, progress: Progress = silent) -> None:
+        """Have every file of the plan in the folder, whole."""
+        done = 0
+
+        def arrived(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done, self.plan.download_bytes, "")
+
+        try:
+            for name in set(_SMALL_FILES) - {file.name for file in self.plan.files}:
+                (self.download / name).unlink(
+                    missing_ok=True
+                )  # another model's, from an earlier try: would be converted
+            for file in self.plan.files:
+                self._hub.download(file, self.download / file.name, arrived)
+        except DownloadError:
+            raise
+        except OSError as e:
+            why = f"cannot write: {e.strerror or e}"
+            raise StoreWriteError(f"{self.download}: {why}; the same command goes on from there") from e
+
+    def convert(self, compress: int | None = None, progress: Progress = silent) -> None:
+        convert(self.download, self.plan.store, self.plan.quant, self._force, progress, compress)
+
+    def remove_download(self) -> None:
+        """What was fetched, and the folder if there is nothing else in it."""
+        names = {file.name for file in self.plan.files}
+        with contextlib.suppress(OSError):
+            for path in self.download.iterdir():
+                if path.name in names or path.suffix == ".part":
+                    path.unlink()
+            self.download.rmdir()
 
     def check_space(self) -> None:
         """Raises StoreWriteError when the disk is too small for the rest of the download and the store."""
@@ -190,22 +226,6 @@ class Pull:
             return file.size
         part = part_of(path, file)
         return min(part.stat().st_size, file.size) if part.is_file() else 0
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The folder, made if need be, for this process alone. The lock ends with the process."""
-    try:
-        folder.mkdir(exist_ok=True)
-        lock = host.lock_folder(folder, wait=False)
-    except OSError as e:
-        raise StoreWriteError(f"{folder}: cannot write: {e.strerror or e}") from e
-    if lock is None:
-        raise StoreWriteError(f"{folder}: another process is downloading into it; wait for it or choose another name")
-    try:
-        yield
-    finally:
-        host.unlock_folder(lock)
 
 
 def _size(nbytes: int) -> str:

@@ -24,7 +24,7 @@ class FakeHub:
 
     cut_after: the n-th connection for a file's content ends after so many bytes, for each n there is a number.
     damaged: names of files that arrive with one bit changed. gated: repositories that want a token. requests: what
-    came, as (method, path, Range, Authorization).
+    came, as (method, path, Range, Authorization). redirects: contents are elsewhere, as the hub's large files.
     """
 
     repos: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -32,6 +32,7 @@ class FakeHub:
     damaged: set[str] = field(default_factory=set)
     gated: set[str] = field(default_factory=set)
     knows_ranges: bool = True
+    redirects: bool = False
     stall_after: int | None = None
     requests: list[tuple[str, str, str | None, str | None]] = field(default_factory=list)
     stalled: threading.Event = field(default_factory=threading.Event)
@@ -96,7 +97,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.fake.requests.append((self.command, path, self.headers["Range"], self.headers["Authorization"]))
         listing = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/(.+)", path)
-        content = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        content = re.fullmatch(r"(?:/cdn)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         found = listing or content
         repo = self.fake.repos.get(found[1]) if found else None
         if found is None or repo is None:
@@ -109,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, body, {"Content-Type": "application/json"})
         elif found[1] in self.fake.gated and self.headers["Authorization"] != "Bearer hf_let_me_in":
             self._error(403, "GatedRepo")
+        elif self.fake.redirects and not path.startswith("/cdn/"):
+            self._send(302, b"", {"Location": f"/cdn{self.path}"})
         elif found[3] not in repo:
             self._error(404, "EntryNotFound")
         else:

@@ -44,11 +44,17 @@ def handle(args: argparse.Namespace) -> int:
     plan = pull.plan
     if args.dry_run:
         print(json.dumps(plan.to_dict()) if args.json else plan.text())
+        pull.check_space()
         return 0
     print(plan.text(), file=sys.stderr)
     try:
-        with ProgressBar("downloading") as downloading, ProgressBar("converting") as converting:
-            pull.run(args.compress, downloading, converting, args.keep_download)
+        with pull.locked():
+            with ProgressBar("downloading") as progress:
+                pull.fetch(progress)
+            with ProgressBar("converting") as progress:
+                pull.convert(args.compress, progress)
+            if not args.keep_download:
+                pull.remove_download()
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command goes on with {pull.download}", file=sys.stderr)
         raise

@@ -39,7 +39,7 @@ def test_the_fastapi_route_streams_and_a_client_that_leaves_costs_nothing(user: 
         status, whole = post(f"{url}/ask", body)
         assert status == 200
         with LLM(memory="600MiB") as llm:
-            expected = llm.chat([{"role": "user", "content": "Who is there?"}], max_tokens=20, temperature=0)
+            expected = llm.generate([{"role": "user", "content": "Who is there?"}], max_tokens=20, temperature=0)
         answer = json.loads(whole)
         assert answer == {"text": expected.text, "tokens": 20, "finish_reason": "length"}
         for _ in range(4):  # more than there are sequences
@@ -66,7 +66,7 @@ def test_the_openai_package_gets_the_same_answer_whole_and_streamed(user: User, 
     pytest.importorskip("openai", reason="needs smallthinker[examples]")
     printed = user.run("python", "examples/openai_client.py", server_url)
     with LLM(memory="600MiB") as llm:
-        text = llm.chat([{"role": "user", "content": QUESTION}], max_tokens=40, temperature=0).text
+        text = llm.generate([{"role": "user", "content": QUESTION}], max_tokens=40, temperature=0).text
     assert printed == f"{text}\n(40 tokens, length)\n{text}\n"
 
 
@@ -75,5 +75,5 @@ def test_a_langchain_chain_gets_the_same_answer_whole_and_streamed(user: User, s
     printed = user.run("python", "examples/langchain_client.py", server_url)
     system = {"role": "system", "content": "You tell of the sea."}
     with LLM(memory="600MiB") as llm:
-        text = llm.chat([system, {"role": "user", "content": QUESTION}], max_tokens=40, temperature=0).text
+        text = llm.generate([system, {"role": "user", "content": QUESTION}], max_tokens=40, temperature=0).text
     assert printed == f"{text}\n{text}\n"

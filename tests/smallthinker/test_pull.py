@@ -104,6 +104,13 @@ def test_a_dropped_connection_is_taken_up_where_it_ended(hub: FakeHub, checkpoin
     assert [done for done, _ in reports] == sorted(done for done, _ in reports)
 
 
+def test_a_redirected_file_is_resumed_as_well(hub: FakeHub, checkpoint: Path, tmp_path: Path) -> None:
+    hub.redirects, hub.cut_after = True, [1000]
+    store = Pull(connect(hub), tmp_path / "store").run()
+    assert store_files(store) == store_files(convert(checkpoint, tmp_path / "direct", "q4_0"))
+    assert [span for _, path, span, _ in hub.requests if path.startswith("/cdn/") and span] == ["bytes=1000-"]
+
+
 def test_a_server_without_ranges_is_read_again_from_the_start(hub: FakeHub, checkpoint: Path, tmp_path: Path) -> None:
     hub.cut_after, hub.knows_ranges = [1000], False
     store = Pull(connect(hub), tmp_path / "store").run()
@@ -183,6 +190,19 @@ def test_a_download_that_was_damaged_on_disk_is_fetched_again(hub: FakeHub, chec
     store = Pull(connect(hub), tmp_path / "store", force=True).run()
     assert [name for name, _ in hub.fetched() if name.endswith(".safetensors")] == [shard.name]
     assert store_files(store) == store_files(convert(checkpoint, tmp_path / "direct", "q4_0"))
+
+
+def test_the_folder_of_the_download_gives_the_store_nothing_else_and_loses_nothing_else(
+    hub: FakeHub, checkpoint: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "store.download"
+    folder.mkdir()
+    (folder / "chat_template.jinja").write_text("another model's")
+    (folder / "model.safetensors").write_bytes(b"another model's")
+    (folder / "notes.txt").write_text("the user's")
+    store = Pull(connect(hub), tmp_path / "store").run()
+    assert store_files(store) == store_files(convert(checkpoint, tmp_path / "direct", "q4_0"))
+    assert (folder / "notes.txt").exists()
 
 
 def test_with_keep_download_the_checkpoint_stays_and_converts(hub: FakeHub, tmp_path: Path) -> None:
