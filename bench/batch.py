@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine
 
 from smallthinker import GenerationParams
+from smallthinker.benchmark.environment import machine
 from smallthinker.engine import Engine
 from smallthinker.scheduler import Scheduler
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from machine import machine
 
+from smallthinker.benchmark.environment import machine
 from smallthinker.errors import StoreReadError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.native_queue import NativeKind, NativeQueue

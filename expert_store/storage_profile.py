@@ -26,7 +26,8 @@ BUNDLED: Final = ("nvme", "sata-ssd", "ufs", "emmc", "sd-card", "hdd")
 SCOPES: Final = ("class", "device")
 _FOLDER = Path(__file__).parent / "profiles"
 _MOST_FILE_BYTES = 64 << 10
-_TEXTS: Final = {"name": 64, "summary": 200, "source": 2000}  # longest, in characters
+LONGEST_NAME: Final = 64
+_TEXTS: Final = {"name": LONGEST_NAME, "summary": 200, "source": 2000}  # longest, in characters
 _RANGES: Final = {
     "sequential_bytes_per_sec": (1e6, 1e12),  # below 1 MB/s a single read would hold up Ctrl-C for seconds
     "random_bytes_per_sec": (1e6, 1e12),

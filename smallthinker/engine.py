@@ -20,8 +20,9 @@ from smallthinker import _kernels
 from smallthinker.cache.conversations import Conversation, Conversations
 from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
 from smallthinker.cache.hot_set import LEAST_BYTES, load_hot_set, save_hot_set
-from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind, kv_touched_bytes
+from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind, kv_touched_bytes, rings
 from smallthinker.cache.policies import DEFAULT_POLICY
+from smallthinker.cache.saved_conversations import SavedConversations, model_key
 from smallthinker.errors import ContextLengthError, RequestError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.disk_profile import DiskProfile
@@ -51,6 +52,7 @@ LIBRARY_PAGES_BYTES = 128 * MIB
 HOT_TOKENS = 64
 # Left free when no budget is given: other programs go on living.
 DEFAULT_MARGIN = 0.15
+KV_DIR_BYTES = 4 << 30  # of saved conversations, unless told otherwise
 # Caches, and answers in one step: more than a processor that decodes a few tokens at once gains from.
 MOST_SEQUENCES = 64
 # A real disk that gives this share of an emulated one's bandwidth is good enough to stand for it.
@@ -76,6 +78,9 @@ class Engine:
         chunk: int | None = None,
         max_slots: int | None = None,
         sequences: int = 1,
+        kv_dir: str | Path | None = None,
+        kv_dir_bytes: str | int = KV_DIR_BYTES,
+        hot_set: bool = True,
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
         progress: Progress = silent,
@@ -93,7 +98,9 @@ class Engine:
         and not all experts fit.
         sequences: KV caches, each for a whole context: conversations that are kept, and answers that can be written in
         the same steps.
+        kv_dir, kv_dir_bytes: a folder for conversations that make room or are kept at the end; what it may hold.
         chunk, max_slots: instead of what the plan would choose, to measure and test; no output depends on them.
+        hot_set: start with the experts that earlier runs used most, and leave word of this run's; off for a cold start.
         lossy_head, lossy_threshold: a predictor's file, and the score above which it has a logit computed.
         progress: told of the dense weights as they are read.
         """
@@ -157,12 +164,13 @@ class Engine:
             policy = DEFAULT_POLICY(layers, experts, self.config.moe_num_active_primary_experts)
             self.experts = ExpertCache(slots, self._queue, policy, experts)
             self._kv_kind = kv
-            self._conversations = Conversations(
-                lambda: KVCache(self.config, self.plan.context, self.plan.chunk, kv), sequences
-            )
-            self._current: Conversation | None = None
             self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa
+            saved = None if kv_dir is None else self._saved_conversations(Path(kv_dir), parse_size(kv_dir_bytes))
+            self._conversations = Conversations(
+                lambda: KVCache(self.config, self.plan.context, self.plan.chunk, kv), sequences, saved
+            )
+            self._current: Conversation | None = None
             store.load_dense(progress=progress, storage=self.storage)
             if is_tight:
                 host.drop_library_pages()  # once more: what was still being read ahead the first time
@@ -190,7 +198,7 @@ class Engine:
             )
             resources.callback(self._watch.close)
             total_bytes = store.num_experts * store.record_bytes
-            self._learns = self.plan.most_slots < store.num_experts and total_bytes >= LEAST_BYTES
+            self._learns = hot_set and self.plan.most_slots < store.num_experts and total_bytes >= LEAST_BYTES
             hot = load_hot_set(store) if self._learns else None
             if hot is not None:
                 policy.restore(hot)
@@ -207,6 +215,11 @@ class Engine:
     def pool(self) -> _kernels.ThreadPool:
         """The threads of the arithmetic, for whoever computes with the engine's states between two steps."""
         return self._pool
+
+    def _saved_conversations(self, folder: Path, most_bytes: int) -> SavedConversations:
+        layout = rings(self.config, self.plan.context, self.plan.chunk)
+        model = model_key(self.store, self._kv_kind, self.isa, layout)
+        return SavedConversations(folder, model, layout, self.plan.context, self.config.vocab_size, most_bytes)
 
     @property
     def reader_name(self) -> str:
@@ -375,6 +388,7 @@ class Engine:
         if self._learns and self._decoded_tokens >= HOT_TOKENS:
             save_hot_set(self.store, self.experts.hot_experts())
             self._learns = False
+        self._conversations.save()
         self._resources.close()
         vars(self).pop("_decoder", None)  # and with it every view of the weights
         self.lossy_head = None

@@ -63,6 +63,10 @@ class ProfileError(SmallThinkerError, ValueError):
     """A storage profile can't be read, written or imposed, or has an unknown, missing or impossible value."""
 
 
+class ResultsError(SmallThinkerError, ValueError):
+    """A file of benchmark results can't be read or written, or a line of it contradicts the schema."""
+
+
 class TokenizerError(SmallThinkerError, ValueError):
     """tokenizer.json or the chat template can't be loaded or rendered."""
 

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from smallthinker.cache.kv_cache import KvKind
-from smallthinker.engine import Engine
+from smallthinker.engine import KV_DIR_BYTES, Engine
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind
 from smallthinker.expert_store.storage_profile import StorageProfile
@@ -117,6 +117,8 @@ class LLM:
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
         sequences: int = 1,
+        kv_dir: str | Path | None = None,
+        kv_dir_bytes: str | int = KV_DIR_BYTES,
         max_waiting: int = MOST_WAITING,
         progress: Progress = silent,
     ) -> None:
@@ -131,6 +133,8 @@ class LLM:
         are computed, and answers differ from the exact ones.
         sequences: answers that are written side by side, and conversations whose KV cache is kept for a next turn; each
         is planned for a whole context. max_waiting: requests that may wait for others before QueueFullError.
+        kv_dir, kv_dir_bytes: a folder where conversations that make room are saved, readable by you alone, to be
+        continued without computing them again, also after the next start; and how much it may hold.
         progress: told (bytes done, bytes in all, what) while the dense weights are read.
 
         Raises a SmallThinkerError: StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError,
@@ -149,6 +153,8 @@ class LLM:
             lossy_head=lossy_head,
             lossy_threshold=lossy_threshold,
             sequences=sequences,
+            kv_dir=kv_dir,
+            kv_dir_bytes=kv_dir_bytes,
             progress=progress,
         )
         self.scheduler = Scheduler(self._engine, max_waiting=max_waiting)

@@ -138,7 +138,7 @@ class Scheduler:
                     f"try again in {retry:.0f} s",
                     retry,
                 )
-            request = Request(next(self._ids), deadline, self._wake)
+            request = Request(next(self._ids), deadline)
             self._waiting.append(_Entry(request, answer, on_prefill))
             self._start()
             self._changed.notify_all()
@@ -186,10 +186,6 @@ class Scheduler:
             thread.join()
             atexit.unregister(self._at_exit)
 
-    def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
-
     def _start(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="smallthinker", daemon=True)
@@ -232,7 +228,10 @@ class Scheduler:
                 if entry.request.ending:
                     self._finish(entry)
                 elif entry.conversation is None:
-                    self._begin(entry)
+                    try:
+                        self._begin(entry)
+                    except Exception as error:
+                        self._fail(entry, error)
             if self._running:
                 self._step()
 

@@ -4,6 +4,7 @@ A module imports what its command needs only when it runs, so that `--help` is i
 """
 
 from smallthinker.commands import (
+    bench,
     cache_sim,
     calibrate,
     chat,
@@ -19,4 +20,4 @@ from smallthinker.commands import (
 )
 
 # in the order of --help
-COMMANDS = (run, chat, pull, convert, inspect, probe, doctor, synth, trace, calibrate, cache_sim, eval)
+COMMANDS = (run, chat, pull, convert, inspect, doctor, probe, bench, synth, trace, calibrate, cache_sim, eval)

@@ -39,7 +39,7 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.errors import ProfileError
     from smallthinker.expert_store.device_probe import probe_device
     from smallthinker.expert_store.probe_file import probe_file
-    from smallthinker.expert_store.storage_profile import save_profile_toml
+    from smallthinker.expert_store.storage_profile import LONGEST_NAME, save_profile_toml
 
     out: Path | None = args.out
     if out is not None:  # before half a minute has been spent
@@ -49,7 +49,8 @@ def handle(args: argparse.Namespace) -> int:
             raise ProfileError(f"{out}: cannot write the profile: {out.absolute().parent} is no folder")
     with ProgressBar("writing") as writing, probe_file(args.path, writing) as file:
         with ProgressBar("measuring", "point") as measuring:
-            name = "measured" if out is None else out.stem
+            is_name = out is not None and out.stem.isprintable() and len(out.stem) <= LONGEST_NAME
+            name = out.stem if out is not None and is_name else "measured"
             report = probe_device(file, name, progress=measuring)
         shown = file.shown
     if out is not None:
