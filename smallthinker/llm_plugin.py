@@ -11,6 +11,7 @@ engine is imported before a model is used: `llm` loads its plugins at every star
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -66,6 +67,8 @@ class SharedLLM:
                 from smallthinker.llm import LLM
 
                 self._loaded, self._sizes = LLM(self._store, memory=sizes[0], context=sizes[1]), sizes
+                atexit.unregister(self.close)
+                atexit.register(self.close)  # what it learned makes the next start faster
             return _Answer(self._loaded.stream(messages, **options), on_end)
 
     def close(self) -> None:
