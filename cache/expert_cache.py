@@ -63,6 +63,12 @@ class ExpertCache:
         self._in_use = False
         self._used: list[tuple[int, list[int]]] = []  # what the policy hasn't heard of yet, in order
         self._tally = Tally(self._record_bytes)
+        self._uses = np.zeros(len(policy.state()), np.uint32)
+
+    def uses(self) -> npt.NDArray[np.uint32]:
+        """How often a token has used each expert since the cache was made, [layers * experts per layer]; a copy. From
+        any thread."""
+        return self._uses.copy()
 
     def counters(self) -> CacheCounters:
         """Valid after `free`, too."""
@@ -135,6 +141,7 @@ class ExpertCache:
         records = [layer * self._experts_per_layer + expert for expert in experts]
         self._tell_policy()
         self._policy.use(layer, records, counts, tokens)
+        self._count_uses(records, tokens if counts is None else counts)
         return Ticket(self, layer, records)
 
     def expect(
@@ -222,9 +229,15 @@ class ExpertCache:
     def _tell_policy(self) -> None:
         """Hand over what was used, all at once: one by one, between kernels that sweep the processor's caches, each
         costs ten times as much."""
+        if not self._used:
+            return
         for layer, records in self._used:
             self._policy.use(layer, records)
+        self._count_uses([record for _, records in self._used for record in records])
         self._used.clear()
+
+    def _count_uses(self, records: Sequence[int], counts: Sequence[int] | int = 1) -> None:
+        np.add.at(self._uses, records, counts)  # a step may have a record twice, once for each of its tokens
 
     def _absorb(self, finished: list[Finished]) -> None:
         for record, error in finished:

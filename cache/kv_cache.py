@@ -65,7 +65,8 @@ def kv_touched_bytes(config: ModelConfig, context: int, chunk: int, kind: KvKind
 
 
 class KVCache:
-    """`keys[l]` and `values[l]`: uint8 [K, C / 16, bytes of 16 positions], as `_kernels.kv_append` lays them out.
+    """`keys[l]` and `values[l]`: uint8 [K, C / 16, bytes of 16 positions], as `_kernels.kv_append` lays them out;
+    `layers[l]`: the same for the kernels. One sequence's; several may be kept.
 
     `length` is the number of positions held; it grows only after every layer has written a chunk. `quant` is the
     kernels' name of the numbers' format.
@@ -83,6 +84,9 @@ class KVCache:
         shapes = [(config.num_key_value_heads, c // _kernels.KV_GROUP, group_bytes) for c in self._capacities]
         self.keys = [_zeros(shape) for shape in shapes]
         self.values = [_zeros(shape) for shape in shapes]
+        self.layers = [
+            _kernels.KvLayer(self.quant, k, v, config.head_dim) for k, v in zip(self.keys, self.values, strict=True)
+        ]
 
     def begin(self, tokens: int) -> int:
         """Announce that `tokens` positions will be written from `length` on; returns `length`, where they start."""
@@ -115,6 +119,14 @@ class KVCache:
             self._discard()
             self._written = 0
 
+    def copy_from(self, other: KVCache) -> None:
+        """Hold what `other` holds, a cache of the same shape: its positions, and how far back it can be rewound."""
+        self.rewind(0)
+        groups = -(-other._written // _kernels.KV_GROUP)
+        for to, source in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
+            to[:, :groups] = source[:, :groups]
+        self.length, self._written = other.length, other._written
+
     def _discard(self) -> None:
         """Give back the memory of what is forgotten."""
         for array in (*self.keys, *self.values):
@@ -122,7 +134,7 @@ class KVCache:
 
     def free(self) -> None:
         """Give the memory back; the cache is of no use afterwards."""
-        self.keys, self.values = [], []
+        self.keys, self.values, self.layers = [], [], []
 
 
 def _zeros(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:

@@ -1,6 +1,6 @@
 // The attention half of a layer in one call: norm, projections, rotary positions, KV cache, attention, output, and the
 // norm that the experts want. A decode step has a few microseconds of work between any two of these, and each call from
-// Python costs as much.
+// Python costs as much. Tokens of several sequences share a call: the weights are read once, only the caches differ.
 #include <algorithm>
 #include <memory>
 
@@ -26,9 +26,11 @@ void for_tokens(ThreadPool& pool, int64_t tokens, const Body& body) {
 
 }  // namespace
 
-void attention_layer(ThreadPool& pool, const AttentionLayer& layer, float* x, int64_t tokens, int64_t start,
+void attention_layer(ThreadPool& pool, const AttentionLayer& layer, float* x, const std::vector<Span>& spans,
                      const float* cos, const float* sin, float* normed) {
-  const int64_t dim = layer.o.rows, head_dim = layer.cache.head_dim, q_dim = layer.q.rows, k_dim = layer.k.rows;
+  int64_t tokens = 0;
+  for (const Span& span : spans) tokens += span.tokens;
+  const int64_t dim = layer.o.rows, head_dim = layer.head_dim, q_dim = layer.q.rows, k_dim = layer.k.rows;
   const auto scratch = std::unique_ptr<float[]>(new float[static_cast<size_t>(tokens * (2 * q_dim + 2 * k_dim + dim))]);
   float* const q = scratch.get();
   float* const k = q + tokens * q_dim;
@@ -56,10 +58,15 @@ void attention_layer(ThreadPool& pool, const AttentionLayer& layer, float* x, in
       });
     });
   }
-  timed("kv_append", [&] { kv_append(pool, k, v, tokens, layer.cache, start); });
-  timed("attention", [&] {
-    attention(pool, q, tokens, q_dim / head_dim, layer.cache, start, layer.window, attended);
-  });
+  int64_t at = 0;
+  for (const Span& span : spans) {
+    timed("kv_append", [&] { kv_append(pool, k + at * k_dim, v + at * k_dim, span.tokens, span.cache, span.start); });
+    timed("attention", [&] {
+      attention(pool, q + at * q_dim, span.tokens, q_dim / head_dim, span.cache, span.start, layer.window,
+                attended + at * q_dim);
+    });
+    at += span.tokens;
+  }
   timed("o_proj", [&] { linear(pool, {{layer.o, out}}, attended, tokens); });
   timed("norms", [&] {
     for_tokens(pool, tokens, [&](int64_t t, int64_t n) {

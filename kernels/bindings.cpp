@@ -329,14 +329,18 @@ PYBIND11_MODULE(_kernels, m) {
       .def("release_scratch", &ThreadPool::release_scratch, py::call_guard<py::gil_scoped_release>())
       .def("timings", [](ThreadPool& pool) { return bind_timings(pool.timings()); });
 
+  py::class_<BoundKvLayer>(m, "KvLayer")
+      .def(py::init<const std::string&, py::array&, py::array&, int64_t>(), arg("quant"), arg("keys"), arg("values"),
+           arg("head_dim"));
+
   py::class_<BoundAttentionLayer>(m, "AttentionLayer")
       .def(py::init<ThreadPool&, const std::string&, const py::array&, const py::array&, const py::array&, const py::array&,
-                    const py::array&, const py::array&, const std::string&, py::array&, py::array&, int64_t, int64_t, float,
-                    bool, int64_t>(),
+                    const py::array&, const py::array&, int64_t, int64_t, int64_t, float, bool, int64_t>(),
            arg("pool"), arg("quant"), arg("input_norm"), arg("q"), arg("k"), arg("v"), arg("o"), arg("post_norm"),
-           arg("kv_quant"), arg("keys"), arg("values"), arg("heads"), arg("head_dim"), arg("eps"), arg("use_rope"),
-           arg("window"), py::keep_alive<1, 2>())
-      .def("forward", &BoundAttentionLayer::forward, arg("x"), arg("start"), arg("cos"), arg("sin"), arg("normed"));
+           arg("heads"), arg("kv_heads"), arg("head_dim"), arg("eps"), arg("use_rope"), arg("window"),
+           py::keep_alive<1, 2>())
+      .def("forward", &BoundAttentionLayer::forward, arg("x"), arg("caches"), arg("starts"), arg("counts"), arg("cos"),
+           arg("sin"), arg("normed"));
 
   py::class_<BoundTokenRouter>(m, "TokenRouter")
       .def(py::init<ThreadPool&, const std::vector<py::array>&, int64_t, int64_t, int64_t, const std::string&,

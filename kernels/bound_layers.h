@@ -113,22 +113,35 @@ class BoundTokenRouter {
   std::map<std::pair<int64_t, int64_t>, Matrix> predictors_;
 };
 
-// The weights and the KV cache of one layer, checked once.
+// One sequence's KV cache of one layer, checked once.
+class BoundKvLayer {
+ public:
+  BoundKvLayer(const std::string& quant, py::array& keys, py::array& values, int64_t head_dim)
+      : kept_{keys, values}, cache_(check_kv_cache(quant, keys, values, head_dim)) {
+    output<uint8_t>(keys, "keys", {-1, -1, -1});
+    output<uint8_t>(values, "values", {-1, -1, -1});
+  }
+  const KvCache& cache() const { return cache_; }
+
+ private:
+  std::vector<py::array> kept_;  // whose memory cache_ points to
+  KvCache cache_;
+};
+
+// The weights of one layer's attention, checked once.
 class BoundAttentionLayer {
  public:
   BoundAttentionLayer(ThreadPool& pool, const std::string& quant, const py::array& input_norm, const py::array& q,
                       const py::array& k, const py::array& v, const py::array& o, const py::array& post_norm,
-                      const std::string& kv_quant, py::array& keys, py::array& values, int64_t heads, int64_t head_dim,
-                      float eps, bool use_rope, int64_t window)
-      : pool_(pool), kept_{input_norm, q, k, v, o, post_norm, keys, values} {
+                      int64_t heads, int64_t kv_heads, int64_t head_dim, float eps, bool use_rope, int64_t window)
+      : pool_(pool), kept_{input_norm, q, k, v, o, post_norm}, kv_heads_(kv_heads) {
     const int64_t dim = input_norm.size();
     layer_.input_norm = input<float>(input_norm, "input_norm", {-1});
     layer_.post_norm = input<float>(post_norm, "post_norm", {dim});
-    layer_.cache = check_kv_cache(kv_quant, keys, values, head_dim);
-    output<uint8_t>(keys, "keys", {-1, -1, -1});
-    output<uint8_t>(values, "values", {-1, -1, -1});
     check_dim("heads", heads);
-    check_attention(layer_.cache, heads, window);
+    check_dim("kv_heads", kv_heads);
+    check_dim("head_dim", head_dim);
+    check_attention({Quant::f16, kv_heads, 0, head_dim, nullptr, nullptr}, heads, window);
     if (head_dim % 2 != 0) fail("head_dim: expected an even number, found ", head_dim);
     const auto matrix = [&](const py::array& data, const char* name, int64_t rows, int64_t cols) {
       const Quant format = parse_quant(quant);
@@ -136,31 +149,54 @@ class BoundAttentionLayer {
       return Matrix{format, packed(data, name, packed_bytes(format, Layout::tiles, rows, cols)), rows, cols};
     };
     layer_.q = matrix(q, "q", heads * head_dim, dim);
-    layer_.k = matrix(k, "k", layer_.cache.kv_heads * head_dim, dim);
-    layer_.v = matrix(v, "v", layer_.cache.kv_heads * head_dim, dim);
+    layer_.k = matrix(k, "k", kv_heads * head_dim, dim);
+    layer_.v = matrix(v, "v", kv_heads * head_dim, dim);
     layer_.o = matrix(o, "o", dim, heads * head_dim);
+    layer_.head_dim = head_dim;
     layer_.eps = eps;
     layer_.use_rope = use_rope;
     layer_.window = window;
   }
 
-  void forward(py::array& x, int64_t start, const py::array& cos, const py::array& sin, py::array& normed) {
+  // A span of counts[i] tokens from position starts[i] on for each of caches.
+  void forward(py::array& x, const std::vector<const BoundKvLayer*>& caches, const std::vector<int64_t>& starts,
+               const std::vector<int64_t>& counts, const py::array& cos, const py::array& sin, py::array& normed) {
     float* to = output<float>(x, "x", {-1, layer_.o.rows});
-    const int64_t tokens = x.shape(0), half = layer_.cache.head_dim / 2;
+    const int64_t tokens = x.shape(0), half = layer_.head_dim / 2;
     const float* c = input<float>(cos, "cos", {tokens, half});
     const float* s = input<float>(sin, "sin", {tokens, half});
     float* norm = output<float>(normed, "normed", {tokens, layer_.o.rows});
     check_disjoint(normed, x, "x");
-    check_start(start, tokens);
-    check_capacity(layer_.cache, start, tokens, layer_.window);
+    if (starts.size() != caches.size()) fail("starts: expected as many as caches, ", caches.size(), ", found ", starts.size());
+    if (counts.size() != caches.size()) fail("counts: expected as many as caches, ", caches.size(), ", found ", counts.size());
+    std::vector<Span> spans;
+    int64_t left = tokens;
+    for (size_t i = 0; i < caches.size(); ++i) {
+      if (caches[i] == nullptr) fail("caches[", i, "]: expected a KvLayer, found None");
+      const KvCache& cache = caches[i]->cache();
+      if (cache.kv_heads != kv_heads_ || cache.head_dim != layer_.head_dim) {
+        fail("caches[", i, "]: expected ", kv_heads_, " heads of ", layer_.head_dim, ", found ", cache.kv_heads, " of ",
+             cache.head_dim);
+      }
+      for (size_t j = 0; j < i; ++j) {
+        if (caches[j]->cache().keys == cache.keys) fail("caches[", i, "]: is there twice");
+      }
+      if (counts[i] < 1 || counts[i] > left) fail("counts[", i, "]: expected 1 to ", left, ", found ", counts[i]);
+      check_start(starts[i], counts[i]);
+      check_capacity(cache, starts[i], counts[i], layer_.window);
+      spans.push_back({cache, starts[i], counts[i]});
+      left -= counts[i];
+    }
+    if (left != 0) fail("counts: expected ", tokens, " tokens in all, found ", tokens - left);
     if (tokens == 0) return;
     py::gil_scoped_release unlocked;
-    attention_layer(pool_, layer_, to, tokens, start, c, s, norm);
+    attention_layer(pool_, layer_, to, spans, c, s, norm);
   }
 
  private:
   ThreadPool& pool_;
   std::vector<py::array> kept_;  // whose memory layer_ points to
+  const int64_t kv_heads_;
   AttentionLayer layer_{};
 };
 

@@ -67,13 +67,18 @@ void attention(ThreadPool& pool, const float* q, int64_t tokens, int64_t heads, 
 struct AttentionLayer {
   const float *input_norm, *post_norm;  // [d]
   Matrix q, k, v, o;
-  KvCache cache;
+  int64_t head_dim;
   float eps;
   bool use_rope;
   int64_t window;
 };
-// x [T, d] += o(attention(q, k, v of rmsnorm(x))); normed [T, d] = rmsnorm(x) of the sum. cos, sin [T, D/2].
-void attention_layer(ThreadPool& pool, const AttentionLayer& layer, float* x, int64_t tokens, int64_t start,
+struct Span {  // consecutive tokens of one sequence
+  KvCache cache;
+  int64_t start, tokens;
+};
+// x [T, d] += o(attention(q, k, v of rmsnorm(x))); normed [T, d] = rmsnorm(x) of the sum. cos, sin [T, D/2]. The tokens
+// are those of the spans, one after the other; each attends to its own span's cache.
+void attention_layer(ThreadPool& pool, const AttentionLayer& layer, float* x, const std::vector<Span>& spans,
                      const float* cos, const float* sin, float* normed);
 
 // experts.cpp

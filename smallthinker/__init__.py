@@ -24,14 +24,14 @@ if not (_HERE / "router").is_dir():
 
 if TYPE_CHECKING:
     from smallthinker.errors import SmallThinkerError
-    from smallthinker.generation import Completion, GenerationParams, TextStream
-    from smallthinker.llm import LLM
+    from smallthinker.generation import Completion, GenerationParams
+    from smallthinker.llm import LLM, TextStream
 
 _EXPORTS = {
     "LLM": "smallthinker.llm",
     "Completion": "smallthinker.generation",
     "GenerationParams": "smallthinker.generation",
-    "TextStream": "smallthinker.generation",
+    "TextStream": "smallthinker.llm",
     "SmallThinkerError": "smallthinker.errors",
 }
 

@@ -74,11 +74,16 @@ class ThreadPool:
         """Kernel -> calls and seconds since the pool was made. Seconds are wall time with the GIL released; waiting for
         another thread's call on the same pool is in them. Threads of the pool are not added up."""
 
-class AttentionLayer:
-    """The attention half of one layer: its weights and KV cache, checked once and kept alive.
+class KvLayer:
+    """One sequence's KV cache of one layer, as in `kv_append`, checked once and kept alive."""
 
-    input_norm and post_norm [d]; q [H * D, d], k and v [K * D, d], o [d, H * D] in the tiles layout and `quant`; keys
-    and values as in `kv_append`. window 0 is none.
+    def __init__(self, quant: KvQuant, keys: U8, values: U8, head_dim: int) -> None: ...
+
+class AttentionLayer:
+    """The attention half of one layer: its weights, checked once and kept alive.
+
+    input_norm and post_norm [d]; q [H * D, d], k and v [K * D, d], o [d, H * D] in the tiles layout and `quant`.
+    window 0 is none.
     """
 
     def __init__(
@@ -91,19 +96,20 @@ class AttentionLayer:
         v: U8,
         o: U8,
         post_norm: F32,
-        kv_quant: KvQuant,
-        keys: U8,
-        values: U8,
         heads: int,
+        kv_heads: int,
         head_dim: int,
         eps: float,
         use_rope: bool,
         window: int,
     ) -> None: ...
-    def forward(self, x: F32, start: int, cos: F32, sin: F32, normed: F32) -> None:
-        """x [T, d] += o(attention(q, k, v of rmsnorm(x, input_norm))), for T tokens from position `start`.
+    def forward(
+        self, x: F32, caches: list[KvLayer], starts: list[int], counts: list[int], cos: F32, sin: F32, normed: F32
+    ) -> None:
+        """x [T, d] += o(attention(q, k, v of rmsnorm(x, input_norm))), for T tokens: counts[i] of the sequence that
+        caches[i] belongs to, from its position starts[i] on, one sequence after the other.
 
-        Appends them to the KV cache. normed [T, d] becomes rmsnorm(x, post_norm), which the experts take. cos, sin
+        Appends them to the caches. normed [T, d] becomes rmsnorm(x, post_norm), which the experts take. cos, sin
         [T, D/2] are those of `rope_angles`.
         """
 

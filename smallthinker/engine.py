@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import _kernels
+from smallthinker.cache.conversations import Conversation, Conversations
 from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
 from smallthinker.cache.hot_set import LEAST_BYTES, load_hot_set, save_hot_set
-from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind
+from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind, kv_touched_bytes
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.errors import ContextLengthError, RequestError
 from smallthinker.expert_store import host
@@ -48,6 +49,8 @@ LIBRARY_PAGES_BYTES = 128 * MIB
 HOT_TOKENS = 64
 # Left free when no budget is given: other programs go on living.
 DEFAULT_MARGIN = 0.15
+# Caches, and answers in one step: more than a processor that decodes a few tokens at once gains from.
+MOST_SEQUENCES = 64
 
 
 class Engine:
@@ -67,8 +70,10 @@ class Engine:
         predictor: bool = True,
         chunk: int | None = None,
         max_slots: int | None = None,
+        sequences: int = 1,
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
+        reserved: int = 0,
     ) -> None:
         """Raises StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError, ContextLengthError, RequestError or,
         for `lossy_head`, CheckpointError.
@@ -79,12 +84,17 @@ class Engine:
         threads: for arithmetic; None takes the physical cores.
         prefetch, look_ahead: see Decoder; off to measure what they are worth. predictor: use the store's, if it has one
         and not all experts fit.
+        sequences: KV caches, each for a whole context: conversations that are kept, and answers that can be written in
+        the same steps.
         chunk, max_slots: instead of what the plan would choose, to measure and test; no output depends on them.
         lossy_head, lossy_threshold: a predictor's file, and the score above which it has a logit computed.
+        reserved: bytes of the budget that the plan leaves to the caller.
         """
         began = time.perf_counter()
         if threads is not None and not 1 <= threads <= 1024:
             raise RequestError(f"threads: expected 1 to 1024, found {threads}")
+        if not 1 <= sequences <= MOST_SEQUENCES:
+            raise RequestError(f"sequences: expected 1 to {MOST_SEQUENCES}, found {sequences}")
         if lossy_head is None and lossy_threshold != DEFAULT_THRESHOLD:
             raise RequestError("lossy_threshold: has no meaning without lossy_head, the predictor's file")
         budget = None if memory is None else parse_size(memory)
@@ -122,10 +132,11 @@ class Engine:
                 dense_bytes=store.dense_bytes + extra,
                 record_bytes=store.record_bytes,
                 io_bytes=queue_bytes(store, profile),
-                interpreter_bytes=before_tokenizer + STARTING_BYTES + page_tables,
+                interpreter_bytes=before_tokenizer + STARTING_BYTES + page_tables + reserved,
                 tokenizer_bytes=resident - before_tokenizer,
                 chunks=CHUNKS if chunk is None else (chunk,),
                 max_slots=max_slots,
+                sequences=sequences,
             )
             slots = allocate_slots(self.plan.most_slots, store.record_bytes)
             self._queue = open_queue(reader, store, slots, profile)
@@ -134,7 +145,11 @@ class Engine:
             layers, experts = self.config.num_hidden_layers, self.config.moe_num_primary_experts
             policy = DEFAULT_POLICY(layers, experts, self.config.moe_num_active_primary_experts)
             self.experts = ExpertCache(slots, self._queue, policy, experts)
-            self.kv = KVCache(self.config, self.plan.context, self.plan.chunk, kv)
+            self._kv_kind = kv
+            self._conversations = Conversations(
+                lambda: KVCache(self.config, self.plan.context, self.plan.chunk, kv), sequences
+            )
+            self._current: Conversation | None = None
             self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa
             store.load_dense()
@@ -147,7 +162,6 @@ class Engine:
             self._decoder = Decoder(
                 store,
                 self.experts,
-                self.kv,
                 pool,
                 prefetch=prefetch,
                 look_ahead=look_ahead,
@@ -173,8 +187,7 @@ class Engine:
                 likeliest = np.argsort(-hot, kind="stable")[: self.plan.slots]
                 self.experts.preload(np.sort(likeliest).tolist())
             self._resources = resources.pop_all()
-        self._tokens: list[int] = []
-        self._shared = (-1, 0, self.plan.most_slots)
+        self._shared: tuple[tuple[int, ...], int, int] = ((), 0, self.plan.most_slots)
         self.least_slots = self.plan.most_slots
         self._computing, self._computed_tokens, self._decoded_tokens = Stopwatch(), 0, 0
         self.load_sec = time.perf_counter() - began
@@ -182,6 +195,11 @@ class Engine:
     @property
     def reader_name(self) -> str:
         return self._queue.name
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of the planned KV caches, what is taken by positions that have been computed. From any thread."""
+        return sum(self._kv_bytes(conversation.kv.touched_after(0)) for conversation in self._conversations)
 
     def check_fits(self, prompt_tokens: int, new_tokens: int) -> None:
         """Raises ContextLengthError when prompt and answer together exceed the planned context."""
@@ -192,46 +210,90 @@ class Engine:
                 f"(this model takes up to {self.config.max_position_embeddings})"
             )
 
-    def prefill(
-        self, tokens: Sequence[int], *, cancelled: Callable[[], bool] = never
-    ) -> tuple[npt.NDArray[np.float32], int]:
-        """Make the KV cache hold exactly these tokens -> logits [V] after the last, and how many were held already.
-
-        Continues from the longest beginning that the cache holds, so a conversation's next turn computes only what
-        is new. Raises RequestError for no tokens or an id outside the vocabulary, ContextLengthError, CancelledError.
-        """
+    def check_prompt(self, tokens: Sequence[int]) -> None:
+        """Raises RequestError for no tokens or an id outside the vocabulary, ContextLengthError for too many."""
         if not tokens:
             raise RequestError("prompt: expected at least one token, found none")
         bad = next((t for t in tokens if not 0 <= t < self.config.vocab_size), None)
         if bad is not None:
             raise RequestError(f"prompt: token id {bad} is outside the vocabulary of {self.config.vocab_size}")
         self.check_fits(len(tokens), 0)
-        reused = self._reusable(tokens)
-        self.kv.rewind(reused)
-        del self._tokens[reused:]
+
+    def open(self, prompt: Sequence[int]) -> tuple[Conversation, int]:
+        """A conversation for a prompt that `check_prompt` has passed, to be handed to `step` and, at its end, to `keep`;
+        and how many of the prompt's tokens it holds already. At most `plan.sequences` may be open."""
+        return self._conversations.open(prompt)
+
+    def keep(self, conversation: Conversation) -> None:
+        """It ends here. A later prompt that begins like it computes only what is new."""
+        self._conversations.keep(conversation)
+
+    def step(
+        self, spans: Sequence[tuple[Conversation, Sequence[int]]], *, cancelled: Callable[[], bool] = never
+    ) -> npt.NDArray[np.float32]:
+        """Append tokens to open conversations, each another, all in one step -> logits [conversations, V] after the last
+        of each, the same bits as in a step of its own.
+
+        A conversation gets at most `plan.chunk` tokens, all together as many or one for each. Raises CancelledError when
+        `cancelled()` turns true (nothing has been appended then), StoreReadError.
+        """
+        tokens = sum(len(new) for _, new in spans)
+        with self._computing:
+            self._share_memory(spans, tokens)
+            logits = self._decoder.forward([(c.kv, new) for c, new in spans], cancelled=cancelled)
+        for conversation, new in spans:
+            conversation.extend(new)
+        self._computed_tokens += tokens
+        if tokens == len(spans):
+            self._decoded_tokens += tokens
+            self._huge_pages.step()
+        return logits
+
+    def prefill(
+        self, tokens: Sequence[int], *, cancelled: Callable[[], bool] = never
+    ) -> tuple[npt.NDArray[np.float32], int]:
+        """For a caller with one conversation: make its KV cache hold exactly these tokens -> logits [V] after the last,
+        and how many were held already.
+
+        Continues from the longest beginning that is held, so a conversation's next turn computes only what is new.
+        Raises RequestError for no tokens or an id outside the vocabulary, ContextLengthError, CancelledError.
+        """
+        self.check_prompt(tokens)
+        self._leave()
+        self._current, reused = self.open(tokens)
         logits = np.empty(0, np.float32)
         for at in range(reused, len(tokens), self.plan.chunk):
-            logits = self._step(tokens[at : at + self.plan.chunk], cancelled)
+            logits = self.step([(self._current, tokens[at : at + self.plan.chunk])], cancelled=cancelled)[0]
         return logits, reused
 
     def decode(self, token: int, *, cancelled: Callable[[], bool] = never) -> npt.NDArray[np.float32]:
-        """Append one token -> logits [V] of the next. Raises ContextLengthError when the context is full."""
-        self.check_fits(len(self._tokens), 1)
-        logits = self._step([token], cancelled)
-        self._huge_pages.step()
-        return logits
+        """Append one token to what `prefill` began -> logits [V] of the next. Raises ContextLengthError when the context
+        is full, RequestError before any prefill."""
+        if self._current is None:
+            raise RequestError("decode: nothing to continue; prefill a prompt first")
+        self.check_fits(len(self._current.tokens), 1)
+        return self.step([(self._current, [token])], cancelled=cancelled)[0]
 
     def all_logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits [T, V] at every position of a fresh sequence, for evaluation."""
         self.check_fits(len(tokens), 0)
         self.forget()
-        chunks = [tokens[at : at + self.plan.chunk] for at in range(0, len(tokens), self.plan.chunk)]
-        return np.concatenate([self._decoder.forward(chunk, all_logits=True) for chunk in chunks])
+        self._current, _ = self.open(tokens)
+        kv, size = self._current.kv, self.plan.chunk
+        chunks = [tokens[at : at + size] for at in range(0, len(tokens), size)]
+        logits = [self._decoder.forward([(kv, chunk)], all_logits=True) for chunk in chunks]
+        self.forget()
+        return np.concatenate(logits)
 
     def forget(self) -> None:
-        """Empty the context: the next prefill computes every token."""
-        self.kv.rewind(0)
-        self._tokens = []
+        """Empty every conversation that is kept: the next prefill computes every token."""
+        self._leave()
+        self._conversations.forget()
+
+    def _leave(self) -> None:
+        if self._current is not None:
+            self.keep(self._current)
+            self._current = None
 
     def observe(
         self,
@@ -250,34 +312,33 @@ class Engine:
         packed: npt.NDArray[Any] = self.store.dense(f"layers.{layer}.router")
         return _kernels.unpack("f32", "tiles", packed, self.config.moe_num_primary_experts, self.config.hidden_size)
 
-    def _step(self, tokens: Sequence[int], cancelled: Callable[[], bool]) -> npt.NDArray[np.float32]:
-        with self._computing:
-            self._share_memory(len(tokens))
-            logits = self._decoder.forward(tokens, cancelled=cancelled)
-        self._tokens.extend(tokens)
-        self._computed_tokens += len(tokens)
-        self._decoded_tokens += len(tokens) == 1
-        return logits
-
-    def _share_memory(self, tokens: int) -> None:
-        """Give the experts what the KV cache and the scratch of this step leave, or take it back from them; and to the
+    def _share_memory(self, spans: Sequence[tuple[Conversation, Sequence[int]]], tokens: int) -> None:
+        """Give the experts what the KV caches and the scratch of this step leave, or take it back from them; and to the
         system what it runs short of."""
         target = self._watch.target
         if self.plan.most_slots == self.plan.slots and target == self._shared[2]:
             return
-        groups = self.kv.touched_after(tokens) // _kernels.KV_GROUP
+        new = {id(conversation): len(added) for conversation, added in spans}
+        groups = tuple(
+            conversation.kv.touched_after(new.get(id(conversation), 0)) // _kernels.KV_GROUP
+            for conversation in self._conversations
+        )
+        tokens = max(tokens, self.plan.sequences)  # answers come and go; the scratch of a few tokens is nothing
         if (groups, tokens, target) == self._shared:
             return
         if tokens < self._shared[1]:  # a prompt's scratch is no longer needed
             self._pool.release_scratch()
             host.trim_heap()
-        positions = (groups + 1) * _kernels.KV_GROUP
-        limit = slots_at(self.plan, self.config, self.kv.kind, self.store.record_bytes, positions, tokens)
+        kv_bytes = sum(self._kv_bytes((n + 1) * _kernels.KV_GROUP) for n in groups)
+        limit = slots_at(self.plan, self.config, self.store.record_bytes, kv_bytes, tokens)
         limit = min(limit, self.plan.most_slots, target)
         self.experts.resize(limit)
         self.least_slots = min(self.least_slots, self.experts.limit)
         # where a guess kept its slot, the next step tries again
         self._shared = groups, tokens, target if self.experts.limit == limit else -1
+
+    def _kv_bytes(self, positions: int) -> int:
+        return kv_touched_bytes(self.config, self.plan.context, self.plan.chunk, self._kv_kind, positions)
 
     def clocks(self) -> Clocks:
         """Time and tokens of all prefill and decode steps so far; subtract two readings."""
@@ -292,11 +353,6 @@ class Engine:
         """Of the chosen experts' neurons so far: how many ReLU let through, and how many there were."""
         return self._decoder.live_neurons, self._decoder.neurons
 
-    def _reusable(self, tokens: Sequence[int]) -> int:
-        longest = min(len(tokens) - 1, len(self._tokens))  # the last token is always computed: its logits are wanted
-        same = next((i for i in range(longest) if tokens[i] != self._tokens[i]), longest)
-        return same if self.kv.can_rewind(same) else 0
-
     def close(self) -> None:
         """Stop the I/O thread, close the files, free the memory. May be called twice."""
         if self._learns and self._decoded_tokens >= HOT_TOKENS:
@@ -306,7 +362,7 @@ class Engine:
         vars(self).pop("_decoder", None)  # and with it every view of the weights
         self.lossy_head = None
         self.experts.free()
-        self.kv.free()
+        self._conversations.free()
 
     def __enter__(self) -> Engine:
         return self

@@ -43,6 +43,14 @@ class RequestError(SmallThinkerError, ValueError):
     """A sampling or generation parameter is out of range."""
 
 
+class QueueFullError(SmallThinkerError):
+    """More requests are waiting than may wait; `retry_after_sec` is a guess of when there will be room."""
+
+    def __init__(self, message: str, retry_after_sec: float) -> None:
+        super().__init__(message)
+        self.retry_after_sec = retry_after_sec
+
+
 class TokenizerError(SmallThinkerError, ValueError):
     """tokenizer.json or the chat template can't be loaded or rendered."""
 

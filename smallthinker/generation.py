@@ -1,20 +1,24 @@
-"""One answer: prefill, then decode step by step, sampling, until something ends it.
+"""One answer: from the logits of each step to its tokens and its text, until something ends it.
 
-Owns what ends an answer (end-of-text token, stop string, token limit, cancellation) and the figures of it.
+Owns what ends an answer (end-of-text token, stop string, token limit) and the figures of it. Knows nothing about who
+computes the logits, nor when: the scheduler drives it.
+
+Shape letters: V vocabulary.
 """
 
 from __future__ import annotations
 
 import secrets
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from smallthinker.engine import Engine
-from smallthinker.errors import CancelledError, RequestError
+from smallthinker.errors import RequestError
 from smallthinker.expert_store import host
 from smallthinker.lossy_head import HeadCounters
 from smallthinker.profile import Clocks, Profile, Stopwatch
@@ -23,8 +27,12 @@ from smallthinker.sampling import Sampler, SamplingParams
 from smallthinker.stats import GenerationStats
 from smallthinker.stop_strings import StopStrings
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "timeout"]
+# Called before each sampling with the ids generated so far and a copy of the logits, float32 [V], which it may change:
+# -inf for what may not come next.
+LogitsProcessor = Callable[[Sequence[int], npt.NDArray[np.float32]], None]
 DEFAULT_MAX_TOKENS = 256
+MOST_LOGPROBS = 64
 
 
 @dataclass(frozen=True)
@@ -49,144 +57,167 @@ class GenerationParams(SamplingParams):
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """Natural logarithms of probabilities, as the model gave them: before penalties, temperature and filters.
+
+    `top`: the likeliest tokens (id, logprob), best first, as many as were asked for.
+    """
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of an answer. `text` is what became certain with it: '' while a character is incomplete or a stop
+    string may be beginning."""
+
+    id: int
+    text: str
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(frozen=True)
 class Completion:
-    """A finished answer. `text` is without the stop string, `token_ids` without the end-of-text token."""
+    """A finished answer. `text` is without the stop string, `token_ids` without the end-of-text token; `logprobs` has
+    an entry for each of `token_ids`, if they were asked for."""
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     stats: GenerationStats
     profile: Profile
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
-class TextStream:
-    """Iterate for pieces of text as they are generated; `completion` is there once the iteration has ended.
+@dataclass(frozen=True)
+class Finished:
+    """The end of an answer. `text`: what was held back until now and belongs behind the last token's."""
 
-    Not iterating to the end is fine: close it, leave a `with` block, or drop it.
-    """
+    text: str
+    completion: Completion
+
+
+class Answer:
+    """One sequence's state: `begin`, then `push` the logits of each step until `reason` says why it has ended, then
+    `finish`. The last of `ids` is the next to be computed."""
 
     def __init__(
         self,
         engine: Engine,
-        prompt: list[int],
+        prompt: Sequence[int],
         params: GenerationParams,
         *,
-        cancelled: threading.Event,
-        computing: threading.Lock,
-        on_end: Callable[[], None],
+        logits_processor: LogitsProcessor | None = None,
+        logprobs: int | None = None,
     ) -> None:
-        """cancelled: ends the answer when set. computing: held during each step. on_end: called once, at the end.
+        """logprobs: report each token's, and those of so many of the likeliest.
 
         Raises ContextLengthError and RequestError here, before anything is computed.
         """
-        self._on_end: Callable[[], None] | None = None
         if not prompt:
             raise RequestError("prompt: expected text, found nothing")
+        if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
+            raise RequestError(f"logprobs: expected 0 to {MOST_LOGPROBS}, found {logprobs}")
+        engine.check_prompt(prompt)
         room = engine.plan.context - len(prompt)
-        limit = params.max_tokens or max(1, min(DEFAULT_MAX_TOKENS, room))
-        engine.check_fits(len(prompt), limit)
+        self.limit = params.max_tokens or max(1, min(DEFAULT_MAX_TOKENS, room))
+        engine.check_fits(len(prompt), self.limit)
         if params.seed is None:  # drawn here and reported, so that a good answer can be had again
             params = replace(params, seed=secrets.randbits(32))
-        self._computing = computing
-        self._pieces = _answer(engine, prompt, params, limit, cancelled)
-        self._on_end = on_end
-        self.completion: Completion | None = None
+        self.prompt = list(prompt)
+        self.ids: list[int] = []
+        self.reason: FinishReason | None = None
+        self._params, self._logprobs, self._process = params, logprobs, logits_processor
+        self._found: list[TokenLogprobs] = []
+        self._text: list[str] = []
+        self._decoder, self._stops = engine.tokenizer.stream(), StopStrings(params.stop)
+        self._sampler = Sampler(params, self.prompt)
+        self._eos = () if params.ignore_eos else engine.config.eos_token_ids
+        self._engine, self._asked = engine, time.perf_counter()
+        self._meter: _Meter | None = None
 
-    def __iter__(self) -> Iterator[str]:
-        return self
+    def begin(self, reused_tokens: int = 0) -> None:
+        """Its prompt is about to be computed, but for its first `reused_tokens`."""
+        self._meter = _Meter(self._engine, len(self.prompt), reused_tokens, self._params.seed, self._asked)
 
-    def __next__(self) -> str:
-        try:
-            with self._computing:
-                return next(self._pieces)
-        except StopIteration as end:
-            self.completion = self.completion or end.value
-            self._end()
-            raise
-        except BaseException:  # a fault, or Ctrl-C
-            self._end()
-            raise
+    def push(self, logits: npt.NDArray[np.float32]) -> Token | None:
+        """logits [V] float32, not changed -> the next token; None for one that ends the text. Sets `reason` if this
+        was the last. Raises RequestError when no token can be drawn, and what the logits processor raises."""
+        assert self._meter is not None
+        with self._meter.sampling:
+            seen = logits
+            if self._process is not None:
+                seen = logits.copy()
+                self._process(self.ids, seen)
+            id = self._sampler.sample(seen)
+        self._meter.token()
+        if id in self._eos:
+            self.reason = "stop"
+            return None
+        logprobs = None
+        if self._logprobs is not None:
+            logprobs = _token_logprobs(logits, id, self._logprobs)
+            self._found.append(logprobs)
+        self.ids.append(id)
+        with self._meter.text:
+            text = self._stops.push(self._decoder.push(id))
+        self._text.append(text)
+        if self._stops.stopped:
+            self.reason = "stop"
+        elif len(self.ids) == self.limit:
+            self.reason = "length"
+        return Token(id, text, logprobs)
 
-    def close(self) -> None:
-        """End the answer here. May be called twice."""
-        self._pieces.close()
-        self._end()
+    def finish(self, reason: FinishReason | None = None) -> Finished:
+        """The end, for `reason` where the answer hasn't ended by itself; perhaps before it began."""
+        reason = self.reason or reason
+        if self._meter is None:
+            self.begin()
+        assert reason is not None and self._meter is not None
+        rest = ""
+        if not self._stops.stopped:
+            rest = self._stops.push(self._decoder.finish()) + self._stops.finish()
+            self._text.append(rest)
+            reason = "stop" if self._stops.stopped else reason
+        self.reason = reason
+        logprobs = None if self._logprobs is None else tuple(self._found)
+        return Finished(
+            rest,
+            Completion(
+                "".join(self._text), tuple(self.ids), reason, self._meter.stats(), self._meter.profile(), logprobs
+            ),
+        )
 
-    def _end(self) -> None:
-        on_end, self._on_end = self._on_end, None
-        if on_end is not None:
-            on_end()
 
-    def __enter__(self) -> TextStream:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self._end()
-
-
-def _answer(
-    engine: Engine, prompt: list[int], params: GenerationParams, limit: int, cancelled: threading.Event
-) -> Generator[str, None, Completion]:
-    """Yields pieces of text, returns the completion. Holds no reference to its stream, so a dropped stream ends it."""
-    decoder, stops = engine.tokenizer.stream(), StopStrings(params.stop)
-    sampler = Sampler(params, prompt)
-    eos = () if params.ignore_eos else engine.config.eos_token_ids
-    ids: list[int] = []
-    text: list[str] = []
-    reason: FinishReason = "length"
-    meter = _Meter(engine, len(prompt), params.seed)
-    try:
-        logits, meter.reused_tokens = engine.prefill(prompt, cancelled=cancelled.is_set)
-        while True:
-            with meter.sampling:
-                token = sampler.sample(logits)
-            meter.token()
-            if token in eos:
-                reason = "stop"
-                break
-            ids.append(token)
-            with meter.text:
-                piece = stops.push(decoder.push(token))
-            if piece:
-                text.append(piece)
-                yield piece
-            if stops.stopped:
-                reason = "stop"
-                break
-            if len(ids) == limit:
-                break
-            if cancelled.is_set():  # also when the model was closed between two pieces
-                raise CancelledError("cancelled")
-            logits = engine.decode(token, cancelled=cancelled.is_set)
-    except CancelledError:
-        reason = "cancelled"
-    if not stops.stopped:
-        rest = stops.push(decoder.finish()) + stops.finish()
-        reason = "stop" if stops.stopped else reason
-        if rest:
-            text.append(rest)
-            yield rest
-    return Completion("".join(text), tuple(ids), reason, meter.stats(), meter.profile())
+def _token_logprobs(logits: npt.NDArray[np.float32], id: int, top: int) -> TokenLogprobs:
+    values = logits.astype(np.float64)
+    values -= values.max()
+    values -= np.log(np.exp(values).sum())
+    best = np.argpartition(-values, top - 1)[:top] if 0 < top < len(values) else np.arange(len(values) if top else 0)
+    best = best[np.lexsort((best, -values[best]))]
+    return TokenLogprobs(id, float(values[id]), tuple((int(i), float(values[i])) for i in best))
 
 
 class _Meter:
-    """Reads the engine's counters at the start of an answer, at its first token and at its end."""
+    """Reads the engine's counters at the start of an answer, at its first token and at its end.
 
-    def __init__(self, engine: Engine, prompt_tokens: int, seed: int | None) -> None:
-        self._engine, self._prompt_tokens, self._seed = engine, prompt_tokens, seed
-        self.reused_tokens = 0
+    What is computed in the same steps for other answers is in them, too.
+    """
+
+    def __init__(
+        self, engine: Engine, prompt_tokens: int, reused_tokens: int, seed: int | None, asked: float
+    ) -> None:
+        self._engine, self._prompt_tokens, self._reused_tokens, self._seed = engine, prompt_tokens, reused_tokens, seed
         self._tokens = 0
         disk = engine.disk_profile
         self._probed = disk.bandwidth_bytes_per_sec if disk.measured else None
-        self._began = time.perf_counter()
-        self._first_token = self._last_token = self._began
-        self._at_start = engine.experts.counters()
-        self._at_first_token = self._at_start
-        self._head_at_start = HeadCounters() if engine.lossy_head is None else engine.lossy_head.counters()
         self.sampling, self.text = Stopwatch(), Stopwatch()
+        self._asked = asked
+        self._began = self._first_token = self._last_token = time.perf_counter()
+        self._at_start = self._at_first_token = engine.experts.counters()
+        self._head_at_start = HeadCounters() if engine.lossy_head is None else engine.lossy_head.counters()
         self._clocks_at_start = self._clocks_at_first_token = engine.clocks()
 
     def token(self) -> None:
@@ -213,9 +244,10 @@ class _Meter:
         prefill, decode = self._clocks()
         return GenerationStats(
             prompt_tokens=self._prompt_tokens,
-            reused_tokens=self.reused_tokens,
+            reused_tokens=self._reused_tokens,
             new_tokens=self._tokens,
-            ttft_sec=self._first_token - self._began,
+            queue_sec=self._began - self._asked,
+            ttft_sec=self._first_token - self._asked,
             decode_sec=self._last_token - self._first_token,
             load_sec=engine.load_sec,
             prefill=Phase.of(prefill, first - self._at_start, self._probed),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,16 @@ def never() -> bool:
     return False
 
 
+class _Caches(NamedTuple):
+    """Of each span: its KV cache, its first position and its number of tokens."""
+
+    kvs: list[KVCache]
+    starts: list[int]
+    counts: list[int]
+
+
 class Decoder:
-    """One model's forward pass over its own KV cache and expert cache.
+    """One model's forward pass over KV caches that it is handed and its own expert cache.
 
     `prefetch=False` asks for experts only after attention, and `look_ahead=()` guesses none of later layers: for
     measuring what asking early is worth. `predictor` guesses them better than their own routers do. `live_neurons` of
@@ -48,7 +56,6 @@ class Decoder:
         self,
         store: Store,
         experts: ExpertCache,
-        kv: KVCache,
         pool: _kernels.ThreadPool,
         *,
         prefetch: bool = True,
@@ -58,7 +65,7 @@ class Decoder:
     ) -> None:
         config = store.config
         self.config, self.quant = config, store.quant
-        self.experts, self.kv, self.pool, self.prefetch = experts, kv, pool, prefetch
+        self.experts, self.pool, self.prefetch = experts, pool, prefetch
         self.lossy_head = lossy_head
         self.live_neurons = self.neurons = 0
         # sees each layer's input x [T, d] and its route before anything is computed; must not change them
@@ -99,10 +106,8 @@ class Decoder:
             self.dense[name + "v_proj"],
             self.dense[name + "o_proj"],
             self.dense[name + "post_attention_layernorm"],
-            self.kv.quant,
-            self.kv.keys[layer],
-            self.kv.values[layer],
             c.num_attention_heads,
+            c.num_key_value_heads,
             c.head_dim,
             c.rms_norm_eps,
             c.use_rope[layer],
@@ -110,20 +115,26 @@ class Decoder:
         )
 
     def forward(
-        self, tokens: Sequence[int], *, all_logits: bool = False, cancelled: Callable[[], bool] = never
+        self,
+        spans: Sequence[tuple[KVCache, Sequence[int]]],
+        *,
+        all_logits: bool = False,
+        cancelled: Callable[[], bool] = never,
     ) -> Floats:
-        """Run T tokens after those in the KV cache; T is at most the planned chunk.
+        """Run T tokens: those of each span after the ones in its KV cache, which is another for each span.
 
-        Returns logits [V] of the last token, or [T, V] with `all_logits`. Raises CancelledError between two layers
-        when `cancelled()` turns true (the KV cache then holds what it held before), StoreReadError when experts can't
+        A span has at most the tokens of the planned chunk. Returns logits [spans, V] of each one's last token, or
+        [T, V] with `all_logits`; no span's depend on what else is computed. Raises CancelledError between two layers
+        when `cancelled()` turns true (the KV caches then hold what they held before), StoreReadError when experts can't
         be read.
         """
-        ids = np.asarray(tokens, np.int32)
-        start = self.kv.begin(len(ids))
+        ids = np.fromiter(chain.from_iterable(tokens for _, tokens in spans), np.int32)
+        counts = [len(tokens) for _, tokens in spans]
+        caches = _Caches([kv for kv, _ in spans], [kv.begin(n) for (kv, _), n in zip(spans, counts, strict=True)], counts)
         x = np.empty((len(ids), self.config.hidden_size), np.float32)
         _kernels.embed(self.quant, self.dense["embed_tokens"], self.config.vocab_size, x.shape[1], ids, x)
         normed = np.empty_like(x)
-        cos, sin = self._rope_angles(start, len(ids))
+        cos, sin = self._rope_angles(caches)
         weights = np.empty((1, self.config.moe_num_active_primary_experts), np.float32)
         began = time.perf_counter()
         look = self.look_ahead if len(ids) == 1 else None
@@ -133,10 +144,11 @@ class Decoder:
             if cancelled():
                 raise CancelledError("cancelled")
             if len(ids) == 1 and self.observer is None:
-                self._layer_of_token(layer, x, normed, start, cos, sin, weights)
+                self._layer_of_token(layer, x, normed, caches, cos, sin, weights)
             else:
-                self._layer_of_chunk(layer, x, normed, start, cos, sin)
-        self.kv.advance(len(ids))
+                self._layer_of_chunk(layer, x, normed, caches, cos, sin)
+        for kv, n in zip(caches.kvs, counts, strict=True):
+            kv.advance(n)
         self.experts.step(len(ids))
         if look is not None:
             look.trial.token(time.perf_counter() - began)
@@ -146,13 +158,13 @@ class Decoder:
         self.neurons += (
             len(ids) * self.config.num_hidden_layers * self.config.moe_num_active_primary_experts
         ) * self.config.moe_ffn_hidden_size
-        return self._head(x) if all_logits else self._head(x[-1:])[0]
+        return self._head(x if all_logits or len(x) == len(spans) else x[np.cumsum(counts) - 1])
 
     def _layer_of_token(
-        self, layer: int, x: Floats, normed: Floats, start: int, cos: Floats, sin: Floats, weights: Floats
+        self, layer: int, x: Floats, normed: Floats, caches: _Caches, cos: Floats, sin: Floats, weights: Floats
     ) -> None:
         """One layer for x [1, d], in place."""
-        attend, cache = self.attention[layer].forward, self.experts
+        cache = self.experts
         look = self.look_ahead
         ahead = look.targets(layer) if look is not None else ()
         # exact: from the raw residual, before this layer's norm and attention
@@ -163,16 +175,16 @@ class Decoder:
         if slots is not None:  # nothing to read
             if guessed:
                 self._expect(layer, ahead, guessed)
-            attend(x, start, cos, sin, normed)
+            self._attend(layer, x, normed, caches, cos, sin)
             self.live_neurons += self.token_experts.add(x, normed, slots, weights)
             return
         if not self.prefetch:
-            attend(x, start, cos, sin, normed)
+            self._attend(layer, x, normed, caches, cos, sin)
         with cache.request(layer, experts) as ticket:  # misses go to the disk now
             if guessed:
                 self._expect(layer, ahead, guessed)
             if self.prefetch:
-                attend(x, start, cos, sin, normed)  # arithmetic while the disk works
+                self._attend(layer, x, normed, caches, cos, sin)  # arithmetic while the disk works
             for landed in ticket:
                 places, slots = [place for place, _ in landed], [slot for _, slot in landed]
                 self.live_neurons += self.token_experts.compute(normed, places, slots)
@@ -193,14 +205,15 @@ class Decoder:
         if ahead:
             self._expect(FINAL, ahead, self.router.guess_next(x, ahead))
 
-    def _layer_of_chunk(self, layer: int, x: Floats, normed: Floats, start: int, cos: Floats, sin: Floats) -> None:
+    def _layer_of_chunk(
+        self, layer: int, x: Floats, normed: Floats, caches: _Caches, cos: Floats, sin: Floats
+    ) -> None:
         """One layer for x [T, d], in place."""
-        attend = self.attention[layer].forward
         route = self.router.route(layer, x)
         if self.observer is not None:
             self.observer(layer, x, route)
         if not self.prefetch:
-            attend(x, start, cos, sin, normed)
+            self._attend(layer, x, normed, caches, cos, sin)
         pairs, ticket = self._request(layer, route)
         with ticket:
             if self.look_ahead is not None and layer + 1 < self.config.num_hidden_layers:
@@ -209,7 +222,7 @@ class Decoder:
                 wanted = ids[np.argsort(-counts, kind="stable")].tolist()
                 self.experts.expect(layer + 1, wanted, [1.0] * len(wanted), most_under_way=len(self.experts.slots))
             if self.prefetch:
-                attend(x, start, cos, sin, normed)
+                self._attend(layer, x, normed, caches, cos, sin)
             self._experts(x, normed, route, pairs, ticket)
 
     def _request(self, layer: int, route: Route) -> tuple[list[list[int]], Ticket]:
@@ -219,10 +232,15 @@ class Decoder:
         ticket = self.experts.request(layer, [entry.expert for entry in work], list(map(len, pairs)), len(route.ids))
         return pairs, ticket
 
-    def _rope_angles(self, start: int, tokens: int) -> tuple[Floats, Floats]:
-        cos = np.empty((tokens, self.config.head_dim // 2), np.float32)
+    def _attend(self, layer: int, x: Floats, normed: Floats, caches: _Caches, cos: Floats, sin: Floats) -> None:
+        layers = [kv.layers[layer] for kv in caches.kvs]
+        self.attention[layer].forward(x, layers, caches.starts, caches.counts, cos, sin, normed)
+
+    def _rope_angles(self, caches: _Caches) -> tuple[Floats, Floats]:
+        spans = zip(caches.starts, caches.counts, strict=True)
+        positions = np.concatenate([np.arange(start, start + n, dtype=np.int64) for start, n in spans])
+        cos = np.empty((len(positions), self.config.head_dim // 2), np.float32)
         sin = np.empty_like(cos)
-        positions = np.arange(start, start + tokens, dtype=np.int64)
         _kernels.rope_angles(positions, self.config.head_dim, self.config.rope_theta, cos, sin)
         return cos, sin
 

@@ -5,21 +5,25 @@ Prints nothing, installs no signal handlers, keeps no global state: several mode
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypedDict
 
+import numpy as np
+import numpy.typing as npt
+
 from smallthinker.cache.kv_cache import KvKind
+from smallthinker.config import ModelConfig
 from smallthinker.engine import Engine
-from smallthinker.errors import RequestError
 from smallthinker.expert_store.queues import QueueKind
-from smallthinker.generation import Completion, GenerationParams, TextStream
+from smallthinker.generation import Completion, GenerationParams, LogitsProcessor
 from smallthinker.layers import LOOK_AHEAD
 from smallthinker.lossy_head import DEFAULT_THRESHOLD
 from smallthinker.memory_plan import MemoryPlan
-from smallthinker.tokenizer import Message
+from smallthinker.request import Request
+from smallthinker.scheduler import MOST_WAITING, Scheduler
+from smallthinker.tokenizer import Message, Tokenizer
 
 DEMO_STORE = Path(__file__).parent / "demo"
 
@@ -44,6 +48,43 @@ class Options(TypedDict, total=False):
     ignore_eos: bool
 
 
+class TextStream:
+    """Iterate for pieces of text as they are generated; `completion` is there once the iteration has ended.
+
+    The answer is written whether or not anybody iterates. Close the stream, leave its `with` block or drop it, and the
+    rest of the answer is not.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    @property
+    def completion(self) -> Completion | None:
+        return self.request.completion
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        while True:
+            event = next(self.request)
+            if event.text:
+                return event.text
+
+    def close(self) -> None:
+        """End the answer here. May be called twice."""
+        self.request.cancel()
+
+    def __enter__(self) -> TextStream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class LLM:
     """A model loaded from a store, inside a memory budget.
 
@@ -51,7 +92,7 @@ class LLM:
     ...     print(llm.generate("Once upon a time", max_tokens=50).text)
 
     A prompt is text, or messages ({"role": ..., "content": ...}) that the model's chat template turns into text.
-    One answer at a time; `cancel` may be called from any thread.
+    Everything may be called from any thread: answers that are asked for at the same time wait for each other.
     """
 
     def __init__(
@@ -67,6 +108,9 @@ class LLM:
         look_ahead: bool = True,
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
+        sequences: int = 1,
+        max_waiting: int = MOST_WAITING,
+        reserved: int = 0,
     ) -> None:
         """path: a store (see `smallthinker convert`); None is the bundled demo model. memory: a ceiling for the whole
         process, bytes or '1GiB'; None takes what is free, less a margin. context: tokens of prompt and answer together.
@@ -75,6 +119,9 @@ class LLM:
         want in the disk's idle time; no output depends on them.
         lossy_head: a published LM-head predictor (model_lm_head.pt): only logits that it scores above lossy_threshold
         are computed, and answers differ from the exact ones.
+        sequences: answers that are written side by side, and conversations whose KV cache is kept for a next turn; each
+        is planned for a whole context. max_waiting: requests that may wait for others before QueueFullError.
+        reserved: bytes of the budget that are left to the application.
 
         Raises a SmallThinkerError: StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError,
         ContextLengthError, RequestError, StoreReadError, CheckpointError.
@@ -90,52 +137,80 @@ class LLM:
             look_ahead=LOOK_AHEAD if look_ahead else (),
             lossy_head=lossy_head,
             lossy_threshold=lossy_threshold,
+            sequences=sequences,
+            reserved=reserved,
         )
-        self._cancelled = threading.Event()
-        self._computing = threading.Lock()  # held during each step: `close` waits for it, then frees the memory
-        self._idle = threading.Lock()  # held from the start of an answer to its end
-        self._closed = False
+        self.scheduler = Scheduler(self._engine, max_waiting=max_waiting)
 
     @property
     def plan(self) -> MemoryPlan:
         """Where the memory goes."""
         return self._engine.plan
 
-    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Completion:
-        """Write the whole answer. Options are the fields of GenerationParams (temperature, max_tokens, seed, stop ...).
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Texts and chat messages to token ids and back."""
+        return self._engine.tokenizer
 
-        Raises ContextLengthError and RequestError before anything is computed; StoreReadError when the disk fails.
+    @property
+    def config(self) -> ModelConfig:
+        return self._engine.config
+
+    def expert_uses(self) -> npt.NDArray[np.uint32]:
+        """How often each expert has been used since the model was loaded, uint32 [layers, experts]; a copy."""
+        config = self._engine.config
+        return self._engine.experts.uses().reshape(config.num_hidden_layers, config.moe_num_primary_experts)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        logits_processor: LogitsProcessor | None = None,
+        logprobs: int | None = None,
+        timeout_sec: float | None = None,
+        on_prefill: Callable[[int, int], None] | None = None,
+        **options: Unpack[Options],
+    ) -> Completion:
+        """Write the whole answer. Options are the fields of GenerationParams (temperature, max_tokens, seed, stop ...);
+        the others are those of `Scheduler.submit`.
+
+        Raises ContextLengthError, RequestError and QueueFullError before anything is computed; StoreReadError when the
+        disk fails.
         """
-        with self.stream(prompt, **options) as stream:
-            for _ in stream:
-                pass
-            assert stream.completion is not None
-            return stream.completion
+        with self.stream(
+            prompt,
+            logits_processor=logits_processor,
+            logprobs=logprobs,
+            timeout_sec=timeout_sec,
+            on_prefill=on_prefill,
+            **options,
+        ) as stream:
+            return stream.request.result()
 
-    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> TextStream:
-        """Like `generate`, piece by piece: iterate over the stream for text; `stream.completion` holds the rest.
-
-        Raises RequestError as well while another answer of this model is being written.
-        """
-        text = prompt if isinstance(prompt, str) else self._engine.tokenizer.render_chat(prompt)
-        params = GenerationParams(**options)
-        if not self._idle.acquire(blocking=False):
-            raise RequestError("this model is writing another answer: finish, close or cancel that stream first")
-        try:
-            self._cancelled.clear()
-            if self._closed:
-                raise RequestError("this model is closed")
-            return TextStream(
-                self._engine,
-                self._engine.tokenizer.encode(text),
-                params,
-                cancelled=self._cancelled,
-                computing=self._computing,
-                on_end=self._idle.release,
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        logits_processor: LogitsProcessor | None = None,
+        logprobs: int | None = None,
+        timeout_sec: float | None = None,
+        on_prefill: Callable[[int, int], None] | None = None,
+        **options: Unpack[Options],
+    ) -> TextStream:
+        """Like `generate`, piece by piece: iterate over the stream for text; `stream.completion` holds the rest, and
+        `stream.request` gives the tokens one by one."""
+        tokenizer = self._engine.tokenizer
+        text = prompt if isinstance(prompt, str) else tokenizer.render_chat(prompt)
+        return TextStream(
+            self.scheduler.submit(
+                tokenizer.encode(text),
+                GenerationParams(**options),
+                logits_processor=logits_processor,
+                logprobs=logprobs,
+                timeout_sec=timeout_sec,
+                on_prefill=on_prefill,
             )
-        except BaseException:
-            self._idle.release()
-            raise
+        )
 
     def tokenize(self, text: str) -> list[int]:
         return self._engine.tokenizer.encode(text)
@@ -144,15 +219,13 @@ class LLM:
         return self._engine.tokenizer.decode(list(ids))
 
     def cancel(self) -> None:
-        """End the answer that is being written, from any thread; it finishes with reason 'cancelled' within a layer."""
-        self._cancelled.set()
+        """End every answer that is being written or waits, from any thread, with reason 'cancelled' within a layer."""
+        self.scheduler.cancel_all()
 
     def close(self) -> None:
-        """Free files, threads and memory; a running answer ends first, with reason 'cancelled'. May be called twice."""
-        self._closed = True
-        self._cancelled.set()
-        with self._computing:
-            self._engine.close()
+        """Free files, threads and memory; running answers end first, with reason 'cancelled'. May be called twice."""
+        self.scheduler.close()
+        self._engine.close()
 
     def __enter__(self) -> LLM:
         return self

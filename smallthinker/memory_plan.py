@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from smallthinker import _kernels
-from smallthinker.cache.kv_cache import KvKind, kv_cache_bytes, kv_touched_bytes
+from smallthinker.cache.kv_cache import KvKind, kv_cache_bytes
 from smallthinker.config import ModelConfig
 from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
 
@@ -48,12 +48,13 @@ class MemoryPlan:
     num_experts: int
     context: int
     chunk: int
+    sequences: int = 1
 
     def table(self) -> str:
         """The plan for people, one part a line."""
         parts = {key: value for key, value in asdict(self).items() if key.endswith("_bytes") and key != "budget_bytes"}
         names = {
-            "kv_bytes": f"KV cache ({self.context} tokens)",
+            "kv_bytes": f"KV cache ({'' if self.sequences == 1 else f'{self.sequences} x '}{self.context} tokens)",
             "io_bytes": "reads in flight",
             "scratch_bytes": f"scratch (chunks of {self.chunk})",
             "slots_bytes": f"experts ({self.slots} of {self.num_experts})",
@@ -106,10 +107,11 @@ def plan_memory(
     kv: KvKind = "f16",
     chunks: Sequence[int] = CHUNKS,
     max_slots: int | None = None,
+    sequences: int = 1,
 ) -> MemoryPlan:
     """Split the budget: fixed parts first, experts get the rest, up to all of them or `max_slots`.
 
-    The largest of the prefill `chunks` is taken that leaves room for two layers' experts, so that a prompt streams
+    sequences: KV caches, each for a whole context; as many answers may be computed in one step. The largest of the prefill `chunks` is taken that leaves room for two layers' experts, so that a prompt streams
     through; else the smallest. Raises MemoryBudgetError, naming the floor, when not even one token's experts fit beside
     the fixed parts.
     """
@@ -120,8 +122,8 @@ def plan_memory(
             interpreter_bytes=interpreter_bytes,
             tokenizer_bytes=tokenizer_bytes,
             dense_bytes=dense_bytes,
-            kv_bytes=kv_cache_bytes(config, context, chunk, kv),
-            scratch_bytes=scratch_bytes(config, chunk, context),
+            kv_bytes=sequences * kv_cache_bytes(config, context, chunk, kv),
+            scratch_bytes=scratch_bytes(config, max(chunk, sequences), context, sequences),
             io_bytes=io_bytes,
             slots_bytes=slots * record_bytes,
             slots=slots,
@@ -129,6 +131,7 @@ def plan_memory(
             num_experts=config.num_experts_total,
             context=context,
             chunk=chunk,
+            sequences=sequences,
         )
 
     def total(p: MemoryPlan) -> int:
@@ -149,26 +152,27 @@ def plan_memory(
         streamed = min(_STREAMED_LAYERS * config.moe_num_primary_experts, config.num_experts_total)
         if slots >= (fewest if chunk == chunks[-1] else streamed):
             whole = plan(chunk, min(slots, most))
-            return replace(whole, most_slots=min(slots_at(whole, config, kv, record_bytes, 0, 1), most))
+            return replace(whole, most_slots=min(slots_at(whole, config, record_bytes, 0, 1), most))
     floor = total(plan(chunks[-1], fewest))
     raise MemoryBudgetError(
         f"memory: {budget_bytes / MIB:.0f} MiB is below the floor of {-(-floor // MIB)} MiB for a context of {context} "
-        f"tokens; give --memory {-(-floor // MIB)}MiB or more, or a smaller --context"
+        f"tokens{'' if sequences == 1 else f' and {sequences} sequences'}; give --memory {-(-floor // MIB)}MiB or more, "
+        f"or a smaller --context"
     )
 
 
-def slots_at(plan: MemoryPlan, config: ModelConfig, kv: KvKind, record_bytes: int, positions: int, tokens: int) -> int:
-    """Experts that fit while the KV cache holds `positions` and `tokens` are computed at once; all may be fewer.
+def slots_at(plan: MemoryPlan, config: ModelConfig, record_bytes: int, kv_bytes: int, tokens: int) -> int:
+    """Experts that fit while KV caches take `kv_bytes` and `tokens` are computed at once; all may be fewer.
 
-    kv, record_bytes: as the plan was made with.
+    record_bytes: as the plan was made with.
     """
-    kv_bytes = kv_touched_bytes(config, plan.context, plan.chunk, kv, positions)
     unused_kv = max(plan.kv_bytes - kv_bytes, 0)
-    unused_scratch = plan.scratch_bytes - scratch_bytes(config, min(tokens, plan.chunk), plan.context)
-    return plan.slots + (unused_kv + unused_scratch) // record_bytes
+    most = max(plan.chunk, plan.sequences)
+    needed = scratch_bytes(config, min(max(tokens, plan.sequences), most), plan.context, plan.sequences)
+    return plan.slots + (unused_kv + plan.scratch_bytes - needed) // record_bytes
 
 
-def scratch_bytes(config: ModelConfig, chunk: int, context: int) -> int:
+def scratch_bytes(config: ModelConfig, chunk: int, context: int, sequences: int = 1) -> int:
     """Activations of one chunk, attention's partial sums, the logits, and what sampling makes of them."""
     d, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
     k, ffn = config.moe_num_active_primary_experts, config.moe_ffn_hidden_size
@@ -182,4 +186,5 @@ def scratch_bytes(config: ModelConfig, chunk: int, context: int) -> int:
     splits = context // _kernels.KV_SPLIT + 1  # of one token's attention, each with sums for every head
     attention = splits * heads * (config.head_dim + 32) * 4
     # full sampling sorts the vocabulary in float64: ids, keys, order, probabilities, cumulative sums
-    return chunk * floats_per_token * 4 + attention + config.vocab_size * 64 + 8 * MIB
+    logits = config.vocab_size * (64 + 4 * (sequences - 1))
+    return chunk * floats_per_token * 4 + attention + logits + 8 * MIB

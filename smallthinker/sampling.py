@@ -58,10 +58,13 @@ class Sampler:
         self._recent = list(prompt)
 
     def sample(self, logits: npt.NDArray[np.float32]) -> int:
-        """logits [V] float32, not changed -> token id. Raises RequestError when a logit is NaN."""
+        """logits [V] float32, not changed -> token id. Raises RequestError when a logit is NaN, or all are -inf."""
         p = self.params
-        if math.isnan(logits.max()):
+        largest = logits.max()
+        if math.isnan(largest):
             raise RequestError("logits: the model computed NaN; check the store with `smallthinker inspect --verify`")
+        if largest == -math.inf:
+            raise RequestError("logits: the logits processor allows no token at all")
         if p.repeat_penalty != 1.0 and p.repeat_last_n and self._recent:
             logits = logits.copy()
             recent = np.unique(self._recent[-p.repeat_last_n :])

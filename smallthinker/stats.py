@@ -16,8 +16,10 @@ MIB = 1 << 20
 class GenerationStats:
     """What one answer cost. Times in seconds, sizes in bytes; `hit_rate` and bytes per token are of the decode steps.
 
-    TTFT counts from the call to the first token, prefill included, loading the model not (`load_sec`). decode_sec, from
-    the first token to the last, has besides `decode.wall_sec` sampling, text and what the caller did with the text.
+    TTFT counts from the call to the first token, waiting for other answers (`queue_sec`) and prefill included, loading
+    the model not (`load_sec`). decode_sec, from the first token to the last, has besides `decode.wall_sec` sampling and
+    text. Answers that were written at the same time shared their steps: `prefill`, `decode`, the hit rate and the bytes
+    per token are of the steps, and their tokens all that were computed in them.
     `least_slots`: the fewest that experts had at any step since the model was loaded, for a long context or because the
     machine ran short.
     """
@@ -25,6 +27,7 @@ class GenerationStats:
     prompt_tokens: int
     reused_tokens: int
     new_tokens: int
+    queue_sec: float
     ttft_sec: float
     decode_sec: float
     load_sec: float
@@ -49,7 +52,8 @@ class GenerationStats:
 
     @property
     def prefill_tok_per_sec(self) -> float:
-        return (self.prompt_tokens - self.reused_tokens) / self.ttft_sec if self.ttft_sec else 0.0
+        seconds = self.ttft_sec - self.queue_sec
+        return (self.prompt_tokens - self.reused_tokens) / seconds if seconds > 0 else 0.0
 
     @property
     def hit_rate(self) -> float:
@@ -65,7 +69,7 @@ class GenerationStats:
 
     @property
     def bytes_read_per_token(self) -> float:
-        return self.decode_experts.bytes_read / (self.new_tokens - 1) if self.new_tokens > 1 else 0.0
+        return self.decode_experts.bytes_read / self.decode.tokens if self.decode.tokens else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """For `--stats json`: every field and every derived figure."""

@@ -7,8 +7,10 @@ models beyond the size of their vocabulary.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -22,6 +24,17 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """What turns messages into a prompt. `variables`: the names that it asks for beside the messages, such as `tools`
+    or `enable_thinking`; what it doesn't ask for would be ignored."""
+
+    source: str
+    variables: frozenset[str]
+    template: Any
+    special_tokens: Mapping[str, str]
 
 
 class Tokenizer:
@@ -46,7 +59,6 @@ class Tokenizer:
             )
         self.vocab_size = vocab_size
         self._folder = folder
-        self._chat_template: Any = None
 
     def encode(self, text: str) -> list[int]:
         """Token ids of the text, special tokens in it recognised, none added."""
@@ -61,16 +73,42 @@ class Tokenizer:
     def stream(self) -> StreamDecoder:
         return StreamDecoder(self)
 
-    def render_chat(self, messages: Iterable[Message]) -> str:
-        """The prompt that the model's chat template makes of the messages, ready for the assistant's answer."""
-        if self._chat_template is None:
-            self._chat_template = _load_chat_template(self._folder)
-        template, special_tokens = self._chat_template
+    def token_bytes(self, id: int) -> bytes:
+        """What a token adds to a text: perhaps a part of a character. Of a special token its name; b'' for ids that the
+        tokenizer doesn't know."""
+        token: str | None = self._tokenizer.id_to_token(id)
+        if token is None:
+            return b""
+        if id in self.added_tokens or not self._is_byte_level:
+            return token.encode("utf-8")
+        return bytes(_byte_of_character()[character] for character in token)
+
+    @cached_property
+    def added_tokens(self) -> Mapping[int, bool]:
+        """Ids that stand for one fixed text each, and whether they are left out of what `decode` gives."""
+        return {id: bool(token.special) for id, token in self._tokenizer.get_added_tokens_decoder().items()}
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        return "ByteLevel" in str(self._tokenizer.decoder)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """Raises TokenizerError when the store has none, or a broken one."""
+        return _load_chat_template(self._folder)
+
+    def render_chat(self, messages: Iterable[Message | Mapping[str, Any]], **variables: Any) -> str:
+        """The prompt that the model's chat template makes of the messages, ready for the assistant's answer.
+
+        variables: what else the template asks for (`tools`, `enable_thinking`). Raises TokenizerError.
+        """
+        chat = self.chat_template
         from jinja2 import TemplateError
 
+        known = {**chat.special_tokens, **variables, "messages": list(messages), "add_generation_prompt": True}
         try:
-            text: str = template.render(messages=list(messages), add_generation_prompt=True, **special_tokens)
-        except TemplateError as e:
+            text: str = chat.template.render(known)
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as e:  # the template's own mistakes
             raise TokenizerError(f"{self._folder / 'tokenizer_config.json'}: chat_template failed: {e}") from None
         return text
 
@@ -109,8 +147,8 @@ class StreamDecoder:
         return self._tokenizer.decode(self._context + self._pending)[len(before) :]
 
 
-def _load_chat_template(folder: Path) -> tuple[Any, dict[str, str]]:
-    from jinja2 import TemplateError
+def _load_chat_template(folder: Path) -> ChatTemplate:
+    from jinja2 import TemplateError, meta
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     path = folder / "tokenizer_config.json"
@@ -135,13 +173,22 @@ def _load_chat_template(folder: Path) -> tuple[Any, dict[str, str]]:
     environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
     try:
         template = environment.from_string(source)
+        variables = meta.find_undeclared_variables(environment.parse(source))
     except TemplateError as e:
         raise TokenizerError(f"{path}: chat_template is not a valid template: {e}") from None
     special = {key: _token_text(config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    return template, special
+    return ChatTemplate(source, frozenset(variables), template, special)
 
 
 def _token_text(value: Any) -> str:
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else ""
+
+
+@cache
+def _byte_of_character() -> Mapping[str, int]:
+    """Byte-level vocabularies (as GPT-2's) write printable Latin-1 as itself and the other bytes from U+0100 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

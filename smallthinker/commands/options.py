@@ -115,7 +115,8 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", int, "N", None, "the same seed gives the same text (default: a new one each time)")
 
 
-def load(args: argparse.Namespace) -> LLM:
+def load(args: argparse.Namespace, **more: int) -> LLM:
+    """The model that the options describe; `more` goes to LLM as it is."""
     from smallthinker.llm import LLM
 
     llm = LLM(
@@ -129,6 +130,7 @@ def load(args: argparse.Namespace) -> LLM:
         look_ahead=not args.no_look_ahead,
         lossy_head=args.lossy_head,
         lossy_threshold=args.lossy_threshold,
+        **more,
     )
     if args.verbose:
         print(llm.plan.table(), file=sys.stderr)

@@ -11,6 +11,13 @@ d, H, K, D, CAPACITY = 64, 4, 2, 32, 48
 EPS, THETA = 1e-6, 1e4
 
 
+Cache = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+
+
+def kv_layer(cache: Cache) -> _kernels.KvLayer:
+    return _kernels.KvLayer("f16", *cache, D)
+
+
 class Layer:
     """One random layer twice: as the fused call, and as the kernels that it is made of."""
 
@@ -29,9 +36,8 @@ class Layer:
             self.input_norm,
             *self.packed.values(),
             self.post_norm,
-            "f16",
-            *self.fused_cache,
             H,
+            K,
             D,
             EPS,
             use_rope,
@@ -39,7 +45,7 @@ class Layer:
         )
 
     @staticmethod
-    def empty_cache() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    def empty_cache() -> Cache:
         group = _kernels.packed_bytes("f16", "tiles", _kernels.KV_GROUP, D)
         shape = (K, CAPACITY // _kernels.KV_GROUP, group)
         return np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
@@ -78,9 +84,35 @@ def test_a_layer_has_the_bits_of_the_kernels_that_it_is_made_of(
         cos, sin = np.empty((2, tokens, D // 2), np.float32)
         _kernels.rope_angles(np.arange(start, start + tokens, dtype=np.int64), D, THETA, cos, sin)
         expected_normed = layer.by_parts(expected, start, cos, sin)
-        layer.fused.forward(x, start, cos, sin, normed)
+        layer.fused.forward(x, [kv_layer(layer.fused_cache)], [start], [tokens], cos, sin, normed)
         np.testing.assert_array_equal(bits(x), bits(expected))
         np.testing.assert_array_equal(bits(normed), bits(expected_normed))
         start += tokens
     for fused, separate in zip(layer.fused_cache, layer.cache, strict=True):
         np.testing.assert_array_equal(fused, separate)
+
+
+def test_tokens_of_several_sequences_in_one_call_have_the_bits_of_each_alone(
+    pool: _kernels.ThreadPool, quant: _kernels.Quant
+) -> None:
+    layer = Layer(pool, quant, True, 5)
+    alone, together = ([layer.empty_cache() for _ in range(3)] for _ in range(2))
+    starts = [0, 0, 0]
+    for step, counts in enumerate(([4, 1, 2], [1, 1, 1], [1, 12, 1], [3, 1, 1])):
+        tokens, normed = sum(counts), np.empty((sum(counts), d), np.float32)
+        x = normal(20 + step, tokens, d)
+        cos, sin = np.empty((2, tokens, D // 2), np.float32)
+        positions = np.concatenate([np.arange(s, s + n, dtype=np.int64) for s, n in zip(starts, counts, strict=True)])
+        _kernels.rope_angles(positions, D, THETA, cos, sin)
+        expected, expected_normed, at = x.copy(), np.empty_like(x), 0
+        for cache, start, n in zip(alone, starts, counts, strict=True):
+            rows = slice(at, at + n)
+            layer.fused.forward(
+                expected[rows], [kv_layer(cache)], [start], [n], cos[rows], sin[rows], expected_normed[rows]
+            )
+            at += n
+        layer.fused.forward(x, [kv_layer(cache) for cache in together], starts, counts, cos, sin, normed)
+        np.testing.assert_array_equal(bits(x), bits(expected))
+        np.testing.assert_array_equal(bits(normed), bits(expected_normed))
+        starts = [s + n for s, n in zip(starts, counts, strict=True)]
+    np.testing.assert_array_equal(together, alone)

@@ -29,15 +29,21 @@ ATTENTION_LAYER: dict[str, Any] = {
     "v": zeros(2 * 288, dtype=u8),
     "o": zeros(4 * 288, dtype=u8),
     "post_norm": zeros(64),
-    "kv_quant": "f16",
-    "keys": zeros(2, 1, 256, dtype=u8),
-    "values": zeros(2, 1, 256, dtype=u8),
     "heads": 4,
+    "kv_heads": 2,
     "head_dim": 8,
     "eps": 1e-6,
     "use_rope": True,
     "window": 0,
 }
+
+
+def kv_layer(heads: int = 2, head_dim: int = 8) -> _kernels.KvLayer:
+    keys, values = zeros(heads, 1, 32 * head_dim, dtype=u8), zeros(heads, 1, 32 * head_dim, dtype=u8)
+    return _kernels.KvLayer("f16", keys, values, head_dim)
+
+
+KV_LAYER = kv_layer()
 
 # A right call of each kernel. `k` of route and the counts of experts are chosen so that every dimension differs.
 RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
@@ -164,10 +170,27 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         _kernels.combine,
         {"pool": POOL, "x": zeros(3, 20), "contributions": zeros(6, 20), "weights": zeros(3, 2)},
     ),
+    "kv_layer": (
+        _kernels.KvLayer,
+        {
+            "quant": "f16",
+            "keys": zeros(2, 1, 256, dtype=u8),
+            "values": zeros(2, 1, 256, dtype=u8),
+            "head_dim": 8,
+        },
+    ),
     "attention_layer": (_kernels.AttentionLayer, ATTENTION_LAYER),
     "attention_layer.forward": (
         _kernels.AttentionLayer(**ATTENTION_LAYER).forward,
-        {"x": zeros(3, 64), "start": 13, "cos": zeros(3, 4), "sin": zeros(3, 4), "normed": zeros(3, 64)},
+        {
+            "x": zeros(3, 64),
+            "caches": [kv_layer(), KV_LAYER],
+            "starts": [13, 14],
+            "counts": [1, 2],
+            "cos": zeros(3, 4),
+            "sin": zeros(3, 4),
+            "normed": zeros(3, 64),
+        },
     ),
     "add": (_kernels.add, {"x": zeros(3, 20), "y": zeros(3, 20)}),
     "multiply_add": (_kernels.multiply_add, {"pool": POOL, "multiplications": 1000}),
@@ -298,6 +321,24 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ("attention", {"start": -1}, "start: expected 0 to"),
     ("attention", {"window": -1}, "window: expected 0"),
     ("attention", {"q": zeros(3, 5, 8), "out": zeros(3, 5, 8)}, "2 heads don't divide the 5"),
+    ("kv_layer", {"quant": "q4_0"}, "quant: expected f16 or q8_0, found 'q4_0'"),
+    ("attention_layer", {"heads": 5}, "2 heads don't divide the 5"),
+    ("attention_layer", {"kv_heads": 0}, "kv_heads: expected 1 to"),
+    ("attention_layer.forward", {"caches": [KV_LAYER, KV_LAYER]}, r"caches\[1\]: is there twice"),
+    ("attention_layer.forward", {"caches": [KV_LAYER, None]}, r"caches\[1\]: expected a KvLayer"),
+    ("attention_layer.forward", {"caches": [KV_LAYER]}, "starts: expected as many as caches, 1, found 2"),
+    ("attention_layer.forward", {"caches": [KV_LAYER, kv_layer(1)]}, r"caches\[1\]: expected 2 heads of 8, found 1 of 8"),
+    (
+        "attention_layer.forward",
+        {"caches": [KV_LAYER, kv_layer(2, 16)]},
+        r"caches\[1\]: expected 2 heads of 8, found 2 of 16",
+    ),
+    ("attention_layer.forward", {"counts": [1]}, "counts: expected as many as caches, 2, found 1"),
+    ("attention_layer.forward", {"counts": [1, 1]}, "counts: expected 3 tokens in all, found 2"),
+    ("attention_layer.forward", {"counts": [1, 3]}, r"counts\[1\]: expected 1 to 2, found 3"),
+    ("attention_layer.forward", {"counts": [0, 3]}, r"counts\[0\]: expected 1 to 3, found 0"),
+    ("attention_layer.forward", {"starts": [13, 15]}, "capacity of at least 17 positions, found 16"),
+    ("attention_layer.forward", {"starts": [-1, 0]}, "start: expected 0 to"),
     ("experts", {"hidden": 48}, "hidden: expected a multiple of 32"),
     ("experts", {"ffn": 16}, "ffn: expected a multiple of 32"),
     ("experts", {"ffn": 64}, "slots: expected records of at least"),

@@ -1,0 +1,130 @@
+"""`smallthinker serve`: a model for other programs, by the OpenAI protocol, and a page to chat with it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smallthinker.commands.options import Commands, add_command, add_model_options, load
+
+if TYPE_CHECKING:
+    from smallthinker.server.settings import Settings
+
+KEY_VARIABLE = "SMALLTHINKER_API_KEY"
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "serve",
+        handle,
+        "answer other programs by the OpenAI protocol, and show a chat page",
+        "smallthinker serve ./4b-store --memory 1GiB --port 8080",
+    )
+    parser.add_argument("store", nargs="?", metavar="MODEL", help="a store (default: the bundled demo model)")
+    group = parser.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    group.add_argument("--port", type=int, default=8080, metavar="N", help="0 takes a free one (default: 8080)")
+    group.add_argument("--name", metavar="NAME", help="what the model is called (default: the store's folder)")
+    group.add_argument("--parallel", type=int, default=1, metavar="N", help="answers at the same time (default: 1)")
+    group.add_argument("--queue", type=int, metavar="N", help="requests that may wait (default: 64)")
+    group.add_argument(
+        "--timeout", type=float, default=3600, metavar="SEC", help="longest answer, waiting included (default: 3600)"
+    )
+    group.add_argument(
+        "--grace", type=float, default=10, metavar="SEC", help="for answers to finish at the end (default: 10)"
+    )
+    group.add_argument("--api-key", metavar="KEY", help="clients must show it; other users see it in the process list")
+    group.add_argument(
+        "--api-key-file", type=Path, metavar="FILE", help=f"a file with the key (or {KEY_VARIABLE} in the environment)"
+    )
+    group.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="another name of this machine; repeatable"
+    )
+    group.add_argument(
+        "--cors", action="append", default=[], metavar="ORIGIN", help="a site whose pages may call; repeatable"
+    )
+    group.add_argument("--access-log", action="store_true", help="a line for each request, without its text")
+    group.add_argument("--json", action="store_true", help="say where it listens in JSON")
+    add_model_options(parser)
+
+
+def handle(args: argparse.Namespace) -> int:
+    from smallthinker.errors import RequestError
+
+    if args.store is not None and args.model is not None:
+        raise RequestError("MODEL: give the store once, as MODEL or as --model")
+    args.model = args.model or args.store
+    try:
+        from smallthinker.server.app import create_app
+        from smallthinker.server.runner import Server, listen
+        from smallthinker.server.settings import reserved_bytes
+    except ImportError as e:
+        raise RequestError(f"serve needs {e.name}: pip install 'smallthinker[serve]'") from None
+    from smallthinker.expert_store.store import Store
+    from smallthinker.llm import DEMO_STORE
+
+    settings = _settings(args)
+    path = Path(args.model or DEMO_STORE)
+    name = args.name or ("smallthinker-demo" if args.model is None else path.resolve().name)
+    with listen(args.host, args.port) as sock:  # before the model is loaded: a port that is taken is told at once
+        with Store.open(path) as store:
+            reserved = reserved_bytes(settings.limits, store.config.vocab_size)
+        more = {} if args.queue is None else {"max_waiting": args.queue}
+        with load(args, sequences=args.parallel, reserved=reserved, **more) as llm:
+            app = create_app(llm, name, settings)
+            server = Server(app, llm, settings, grace_sec=args.grace, access_log=args.access_log)
+            host, port = sock.getsockname()[:2]
+            url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            if args.json:
+                print(json.dumps({"url": url, "model": name, "context": llm.plan.context}), flush=True)
+            else:
+                print(f"{name} is served at {url} (Ctrl-C ends)", flush=True)
+            with _signals_end_quietly():
+                server.run(sockets=[sock])
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    from smallthinker.server.settings import Settings
+
+    return Settings(
+        host=args.host,
+        api_key=_api_key(args),
+        allowed_hosts=frozenset(args.allow_host),
+        cors=tuple(args.cors),
+        timeout_sec=args.timeout,
+    )
+
+
+def _api_key(args: argparse.Namespace) -> str | None:
+    """The command line's, else the file's, else the environment's."""
+    from smallthinker.commands.options import read_text
+    from smallthinker.errors import RequestError
+
+    if args.api_key is not None and args.api_key_file is not None:
+        raise RequestError("--api-key: give either this or --api-key-file")
+    if args.api_key_file is not None:
+        key = read_text(args.api_key_file).strip()
+        if not key:
+            raise RequestError(f"--api-key-file {args.api_key_file}: expected a key, found an empty file")
+        return key
+    key = args.api_key
+    return os.environ.get(KEY_VARIABLE) if key is None else str(key)
+
+
+@contextlib.contextmanager
+def _signals_end_quietly() -> Iterator[None]:
+    """Uvicorn raises a signal that ended it once more when it is done; by then everything is as it should be."""
+    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

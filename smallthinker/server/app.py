@@ -1,0 +1,62 @@
+"""The application: which path is answered by what."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from smallthinker.errors import SmallThinkerError
+from smallthinker.llm import LLM
+from smallthinker.server import info
+from smallthinker.server.answers import ClientGone
+from smallthinker.server.chat_completions import chat_completions
+from smallthinker.server.errors import ApiError, on_error
+from smallthinker.server.page_file import Page
+from smallthinker.server.safety import Safety
+from smallthinker.server.service import Service
+from smallthinker.server.settings import Settings
+
+
+def create_app(llm: LLM, name: str, settings: Settings) -> Starlette:
+    """An ASGI application that answers for this model, under this name. Closing the model is the caller's."""
+    middleware = [Middleware(Safety, settings=settings)]
+    if settings.cors:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(settings.cors),
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "content-type"],
+            )
+        )
+    app = Starlette(
+        routes=[
+            Route("/", Page().respond),
+            Route("/v1/models", info.models),
+            Route("/v1/models/{name:path}", info.model),
+            Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            Route("/v1/tokenize", info.tokenize, methods=["POST"]),
+            Route("/health", info.health),
+            Route("/metrics", info.metrics),
+            Route("/api/stats", info.stats),
+        ],
+        middleware=middleware,
+        exception_handlers={
+            ApiError: on_error,
+            SmallThinkerError: on_error,
+            HTTPException: on_error,
+            Exception: on_error,
+            ClientGone: _nobody_there,
+        },
+    )
+    app.state.service = Service(llm, name, settings)
+    return app
+
+
+async def _nobody_there(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # as nginx has it in its log; nobody reads it here

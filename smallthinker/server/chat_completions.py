@@ -1,0 +1,233 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from smallthinker.generation import Completion, Finished, Token
+from smallthinker.server.answers import Answers, Asked, unless_gone, with_seeds
+from smallthinker.server.constraints import chat_constraint, chosen_functions
+from smallthinker.server.errors import as_api_error, bad_request
+from smallthinker.server.logprobs import chat_logprobs
+from smallthinker.server.output import CallArguments, CallStart, OutputParser, Part, Reasoning, Said
+from smallthinker.server.prompts import Prompt, chat_prompt
+from smallthinker.server.sampling_options import choices, generation_params, processor_maker
+from smallthinker.server.schemas import ChatRequest
+from smallthinker.server.service import Service
+from smallthinker.server.sse import DONE, PING, EventStream, event
+from smallthinker.server.usage import Usage, timings
+
+
+async def chat_completions(request: Request) -> Response:
+    service: Service = request.app.state.service
+    async with service.bodies.read(request, ChatRequest) as asked:
+        service.check_model(asked.model)
+        chat = await unless_gone(request, service.prepare(_prepare, service, asked))
+    answers = Answers(service, with_seeds(chat.asked, chat.n), service.timeout(asked.timeout))
+    if asked.stream:
+        return EventStream(chat.stream(answers), answers.close)
+    return JSONResponse(await unless_gone(request, chat.whole(answers)))
+
+
+def _prepare(service: Service, asked: ChatRequest) -> _Chat:
+    """On a worker thread: the prompt, the grammar, and every check. Raises ApiError and SmallThinkerErrors."""
+    llm, limits = service.llm, service.settings.limits
+    n = choices(asked, limits)
+    if asked.max_tokens is not None and asked.max_completion_tokens is not None:
+        raise bad_request("max_tokens: give either this or max_completion_tokens", "max_tokens")
+    if asked.top_logprobs is not None and not asked.logprobs:
+        raise bad_request("top_logprobs: has no meaning without logprobs", "top_logprobs")
+    values = dict(asked.chat_template_kwargs or {})
+    thinking = values.pop("enable_thinking", None) if asked.enable_thinking is None else asked.enable_thinking
+    if thinking is not None and not isinstance(thinking, bool):
+        raise bad_request("enable_thinking: expected true or false", "chat_template_kwargs.enable_thinking")
+    tools = chosen_functions(asked, service)
+    prompt = chat_prompt(
+        llm, limits, asked.messages, tools=tools, enable_thinking=thinking, template_values=values
+    )
+    if thinking is False and not prompt.thinking:
+        prompt = replace(prompt, thinks=False)
+    constraint = chat_constraint(asked, tools, service, prompt)
+    params = generation_params(
+        asked.model_dump(),
+        limits,
+        prompt_tokens=len(prompt.ids),
+        context=llm.plan.context,
+        max_tokens=asked.max_completion_tokens or asked.max_tokens,
+    )
+    make_processor = processor_maker(asked, llm, limits, constraint)
+    logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
+    return _Chat(
+        service,
+        Asked(prompt.ids, params, logprobs, make_processor),
+        n,
+        prompt,
+        tools=frozenset(tool.function.name for tool in tools) if tools else None,
+        one_call=asked.parallel_tool_calls is False,
+        usage_wanted=asked.stream_options is not None and asked.stream_options.include_usage,
+    )
+
+
+@dataclass
+class _Choice:
+    """What has come of one of the answers."""
+
+    parser: OutputParser
+    reasoning: list[str] = field(default_factory=list)
+    content: list[str] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    reasoning_tokens: int = 0
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, part: Part) -> None:
+        if isinstance(part, Reasoning):
+            self.reasoning.append(part.text)
+        elif isinstance(part, Said):
+            self.content.append(part.text)
+        elif isinstance(part, CallStart):
+            call = {"id": part.id, "type": "function", "function": {"name": part.name, "arguments": ""}}
+            self.calls.append(call)
+        else:
+            self.calls[part.index]["function"]["arguments"] += part.text
+
+    def message(self) -> dict[str, Any]:
+        text = "".join(self.content)
+        message: dict[str, Any] = {"role": "assistant", "content": text if text or not self.calls else None}
+        message["refusal"] = None
+        if self.reasoning:
+            message["reasoning_content"] = "".join(self.reasoning)
+        if self.calls:
+            message["tool_calls"] = self.calls
+        return message
+
+    def finish_reason(self, completion: Completion) -> str:
+        return "tool_calls" if self.calls and completion.finish_reason != "length" else _reason(completion)
+
+
+@dataclass
+class _Chat:
+    """One request, ready to be answered."""
+
+    service: Service
+    asked: Asked
+    n: int
+    prompt: Prompt
+    tools: frozenset[str] | None
+    one_call: bool
+    usage_wanted: bool
+
+    def __post_init__(self) -> None:
+        self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
+        self._choices = [
+            _Choice(OutputParser(thinks=self.prompt.thinks, thinking=self.prompt.thinking, tools=self.tools))
+            for _ in range(self.n)
+        ]
+
+    async def whole(self, answers: Answers) -> dict[str, Any]:
+        completions: dict[int, Completion] = {}
+        async for item in answers:
+            if item is None:
+                continue
+            number, event = item
+            choice = self._choices[number]
+            for part in self._parts(answers, number, event):
+                choice.add(part)
+            if isinstance(event, Finished):
+                completions[number] = event.completion
+        return self._head("chat.completion") | {
+            "choices": [
+                {
+                    "index": number,
+                    "message": choice.message(),
+                    "finish_reason": choice.finish_reason(completions[number]),
+                    "logprobs": {"content": choice.logprobs, "refusal": None} if choice.logprobs else None,
+                }
+                for number, choice in enumerate(self._choices)
+            ],
+            "usage": self._usage(completions).to_dict(),
+            "timings": timings(completions[0].stats),
+        }
+
+    async def stream(self, answers: Answers) -> AsyncIterator[bytes]:
+        completions: dict[int, Completion] = {}
+        try:
+            for number in range(self.n):
+                yield self._chunk(number, {"role": "assistant", "content": ""})
+            async for item in answers:
+                if item is None:
+                    yield PING
+                    continue
+                number, event_ = item
+                choice = self._choices[number]
+                for part in self._parts(answers, number, event_):
+                    choice.add(part)
+                    yield self._chunk(number, _delta(part), logprobs=self._take_logprobs(choice))
+                if isinstance(event_, Finished):
+                    completions[number] = event_.completion
+                    reason = choice.finish_reason(event_.completion)
+                    yield self._chunk(number, {}, reason, logprobs=self._take_logprobs(choice))
+            if self.usage_wanted:
+                last = {"choices": [], "usage": self._usage(completions).to_dict()}
+                yield event(self._head("chat.completion.chunk") | last | {"timings": timings(completions[0].stats)})
+            yield DONE
+        except Exception as error:
+            yield event(as_api_error(error).body)
+
+    def _parts(self, answers: Answers, number: int, event: Token | Finished) -> list[Part]:
+        choice = self._choices[number]
+        if isinstance(event, Token):
+            choice.reasoning_tokens += choice.parser.is_thinking
+            if event.logprobs is not None:
+                choice.logprobs.append(chat_logprobs(self.service.llm.tokenizer, event.logprobs))
+        parts = choice.parser.push(event.text)
+        if isinstance(event, Finished):
+            parts += choice.parser.finish()
+        if self.one_call and choice.parser.calls and not choice.parser.is_calling and isinstance(event, Token):
+            answers.stop(number)
+        if self.one_call:
+            parts = [part for part in parts if not _belongs_to_second_call(part)]
+        return parts
+
+    def _take_logprobs(self, choice: _Choice) -> dict[str, Any] | None:
+        """Those of the tokens since the last chunk; text may come later than its tokens."""
+        taken, choice.logprobs = choice.logprobs, []
+        return {"content": taken, "refusal": None} if taken else None
+
+    def _usage(self, completions: dict[int, Completion]) -> Usage:
+        return Usage.of(list(completions.values()), sum(choice.reasoning_tokens for choice in self._choices))
+
+    def _chunk(
+        self, number: int, delta: dict[str, Any], reason: str | None = None, *, logprobs: dict[str, Any] | None = None
+    ) -> bytes:
+        choice = {"index": number, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
+        chunk = self._head("chat.completion.chunk") | {"choices": [choice]}
+        return event(chunk | {"usage": None} if self.usage_wanted else chunk)
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self.service.name}
+
+
+def _delta(part: Part) -> dict[str, Any]:
+    if isinstance(part, Reasoning):
+        return {"reasoning_content": part.text}
+    if isinstance(part, Said):
+        return {"content": part.text}
+    if isinstance(part, CallStart):
+        function = {"name": part.name, "arguments": ""}
+        return {"tool_calls": [{"index": part.index, "id": part.id, "type": "function", "function": function}]}
+    return {"tool_calls": [{"index": part.index, "function": {"arguments": part.text}}]}
+
+
+def _belongs_to_second_call(part: Part) -> bool:
+    return isinstance(part, (CallStart, CallArguments)) and part.index > 0
+
+
+def _reason(completion: Completion) -> str:
+    return "length" if completion.finish_reason == "length" else "stop"

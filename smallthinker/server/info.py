@@ -1,0 +1,96 @@
+"""The small endpoints: models, tokenize, health, metrics, and the figures for the page's live panel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from smallthinker.server.errors import ApiError, bad_request
+from smallthinker.server.output import THINK
+from smallthinker.server.prompts import chat_prompt, encode
+from smallthinker.server.schemas import TokenizeRequest
+from smallthinker.server.service import Service
+
+
+def _model(service: Service) -> dict[str, Any]:
+    return {
+        "id": service.name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "smallthinker",
+        "max_model_len": service.llm.plan.context,
+    }
+
+
+async def models(request: Request) -> Response:
+    return JSONResponse({"object": "list", "data": [_model(request.app.state.service)]})
+
+
+async def model(request: Request) -> Response:
+    service: Service = request.app.state.service
+    service.check_model(request.path_params["name"])
+    return JSONResponse(_model(service))
+
+
+async def tokenize(request: Request) -> Response:
+    service: Service = request.app.state.service
+    async with service.bodies.read(request, TokenizeRequest) as asked:
+        service.check_model(asked.model)
+        ids = await service.prepare(_ids, service, asked)
+    return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": service.llm.plan.context})
+
+
+def _ids(service: Service, asked: TokenizeRequest) -> list[int]:
+    if (asked.prompt is None) == (asked.messages is None):
+        raise bad_request("expected either prompt or messages", "prompt")
+    if asked.messages is not None:
+        return chat_prompt(service.llm, service.settings.limits, asked.messages).ids
+    return encode(service.llm, asked.prompt or "")
+
+
+async def health(request: Request) -> Response:
+    service: Service = request.app.state.service
+    if service.llm.scheduler.closed:
+        raise ApiError(503, "the model is closed", type="server_error")
+    return JSONResponse({"status": "ok"})
+
+
+async def metrics(request: Request) -> Response:
+    service: Service = request.app.state.service
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+async def stats(request: Request) -> Response:
+    """See docs/server.md for the shape."""
+    service: Service = request.app.state.service
+    llm, now = service.llm, service.llm.scheduler.stats()
+    template = llm.tokenizer.chat_template
+    return JSONResponse(
+        {
+            "model": service.name,
+            "context": llm.plan.context,
+            "thinks": THINK in template.source,
+            "can_switch_thinking": "enable_thinking" in template.variables,
+            "tokens_per_sec": round(service.activity.tokens_per_sec(), 2),
+            "running": now.running,
+            "waiting": now.waiting,
+            "most_waiting": now.most_waiting,
+            "sequences": llm.plan.sequences,
+            "hit_rate": round(now.hit_rate, 4),
+            "bytes_read": now.bytes_read,
+            "slots": now.slots,
+            "num_experts": now.num_experts,
+            "memory_bytes": now.memory_bytes,
+            "memory_budget_bytes": now.memory_budget_bytes,
+            "kv_bytes": now.kv_bytes,
+            "kv_planned_bytes": now.kv_planned_bytes,
+            "prompt_tokens": now.prompt_tokens,
+            "reused_tokens": now.reused_tokens,
+            "new_tokens": now.new_tokens,
+            "uptime_sec": round(now.uptime_sec, 1),
+            "expert_uses": llm.expert_uses().tolist(),
+        },
+        headers={"cache-control": "no-store"},
+    )

@@ -1,0 +1,68 @@
+"""Runs the application: listens, serves until a signal, and lets running answers finish."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import socket
+
+import uvicorn
+from starlette.applications import Starlette
+
+from smallthinker.errors import RequestError
+from smallthinker.llm import LLM
+from smallthinker.server.settings import Settings
+
+# After the answers have been cancelled, until their last bytes must have gone out.
+_LAST_BYTES_SEC = 5.0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket; port 0 takes a free one. Raises RequestError in one line when it can't be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host and ipaddress.ip_address(host).version == 6 else socket.AF_INET
+        sock = socket.socket(family)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host, port))
+            sock.listen(128)
+        except BaseException:
+            sock.close()
+            raise
+    except (OSError, OverflowError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            raise RequestError(
+                f"--port {port}: another program listens on {host}:{port}; give another --port, or 0 for a free one"
+            ) from None
+        why = error.strerror if isinstance(error, OSError) else error
+        raise RequestError(f"--host {host} --port {port}: cannot listen there: {why}") from None
+    return sock
+
+
+class Server(uvicorn.Server):
+    """Uvicorn's, which waits for open answers at a SIGTERM or Ctrl-C: after `grace_sec` they are cancelled, and say so.
+    A second Ctrl-C waits for nothing."""
+
+    def __init__(self, app: Starlette, llm: LLM, settings: Settings, *, grace_sec: float, access_log: bool) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="info" if access_log else "warning",
+                access_log=access_log,
+                lifespan="off",
+                ws="none",
+                server_header=False,
+                proxy_headers=False,
+                limit_concurrency=settings.limits.connections,
+                timeout_graceful_shutdown=round(grace_sec + _LAST_BYTES_SEC),
+            )
+        )
+        self._llm, self._grace_sec = llm, grace_sec
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        timer = asyncio.get_running_loop().call_later(self._grace_sec, self._llm.cancel)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()

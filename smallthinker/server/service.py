@@ -1,0 +1,78 @@
+"""What the endpoints share: the model, its grammars, the figures, and the threads for work that takes a while."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+
+from smallthinker.llm import LLM
+from smallthinker.server.body import Bodies
+from smallthinker.server.errors import ApiError, bad_request
+from smallthinker.server.grammar import Grammars
+from smallthinker.server.metrics import Metrics
+from smallthinker.server.settings import Settings
+
+Result = TypeVar("Result")
+
+
+class Service:
+    """One loaded model, served."""
+
+    def __init__(self, llm: LLM, name: str, settings: Settings) -> None:
+        self.llm, self.name, self.settings = llm, name, settings
+        self.created = int(time.time())
+        self.grammars = Grammars(llm, settings.limits)
+        self.bodies = Bodies(settings.limits)
+        self.metrics = Metrics(llm.scheduler)
+        self.activity = Activity()
+        # one prompt or grammar at a time: they compete with the model for the processor
+        self._preparing = anyio.CapacityLimiter(1)
+
+    async def prepare(self, work: Callable[..., Result], *args: object, **kwargs: object) -> Result:
+        """Run on a worker thread, in turn with others' work."""
+        return await anyio.to_thread.run_sync(partial(work, *args, **kwargs), limiter=self._preparing)
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ApiError 404 for a model that isn't here."""
+        if name is not None and name != self.name:
+            shown = name if len(name) <= 64 else name[:64] + "..."
+            raise ApiError(
+                404, f"model: this server has {self.name!r}, not {shown!r}", param="model", code="model_not_found"
+            )
+
+    def timeout(self, asked: float | None) -> float:
+        longest = self.settings.timeout_sec
+        if asked is not None and asked > longest:
+            raise bad_request(f"timeout: this server takes at most {longest:g} s", "timeout")
+        return longest if asked is None else asked
+
+
+class Activity:
+    """How fast tokens come now, all answers together."""
+
+    WINDOW_SEC = 10.0
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._times: deque[float] = deque(maxlen=256)
+
+    def token(self) -> None:
+        self._times.append(self._clock())
+
+    def tokens_per_sec(self) -> float:
+        """Of the last tokens within ten seconds; falls while none comes, and is 0 after that."""
+        now = self._clock()
+        while self._times and self._times[0] < now - self.WINDOW_SEC:
+            self._times.popleft()
+        if len(self._times) < 2:
+            return 0.0
+        intervals, since_last = len(self._times) - 1, now - self._times[-1]
+        mean = (self._times[-1] - self._times[0]) / intervals
+        waited = max(since_last - mean, 0.0)  # a token is late, or the answer is over
+        return 0.0 if since_last > 2.0 + 4 * mean else intervals / (self._times[-1] - self._times[0] + waited)
