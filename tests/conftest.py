@@ -13,6 +13,10 @@ settings.load_profile("no clocks")
 sys.path.insert(0, str(Path(__file__).parent))  # tests/models.py, for tests in every room
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--screenshots", metavar="DIR", help="where the chat page's tests write pictures for the docs")
+
+
 @pytest.fixture(scope="session")
 def hybrid_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A q4_0 store of a tiny model of the 21B's kind."""
