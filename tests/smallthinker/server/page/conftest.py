@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
 
 sys.path.insert(0, str(Path(__file__).parents[3]))  # tests/browser.py
-WAIT_MS = 60_000  # not a limit on speed: where a test gives up
+WAIT_MS = 30_000  # not a limit on speed: where a test gives up
 
 
 @contextlib.contextmanager

@@ -42,7 +42,8 @@ def test_a_next_turn_goes_on_with_the_same_conversation(tab: Tab) -> None:
     assert tab.says() == ["Good morning.", "And then?"]
     (kept,) = stored(tab)
     assert [m["role"] for m in kept["messages"]] == ["user", "assistant", "user", "assistant"]
-    assert kept["title"] == "Good morning." and kept["messages"][1]["content"].split() == first.split()
+    letters = [[c for c in text if c.isalnum()] for text in (kept["messages"][1]["content"], first)]
+    assert kept["title"] == "Good morning." and letters[0] == letters[1] != []
 
 
 @pytest.mark.parametrize("how", ["the button", "Escape"])
