@@ -63,12 +63,13 @@ class ExpertCache:
         self._in_use = False
         self._used: list[tuple[int, list[int]]] = []  # what the policy hasn't heard of yet, in order
         self._tally = Tally(self._record_bytes)
-        self._uses = np.zeros(len(policy.state()), np.uint32)
+        self._uses: npt.NDArray[np.uint32] = np.zeros(len(policy.state()), np.uint32)
 
     def uses(self) -> npt.NDArray[np.uint32]:
         """How often a token has used each expert since the cache was made, [layers * experts per layer]; a copy. From
         any thread."""
-        return self._uses.copy()
+        uses: npt.NDArray[np.uint32] = self._uses.copy()
+        return uses
 
     def counters(self) -> CacheCounters:
         """Valid after `free`, too."""

@@ -116,7 +116,7 @@ def with_seeds(asked: Asked, n: int) -> list[Asked]:
     return [replace(asked, params=replace(asked.params, seed=(seed + i) % 2**64)) for i in range(n)]
 
 
-class ClientGone(Exception):
+class ClientGoneError(Exception):
     """Nobody is there to be answered."""
 
 
@@ -126,7 +126,7 @@ async def unless_gone(request: HttpRequest, work: Coroutine[Any, Any, Result]) -
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientGone
+            raise ClientGoneError
         return task.result()
     finally:
         gone.cancel()

@@ -13,10 +13,12 @@ from starlette.routing import Route
 from smallthinker.errors import SmallThinkerError
 from smallthinker.llm import LLM
 from smallthinker.server import info
-from smallthinker.server.answers import ClientGone
+from smallthinker.server.answers import ClientGoneError
 from smallthinker.server.chat_completions import chat_completions
+from smallthinker.server.completions import completions
 from smallthinker.server.errors import ApiError, on_error
 from smallthinker.server.page_file import Page
+from smallthinker.server.responses import responses
 from smallthinker.server.safety import Safety
 from smallthinker.server.service import Service
 from smallthinker.server.settings import Settings
@@ -40,6 +42,8 @@ def create_app(llm: LLM, name: str, settings: Settings) -> Starlette:
             Route("/v1/models", info.models),
             Route("/v1/models/{name:path}", info.model),
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+            Route("/v1/completions", completions, methods=["POST"]),
+            Route("/v1/responses", responses, methods=["POST"]),
             Route("/v1/tokenize", info.tokenize, methods=["POST"]),
             Route("/health", info.health),
             Route("/metrics", info.metrics),
@@ -51,7 +55,7 @@ def create_app(llm: LLM, name: str, settings: Settings) -> Starlette:
             SmallThinkerError: on_error,
             HTTPException: on_error,
             Exception: on_error,
-            ClientGone: _nobody_there,
+            ClientGoneError: _nobody_there,
         },
     )
     app.state.service = Service(llm, name, settings)

@@ -49,9 +49,7 @@ def _prepare(service: Service, asked: ChatRequest) -> _Chat:
     if thinking is not None and not isinstance(thinking, bool):
         raise bad_request("enable_thinking: expected true or false", "chat_template_kwargs.enable_thinking")
     tools = chosen_functions(asked, service)
-    prompt = chat_prompt(
-        llm, limits, asked.messages, tools=tools, enable_thinking=thinking, template_values=values
-    )
+    prompt = chat_prompt(llm, limits, asked.messages, tools=tools, enable_thinking=thinking, template_values=values)
     if thinking is False and not prompt.thinking:
         prompt = replace(prompt, thinks=False)
     constraint = chat_constraint(asked, tools, service, prompt)

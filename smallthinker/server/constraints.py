@@ -12,7 +12,7 @@ from smallthinker.server.service import Service
 
 
 def chosen_functions(asked: ChatRequest, service: Service) -> list[Tool]:
-    """The tools that the model is told of. Raises ApiError for too many, twice the same, or a choice that isn't there."""
+    """The tools that the model is told of. Raises ApiError for too many, a name twice, a choice that isn't there."""
     tools, choice, limits = asked.tools or [], asked.tool_choice, service.settings.limits
     if len(tools) > limits.tools:
         raise bad_request(f"tools: at most {limits.tools} are taken, found {len(tools)}", "tools")
@@ -29,9 +29,7 @@ def chosen_functions(asked: ChatRequest, service: Service) -> list[Tool]:
     return [] if choice == "none" else tools
 
 
-def chat_constraint(
-    asked: ChatRequest, tools: Sequence[Tool], service: Service, prompt: Prompt
-) -> Constraint | None:
+def chat_constraint(asked: ChatRequest, tools: Sequence[Tool], service: Service, prompt: Prompt) -> Constraint | None:
     """Raises ApiError for a schema that can't be kept to, or that contradicts the choice of a tool."""
     thinking = prompt.thinking if prompt.thinks or prompt.thinking else None
     form, choice = asked.response_format, asked.tool_choice

@@ -130,7 +130,7 @@ class _Vocabulary:
 
 
 def _with_thought(body: str, thinking: bool | None) -> str:
-    """thinking: None for a model that doesn't; True where the prompt has opened a thought, False where the model may."""
+    """thinking: None for a model that doesn't; True where the prompt has opened a thought, else the model may."""
     if thinking is None:
         return f"start: {body}"
     thought = 'thought[suffix="</think>"]: /(.|\\n)*/'

@@ -57,7 +57,7 @@ class OutputParser:
         self._tools = tools
         self._text = ""  # not parsed yet
         self._state = "thinking" if thinking else "opening" if thinks else "saying"
-        self._fresh = True  # nothing but space since the state began, which isn't part of it
+        self._fresh = thinking  # nothing but space since the state began, and that isn't part of it
         self._scan: _ObjectScan | None = None  # of the arguments that are being handed on
         self.calls = 0
 
@@ -105,7 +105,7 @@ class OutputParser:
             before, found, after = self._text.partition(THOUGHT)
             if not found:
                 before, after = _split_possible(self._text, THOUGHT)
-            self._emit_reasoning(parts, before.rstrip() if found else before)
+            self._emit_reasoning(parts, before.rstrip())
             self._text = after
             if found:
                 self._turn("saying", after)
@@ -122,9 +122,7 @@ class OutputParser:
         before, found, after = self._text.partition(CALL)
         if not found:
             before, after = _split_possible(self._text, CALL)
-            held = before[len(before.rstrip()) :]  # the line break before a call is not said
-            before, after = before[: len(before) - len(held)], held + after
-        self._say(parts, before.rstrip() if found else before)
+        self._say(parts, before.rstrip())
         self._text = after
         if found:
             self._turn("calling", after)
@@ -220,9 +218,11 @@ class _ObjectScan:
 
 
 def _split_possible(text: str, mark: str) -> tuple[str, str]:
-    """The text, and the longest end of it that may be the beginning of the mark."""
+    """The text, and the longest end of it that may be the beginning of the mark, with the space before that: space
+    before a mark belongs to the template."""
     longest = next((n for n in range(min(len(mark) - 1, len(text)), 0, -1) if text.endswith(mark[:n])), 0)
-    return text[: len(text) - longest], text[len(text) - longest :]
+    kept = len(text[: len(text) - longest].rstrip())
+    return text[:kept], text[kept:]
 
 
 def _parsed(text: str) -> object:

@@ -1,7 +1,7 @@
 """Who may call: the key, and the Host and Origin of a request.
 
-A page of another site can have its own name resolve to 127.0.0.1 (DNS rebinding) or simply send requests here. The first
-shows in Host, which has that name; the second in Origin, which is not this server's.
+A page of another site can have its own name resolve to 127.0.0.1 (DNS rebinding) or simply send requests here. The
+first shows in Host, which has that name; the second in Origin, which is not this server's.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
@@ -16,6 +16,15 @@ Temperature = Annotated[float, Field(ge=0, le=100)]
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unknown_nulls(cls, given: Any) -> Any:
+        """Clients write null for what they don't ask for, also in fields that this server has never heard of."""
+        if not isinstance(given, dict):
+            return given
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {key: value for key, value in given.items() if value is not None or key in known}
 
 
 class TextPart(Strict):
@@ -183,9 +192,19 @@ class ResponseMessage(Strict):
     status: Literal["completed", "in_progress", "incomplete"] | None = None
 
 
+class ResponseReasoning(Strict):
+    """What an earlier response thought: templates leave thoughts out of later turns, and so does this server."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: list[Any] | None = None
+    content: list[Any] | None = None
+    status: Literal["completed", "in_progress", "incomplete"] | None = None
+
+
 class ResponsesRequest(Strict):
     model: str | None = None
-    input: str | Annotated[list[ResponseMessage], Field(min_length=1)]
+    input: str | Annotated[list[ResponseMessage | ResponseReasoning], Field(min_length=1)]
     instructions: str | None = None
     stream: bool = False
     max_output_tokens: Count | None = None

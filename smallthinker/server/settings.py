@@ -40,8 +40,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Settings:
-    """host: where it listens. api_key: what clients must show; None asks for nothing. allowed_hosts: names that the Host
-    header may have beside IP addresses, localhost and `host`. cors: origins of other sites whose pages may call.
+    """host: where it listens. api_key: what clients must show; None asks for nothing. allowed_hosts: names that the
+    Host header may have beside IP addresses, localhost and `host`. cors: origins of other sites whose pages may call.
     timeout_sec: the longest that an answer may take, waiting included; a request may ask for less."""
 
     host: str = "127.0.0.1"

@@ -25,7 +25,7 @@ def event(payload: Any, name: str | None = None) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """Sends events until they end or the client is gone; `close` is called then, and also when nothing was ever sent."""
+    """Sends events until they end or the client is gone; then calls `close`, also when nothing was ever sent."""
 
     media_type = "text/event-stream"
 

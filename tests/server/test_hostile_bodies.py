@@ -1,0 +1,178 @@
+"""Whatever a client sends: a 4xx in the protocol's shape, never a 500, never a trace; and the server goes on."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from conftest import NAME, Running, serving
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from smallthinker import LLM
+from smallthinker.server.settings import Limits, Settings
+
+PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/tokenize"]
+NUMBER = b"9" * 5000
+
+
+def assert_refused(response: httpx.Response) -> dict[str, Any]:
+    assert 400 <= response.status_code < 500, response.text
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["message"] and error["type"] and len(error["message"]) < 1000
+    assert "Traceback" not in response.text and ".py" not in response.text
+    return error
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"\xff\xfe",
+        b'{"prompt": "\xff"}',
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": "x", "temperature": NaN}',
+        b'{"prompt": "x", "temperature": Infinity}',
+        b'{"prompt": "x", "temperature": 1e999}',
+        b'{"prompt": "x", "temperature": "1"}',
+        b'{"prompt": "x", "max_tokens": 1.5}',
+        b'{"prompt": "x", "max_tokens": true}',
+        b'{"prompt": "x", "max_tokens": ' + NUMBER + b"}",
+        b'{"prompt": "x", "seed": ' + NUMBER[:4000] + b"}",
+        b'{"prompt": "x", "stream": "yes"}',
+        b'{"prompt": {"a": 1}}',
+        b'{"prompt": [[1, "a"]]}',
+        b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"messages": ' + b'{"a":' * 50_000 + b"1" + b"}" * 50_000 + b"}",
+        b'{"messages": [{"role": "user", "content": 1}]}',
+        b'{"input": 5}',
+        b'{"\\u0000": 1}',
+    ],
+)
+def test_a_broken_body_is_refused(server: Running, path: str, body: bytes) -> None:
+    assert_refused(httpx.post(server.url + path, content=body))
+
+
+def test_a_schema_with_numbers_that_are_none_is_refused(server: Running) -> None:
+    for number in (b"NaN", b"1e999"):
+        body = b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "response_format": {"type": '
+        body += b'"json_schema", "json_schema": {"name": "x", "schema": {"type": "number", "minimum": ' + number + b"}}}}"
+        assert_refused(httpx.post(f"{server.url}/v1/chat/completions", content=body))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+FIELDS = st.sampled_from(
+    ["model", "messages", "prompt", "input", "stream", "n", "temperature", "top_p", "top_k", "stop", "seed", "logprobs",
+     "max_tokens", "logit_bias", "tools", "tool_choice", "response_format", "timeout", "chat_template_kwargs", "text"]
+)  # fmt: skip
+GOOD: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2},
+    "/v1/completions": {"prompt": "x", "max_tokens": 2},
+    "/v1/responses": {"input": "x", "max_output_tokens": 2},
+    "/v1/tokenize": {"prompt": "x"},
+}
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=st.sampled_from(PATHS), changes=st.dictionaries(FIELDS, JSON, min_size=1, max_size=3))
+def test_any_values_in_any_fields_give_an_answer_or_a_refusal(
+    server: Running, path: str, changes: dict[str, Any]
+) -> None:
+    body = json.dumps(GOOD[path] | changes).encode()
+    response = httpx.post(server.url + path, content=body, timeout=60)
+    if response.status_code == 504:
+        assert isinstance(changes.get("timeout"), float)  # so it was asked for
+    elif response.status_code != 200:
+        assert_refused(response)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(path=st.sampled_from(PATHS), body=st.binary(max_size=200))
+def test_any_bytes_are_refused(server: Running, path: str, body: bytes) -> None:
+    assert_refused(httpx.post(server.url + path, content=body))
+
+
+def test_what_is_no_path_and_no_method_is_told_in_the_same_shape(server: Running) -> None:
+    for method, path in (("GET", "/v1/nothing"), ("GET", "/v1/completions"), ("DELETE", "/v1/models"), ("PUT", "/")):
+        assert_refused(httpx.request(method, server.url + path))
+    assert httpx.get(server.url + "/../../etc/passwd").status_code == 404
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(demo: LLM) -> None:
+    limits = Limits(body_bytes=1000, bodies_bytes=1500)
+    with serving(demo, Settings(limits=limits)) as running:
+        url = f"{running.url}/v1/completions"
+        assert httpx.post(url, content=b" " * 1001).status_code == 413
+
+        def chunks() -> Any:
+            for _ in range(200):
+                yield b" " * 100
+
+        try:
+            assert httpx.post(url, content=chunks()).status_code == 413  # no length given
+        except httpx.TransportError:
+            pass  # refused while it was still being sent
+        fine = {"model": NAME, "prompt": "x" * 500, "max_tokens": 1}
+        assert httpx.post(url, json=fine).status_code == 200
+
+
+def test_all_bodies_together_are_bounded(demo: LLM) -> None:
+    with serving(demo, Settings(limits=Limits(body_bytes=1000, bodies_bytes=1500))) as running:
+        at = urlsplit(running.url)
+        head = b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n" + b" " * 900
+        first = socket.create_connection((at.hostname, at.port))
+        first.sendall(head)
+        statuses = set()
+        while 429 not in statuses:  # until the first one's bytes have come
+            statuses.add(httpx.post(f"{running.url}/v1/completions", content=b" " * 700).status_code)
+            assert statuses <= {400, 429}
+        first.close()
+        while httpx.post(f"{running.url}/v1/completions", content=b" " * 700).status_code == 429:
+            pass  # until the server has seen that the first one left
+
+
+def test_a_body_that_never_comes_is_not_waited_for_for_ever(demo: LLM) -> None:
+    with serving(demo, Settings(limits=Limits(body_sec=0.05))) as running:
+        at = urlsplit(running.url)
+        with socket.create_connection((at.hostname, at.port)) as connection:
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{")
+            assert connection.recv(100).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [b"\x00" * 100, b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
+     b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 50_000, b"\x16\x03\x01" + b"x" * 500],
+)  # fmt: skip
+def test_what_is_not_http_ends_its_own_connection_only(server: Running, garbage: bytes) -> None:
+    at = urlsplit(server.url)
+    with socket.create_connection((at.hostname, at.port)) as connection:
+        try:
+            connection.sendall(garbage)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(4096):
+                pass
+        except OSError:
+            pass
+    assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_more_messages_than_are_taken_are_refused(demo: LLM) -> None:
+    with serving(demo, Settings(limits=Limits(messages=3))) as running:
+        messages = [{"role": "user", "content": "x"}] * 4
+        assert_refused(running.post("/v1/chat/completions", messages=messages))
+        assert running.post("/v1/chat/completions", messages=messages[:3], max_tokens=1).status_code == 200

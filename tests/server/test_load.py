@@ -1,0 +1,154 @@
+"""More clients than can be served, clients that leave, answers that take too long, and the end of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from conftest import MEMORY, NAME, PATIENCE_SEC, Gate, Running, serving
+from openai import APIStatusError, APITimeoutError, RateLimitError
+
+from smallthinker import LLM
+from smallthinker.server.service import Activity
+
+TEXT: dict[str, Any] = {"model": NAME, "prompt": "The sea was", "max_tokens": 50, "temperature": 0}
+
+
+def in_background(call: Any, *args: Any, **kwargs: Any) -> tuple[threading.Thread, list[Any]]:
+    """Runs it; the list will have its result, or what it raised."""
+    results: list[Any] = []
+
+    def run() -> None:
+        try:
+            results.append(call(*args, **kwargs))
+        except Exception as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, results
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Running, Gate]]:
+    """A server that computes one answer and lets one more wait."""
+    with LLM(memory=MEMORY, threads=1, max_waiting=1) as llm, serving(llm) as running:
+        gate = Gate(monkeypatch, running)
+        yield running, gate
+        gate.open()
+
+
+def test_past_the_queue_s_bound_a_client_is_told_when_to_come_again(narrow: tuple[Running, Gate]) -> None:
+    running, gate = narrow
+    client = running.openai
+    first, answered = in_background(client.completions.create, **TEXT)
+    gate.wait_until_one_is_held()
+    # two wait at the same time for one place; who comes too late hears of it at once, streaming or not
+    with pytest.raises(RateLimitError) as error:
+        client.completions.create(**TEXT, n=2)
+    assert error.value.code == "rate_limit_exceeded" and int(error.value.response.headers["retry-after"]) >= 1
+    with pytest.raises(RateLimitError):
+        client.chat.completions.create(
+            model=NAME, messages=[{"role": "user", "content": "x"}], n=2, stream=True
+        )
+    gate.open()
+    first.join(PATIENCE_SEC)
+    assert answered[0].usage.completion_tokens == 50  # those who came first feel nothing of it
+    assert client.completions.create(**TEXT).choices[0].text == answered[0].choices[0].text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_is_cancelled_when_its_client_leaves(server: Running, gate: Gate, stream: bool) -> None:
+    async def leave_while_it_is_computed() -> None:
+        async with httpx.AsyncClient(timeout=PATIENCE_SEC) as client:
+            asking = asyncio.create_task(client.post(f"{server.url}/v1/completions", json=TEXT | {"stream": stream}))
+            await asyncio.to_thread(gate.wait_until_one_is_held)
+            asking.cancel()
+
+    asyncio.run(leave_while_it_is_computed())
+    gate.wait_until_one_is_cancelled()
+    gate.open()
+    assert server.requests[0].result().finish_reason == "cancelled"
+
+
+def test_one_of_several_answers_does_not_outlive_its_client(server: Running, gate: Gate) -> None:
+    async def leave() -> None:
+        async with httpx.AsyncClient(timeout=PATIENCE_SEC) as client:
+            asking = asyncio.create_task(client.post(f"{server.url}/v1/completions", json=TEXT | {"n": 4}))
+            await asyncio.to_thread(gate.wait_until_one_is_held)
+            asking.cancel()
+
+    asyncio.run(leave())
+    gate.wait_until_one_is_cancelled()
+    gate.open()
+    assert [request.result().finish_reason for request in server.requests] == ["cancelled"] * 4
+
+
+def test_the_official_client_s_timeout_cancels_the_answer(server: Running, gate: Gate) -> None:
+    with pytest.raises(APITimeoutError):
+        server.openai.with_options(timeout=0.2).completions.create(**TEXT)
+    gate.wait_until_one_is_cancelled()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_takes_longer_than_asked_for_ends_with_an_error(server: Running, stream: bool) -> None:
+    client = server.openai
+    options = TEXT | {"extra_body": {"timeout": 1e-9}}
+    if stream:
+        with pytest.raises(Exception, match="not finished after 1e-09 s"):
+            list(client.completions.create(**options, stream=True))
+    else:
+        with pytest.raises(APIStatusError, match="not finished") as error:
+            client.completions.create(**options)
+        assert error.value.status_code == 504 and error.value.code == "timeout"
+        assert error.value.response.headers["x-should-retry"] == "false"
+    assert client.completions.create(**TEXT).usage is not None  # the next one has its own time
+
+
+def test_at_the_end_running_answers_may_finish(demo: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(demo, grace_sec=PATIENCE_SEC) as running:
+        gate = Gate(monkeypatch, running)
+        thread, answered = in_background(lambda: list(running.openai.completions.create(**TEXT, stream=True)))
+        gate.wait_until_one_is_held()
+        running.stop()
+        gate.open()
+        thread.join(PATIENCE_SEC)
+    assert answered[0][-1].choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_after_the_grace_they_are_cancelled_and_told_so(
+    demo: LLM, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    with serving(demo, grace_sec=0) as running:
+        gate = Gate(monkeypatch, running)
+
+        def ask() -> Any:
+            answer = running.openai.completions.create(**TEXT, stream=stream)
+            return list(answer) if stream else answer
+
+        thread, answered = in_background(ask)
+        gate.wait_until_one_is_held()
+        running.stop()
+        gate.wait_until_one_is_cancelled()
+        gate.open()
+        thread.join(PATIENCE_SEC)
+    assert "shutting down" in str(answered[0])
+
+
+def test_the_rate_of_tokens_is_that_of_the_last_seconds() -> None:
+    now = 100.0
+    activity = Activity(lambda: now)
+    assert activity.tokens_per_sec() == 0
+    for _ in range(41):
+        activity.token()
+        now += 0.1
+    assert activity.tokens_per_sec() == pytest.approx(10, rel=0.01)
+    now += 1
+    assert 0 < activity.tokens_per_sec() < 10
+    now += 5
+    assert activity.tokens_per_sec() == 0
