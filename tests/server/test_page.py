@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tabs import Tab
 
 if TYPE_CHECKING:
-    from conftest import Tab
     from playwright.sync_api import Browser
 
 SHORT = {"temperature": "0", "max_tokens": "12"}
@@ -17,8 +17,8 @@ SHORT = {"temperature": "0", "max_tokens": "12"}
 
 def stored(tab: Tab) -> list[dict[str, Any]]:
     """The conversations that the browser keeps."""
-    script = "Object.entries(localStorage).filter(([k]) => k.startsWith('smallthinker.conversation.')).map(([, v]) => v)"
-    return [json.loads(text) for text in tab.page.evaluate(script)]
+    entries = tab.page.evaluate("Object.entries(localStorage)")
+    return [json.loads(text) for key, text in entries if key.startswith("smallthinker.conversation.")]
 
 
 def test_an_answer_is_shown_while_it_is_written(tab: Tab) -> None:
@@ -84,6 +84,20 @@ def test_editing_a_message_replaces_all_that_came_after(tab: Tab) -> None:
     assert [m["content"] for m in stored(tab)[0]["messages"] if m["role"] == "user"] == ["Something else."]
 
 
+def test_a_message_may_be_edited_while_its_answer_is_written(tab: Tab) -> None:
+    tab.set(temperature="0", max_tokens="300")
+    tab.send("First.")
+    tab.page.wait_for_selector(".writing")
+    tab.page.keyboard.press("ArrowUp")
+    tab.page.keyboard.type("And second.")
+    tab.page.keyboard.press("Enter")
+    tab.until("!document.querySelector('.edit')")
+    tab.answer()
+    (kept,) = stored(tab)
+    assert [m["role"] for m in kept["messages"]] == ["user", "assistant"] and tab.says() == ["First.And second."]
+    assert "Stopped" not in tab.page.locator(".message.assistant .figures").inner_text()
+
+
 def test_a_reload_finds_the_conversation_and_the_settings(tab: Tab) -> None:
     tab.set(**SHORT, system="Be brief.")
     answer = tab.ask("Where was I?")
@@ -143,9 +157,7 @@ def test_another_conversation_may_be_opened_while_an_answer_is_written(tab: Tab)
     assert tab.answer() and tab.says() == ["Tell me of the hills."]
 
 
-def test_what_is_exported_is_imported_elsewhere(tab: Tab, browser: Browser, server: str, tmp_path: Path) -> None:
-    from conftest import Tab
-
+def test_what_is_exported_is_imported_elsewhere(tab: Tab, browser: Browser, page_url: str, tmp_path: Path) -> None:
     tab.set(**SHORT)
     answer = tab.ask("Keep this.")
     with tab.page.expect_download() as download:
@@ -153,7 +165,7 @@ def test_what_is_exported_is_imported_elsewhere(tab: Tab, browser: Browser, serv
     path = tmp_path / "conversations.json"
     download.value.save_as(path)
     assert "key" not in json.loads(path.read_text())
-    other = Tab(browser, server)
+    other = Tab(browser, page_url)
     for said in ("1 imported.", "0 imported, 1 here already."):
         other.page.set_input_files("#file", path)
         other.page.wait_for_selector(f"#toast >> text={said}")

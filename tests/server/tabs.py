@@ -1,4 +1,4 @@
-"""A real server with the demo model, and a browser tab that fails its test for any request to elsewhere and any error."""
+"""A real server with the demo model, and a browser's tab that knows what must hold of every visit."""
 
 from __future__ import annotations
 
@@ -8,20 +8,43 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import pytest
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
 
-sys.path.insert(0, str(Path(__file__).parents[3]))  # tests/browser.py
-WAIT_MS = 30_000  # not a limit on speed: where a test gives up
+GIVE_UP_MS = 300_000  # no limit on speed: the machine may be busy with something else
+
+RICH = """\
+# Title
+
+Some *italic*, **bold**, ***both***, `code *not italic*`, ~~gone~~ and 2 * 3 * 4, snake_case_name.
+
+- one
+  - nested
+- two
+
+3. three
+4. four
+
+> quoted
+> lines
+
+| left | right |
+|:--|--:|
+| a \\| b | 1 |
+
+```python
+def f():
+    return "<b>"
+```
+
+See [the page](https://example.org/a_(b)) or https://example.org/x.
+"""
 
 
 @contextlib.contextmanager
-def serving(**environment: str) -> Iterator[str]:
+def serving_process(**environment: str) -> Iterator[str]:
     """`smallthinker serve` in a process of its own -> its URL."""
     command = [sys.executable, "-m", "smallthinker", "serve", "--port", "0", "--json", "--memory", "400MiB"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment) as process:
@@ -35,21 +58,6 @@ def serving(**environment: str) -> Iterator[str]:
             process.wait()
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    pytest.importorskip("starlette", reason="needs the server: pip install '.[test]'")
-    with serving() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    from browser import chromium
-
-    with chromium() as running:
-        yield running
-
-
 class Tab:
     """One tab of a browser that has never seen the page, with what a user does in it."""
 
@@ -61,7 +69,7 @@ class Tab:
         self.complaints: list[str] = []
         self.faults_expected = faults_expected  # a failed request is written to the console by the browser itself
         self.page: Page = self.context.new_page()
-        self.page.set_default_timeout(WAIT_MS)
+        self.page.set_default_timeout(GIVE_UP_MS)
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("console", lambda message: self._complain(message.type, message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -128,10 +136,3 @@ class Tab:
             "**/v1/chat/completions",
             lambda route: route.fulfill(status=status, content_type="application/json", headers=headers, body=body),
         )
-
-
-@pytest.fixture
-def tab(browser: Browser, server: str) -> Iterator[Tab]:
-    opened = Tab(browser, server)
-    yield opened
-    opened.settle()

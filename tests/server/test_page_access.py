@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from test_rendering_and_faults import RICH
+from tabs import RICH, Tab
 
 if TYPE_CHECKING:
-    from conftest import Tab
     from playwright.sync_api import Browser
 
 
@@ -23,12 +22,10 @@ def violations(tab: Tab) -> list[str]:
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 360])
-def test_axe_finds_nothing_serious(browser: Browser, server: str, colours: str, width: int) -> None:
-    from conftest import Tab
-
+def test_axe_finds_nothing_serious(browser: Browser, page_url: str, colours: str, width: int) -> None:
     # without motion no colour is caught half-way through a transition
     looks: dict[str, Any] = {"color_scheme": colours, "reduced_motion": "reduce"}
-    tab = Tab(browser, server, viewport={"width": width, "height": 740}, **looks)
+    tab = Tab(browser, page_url, viewport={"width": width, "height": 740}, **looks)
     found = {"empty": violations(tab)}
     tab.replies(RICH, reasoning="Hm.")
     tab.ask("Show me everything.")
@@ -59,10 +56,8 @@ def test_axe_finds_nothing_serious(browser: Browser, server: str, colours: str, 
     assert {state: grave for state, grave in found.items() if grave} == {}
 
 
-def test_nothing_is_wider_than_a_screen_of_360_pixels(browser: Browser, server: str) -> None:
-    from conftest import Tab
-
-    tab = Tab(browser, server, viewport={"width": 360, "height": 640}, has_touch=True)
+def test_nothing_is_wider_than_a_screen_of_360_pixels(browser: Browser, page_url: str) -> None:
+    tab = Tab(browser, page_url, viewport={"width": 360, "height": 640}, has_touch=True)
     tab.replies(RICH + "\n\n" + "long" * 200 + "\n\n```\n" + "x" * 500 + "\n```\n")
     tab.ask("w" * 300)
     widest = "Math.max(document.documentElement.scrollWidth, document.getElementById('scroll').scrollWidth)"
@@ -114,10 +109,8 @@ def test_everything_is_reached_by_keyboard(tab: Tab) -> None:
     assert focused() == "box"
 
 
-def test_a_drawer_over_the_page_keeps_the_focus_until_it_is_closed(browser: Browser, server: str) -> None:
-    from conftest import Tab
-
-    tab = Tab(browser, server, viewport={"width": 600, "height": 700})
+def test_a_drawer_over_the_page_keeps_the_focus_until_it_is_closed(browser: Browser, page_url: str) -> None:
+    tab = Tab(browser, page_url, viewport={"width": 600, "height": 700})
     for name in ("side", "live"):
         tab.page.click(f"#{name}-open")
         assert tab.page.evaluate("document.activeElement.id") == f"{name}-close"
@@ -171,12 +164,10 @@ def test_dark_and_light_can_be_chosen_and_stay(tab: Tab) -> None:
     assert tab.page.evaluate(surface) == light
 
 
-def test_pictures_for_the_docs(browser: Browser, server: str, pytestconfig: pytest.Config, tmp_path: Path) -> None:
+def test_pictures_for_the_docs(browser: Browser, page_url: str, pytestconfig: pytest.Config, tmp_path: Path) -> None:
     """A visit, looked at four times. `--screenshots docs/images` writes the pictures that docs/chat-page.md shows."""
-    from conftest import Tab
-
     folder = Path(pytestconfig.getoption("--screenshots") or tmp_path)
-    tab = Tab(browser, server, viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
+    tab = Tab(browser, page_url, viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
     tab.set(temperature="0.7", seed="11", max_tokens="160")
     tab.page.click("#live-open")
     tab.ask("Once upon a time there was a lighthouse,")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from conftest import serving
+import pytest
+from conftest import Running, say
+from tabs import RICH, Tab, serving_process
 
 if TYPE_CHECKING:
-    from conftest import Tab
     from playwright.sync_api import Browser
 
 HOSTILE = """\
@@ -29,36 +30,11 @@ HOSTILE = """\
 # <img src=x onerror=window.pwned=9>
 """
 
-RICH = """\
-# Title
 
-Some *italic*, **bold**, ***both***, `code *not italic*`, ~~gone~~ and 2 * 3 * 4, snake_case_name.
-
-- one
-  - nested
-- two
-
-3. three
-4. four
-
-> quoted
-> lines
-
-| left | right |
-|:--|--:|
-| a \\| b | 1 |
-
-```python
-def f():
-    return "<b>"
-```
-
-See [the page](https://example.org/a_(b)) or https://example.org/x.
-"""
-
-
-def test_markup_in_an_answer_is_text(tab: Tab) -> None:
-    tab.replies(HOSTILE)
+def test_markup_in_an_answer_is_text(browser: Browser, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    say(monkeypatch, server, HOSTILE)
+    tab = Tab(browser, server.url)
+    tab.set(max_tokens="900")
     shown = tab.ask("Go on.")
     prose = tab.page.locator(".message.assistant > .prose")
     assert '<img src=x onerror="window.pwned=1"> and <script>window.pwned=2</script>' in shown
@@ -68,6 +44,7 @@ def test_markup_in_an_answer_is_text(tab: Tab) -> None:
     tab.page.locator(".message.assistant").hover()
     assert tab.page.evaluate("window.pwned") is None
     assert prose.locator("img, script, style, iframe").count() == 0
+    tab.settle()
 
 
 def test_markdown_becomes_elements(tab: Tab) -> None:
@@ -110,7 +87,8 @@ def test_every_prefix_of_an_answer_is_shown_as_the_whole_would_be(tab: Tab) -> N
 
 def test_a_pathological_answer_is_shown(tab: Tab) -> None:
     """Nested or never-closed marks by the ten thousand: each took exponential time in some renderer once."""
-    hostile = [c * 20000 for c in ("*", "[", "`", "> ", "- ", "_a", "**a ", "<http://", "![", "|-", "\n1. ", "~~", "](")]
+    marks = ("*", "[", "`", "> ", "- ", "_a", "**a ", "<http://", "![", "|-", "\n1. ", "~~", "](")
+    hostile = [mark * 20000 for mark in marks]
     shown = tab.page.evaluate(
         """texts => texts.map(text => {
             const box = document.createElement('div');
@@ -131,8 +109,9 @@ def test_a_message_and_a_block_of_code_are_copied(tab: Tab) -> None:
         assert tab.page.evaluate("navigator.clipboard.readText()") == copied
 
 
-def test_reasoning_is_folded_away(tab: Tab) -> None:
-    tab.replies("The answer.", reasoning="First I *think*.")
+def test_reasoning_is_folded_away(browser: Browser, thinker: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    say(monkeypatch, thinker, "<think>\nFirst I *think*.\n</think>\n\nThe answer.")
+    tab = Tab(browser, thinker.url)
     assert tab.ask("Why?") == "The answer."
     details = tab.page.locator("details.reasoning")
     assert details.get_attribute("open") is None
@@ -141,6 +120,14 @@ def test_reasoning_is_folded_away(tab: Tab) -> None:
     with tab.page.expect_request("**/v1/chat/completions") as asked:
         tab.ask("And?")
     assert "think" not in str(asked.value.post_data_json["messages"])  # a thought isn't part of the conversation
+    assert "enable_thinking" not in asked.value.post_data_json
+    tab.page.click("#settings-open")
+    tab.page.select_option("#set-thinking", "off")
+    tab.page.keyboard.press("Escape")
+    with tab.page.expect_request("**/v1/chat/completions") as asked:
+        tab.ask("And now?")
+    assert asked.value.post_data_json["enable_thinking"] is False
+    tab.settle()
 
 
 def test_a_busy_server_says_when_to_try_again(tab: Tab) -> None:
@@ -190,9 +177,7 @@ def test_a_conversation_that_outgrew_the_context_goes_on_without_its_beginning(t
 
 
 def test_a_server_with_a_key_asks_for_it(browser: Browser) -> None:
-    from conftest import Tab
-
-    with serving(SMALLTHINKER_API_KEY="open sesame") as url:
+    with serving_process(SMALLTHINKER_API_KEY="open sesame") as url:
         tab = Tab(browser, url, faults_expected=True)
         for key in ("wrong", "open sesame"):  # asked for on arrival, and again after a wrong one
             alert = tab.page.get_by_role("alert")
