@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,10 @@ from hypothesis import strategies as st
 from smallthinker.cache.read_counters import CacheCounters, Tally
 from smallthinker.engine import Engine
 from smallthinker.expert_store.read_queue import ReadCounters
-from smallthinker.generation import GenerationParams, TextStream
+from smallthinker.generation import GenerationParams
 from smallthinker.profile import Clocks, KernelTime
 from smallthinker.roofline import Phase
+from smallthinker.scheduler import Scheduler
 
 MB = 10**6
 
@@ -68,17 +68,11 @@ def test_no_phase_beats_its_roofline(
 @pytest.mark.parametrize("slots", [2, 32])
 def test_an_answers_figures_add_up(hybrid_store: Path, max_tokens: int, slots: int) -> None:
     with Engine(hybrid_store, max_slots=slots) as engine:
-        stream = TextStream(
-            engine,
-            [1, 2, 3, 4, 5],
-            GenerationParams(max_tokens=max_tokens, ignore_eos=True, seed=0),
-            cancelled=threading.Event(),
-            computing=threading.Lock(),
-            on_end=lambda: None,
-        )
-        list(stream)
-        assert stream.completion is not None
-        stats = stream.completion.stats
+        scheduler = Scheduler(engine)
+        params = GenerationParams(max_tokens=max_tokens, ignore_eos=True, seed=0)
+        completion = scheduler.submit([1, 2, 3, 4, 5], params).result()
+        scheduler.close()
+        stats = completion.stats
         each = engine.store.record_bytes
     figures = json.loads(json.dumps(stats.to_dict()))
     for name, tokens in (("prefill", 5), ("decode", max_tokens - 1)):
