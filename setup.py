@@ -5,11 +5,13 @@ wheel runs everywhere and picks the fastest at import.
 """
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
 # -ffp-contract=off: whether a product and a sum round once or twice is the kernels' choice, not the compiler's, or two
 # paths that must agree to the bit wouldn't.
@@ -27,9 +29,27 @@ def extension(name: str, folder: str) -> Pybind11Extension:
     return Pybind11Extension(name, sources, depends=headers, cxx_std=17, extra_compile_args=FLAGS)
 
 
+class BuildWithCommit(build_py):
+    """Leaves word of the commit in the package, for the figures that it will measure. An editable one asks git."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        here = Path(__file__).resolve().parent
+        command = ["git", "describe", "--always", "--exclude=*", "--abbrev=9", "--dirty"]
+        try:
+            if (here / ".git").exists():  # else git would name a repository that this folder lies in
+                found = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
+                (Path(self.build_lib) / "smallthinker" / "_commit.txt").write_text(found.stdout)
+        except (OSError, subprocess.CalledProcessError):
+            pass  # no git, or it doesn't trust the folder: figures will say that the commit is unknown
+
+
 setup(
+    cmdclass={"build_py": BuildWithCommit},
     ext_modules=[
         extension("smallthinker._kernels", "kernels"),
         extension("smallthinker._storage", "expert_store/native"),
-    ]
+    ],
 )

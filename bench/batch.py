@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine
 
 from smallthinker import GenerationParams
+from smallthinker.benchmark.environment import machine
 from smallthinker.engine import Engine
 from smallthinker.scheduler import Scheduler
 
@@ -27,7 +27,9 @@ from smallthinker.scheduler import Scheduler
 def run(engine: Engine, prompts: list[list[int]], tokens: int, together: bool) -> dict[str, Any]:
     """All answers, side by side or one after the other -> tokens/s and where a step's time went."""
     scheduler = Scheduler(engine)
-    params = [GenerationParams(temperature=1.0, max_tokens=tokens, seed=i, ignore_eos=True) for i in range(len(prompts))]
+    params = [
+        GenerationParams(temperature=1.0, max_tokens=tokens, seed=i, ignore_eos=True) for i in range(len(prompts))
+    ]
     clocks, experts, began = engine.clocks(), engine.experts.counters(), time.perf_counter()
     if together:
         requests = [scheduler.submit(prompt, p) for prompt, p in zip(prompts, params, strict=True)]
@@ -87,8 +89,8 @@ def main() -> None:
         parts = ", ".join(f"{part} {ms:.2f}" for part, ms in list(last["ms_per_token"].items())[:8])
         rest = {part: last["ms_per_token"][part] for part in ("waiting for the disk", "Python")}
         print(f"{name}: ms a token: {parts}; {rest}")
-        print(f"  {last['bytes_read_per_token'] / 2**20:.1f} MiB read, {last['experts_per_token']:.1f} experts asked for, "
-              f"hit rate {last['hit_rate']:.0%}")  # fmt: skip
+        mib, asked_for = last["bytes_read_per_token"] / 2**20, last["experts_per_token"]
+        print(f"  {mib:.1f} MiB read, {asked_for:.1f} experts asked for, hit rate {last['hit_rate']:.0%}")
     speeds = {name: [r["tok_per_sec"] for r in rounds[b]] for b, name in ((False, "alone"), (True, "together"))}
     ratio = statistics.median(b / a for a, b in zip(*speeds.values(), strict=True))
     facts = {"clients": args.clients, "tokens": args.tokens, "most_slots": slots, "ratio": ratio, "tok_per_sec": speeds}

@@ -15,10 +15,10 @@ import statistics
 import time
 
 import numpy as np
-from machine import machine
 from throughput import READ_BYTES, arguments, live_share, random_tokens, read_bytes_per_sec, take_turns, warm_engine
 
 from smallthinker import _kernels
+from smallthinker.benchmark.environment import machine
 from smallthinker.engine import Engine
 
 

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from machine import machine
 
+from smallthinker.benchmark.environment import machine
 from smallthinker.errors import StoreReadError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.native_queue import NativeKind, NativeQueue
-from smallthinker.expert_store.probe import probe
+from smallthinker.expert_store.probe import probe, read_through
 from smallthinker.expert_store.store import Store
 
 KIB = 1 << 10
@@ -63,19 +63,9 @@ def plain(store: Store, slots: npt.NDArray[np.uint8], records: list[int]) -> Sam
 def queued(
     store: Store, slots: npt.NDArray[np.uint8], kind: NativeKind, chunk_bytes: int, depth: int, records: list[int]
 ) -> Sample:
-    count = len(slots)
     queue = NativeQueue(store, slots, kind, chunk_bytes=chunk_bytes, depth=depth)
-    free, slot_of, waiting = list(range(count)), dict[int, int](), records[::-1]
     cpu, began = time.process_time(), time.perf_counter()
-    while waiting or slot_of:
-        while waiting and free:
-            record = waiting.pop()
-            slot_of[record] = free.pop()
-            queue.submit(record, slot_of[record])
-        for record, error in queue.wait():
-            if error is not None:
-                raise error
-            free.append(slot_of.pop(record))
+    read_through(queue, len(slots), records)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     queue.close()
     return len(records) * store.record_bytes / seconds, cpu / seconds

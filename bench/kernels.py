@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from machine import machine
 
 from smallthinker import _kernels
+from smallthinker.benchmark.environment import machine
 
 # The 4B model: d hidden size, F expert size, k experts a token of E, H query and K key-value heads of size D.
 d, F, E, k, H, K, D, VOCAB, LAYERS = 1536, 768, 32, 4, 12, 2, 128, 151_936, 32

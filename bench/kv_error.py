@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from machine import machine
 
+from smallthinker.benchmark.environment import machine
 from smallthinker.cache.kv_cache import KvKind, kv_cache_bytes
 from smallthinker.engine import Engine
 from smallthinker.llm import DEMO_STORE

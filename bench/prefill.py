@@ -15,10 +15,10 @@ import statistics
 import time
 
 import numpy as np
-from machine import machine
 from throughput import arguments, live_share, random_tokens, take_turns, warm_engine
 
 from smallthinker import _kernels
+from smallthinker.benchmark.environment import machine
 from smallthinker.engine import Engine
 
 PEAK_ROWS, PEAK_TOKENS = 4096, 256

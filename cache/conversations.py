@@ -8,9 +8,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
-from smallthinker.cache.kv_cache import KVCache
+from smallthinker.cache.kv_cache import KVCache, shared_prefix
+from smallthinker.cache.saved_conversations import Saved, SavedConversations
 
 
 class Conversation:
@@ -37,10 +36,11 @@ class Conversation:
 
 
 class Conversations:
-    """At most `most` caches, each made when it is first needed; the least recently used one makes room."""
+    """At most `most` caches, each made when it is first needed; the least recently used one makes room, and goes to
+    `saved` if there is such a place."""
 
-    def __init__(self, make_cache: Callable[[], KVCache], most: int) -> None:
-        self._make_cache, self._most = make_cache, most
+    def __init__(self, make_cache: Callable[[], KVCache], most: int, saved: SavedConversations | None = None) -> None:
+        self._make_cache, self._most, self._saved = make_cache, most, saved
         self._kept: list[Conversation] = []
         self._clock = itertools.count(1)
 
@@ -52,13 +52,17 @@ class Conversations:
 
         What a cache holds beyond the shared beginning is given up where that is the smaller part, as in a chat's next
         turn or an answer written again. Where it is the larger, as with a system prompt that several chats have, or
-        while the other is running, the shared part is copied: a thousand times faster than computing it again.
+        while the other is running, the shared part is copied: a thousand times faster than computing it again. What was
+        saved is read where it holds more.
 
         Raises RuntimeError when every cache is running.
         """
         best = max(self._kept, key=lambda c: (c.reusable(prompt), not c.running, c.last_used), default=None)
         shared = 0 if best is None else best.reusable(prompt)
-        if best is None or not shared:
+        on_disk = None if self._saved is None else self._saved.longest(prompt, shared)
+        if on_disk is not None:
+            found, shared = self._load(*on_disk)
+        elif best is None or not shared:
             found = self._take_cache(None)
             found.rewind(0)
         elif not best.running and len(best.tokens) - shared <= shared:
@@ -83,6 +87,12 @@ class Conversations:
         for conversation in self._kept:
             conversation.rewind(0)
 
+    def save(self) -> None:
+        """Every conversation that is kept, where there is a place for it."""
+        if self._saved is not None:
+            for conversation in self._kept:
+                self._saved.save(conversation.kv, conversation.tokens)
+
     def free(self) -> None:
         """Give the memory back; nothing can be opened afterwards."""
         for conversation in self._kept:
@@ -97,12 +107,17 @@ class Conversations:
         idle = [c for c in self._kept if not c.running]
         if not idle:
             raise RuntimeError("every KV cache is in use")
-        return min(idle, key=lambda c: (c is source, c.last_used))
+        found = min(idle, key=lambda c: (c is source, c.last_used))
+        if self._saved is not None and found is not source:
+            self._saved.save(found.kv, found.tokens)
+        return found
 
-
-def shared_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens they have in common at their beginning."""
-    longest = min(len(a), len(b))
-    if list(a[:longest]) == list(b[:longest]):
-        return longest
-    return int(np.argmax(np.asarray(a[:longest]) != np.asarray(b[:longest])))
+    def _load(self, saved: Saved, shared: int) -> tuple[Conversation, int]:
+        """What was saved, in a cache; nothing of it where it turns out to be damaged."""
+        assert self._saved is not None
+        found = self._take_cache(None)
+        found.rewind(0)
+        if not self._saved.load(saved, found.kv):
+            return found, 0
+        found.tokens = list(saved.tokens)
+        return found, shared

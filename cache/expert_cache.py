@@ -61,7 +61,8 @@ class ExpertCache:
         self._free = list(range(len(slots) - 1, -1, -1))
         self._lent: list[int] = []  # slots whose memory the system has
         self._in_use = False
-        self._used: list[tuple[int, list[int]]] = []  # what the policy hasn't heard of yet, in order
+        # what the policy hasn't heard of yet, in order
+        self._used: list[tuple[int, list[int], Sequence[int] | None, int]] = []
         self._tally = Tally(self._record_bytes)
         self._uses: npt.NDArray[np.uint32] = np.zeros(len(policy.state()), np.uint32)
 
@@ -98,11 +99,13 @@ class ExpertCache:
     def is_resident(self, layer: int, expert: int) -> bool:
         return layer * self._experts_per_layer + expert in self._slot_of
 
-    def resident_slots(self, layer: int, experts: Sequence[int]) -> list[int] | None:
+    def resident_slots(
+        self, layer: int, experts: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1
+    ) -> list[int] | None:
         """The slots of a layer's experts if all are resident, counted as hits; None, and nothing counted, if not.
 
         They stay until the next layer is asked for. A ticket takes three times as long, which a step without a miss
-        feels.
+        feels. counts, tokens: see `request`.
         """
         if self._in_use:  # an interrupt struck while the books were being changed: the next request starts over
             return None
@@ -121,7 +124,7 @@ class ExpertCache:
             self._in_use = True
             self._settle(layer, records)
             self._in_use = False
-        self._used.append((layer, records))
+        self._used.append((layer, records, counts, tokens))
         self._serving = records
         return slots
 
@@ -232,13 +235,17 @@ class ExpertCache:
         costs ten times as much."""
         if not self._used:
             return
-        for layer, records in self._used:
-            self._policy.use(layer, records)
-        self._count_uses([record for _, records in self._used for record in records])
+        used: list[int] = []
+        times: list[int] = []
+        for layer, records, counts, tokens in self._used:
+            self._policy.use(layer, records, counts, tokens)
+            used += records
+            times += [tokens] * len(records) if counts is None else counts
+        self._count_uses(used, times)
         self._used.clear()
 
-    def _count_uses(self, records: Sequence[int], counts: Sequence[int] | int = 1) -> None:
-        np.add.at(self._uses, records, counts)  # a step may have a record twice, once for each of its tokens
+    def _count_uses(self, records: Sequence[int], times: Sequence[int] | int) -> None:
+        np.add.at(self._uses, records, times)
 
     def _absorb(self, finished: list[Finished]) -> None:
         for record, error in finished:

@@ -8,8 +8,9 @@ Shape letters: K key/value heads, C capacity in positions, D head_dim.
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator, Sequence
 from math import prod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +65,37 @@ def kv_touched_bytes(config: ModelConfig, context: int, chunk: int, kind: KvKind
     return total
 
 
+class Ring(NamedTuple):
+    """A sliding-window layer's ring, in positions."""
+
+    capacity: int
+    window: int
+
+
+def rings(config: ModelConfig, context: int, chunk: int) -> list[Ring]:
+    """Those of the sliding-window layers, in order."""
+    windows = [(layer, config.window(layer)) for layer in range(config.num_hidden_layers)]
+    return [Ring(layer_capacity(config, layer, context, chunk), window) for layer, window in windows if window]
+
+
+def can_continue(rings: Sequence[Ring], length: int, written: int) -> bool:
+    """Whether, of a cache written up to `written`, the first `length` positions can be continued: no ring has
+    overwritten what the next one sees."""
+    for capacity, window in rings:
+        oldest_seen = max(0, length - window + 1)
+        if oldest_seen < length and written - capacity > oldest_seen:
+            return False
+    return True
+
+
+def shared_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens they have in common at their beginning."""
+    longest = min(len(a), len(b))
+    if list(a[:longest]) == list(b[:longest]):
+        return longest
+    return int(np.argmax(np.asarray(a[:longest]) != np.asarray(b[:longest])))
+
+
 class KVCache:
     """`keys[l]` and `values[l]`: uint8 [K, C / 16, bytes of 16 positions], as `_kernels.kv_append` lays them out;
     `layers[l]`: the same for the kernels. One sequence's; several may be kept.
@@ -78,10 +110,10 @@ class KVCache:
         self.quant = check_kind(config, kind)
         self._written = 0  # a cancelled chunk may have written past `length`
         layers = range(config.num_hidden_layers)
-        self._windows = [config.window(layer) for layer in layers]
-        self._capacities = [layer_capacity(config, layer, context, chunk) for layer in layers]
+        self._rings = rings(config, context, chunk)
+        capacities = [layer_capacity(config, layer, context, chunk) for layer in layers]
         group_bytes = _kernels.packed_bytes(self.quant, "tiles", _kernels.KV_GROUP, config.head_dim)
-        shapes = [(config.num_key_value_heads, c // _kernels.KV_GROUP, group_bytes) for c in self._capacities]
+        shapes = [(config.num_key_value_heads, c // _kernels.KV_GROUP, group_bytes) for c in capacities]
         self.keys = [_zeros(shape) for shape in shapes]
         self.values = [_zeros(shape) for shape in shapes]
         self.layers = [
@@ -102,14 +134,8 @@ class KVCache:
         self.length += tokens
 
     def can_rewind(self, length: int) -> bool:
-        """Whether the first `length` positions can be continued: no ring has overwritten what the next one sees."""
-        if length > self.length:
-            return False
-        for capacity, window in zip(self._capacities, self._windows, strict=True):
-            oldest_seen = max(0, length - window + 1) if window else 0
-            if oldest_seen < length and self._written - capacity > oldest_seen:
-                return False
-        return True
+        """Whether the first `length` positions can be continued."""
+        return length <= self.length and can_continue(self._rings, length, self._written)
 
     def rewind(self, length: int) -> None:
         """Forget all positions from `length` on. The caller has asked `can_rewind`."""
@@ -118,6 +144,17 @@ class KVCache:
         if length == 0:
             self._discard()
             self._written = 0
+
+    def arrays(self, written: int) -> Iterator[tuple[str, list[npt.NDArray[np.uint8]]]]:
+        """What a cache written up to `written` has written: name and, for each head, the groups of positions."""
+        groups = -(-written // _kernels.KV_GROUP)
+        for layer, (keys, values) in enumerate(zip(self.keys, self.values, strict=True)):
+            yield f"layers.{layer}.keys", [head[:groups] for head in keys]
+            yield f"layers.{layer}.values", [head[:groups] for head in values]
+
+    def restore(self, length: int, written: int) -> None:
+        """`arrays(written)` have been filled with what another cache held in its first `length` positions."""
+        self.length, self._written = length, written
 
     def copy_from(self, other: KVCache) -> None:
         """Hold what `other` holds, a cache of the same shape: its positions, and how far back it can be rewound."""

@@ -140,15 +140,20 @@ class AtomicFolder:
         host.sync_folder(self.out.parent)
 
 
-def write_hint(path: Path, data: bytes) -> bool:
-    """Write a small file that may as well not be there, whole or not at all. False where it can't be written."""
+def write_whole(path: Path, data: bytes) -> None:
+    """Write, or replace, a small file whole or not at all. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_hint(path: Path, data: bytes) -> bool:
+    """The same for a file that may as well not be there. False where it can't be written."""
+    try:
+        write_whole(path, data)
     except OSError:
         return False
     return True

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import weakref
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,19 @@ from smallthinker.expert_store.store import Store
 NativeKind = Literal["direct", "uring", "mmap", "buffered"]
 
 
+class Records(NamedTuple):
+    """What is read: record i lies at first_offset + i * record_bytes, multiples of 4096, of a file of file_bytes."""
+
+    path: Path
+    file_bytes: int
+    first_offset: int
+    record_bytes: int
+    num_records: int
+
+
 class NativeQueue:
-    """A ReadQueue over a store's experts. Chunks of a record are read in order; a speculative record gives way between
-    two of them, and goes on later.
+    """A ReadQueue over a store's experts, or any other file's records. Chunks of a record are read in order; a
+    speculative record gives way between two of them, and goes on later.
 
     direct: past the page cache (O_DIRECT), a thread for each chunk in flight. uring: the same by one thread and an
     io_uring; Linux only. mmap: copied out of a map. buffered: ordinary reads; works everywhere. What the page cache
@@ -32,35 +42,36 @@ class NativeQueue:
 
     def __init__(
         self,
-        store: Store,
+        source: Store | Records,
         slots: npt.NDArray[np.uint8],
         kind: NativeKind,
         *,
         chunk_bytes: int,
         depth: int,
         speculative_depth: int = 1,
+        pace: _storage.Device | None = None,
     ) -> None:
         """slots: uint8 [slots, record_bytes], aligned to 4096 bytes; kept alive until the queue is gone.
 
         chunk_bytes: of one read, a multiple of 4096. depth: chunks in flight, at most 64; speculative_depth: as long as
-        only speculative ones wait. Raises StoreReadError where the file can't be opened, changed its size, or the
-        system refuses this kind; ValueError.
+        only speculative ones wait. pace: a slower device, before which no chunk comes back; not with uring. Raises
+        StoreReadError where the file can't be opened, changed its size, or the system refuses this kind; ValueError.
         """
-        self._path: Path = store.experts_file.path
-        if store.is_compressed:
-            raise ValueError(f"{self._path}: compressed records are more than their bytes in the file")
+        records = source if isinstance(source, Records) else _records_of(source)
+        self._path = records.path
         try:
             raw = _storage.ReadQueue(
-                os.fspath(self._path),
-                file_bytes=store.experts_file.file_bytes,
-                first_offset=store.record_offset(0),
-                record_bytes=store.record_bytes,
-                num_records=store.num_experts,
+                os.fspath(records.path),
+                file_bytes=records.file_bytes,
+                first_offset=records.first_offset,
+                record_bytes=records.record_bytes,
+                num_records=records.num_records,
                 slots=slots,
                 kind=kind,
                 chunk_bytes=chunk_bytes,
                 depth=depth,
                 speculative_depth=speculative_depth,
+                pace=pace,
             )
         except _storage.ReadError as e:
             raise self._error(*e.args) from None
@@ -109,3 +120,10 @@ class NativeQueue:
         if offset < 0:
             return StoreReadError(f"{self._path}: {what}")
         return StoreReadError(f"{self._path}: byte {offset}: {what}; check the disk, copy or convert the store again")
+
+
+def _records_of(store: Store) -> Records:
+    path = store.experts_file.path
+    if store.is_compressed:
+        raise ValueError(f"{path}: compressed records are more than their bytes in the file")
+    return Records(path, store.experts_file.file_bytes, store.record_offset(0), store.record_bytes, store.num_experts)

@@ -7,11 +7,12 @@ leaves no page of them in the page cache.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import random
 import statistics
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,8 @@ from smallthinker.errors import StoreReadError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.disk_profile import DiskProfile, load_profile, save_profile
 from smallthinker.expert_store.native_queue import NativeKind, NativeQueue
+from smallthinker.expert_store.read_queue import ReadQueue
+from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
 
 DEPTHS = (1, 2, 4, 8)
@@ -74,17 +77,63 @@ def probe(store: Store | str | Path, seconds: float = 2.0, least_bytes: int = _L
         finals = [_Trial(kind, best.chunk_bytes, best.depth) for kind in (base, *others)]
         disk.measure(finals, 0)
     winner = choose_kind(finals) or best
-    alike = [trial for trial in grid if trial.chunk_bytes == best.chunk_bytes and trial.samples]
-    enough = _SPECULATIVE_CLOSE * best.bytes_per_sec
     return DiskProfile(
         kind=winner.kind,
         chunk_bytes=best.chunk_bytes,
         depth=best.depth,
-        speculative_depth=min(trial.depth for trial in alike if trial is best or trial.bytes_per_sec >= enough),
+        speculative_depth=_speculative_depth(best, grid),
         bandwidth_bytes_per_sec=winner.bytes_per_sec,
         latency_sec=latency,
         measured=True,
     )
+
+
+def read_through(queue: ReadQueue, slots: int, records: Sequence[int], until: float = math.inf) -> int:
+    """Read distinct records in this order, as many at once as the queue has slots, up to the time `until` of
+    time.perf_counter. Returns how many have been read. Raises what a read ended with."""
+    free, slot_of, waiting = list(range(slots)), dict[int, int](), list(records[::-1])
+    done = 0
+    while (waiting or slot_of) and time.perf_counter() < until:
+        while waiting and free:
+            record = waiting.pop()
+            slot_of[record] = free.pop()
+            queue.submit(record, slot_of[record])
+        for record, error in queue.wait():
+            if error is not None:
+                raise error
+            free.append(slot_of.pop(record))
+            done += 1
+    return done
+
+
+def emulated_profile(storage: StorageProfile, record_bytes: int, real: DiskProfile) -> DiskProfile:
+    """How to read records of this size from that device, by the rules of `probe`, from the device's figures alone.
+
+    real: what was found out about the disk that does the reading: where that is the slower one, its bandwidth counts.
+    """
+    grid = [
+        _Trial("direct", chunk, depth, [storage.bytes_per_sec(chunk, depth)])
+        for chunk in _chunks(record_bytes)
+        for depth in DEPTHS
+        if depth <= storage.queue_depth
+    ]
+    best = choose(grid)
+    assert best is not None
+    return DiskProfile(
+        kind="direct" if real.kind == "uring" else real.kind,  # a ring isn't paced
+        chunk_bytes=best.chunk_bytes,
+        depth=best.depth,
+        speculative_depth=_speculative_depth(best, grid),
+        bandwidth_bytes_per_sec=min(best.bytes_per_sec, real.bandwidth_bytes_per_sec if real.measured else math.inf),
+        latency_sec=storage.latency_sec,
+        measured=True,
+    )
+
+
+def _speculative_depth(best: _Trial, grid: list[_Trial]) -> int:
+    alike = [trial for trial in grid if trial.chunk_bytes == best.chunk_bytes and trial.samples]
+    enough = _SPECULATIVE_CLOSE * best.bytes_per_sec
+    return min(trial.depth for trial in alike if trial is best or trial.bytes_per_sec >= enough)
 
 
 @dataclass(eq=False)
@@ -220,19 +269,10 @@ class _Disk:
             return None
         try:
             began = time.perf_counter()
-            slots = list(range(len(self._slots)))
-            slot_of: dict[int, int] = {}
-            waiting = records[::-1]
-            while waiting or slot_of:
-                while waiting and slots:
-                    record = waiting.pop()
-                    slot_of[record] = slots.pop()
-                    queue.submit(record, slot_of[record])
-                for record, error in queue.wait():
-                    if error is not None:
-                        return None
-                    slots.append(slot_of.pop(record))
+            read_through(queue, len(self._slots), records)
             seconds = time.perf_counter() - began
+        except StoreReadError:
+            return None
         finally:
             queue.close()
         bandwidth = len(records) * self._store.record_bytes / seconds

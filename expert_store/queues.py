@@ -10,8 +10,10 @@ import numpy.typing as npt
 from smallthinker.errors import StoreReadError
 from smallthinker.expert_store.disk_profile import DiskProfile
 from smallthinker.expert_store.native_queue import NativeKind, NativeQueue
+from smallthinker.expert_store.pacing import random_device
 from smallthinker.expert_store.read_queue import ReadQueue
 from smallthinker.expert_store.readers import open_reader, reading_bytes
+from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.threaded_queue import ThreadedQueue
 
@@ -21,19 +23,26 @@ _NATIVE: Final[tuple[NativeKind, ...]] = ("direct", "uring", "mmap", "buffered")
 
 
 def open_queue(
-    kind: QueueKind, store: Store, slots: npt.NDArray[np.uint8], profile: DiskProfile | None = None
+    kind: QueueKind,
+    store: Store,
+    slots: npt.NDArray[np.uint8],
+    profile: DiskProfile | None = None,
+    storage: StorageProfile | None = None,
 ) -> ReadQueue:
     """Open the reader of that kind; auto: the profile's, or buffered where the system refuses that one now.
 
     slots: uint8 [slots, record_bytes], aligned to 4096 bytes (`host.aligned_buffer`). profile: what `probe` found
     (`disk_profile.DiskProfile`); its sizes of chunks and depths hold for every kind. None takes the assumed one.
-    Compressed records are decompressed by the threads that read them. Raises StoreReadError, ValueError.
+    storage: a slower device to emulate, by threads alone. Compressed records are decompressed by the threads that read
+    them. Raises StoreReadError, ValueError.
     """
+    if storage is not None and kind == "uring":
+        raise StoreReadError(f"{store.path}: an emulated disk is read by threads; use another reader than uring")
     profile = profile or DiskProfile()
     if store.is_compressed:
         if kind == "uring":
             raise StoreReadError(f"{store.path}: compressed experts are read by threads; use another reader than uring")
-        reader = open_reader("mmap" if kind == "mmap" or kind == "buffered" else kind, store)
+        reader = open_reader("mmap" if kind == "mmap" or kind == "buffered" else kind, store, storage)
         return ThreadedQueue(reader, slots, store.num_experts, _WORKERS)
 
     def open_kind(kind: NativeKind) -> ReadQueue:
@@ -44,6 +53,7 @@ def open_queue(
             chunk_bytes=profile.chunk_bytes,
             depth=profile.depth,
             speculative_depth=profile.speculative_depth,
+            pace=None if storage is None else random_device(storage),
         )
 
     if kind in _NATIVE:

@@ -20,6 +20,8 @@ from smallthinker.errors import StoreReadError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.compression import Decompressor, FrameError, decompressor_bytes
 from smallthinker.expert_store.format import COMPRESSION
+from smallthinker.expert_store.pacing import PacedReader
+from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
 
 ReaderKind = Literal["mmap", "direct", "auto"]
@@ -237,12 +239,15 @@ class CompressedReader:
         self._of_thread = threading.local()
 
 
-def open_reader(kind: ReaderKind, store: Store) -> Reader:
+def open_reader(kind: ReaderKind, store: Store, storage: StorageProfile | None = None) -> Reader:
     """Open the reader of that kind. auto: the faster on this machine, by a probe of a few cold records (< 0.2 s).
+    storage: a slower device to emulate; decompressing takes its time besides.
 
     Raises StoreReadError; with auto, only when the map can't be opened either.
     """
-    reader = _open_file_reader(kind, store)
+    reader: Reader = _open_file_reader(kind, store)
+    if storage is not None:
+        reader = PacedReader(reader, store, storage)
     return CompressedReader(store, reader) if store.is_compressed else reader
 
 

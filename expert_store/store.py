@@ -33,7 +33,9 @@ from smallthinker.expert_store.format import (
     read_store_file,
 )
 from smallthinker.expert_store.header import fault
+from smallthinker.expert_store.pacing import SequentialThrottle
 from smallthinker.expert_store.progress import Progress, silent
+from smallthinker.expert_store.storage_profile import StorageProfile
 
 _MAX_CONFIG_BYTES = 1 << 20
 _PIECE_BYTES = 4 << 20  # one read of dense weights or of a verification
@@ -125,15 +127,21 @@ class Store:
         """Names of the dense tensors in file order."""
         return list(self._by_name)
 
-    def load_dense(self, mode: Literal["anonymous", "mapped"] = "anonymous", progress: Progress | None = None) -> None:
+    def load_dense(
+        self,
+        mode: Literal["anonymous", "mapped"] = "anonymous",
+        progress: Progress | None = None,
+        storage: StorageProfile | None = None,
+    ) -> None:
         """Bring the dense weights into memory; again, nothing happens.
 
         anonymous: read past the page cache into memory of our own, which the system can't drop and read again in the
         middle of a token; costs `dense_bytes`. mapped: starts at once, pages come from the file when first touched.
-        Raises StoreReadError.
+        storage: a slower device to emulate while reading; a map is read by the system, whenever it likes. Raises
+        StoreReadError.
         """
         if self._dense is None:
-            self._dense = self._read_dense(progress or silent) if mode == "anonymous" else self._map_dense()
+            self._dense = self._read_dense(progress or silent, storage) if mode == "anonymous" else self._map_dense()
 
     def dense(self, name: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
         """A read-only view of a dense tensor, 64-byte aligned: uint8 [packed bytes] of a matrix as the kernels take
@@ -172,7 +180,8 @@ class Store:
                     progress(done + tensor.offset + tensor.nbytes, total, tensor.spec.name)
             done += file.file_bytes
 
-    def _read_dense(self, progress: Progress) -> npt.NDArray[np.uint8]:
+    def _read_dense(self, progress: Progress, storage: StorageProfile | None) -> npt.NDArray[np.uint8]:
+        throttle = None if storage is None else SequentialThrottle(storage)
         memory = host.aligned_buffer(self.dense_bytes)
         view = memoryview(memory)
         with _Sequential(self.dense_file, from_cache=True) as source:
@@ -181,6 +190,8 @@ class Store:
                 piece = view[start : start + _PIECE_BYTES]
                 wanted = min(len(piece), self.dense_bytes - start)
                 source.read(self.dense_file.data_start + start, piece, wanted)
+                if throttle is not None:
+                    throttle.arrived(wanted)
                 progress(start + wanted, self.dense_bytes, DENSE_FILE)
         return self._frozen(memory)
 

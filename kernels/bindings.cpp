@@ -307,6 +307,15 @@ PYBIND11_MODULE(_kernels, m) {
   m.attr("TILE_ROWS") = kTileRows;
   m.attr("KV_GROUP") = kLanes;
   m.attr("KV_SPLIT") = kKeySplit;
+#if defined(__clang__)
+  m.attr("COMPILER") = __VERSION__;  // names itself
+#elif defined(__GNUC__)
+  m.attr("COMPILER") = "GCC " __VERSION__;
+#elif defined(_MSC_VER)
+  m.attr("COMPILER") = "MSVC " + std::to_string(_MSC_VER);
+#else
+  m.attr("COMPILER") = "unknown";
+#endif
   m.def("isa", [] { return std::string(default_isa().name); });
   m.def("available_isas", [] {
     std::vector<std::string> names;

@@ -18,6 +18,7 @@ constexpr int64_t kPartRows = kPartChunks * kChunkRows;  // four experts of 768 
 constexpr int64_t kMostPartBytes = int64_t{4} << 20;     // of all parts' sums; above it, work is split by tokens
 constexpr int64_t kEvenTokens = 8;  // an expert's blocks of tokens are even, in multiples of what a product takes
 constexpr int64_t kSumColumns = 4 * kDownStrip;
+constexpr int64_t kFewTokens = 4;  // of an expert, up to which their live rows are read and no others
 constexpr int64_t kNextRows = 48;  // of up's size, 40 KiB of the 4B model's next gate
 
 // What one worker does at a time: a block of an expert's tokens, and either one part of its neurons or all of them.
@@ -64,7 +65,7 @@ class Experts {
                        int64_t sums_stride) const {
     const int64_t tokens = unit.end - unit.begin;
     for (int64_t t = 0; t < tokens; ++t) std::fill_n(sums + t * sums_stride, padded(), 0.0f);
-    if (tokens == 1) return compute_alone(unit, activations[unit.begin], worker, sums);
+    if (tokens <= kFewTokens) return compute_few(unit, activations + unit.begin, worker, sums, sums_stride);
     int64_t n_live = 0;
     for (int64_t row = unit.part * kPartRows; row < end_of(unit.part); row += kChunkRows) {
       const int64_t rows = std::min(kChunkRows, call_.ffn - row);
@@ -83,35 +84,47 @@ class Experts {
     return n_live;
   }
 
-  // One token is bound by reading, so that every step asks for what comes two chunks later: gates for the rows of up
-  // that turned out live, up for those of down, down for the gates of the unit that this thread will likely do next.
-  int64_t compute_alone(const Unit& unit, const ActivationRow& activations, const Worker& worker, float* sums) const {
-    const int64_t first = unit.part * kPartRows, last = end_of(unit.part);
+  // Few tokens are bound by reading, so that every step asks for what comes two chunks later: gates for the rows of up
+  // that turned out live for any of them, up for those of down, down for the gates of the unit that this thread will
+  // likely do next.
+  int64_t compute_few(const Unit& unit, const ActivationRow* activations, const Worker& worker, float* sums,
+                      int64_t sums_stride) const {
+    const int64_t tokens = unit.end - unit.begin, first = unit.part * kPartRows, last = end_of(unit.part);
     const uint8_t* rows_ahead[2 * kPartRows + kNextRows];
     RowList ahead(rows_ahead, row_bytes(call_.quant, call_.hidden));
+    uint64_t live_for_any[kPartChunks];
+    int64_t n_live = 0;
     for (int64_t row = first, chunk = 0; row < last; row += kChunkRows, ++chunk) {
       const int64_t n = std::min(kChunkRows, call_.ffn - row);
-      float* const a = worker.a + chunk * kChunkRows;
+      float* const a = worker.a + chunk * tokens * kChunkRows;
+      uint64_t* const live = worker.live + chunk * tokens;
       for (int64_t group = 0; group < n; group += kTileRows) {
         isa_.ask(ahead.upcoming(), kTileRows / 2);
-        isa_.tile_product(call_.quant, gate(unit.expert, row + group), kTileRows, call_.hidden, &activations, 1, a + group,
-                          kTileRows);
+        isa_.tile_product(call_.quant, gate(unit.expert, row + group), kTileRows, call_.hidden, activations, tokens,
+                          a + group, kChunkRows);
       }
-      isa_.find_live(a, n, 1, worker.live + chunk);
-      ahead.append_live(up(unit.expert, row), worker.live[chunk]);
+      isa_.find_live(a, n, tokens, live);
+      live_for_any[chunk] = 0;
+      for (int64_t t = 0; t < tokens; ++t) {
+        live_for_any[chunk] |= live[t];
+        n_live += count_bits(live[t]);
+      }
+      ahead.append_live(up(unit.expert, row), live_for_any[chunk]);
     }
-    const int64_t n_live = ahead.upcoming().n;
     for (int64_t row = first, chunk = 0; row < last; row += kChunkRows, ++chunk) {
-      ahead.append_live(down(unit.expert, row), worker.live[chunk]);
+      ahead.append_live(down(unit.expert, row), live_for_any[chunk]);
     }
     if (unit.next != nullptr) ahead.append(unit.next, kNextRows);
     for (int64_t row = first, chunk = 0; row < last; row += kChunkRows, ++chunk) {
-      isa_.gated_up(call_.quant, up(unit.expert, row), call_.hidden, std::min(kChunkRows, call_.ffn - row), &activations, 1,
-                    worker.live + chunk, worker.a + chunk * kChunkRows, ahead.upcoming());
+      isa_.gated_up(call_.quant, up(unit.expert, row), call_.hidden, std::min(kChunkRows, call_.ffn - row), activations,
+                    tokens, worker.live + chunk * tokens, worker.a + chunk * tokens * kChunkRows, ahead.upcoming());
     }
     for (int64_t row = first, chunk = 0; row < last; row += kChunkRows, ++chunk) {
-      isa_.add_down(call_.quant, down(unit.expert, row), call_.hidden, std::min(kChunkRows, call_.ffn - row),
-                    worker.a + chunk * kChunkRows, worker.live + chunk, 1, worker.down, sums, 0, ahead.upcoming());
+      for (int64_t t = 0; t < tokens; ++t) {  // the first brings the rows into the cache, and most are live for others
+        isa_.add_down(call_.quant, down(unit.expert, row), call_.hidden, std::min(kChunkRows, call_.ffn - row),
+                      worker.a + (chunk * tokens + t) * kChunkRows, worker.live + chunk * tokens + t, 1, worker.down,
+                      sums + t * sums_stride, 0, ahead.upcoming());
+      }
     }
     return n_live;
   }

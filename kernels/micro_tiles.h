@@ -105,6 +105,13 @@ void product_of_groups(Quant quant, const uint8_t* group, int64_t rows, int64_t 
   for (; tokens - t >= kTileTokens; t += kTileTokens) {
     product<NG, kTileTokens>(quant, group, rows, cols, activations + t, out + t * out_stride, out_stride);
   }
+  for (; tokens - t >= kTileTokens / 2; t += kTileTokens / 2) {  // several sequences' next tokens
+    product<NG, kTileTokens / 2>(quant, group, rows, cols, activations + t, out + t * out_stride, out_stride);
+  }
+  if (kTileTokens / 2 > 3 && tokens - t == 3) {
+    product<NG, 3>(quant, group, rows, cols, activations + t, out + t * out_stride, out_stride);
+    return;
+  }
   for (; tokens - t >= 2; t += 2) {
     product<NG, 2>(quant, group, rows, cols, activations + t, out + t * out_stride, out_stride);
   }

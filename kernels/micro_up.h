@@ -134,7 +134,6 @@ SIMD_INLINE void gated_up_together(Quant quant, const uint8_t* up, int64_t cols,
                                    const ActivationRow* activations, int64_t tokens, float* a, Upcoming& upcoming) {
   const int64_t stride = row_bytes(quant, cols);
   for (int64_t row = 0; row < rows; ++row) {
-    ask(upcoming, 1);
     const uint8_t* const weights = up + row * stride;
     const ActivationRow* token[kUpBlock + 1];
     float* place[kUpBlock + 1];
@@ -144,6 +143,8 @@ SIMD_INLINE void gated_up_together(Quant quant, const uint8_t* up, int64_t cols,
       place[n] = a + t * kChunkRows + row;
       n += live[t] >> row & 1;
     }
+    if (n == 0) continue;
+    ask(upcoming, 1);
     int64_t i = 0;
     for (; n - i >= kUpTokens; i += kUpTokens) dot_live<kUpTokens>(quant, weights, cols, token + i, place + i);
     if (kUpTokens > 2 && n - i == 3) dot_live<3>(quant, weights, cols, token + i, place + i);

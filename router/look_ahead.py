@@ -10,7 +10,7 @@ whoever gets the guesses decides what to read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from statistics import median
 
 # A wrong guess costs the certain reads at most the chunk that is under way; a right one saves a part of a wait.
@@ -58,7 +58,8 @@ class Trial:
 
 
 class LookAhead:
-    """For one token at a time, layer by layer. `distances`: how many layers ahead, nearest first."""
+    """For one token at a time, or the next ones of a few sequences, layer by layer. `distances`: how many layers ahead,
+    nearest first."""
 
     def __init__(self, num_layers: int, k: int, distances: Sequence[int], next_token: bool = False) -> None:
         """k: experts per token; next_token: layer -1 can be asked. Raises ValueError for a distance below 1."""
@@ -74,7 +75,8 @@ class LookAhead:
         self._nothing: dict[int, tuple[int, ...]] = dict.fromkeys(range(-1, num_layers), ())
         self._chosen = self._targets = self._nothing
         self._tokens = 0
-        self.trial = Trial()
+        self.trials = Trial(), Trial()  # for one token, and for several
+        self.trial = self.trials[False]
 
     def targets(self, layer: int) -> tuple[int, ...]:
         """The layers to be asked for with the state before `layer`."""
@@ -84,8 +86,10 @@ class LookAhead:
         """The layers of the next token to be asked for with the final state of this one."""
         return self._chosen[-1] if self.trial.on else ()
 
-    def begin_token(self) -> None:
-        """Decide for one token what is worth asking."""
+    def begin_token(self, several: bool = False) -> None:
+        """Decide for one token, or one each of several sequences, what is worth asking. Several have a trial of their
+        own: what a token of theirs takes is another time."""
+        self.trial = self.trials[several]
         if self._tokens % _WATCH < 2:
             watch = self._tokens % _WATCH == 0
             self._chosen = self._nothing | {layer: self._worth_asking(layer, watch) for layer in self._sources}
@@ -107,13 +111,13 @@ class LookAhead:
         """The share of guesses that were right lately, by rank."""
         return list(self._precision[target][target - layer])
 
-    def remember(self, layer: int, target: int, experts: Sequence[int], ranks: Sequence[int]) -> None:
-        """The guess was `experts`; those at `ranks` had to be read, and will tell how good such guesses are."""
+    def remember(self, layer: int, target: int, guesses: Iterable[tuple[int, int]]) -> None:
+        """These guesses (expert, rank) had to be read, and will tell how good such guesses are."""
         precision = self._precision[target][target - layer]
         waiting = self._of_next if layer < 0 else self._open
-        waiting[target] += [(precision, rank, experts[rank]) for rank in ranks]
+        waiting[target] += [(precision, rank, expert) for expert, rank in guesses]
 
-    def judge(self, layer: int, experts: Sequence[int]) -> None:
+    def judge(self, layer: int, experts: Collection[int]) -> None:
         """The exact experts of `layer` are known."""
         if self._open[layer]:
             for precision, rank, expert in self._open[layer]:

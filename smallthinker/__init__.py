@@ -23,19 +23,46 @@ if not (_HERE / "router").is_dir():
     __path__ = list(_spec.submodule_search_locations)
 
 if TYPE_CHECKING:
-    from smallthinker.errors import SmallThinkerError
-    from smallthinker.generation import Completion, GenerationParams
+    from smallthinker.async_llm import AsyncLLM, AsyncTextStream
+    from smallthinker.errors import QueueFullError, SmallThinkerError
+    from smallthinker.generation import Completion, Finished, GenerationParams, Token, TokenLogprobs
     from smallthinker.llm import LLM, TextStream
+    from smallthinker.request import Request
+    from smallthinker.scheduler import Scheduler, SchedulerStats
 
 _EXPORTS = {
     "LLM": "smallthinker.llm",
+    "AsyncLLM": "smallthinker.async_llm",
+    "AsyncTextStream": "smallthinker.async_llm",
     "Completion": "smallthinker.generation",
+    "Finished": "smallthinker.generation",
     "GenerationParams": "smallthinker.generation",
-    "TextStream": "smallthinker.llm",
+    "QueueFullError": "smallthinker.errors",
+    "Request": "smallthinker.request",
+    "Scheduler": "smallthinker.scheduler",
+    "SchedulerStats": "smallthinker.scheduler",
     "SmallThinkerError": "smallthinker.errors",
+    "TextStream": "smallthinker.llm",
+    "Token": "smallthinker.generation",
+    "TokenLogprobs": "smallthinker.generation",
 }
 
-__all__ = ["LLM", "Completion", "GenerationParams", "SmallThinkerError", "TextStream"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "AsyncTextStream",
+    "Completion",
+    "Finished",
+    "GenerationParams",
+    "QueueFullError",
+    "Request",
+    "Scheduler",
+    "SchedulerStats",
+    "SmallThinkerError",
+    "TextStream",
+    "Token",
+    "TokenLogprobs",
+]
 
 
 def __getattr__(name: str) -> Any:

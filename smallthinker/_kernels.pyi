@@ -36,6 +36,9 @@ KV_GROUP: int
 KV_SPLIT: int
 """Positions of one split of attention: sums begin anew at its multiples, and threads share a query by splits."""
 
+COMPILER: str
+"""What compiled this module, with its version."""
+
 def isa() -> str:
     """The instruction set of pools that name none: the best of this CPU, or that of SMALLTHINKER_ISA.
 

@@ -11,6 +11,19 @@ import numpy.typing as npt
 class ReadError(Exception):
     """The file can't be opened or read this way. args: (offset in the file or -1, what happened)."""
 
+class Device:
+    """What a read may cost at least."""
+
+    def __init__(self, *, bytes_per_sec: float, requests_per_sec: float, latency_sec: float) -> None:
+        """Raises ValueError for a rate that is not above 0."""
+
+class Pace:
+    """When that device would have answered; no clock of its own."""
+
+    def __init__(self, device: Device) -> None: ...
+    def due(self, start_sec: float, nbytes: int) -> float:
+        """When a read of `nbytes` ends that the device began at `start_sec`, behind those that were asked before."""
+
 class ReadQueue:
     def __init__(
         self,
@@ -25,12 +38,14 @@ class ReadQueue:
         chunk_bytes: int,
         depth: int,
         speculative_depth: int,
+        pace: Device | None = None,
     ) -> None:
         """Record i lies at first_offset + i * record_bytes of a file of file_bytes.
 
         slots: [slots, record_bytes], writable, aligned to 4096 bytes like every offset and length; kept alive.
         chunk_bytes: of one request to the system. depth: chunks in flight, 1 to 64; speculative_depth: as long as the
-        next chunk is a speculative one. Raises ReadError; ValueError for what doesn't fit.
+        next chunk is a speculative one. pace: no chunk comes back before this device would have brought it; not with
+        uring. Raises ReadError; ValueError for what doesn't fit.
         """
 
     @property

@@ -27,7 +27,7 @@ from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.store import Store
 from smallthinker.router.exact import Route
 from smallthinker.router.predictor import FINAL, QUANT, Matrices, pairs, save_predictor
-from smallthinker.tracing import split
+from smallthinker.tracing import run_observed, split
 
 Floats = npt.NDArray[np.float32]
 
@@ -151,13 +151,7 @@ def _record(engine: Engine, sequences: Sequence[Sequence[int]], progress: Progre
         at += len(x)
         progress(at, total, "tokens")
 
-    engine.observe(observe, final)
-    try:
-        for sequence in sequences:
-            engine.forget()
-            engine.prefill(sequence)
-    finally:
-        engine.observe(None)
+    run_observed(engine, sequences, observe, final)
     return states
 
 

@@ -20,37 +20,44 @@ from smallthinker import _kernels
 from smallthinker.cache.conversations import Conversation, Conversations
 from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
 from smallthinker.cache.hot_set import LEAST_BYTES, load_hot_set, save_hot_set
-from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind, kv_touched_bytes
+from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind, kv_touched_bytes, rings
 from smallthinker.cache.policies import DEFAULT_POLICY
+from smallthinker.cache.saved_conversations import SavedConversations, model_key
 from smallthinker.errors import ContextLengthError, RequestError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.disk_profile import DiskProfile
-from smallthinker.expert_store.probe import profile_of
+from smallthinker.expert_store.probe import emulated_profile, profile_of
+from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind, open_queue, queue_bytes
+from smallthinker.expert_store.storage_profile import StorageProfile, load_profile
 from smallthinker.expert_store.store import Store
 from smallthinker.huge_pages import HugePages
 from smallthinker.layers import LOOK_AHEAD, Decoder, never
 from smallthinker.lossy_head import DEFAULT_THRESHOLD, HeadPredictor, LossyHead
-from smallthinker.memory_plan import CHUNKS, MIB, choose_context, parse_size, plan_memory, slots_at
+from smallthinker.memory_plan import (
+    CHUNKS,
+    MIB,
+    choose_context,
+    default_budget,
+    parse_size,
+    plan_process,
+    slots_at,
+)
 from smallthinker.memory_watch import MemoryWatch
 from smallthinker.profile import Clocks, KernelTime, Stopwatch
 from smallthinker.router.exact import Route
 from smallthinker.router.predictor import find_predictor
 from smallthinker.tokenizer import Tokenizer
 
-# What the process takes beside its plan: more of the libraries is mapped as it is first used, Python's objects grow,
-# and a hard limit counts pages of its files that nobody maps any more. Seen: 10 to 20 MiB; see docs/design.md.
-STARTING_BYTES = 28 * MIB
-# The kernel needs 8 bytes for each page of 4096 that is in memory, and a cgroup's limit counts them.
-PAGE_TABLE_SHARE = 512
 # What a start from a cold page cache reads of Python's and the libraries' files, but never maps: up to 60 MiB seen.
 LIBRARY_PAGES_BYTES = 128 * MIB
 # Decoded tokens from which a run knows its hot experts well enough to leave word of them.
 HOT_TOKENS = 64
-# Left free when no budget is given: other programs go on living.
-DEFAULT_MARGIN = 0.15
+KV_DIR_BYTES = 4 << 30  # of saved conversations, unless told otherwise
 # Caches, and answers in one step: more than a processor that decodes a few tokens at once gains from.
 MOST_SEQUENCES = 64
+# A real disk that gives this share of an emulated one's bandwidth is good enough to stand for it.
+_SHORTFALL = 0.95
 
 
 class Engine:
@@ -65,30 +72,40 @@ class Engine:
         kv: KvKind = "f16",
         threads: int | None = None,
         reader: QueueKind = "auto",
+        storage: StorageProfile | str | Path | None = None,
         prefetch: bool = True,
         look_ahead: Sequence[int] = LOOK_AHEAD,
         predictor: bool = True,
         chunk: int | None = None,
         max_slots: int | None = None,
         sequences: int = 1,
+        kv_dir: str | Path | None = None,
+        kv_dir_bytes: str | int = KV_DIR_BYTES,
+        hot_set: bool = True,
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
         reserved: int = 0,
+        progress: Progress = silent,
     ) -> None:
-        """Raises StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError, ContextLengthError, RequestError or,
-        for `lossy_head`, CheckpointError.
+        """Raises StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError, ContextLengthError, RequestError,
+        StoreReadError or, for `storage`, ProfileError or, for `lossy_head`, CheckpointError.
 
         memory: budget of the whole process, in bytes or as '1GiB'; None takes what is free, less a margin.
         context: tokens of prompt and answer together; None takes the model's, at most 4096.
         kv: numbers of the KV cache; q8 halves its bytes and changes outputs slightly.
         threads: for arithmetic; None takes the physical cores.
+        storage: a slower disk to emulate, a profile or its name or file: reads of experts and dense weights take as
+        long as from that one, from the page cache as well; no output depends on it.
         prefetch, look_ahead: see Decoder; off to measure what they are worth. predictor: use the store's, if it has one
         and not all experts fit.
         sequences: KV caches, each for a whole context: conversations that are kept, and answers that can be written in
         the same steps.
+        kv_dir, kv_dir_bytes: a folder for conversations that make room or are kept at the end; what it may hold.
         chunk, max_slots: instead of what the plan would choose, to measure and test; no output depends on them.
+        hot_set: start with the experts that earlier runs used most, and leave word of this run's; off for a cold start.
         lossy_head, lossy_threshold: a predictor's file, and the score above which it has a logit computed.
         reserved: bytes of the budget that the plan leaves to the caller.
+        progress: told of the dense weights as they are read.
         """
         began = time.perf_counter()
         if threads is not None and not 1 <= threads <= 1024:
@@ -98,6 +115,7 @@ class Engine:
         if lossy_head is None and lossy_threshold != DEFAULT_THRESHOLD:
             raise RequestError("lossy_threshold: has no meaning without lossy_head, the predictor's file")
         budget = None if memory is None else parse_size(memory)
+        self.storage = load_profile(storage) if isinstance(storage, (str, Path)) else storage
         before_tokenizer = host.resident_bytes()
         with ExitStack() as resources:
             store = resources.enter_context(Store.open(path))
@@ -105,12 +123,12 @@ class Engine:
             check_kind(store.config, kv)
             self.tokenizer = Tokenizer(store.path, store.config.vocab_size)
             resident = host.resident_bytes()
-            if budget is None:
-                budget = resident + int(host.available_memory_bytes() * (1 - DEFAULT_MARGIN))
             lossy = None if lossy_head is None else HeadPredictor(lossy_head, store.config)
             if lossy is not None:
                 resources.callback(lossy.close)
             limit = host.memory_limit_bytes()
+            if budget is None:
+                budget = default_budget(resident, host.available_memory_bytes(), limit)
             budget = min(budget, limit or budget)  # more would end the process
             # no room for what Python's start left behind
             is_tight = limit is not None and limit < budget + LIBRARY_PAGES_BYTES
@@ -119,40 +137,44 @@ class Engine:
             # Where everything fits, each expert is read once: nothing to find out about the disk for.
             most = store.num_experts if max_slots is None else max_slots
             fits = most == store.num_experts and budget > store.dense_bytes + most * store.record_bytes
-            profile = DiskProfile() if fits else profile_of(store)
+            profile = real = DiskProfile() if fits else profile_of(store)
+            if self.storage is not None:
+                profile = emulated_profile(self.storage, store.record_bytes, real)
             self.disk_profile = profile  # `measured` is False where nobody asked the disk
+            self.storage_warning = None if self.storage is None else _shortfall(self.storage, profile, real)
             ahead = find_predictor(store) if predictor and look_ahead and prefetch and not fits else None
             extra = (lossy.packed_bytes if lossy is not None else 0) + (ahead.nbytes if ahead is not None else 0)
-            page_tables = min(budget, store.dense_bytes + store.num_experts * store.record_bytes) // PAGE_TABLE_SHARE
-            self.plan = plan_memory(
+            self.plan = plan_process(
                 store.config,
                 budget_bytes=budget,
                 context=choose_context(store.config, context),
                 kv=kv,
-                dense_bytes=store.dense_bytes + extra,
+                dense_bytes=store.dense_bytes,
+                extra_bytes=extra,
                 record_bytes=store.record_bytes,
                 io_bytes=queue_bytes(store, profile),
-                interpreter_bytes=before_tokenizer + STARTING_BYTES + page_tables + reserved,
+                resident_bytes=before_tokenizer + reserved,
                 tokenizer_bytes=resident - before_tokenizer,
                 chunks=CHUNKS if chunk is None else (chunk,),
                 max_slots=max_slots,
                 sequences=sequences,
             )
             slots = allocate_slots(self.plan.most_slots, store.record_bytes)
-            self._queue = open_queue(reader, store, slots, profile)
+            self._queue = open_queue(reader, store, slots, profile, self.storage)
             resources.callback(self._queue.close)
             self.threads = threads or host.physical_cores()
             layers, experts = self.config.num_hidden_layers, self.config.moe_num_primary_experts
             policy = DEFAULT_POLICY(layers, experts, self.config.moe_num_active_primary_experts)
             self.experts = ExpertCache(slots, self._queue, policy, experts)
             self._kv_kind = kv
-            self._conversations = Conversations(
-                lambda: KVCache(self.config, self.plan.context, self.plan.chunk, kv), sequences
-            )
-            self._current: Conversation | None = None
             self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa
-            store.load_dense()
+            saved = None if kv_dir is None else self._saved_conversations(Path(kv_dir), parse_size(kv_dir_bytes))
+            self._conversations = Conversations(
+                lambda: KVCache(self.config, self.plan.context, self.plan.chunk, kv), sequences, saved
+            )
+            self._current: Conversation | None = None
+            store.load_dense(progress=progress, storage=self.storage)
             if is_tight:
                 host.drop_library_pages()  # once more: what was still being read ahead the first time
             self.lossy_head: LossyHead | None = None
@@ -175,11 +197,11 @@ class Engine:
                 fewest=self.config.moe_num_active_primary_experts,
                 most=self.plan.most_slots,
                 record_bytes=store.record_bytes,
-                overhead_bytes=STARTING_BYTES + page_tables,
+                overhead_bytes=self.plan.interpreter_bytes - before_tokenizer,
             )
             resources.callback(self._watch.close)
             total_bytes = store.num_experts * store.record_bytes
-            self._learns = self.plan.most_slots < store.num_experts and total_bytes >= LEAST_BYTES
+            self._learns = hot_set and self.plan.most_slots < store.num_experts and total_bytes >= LEAST_BYTES
             hot = load_hot_set(store) if self._learns else None
             if hot is not None:
                 policy.restore(hot)
@@ -191,6 +213,16 @@ class Engine:
         self.least_slots = self.plan.most_slots
         self._computing, self._computed_tokens, self._decoded_tokens = Stopwatch(), 0, 0
         self.load_sec = time.perf_counter() - began
+
+    @property
+    def pool(self) -> _kernels.ThreadPool:
+        """The threads of the arithmetic, for whoever computes with the engine's states between two steps."""
+        return self._pool
+
+    def _saved_conversations(self, folder: Path, most_bytes: int) -> SavedConversations:
+        layout = rings(self.config, self.plan.context, self.plan.chunk)
+        model = model_key(self.store, self._kv_kind, self.isa, layout)
+        return SavedConversations(folder, model, layout, self.plan.context, self.config.vocab_size, most_bytes)
 
     @property
     def reader_name(self) -> str:
@@ -220,7 +252,7 @@ class Engine:
         self.check_fits(len(tokens), 0)
 
     def open(self, prompt: Sequence[int]) -> tuple[Conversation, int]:
-        """A conversation for a prompt that `check_prompt` has passed, to be handed to `step` and, at its end, to `keep`;
+        """A conversation for a prompt that `check_prompt` has passed, to be handed to `step` and in the end to `keep`;
         and how many of the prompt's tokens it holds already. At most `plan.sequences` may be open."""
         return self._conversations.open(prompt)
 
@@ -231,11 +263,11 @@ class Engine:
     def step(
         self, spans: Sequence[tuple[Conversation, Sequence[int]]], *, cancelled: Callable[[], bool] = never
     ) -> npt.NDArray[np.float32]:
-        """Append tokens to open conversations, each another, all in one step -> logits [conversations, V] after the last
-        of each, the same bits as in a step of its own.
+        """Append tokens to open conversations, each another, all in one step -> logits [conversations, V] after the
+        last of each, the same bits as in a step of its own.
 
-        A conversation gets at most `plan.chunk` tokens, all together as many or one for each. Raises CancelledError when
-        `cancelled()` turns true (nothing has been appended then), StoreReadError.
+        A conversation gets at most `plan.chunk` tokens, all together as many or one for each. Raises CancelledError
+        when `cancelled()` turns true (nothing has been appended then), StoreReadError.
         """
         tokens = sum(len(new) for _, new in spans)
         with self._computing:
@@ -267,12 +299,13 @@ class Engine:
         return logits, reused
 
     def decode(self, token: int, *, cancelled: Callable[[], bool] = never) -> npt.NDArray[np.float32]:
-        """Append one token to what `prefill` began -> logits [V] of the next. Raises ContextLengthError when the context
-        is full, RequestError before any prefill."""
+        """Append one token to what `prefill` began -> logits [V] of the next. Raises ContextLengthError when the
+        context is full, RequestError before any prefill."""
         if self._current is None:
             raise RequestError("decode: nothing to continue; prefill a prompt first")
         self.check_fits(len(self._current.tokens), 1)
-        return self.step([(self._current, [token])], cancelled=cancelled)[0]
+        logits: npt.NDArray[np.float32] = self.step([(self._current, [token])], cancelled=cancelled)[0]
+        return logits
 
     def all_logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits [T, V] at every position of a fresh sequence, for evaluation."""
@@ -358,6 +391,7 @@ class Engine:
         if self._learns and self._decoded_tokens >= HOT_TOKENS:
             save_hot_set(self.store, self.experts.hot_experts())
             self._learns = False
+        self._conversations.save()
         self._resources.close()
         vars(self).pop("_decoder", None)  # and with it every view of the weights
         self.lossy_head = None
@@ -369,3 +403,15 @@ class Engine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _shortfall(storage: StorageProfile, emulated: DiskProfile, real: DiskProfile) -> str | None:
+    """In words, where the disk itself is slower than the one it should stand for; None where it is known not to be, or
+    nobody asked it."""
+    expected = storage.bytes_per_sec(emulated.chunk_bytes, emulated.depth)
+    if not real.measured or real.bandwidth_bytes_per_sec >= _SHORTFALL * expected:
+        return None
+    return (
+        f"storage {storage.name}: this disk gives {real.bandwidth_bytes_per_sec / 1e6:.0f} MB/s of random reads, less "
+        f"than the profile's {expected / 1e6:.0f}: an emulated disk can't be faster than the real one"
+    )

@@ -32,7 +32,11 @@ class StoreWriteError(SmallThinkerError, OSError):
 
 
 class MemoryBudgetError(SmallThinkerError, ValueError):
-    """The memory budget is below the floor; the message names the floor."""
+    """The memory budget is below the floor; the message names it, and `floor_bytes` is it."""
+
+    def __init__(self, message: str, floor_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.floor_bytes = floor_bytes
 
 
 class ContextLengthError(SmallThinkerError, ValueError):
@@ -49,6 +53,14 @@ class QueueFullError(SmallThinkerError):
     def __init__(self, message: str, retry_after_sec: float) -> None:
         super().__init__(message)
         self.retry_after_sec = retry_after_sec
+
+
+class ProfileError(SmallThinkerError, ValueError):
+    """A storage profile can't be read, written or imposed, or has an unknown, missing or impossible value."""
+
+
+class ResultsError(SmallThinkerError, ValueError):
+    """A file of benchmark results can't be read or written, or a line of it contradicts the schema."""
 
 
 class TokenizerError(SmallThinkerError, ValueError):

@@ -206,9 +206,7 @@ class _Meter:
     What is computed in the same steps for other answers is in them, too.
     """
 
-    def __init__(
-        self, engine: Engine, prompt_tokens: int, reused_tokens: int, seed: int | None, asked: float
-    ) -> None:
+    def __init__(self, engine: Engine, prompt_tokens: int, reused_tokens: int, seed: int | None, asked: float) -> None:
         self._engine, self._prompt_tokens, self._reused_tokens, self._seed = engine, prompt_tokens, reused_tokens, seed
         self._tokens = 0
         disk = engine.disk_profile
@@ -262,5 +260,6 @@ class _Meter:
             isa=engine.isa,
             threads=engine.threads,
             seed=self._seed,
+            storage=None if engine.storage is None else engine.storage.name,
             lossy_head=None if head is None else head.counters() - self._head_at_start,
         )

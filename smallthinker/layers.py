@@ -12,24 +12,26 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from smallthinker import _kernels
-from smallthinker.cache.expert_cache import ExpertCache, Ticket
+from smallthinker.cache.expert_cache import MOST_UNDER_WAY, ExpertCache, Ticket
 from smallthinker.cache.kv_cache import KVCache
+from smallthinker.config import ModelConfig
 from smallthinker.errors import CancelledError
-from smallthinker.expert_store.store import Store
+from smallthinker.expert_store.format import Quant
 from smallthinker.lossy_head import LossyHead
 from smallthinker.router.exact import ExactRouter, Route
 from smallthinker.router.look_ahead import LookAhead
-from smallthinker.router.planner import group_by_expert, plan_reads
+from smallthinker.router.planner import ExpertWork, group_by_expert, plan_reads
 from smallthinker.router.predictor import FINAL, Matrices
 
 Floats = npt.NDArray[np.float32]
 LOOK_AHEAD = (1,)  # layers; see docs/benchmarks.md
+_MANY_TOKENS = 16  # from which most of what the next layer's router names is wanted
 
 
 def never() -> bool:
@@ -44,6 +46,17 @@ class _Caches(NamedTuple):
     counts: list[int]
 
 
+class DenseWeights(Protocol):
+    """Of a `Store`, what a Decoder asks for: a model's shapes, and its weights by their names in format.dense_table."""
+
+    config: ModelConfig
+    quant: Quant
+
+    def dense_names(self) -> list[str]: ...
+
+    def dense(self, name: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]: ...
+
+
 class Decoder:
     """One model's forward pass over KV caches that it is handed and its own expert cache.
 
@@ -54,7 +67,7 @@ class Decoder:
 
     def __init__(
         self,
-        store: Store,
+        store: DenseWeights,
         experts: ExpertCache,
         pool: _kernels.ThreadPool,
         *,
@@ -130,16 +143,17 @@ class Decoder:
         """
         ids = np.fromiter(chain.from_iterable(tokens for _, tokens in spans), np.int32)
         counts = [len(tokens) for _, tokens in spans]
-        caches = _Caches([kv for kv, _ in spans], [kv.begin(n) for (kv, _), n in zip(spans, counts, strict=True)], counts)
+        starts = [kv.begin(len(tokens)) for kv, tokens in spans]
+        caches = _Caches([kv for kv, _ in spans], starts, counts)
         x = np.empty((len(ids), self.config.hidden_size), np.float32)
         _kernels.embed(self.quant, self.dense["embed_tokens"], self.config.vocab_size, x.shape[1], ids, x)
         normed = np.empty_like(x)
         cos, sin = self._rope_angles(caches)
         weights = np.empty((1, self.config.moe_num_active_primary_experts), np.float32)
         began = time.perf_counter()
-        look = self.look_ahead if len(ids) == 1 else None
+        look = self.look_ahead if len(ids) < _MANY_TOKENS else None
         if look is not None:
-            look.begin_token()
+            look.begin_token(several=len(ids) > 1)
         for layer in range(self.config.num_hidden_layers):
             if cancelled():
                 raise CancelledError("cancelled")
@@ -151,8 +165,9 @@ class Decoder:
             kv.advance(n)
         self.experts.step(len(ids))
         if look is not None:
-            look.trial.token(time.perf_counter() - began)
-            self._expect_next(look, x)
+            look.trial.token((time.perf_counter() - began) / len(ids))
+            if len(ids) == 1:
+                self._expect_next(look, x)
         if self.final_observer is not None:
             self.final_observer(x)
         self.neurons += (
@@ -197,7 +212,7 @@ class Decoder:
         for target, answer in zip(ahead, guessed, strict=True):
             missing = self.experts.expect(target, answer, look.likelihoods(layer, target))
             if missing:
-                look.remember(layer, target, answer, missing)
+                look.remember(layer, target, [(answer[rank], rank) for rank in missing])
 
     def _expect_next(self, look: LookAhead, x: Floats) -> None:
         """The same for the first layers of the next token, from this one's final state: the head gives time to read."""
@@ -205,31 +220,64 @@ class Decoder:
         if ahead:
             self._expect(FINAL, ahead, self.router.guess_next(x, ahead))
 
-    def _layer_of_chunk(
-        self, layer: int, x: Floats, normed: Floats, caches: _Caches, cos: Floats, sin: Floats
-    ) -> None:
+    def _layer_of_chunk(self, layer: int, x: Floats, normed: Floats, caches: _Caches, cos: Floats, sin: Floats) -> None:
         """One layer for x [T, d], in place."""
         route = self.router.route(layer, x)
         if self.observer is not None:
             self.observer(layer, x, route)
         if not self.prefetch:
             self._attend(layer, x, normed, caches, cos, sin)
-        pairs, ticket = self._request(layer, route)
+        work = group_by_expert(route.ids)
+        counts = [len(entry.pairs) for entry in work]
+        if self.look_ahead is not None and len(x) < _MANY_TOKENS:
+            self.look_ahead.judge(layer, {entry.expert for entry in work})
+        slots = self.experts.resident_slots(layer, [entry.expert for entry in work], counts, len(x))
+        if slots is not None:  # nothing to read
+            self._expect_later(layer, x)
+            if self.prefetch:
+                self._attend(layer, x, normed, caches, cos, sin)
+            contributions = np.empty((route.ids.size, x.shape[1]), np.float32)
+            self._experts(normed, slots, [entry.pairs for entry in work], contributions)
+            _kernels.combine(self.pool, x, contributions, route.weights)
+            return
+        pairs, ticket = self._request(layer, work, len(x))
         with ticket:
-            if self.look_ahead is not None and layer + 1 < self.config.num_hidden_layers:
-                # Many tokens want most of the next layer's experts: those that most of them will likely want first.
+            self._expect_later(layer, x)
+            if self.prefetch:
+                self._attend(layer, x, normed, caches, cos, sin)
+            # summed in the router's order, whichever lands first
+            contributions = np.empty((route.ids.size, x.shape[1]), np.float32)
+            for landed in ticket:
+                chosen = [pairs[position] for position, _ in landed]
+                self._experts(normed, [slot for _, slot in landed], chosen, contributions)
+        _kernels.combine(self.pool, x, contributions, route.weights)
+
+    def _expect_later(self, layer: int, x: Floats) -> None:
+        """Have what later layers will likely want read in the disk's idle time, for several tokens."""
+        look = self.look_ahead
+        if look is None:
+            return
+        if len(x) >= _MANY_TOKENS:  # they want most of the next layer's experts: first those that most of them want
+            if layer + 1 < self.config.num_hidden_layers:
                 ids, counts = np.unique(self.router.route(layer + 1, x).ids, return_counts=True)
                 wanted = ids[np.argsort(-counts, kind="stable")].tolist()
                 self.experts.expect(layer + 1, wanted, [1.0] * len(wanted), most_under_way=len(self.experts.slots))
-            if self.prefetch:
-                self._attend(layer, x, normed, caches, cos, sin)
-            self._experts(x, normed, route, pairs, ticket)
+            return
+        for target in look.targets(layer):
+            ranks: dict[int, int] = {}  # of each expert, its best
+            for rank, of_tokens in enumerate(self.router.route(target, x).ids.T.tolist()):
+                for expert in of_tokens:
+                    ranks.setdefault(expert, rank)
+            wanted, of_rank = list(ranks), look.likelihoods(layer, target)
+            likelihoods = [of_rank[rank] for rank in ranks.values()]
+            missing = self.experts.expect(target, wanted, likelihoods, 2 * MOST_UNDER_WAY)
+            look.remember(layer, target, [(wanted[place], ranks[wanted[place]]) for place in missing])
 
-    def _request(self, layer: int, route: Route) -> tuple[list[list[int]], Ticket]:
+    def _request(self, layer: int, work: list[ExpertWork], tokens: int) -> tuple[list[list[int]], Ticket]:
         """The pairs of each expert that is asked for (see ExpertWork), and the ticket."""
-        work = plan_reads(group_by_expert(route.ids), lambda expert: self.experts.is_resident(layer, expert))
+        work = plan_reads(work, lambda expert: self.experts.is_resident(layer, expert))
         pairs = [entry.pairs for entry in work]
-        ticket = self.experts.request(layer, [entry.expert for entry in work], list(map(len, pairs)), len(route.ids))
+        ticket = self.experts.request(layer, [entry.expert for entry in work], list(map(len, pairs)), tokens)
         return pairs, ticket
 
     def _attend(self, layer: int, x: Floats, normed: Floats, caches: _Caches, cos: Floats, sin: Floats) -> None:
@@ -244,28 +292,22 @@ class Decoder:
         _kernels.rope_angles(positions, self.config.head_dim, self.config.rope_theta, cos, sin)
         return cos, sin
 
-    def _experts(self, x: Floats, normed: Floats, route: Route, pairs: list[list[int]], ticket: Ticket) -> None:
-        """x += the weighted sum of each token's experts, computed as they land, summed in the router's order."""
+    def _experts(self, normed: Floats, slots: list[int], pairs: list[list[int]], contributions: Floats) -> None:
+        """What the experts in these slots give the tokens that chose them, each pair into its own row."""
         c = self.config
-        contributions = np.empty((route.ids.size, c.hidden_size), np.float32)
-        for landed in ticket:
-            chosen = [pairs[position] for position, _ in landed]
-            slots = np.array([slot for _, slot in landed], np.int32)
-            offsets = np.array([0, *accumulate(map(len, chosen))], np.int32)  # 2 us; np.cumsum takes 11
-            self.live_neurons += _kernels.experts(
-                self.pool,
-                self.quant,
-                c.hidden_size,
-                c.moe_ffn_hidden_size,
-                normed,
-                self.experts.slots,
-                slots,
-                offsets,
-                np.array(list(chain.from_iterable(chosen)), np.int32),
-                c.moe_num_active_primary_experts,
-                contributions,
-            )
-        _kernels.combine(self.pool, x, contributions, route.weights)
+        self.live_neurons += _kernels.experts(
+            self.pool,
+            self.quant,
+            c.hidden_size,
+            c.moe_ffn_hidden_size,
+            normed,
+            self.experts.slots,
+            np.array(slots, np.int32),
+            np.array([0, *accumulate(map(len, pairs))], np.int32),  # 2 us; np.cumsum takes 11
+            np.array(list(chain.from_iterable(pairs)), np.int32),
+            c.moe_num_active_primary_experts,
+            contributions,
+        )
 
     def _head(self, x: Floats) -> Floats:
         if self.lossy_head is not None:

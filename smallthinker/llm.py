@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from smallthinker.cache.kv_cache import KvKind
 from smallthinker.config import ModelConfig
-from smallthinker.engine import Engine
+from smallthinker.engine import KV_DIR_BYTES, Engine
+from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind
+from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.generation import Completion, GenerationParams, LogitsProcessor
 from smallthinker.layers import LOOK_AHEAD
 from smallthinker.lossy_head import DEFAULT_THRESHOLD
@@ -46,6 +48,15 @@ class Options(TypedDict, total=False):
     max_tokens: int | None
     stop: Sequence[str]
     ignore_eos: bool
+
+
+class CallOptions(Options, total=False):
+    """Those, and what else `Scheduler.submit` takes."""
+
+    logits_processor: LogitsProcessor | None
+    logprobs: int | None
+    timeout_sec: float | None
+    on_prefill: Callable[[int, int], None] | None
 
 
 class TextStream:
@@ -104,17 +115,23 @@ class LLM:
         kv: KvKind = "f16",
         threads: int | None = None,
         reader: QueueKind = "auto",
+        storage: StorageProfile | str | Path | None = None,
         prefetch: bool = True,
         look_ahead: bool = True,
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
         sequences: int = 1,
+        kv_dir: str | Path | None = None,
+        kv_dir_bytes: str | int = KV_DIR_BYTES,
         max_waiting: int = MOST_WAITING,
         reserved: int = 0,
+        progress: Progress = silent,
     ) -> None:
         """path: a store (see `smallthinker convert`); None is the bundled demo model. memory: a ceiling for the whole
         process, bytes or '1GiB'; None takes what is free, less a margin. context: tokens of prompt and answer together.
         kv: 'f16', or 'q8' for a KV cache of half the size that changes outputs slightly.
+        storage: a slower disk to emulate: a bundled profile's name ('emmc'), a file that `smallthinker probe` wrote, or
+        a StorageProfile.
         prefetch, look_ahead: ask for a layer's experts before its attention, and read what later layers will likely
         want in the disk's idle time; no output depends on them.
         lossy_head: a published LM-head predictor (model_lm_head.pt): only logits that it scores above lossy_threshold
@@ -122,9 +139,12 @@ class LLM:
         sequences: answers that are written side by side, and conversations whose KV cache is kept for a next turn; each
         is planned for a whole context. max_waiting: requests that may wait for others before QueueFullError.
         reserved: bytes of the budget that are left to the application.
+        kv_dir, kv_dir_bytes: a folder where conversations that make room are saved, readable by you alone, to be
+        continued without computing them again, also after the next start; and how much it may hold.
+        progress: told (bytes done, bytes in all, what) while the dense weights are read.
 
         Raises a SmallThinkerError: StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError,
-        ContextLengthError, RequestError, StoreReadError, CheckpointError.
+        ContextLengthError, RequestError, StoreReadError, ProfileError, CheckpointError.
         """
         self._engine = Engine(
             DEMO_STORE if path is None else path,
@@ -133,12 +153,16 @@ class LLM:
             kv=kv,
             threads=threads,
             reader=reader,
+            storage=storage,
             prefetch=prefetch,
             look_ahead=LOOK_AHEAD if look_ahead else (),
             lossy_head=lossy_head,
             lossy_threshold=lossy_threshold,
             sequences=sequences,
             reserved=reserved,
+            kv_dir=kv_dir,
+            kv_dir_bytes=kv_dir_bytes,
+            progress=progress,
         )
         self.scheduler = Scheduler(self._engine, max_waiting=max_waiting)
 
@@ -161,55 +185,46 @@ class LLM:
         config = self._engine.config
         return self._engine.experts.uses().reshape(config.num_hidden_layers, config.moe_num_primary_experts)
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        logits_processor: LogitsProcessor | None = None,
-        logprobs: int | None = None,
-        timeout_sec: float | None = None,
-        on_prefill: Callable[[int, int], None] | None = None,
-        **options: Unpack[Options],
-    ) -> Completion:
-        """Write the whole answer. Options are the fields of GenerationParams (temperature, max_tokens, seed, stop ...);
-        the others are those of `Scheduler.submit`.
+    @property
+    def storage(self) -> StorageProfile | None:
+        """The disk that is emulated."""
+        return self._engine.storage
+
+    @property
+    def storage_warning(self) -> str | None:
+        """Why the emulated disk may be slower than its profile says, in one line; None where nothing is known of it."""
+        return self._engine.storage_warning
+
+    def generate(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Completion:
+        """Write the whole answer. Options are the fields of GenerationParams (temperature, max_tokens, seed, stop ...)
+        and logits_processor, logprobs, timeout_sec and on_prefill of `Scheduler.submit`.
 
         Raises ContextLengthError, RequestError and QueueFullError before anything is computed; StoreReadError when the
         disk fails.
         """
-        with self.stream(
-            prompt,
-            logits_processor=logits_processor,
-            logprobs=logprobs,
-            timeout_sec=timeout_sec,
-            on_prefill=on_prefill,
-            **options,
-        ) as stream:
+        with self.stream(prompt, **options) as stream:
             return stream.request.result()
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        logits_processor: LogitsProcessor | None = None,
-        logprobs: int | None = None,
-        timeout_sec: float | None = None,
-        on_prefill: Callable[[int, int], None] | None = None,
-        **options: Unpack[Options],
-    ) -> TextStream:
-        """Like `generate`, piece by piece: iterate over the stream for text; `stream.completion` holds the rest, and
-        `stream.request` gives the tokens one by one."""
+    def chat(self, messages: Sequence[Message], **options: Unpack[CallOptions]) -> Completion:
+        """The assistant's answer to a conversation; append it to the messages, and the next turn computes only what is
+        new. Raises what `generate` does, and TokenizerError where the model has no chat template."""
+        return self.generate(messages, **options)
+
+    def stream(self, prompt: Prompt, **options: Unpack[CallOptions]) -> TextStream:
+        """Like `generate`, piece by piece: iterate over the stream for text; `stream.completion` holds the rest."""
+        return TextStream(self.submit(prompt, **options))
+
+    def submit(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Request:
+        """Like `stream`, token by token: see Request."""
         tokenizer = self._engine.tokenizer
         text = prompt if isinstance(prompt, str) else tokenizer.render_chat(prompt)
-        return TextStream(
-            self.scheduler.submit(
-                tokenizer.encode(text),
-                GenerationParams(**options),
-                logits_processor=logits_processor,
-                logprobs=logprobs,
-                timeout_sec=timeout_sec,
-                on_prefill=on_prefill,
-            )
+        return self.scheduler.submit(
+            tokenizer.encode(text),
+            logits_processor=options.pop("logits_processor", None),
+            logprobs=options.pop("logprobs", None),
+            timeout_sec=options.pop("timeout_sec", None),
+            on_prefill=options.pop("on_prefill", None),
+            params=GenerationParams(**cast(Options, options)),  # what is left; the last to be evaluated
         )
 
     def tokenize(self, text: str) -> list[int]:

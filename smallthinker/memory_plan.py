@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from smallthinker import _kernels
-from smallthinker.cache.kv_cache import KvKind, kv_cache_bytes
+from smallthinker.cache.kv_cache import KvKind, kv_cache_bytes, kv_touched_bytes
 from smallthinker.config import ModelConfig
 from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
 
@@ -20,6 +20,13 @@ DEFAULT_CONTEXT = 4096
 # Prefill chunk sizes, in tokens: every chunk reads the experts that are not resident once, and a larger one needs more
 # scratch, which is the experts' again once the prompt has been read.
 CHUNKS = (512, 256, 128, 32)
+# What the process takes beside its plan: more of the libraries is mapped as it is first used, Python's objects grow,
+# and a hard limit counts pages of its files that nobody maps any more. Seen: 10 to 20 MiB; see docs/design.md.
+STARTING_BYTES = 28 * MIB
+# The kernel needs 8 bytes for each page of 4096 that is in memory, and a cgroup's limit counts them.
+PAGE_TABLE_SHARE = 512
+# Left free when no budget is given: other programs go on living.
+DEFAULT_MARGIN = 0.15
 # Layers whose experts must fit beside the scratch of a chunk: one computes while the next is read.
 _STREAMED_LAYERS = 2
 
@@ -94,6 +101,53 @@ def choose_context(config: ModelConfig, context: int | None) -> int:
     return context
 
 
+def page_table_bytes(budget_bytes: int, weights_bytes: int) -> int:
+    """What the kernel's tables take for the pages of a budget that holds a model's weights, or a part of them."""
+    return min(budget_bytes, weights_bytes) // PAGE_TABLE_SHARE
+
+
+def default_budget(resident_bytes: int, available_bytes: int, limit_bytes: int | None) -> int:
+    """What a process that holds `resident_bytes` takes when nobody names a budget: what is free, less a margin."""
+    budget = resident_bytes + int(available_bytes * (1 - DEFAULT_MARGIN))
+    return min(budget, limit_bytes or budget)
+
+
+def plan_process(
+    config: ModelConfig,
+    *,
+    budget_bytes: int,
+    context: int,
+    kv: KvKind,
+    dense_bytes: int,
+    extra_bytes: int = 0,
+    record_bytes: int,
+    io_bytes: int,
+    resident_bytes: int,
+    tokenizer_bytes: int,
+    chunks: Sequence[int] = CHUNKS,
+    max_slots: int | None = None,
+    sequences: int = 1,
+) -> MemoryPlan:
+    """`plan_memory` of a process that held `resident_bytes` before its tokenizer: what Engine plans, and what
+    `smallthinker plan` says that it will. extra_bytes: dense weights that aren't in dense.safetensors. Raises as
+    `plan_memory`."""
+    page_tables = page_table_bytes(budget_bytes, dense_bytes + config.num_experts_total * record_bytes)
+    return plan_memory(
+        config,
+        budget_bytes=budget_bytes,
+        context=context,
+        kv=kv,
+        dense_bytes=dense_bytes + extra_bytes,
+        record_bytes=record_bytes,
+        io_bytes=io_bytes,
+        interpreter_bytes=resident_bytes + STARTING_BYTES + page_tables,
+        tokenizer_bytes=tokenizer_bytes,
+        chunks=chunks,
+        max_slots=max_slots,
+        sequences=sequences,
+    )
+
+
 def plan_memory(
     config: ModelConfig,
     *,
@@ -111,9 +165,9 @@ def plan_memory(
 ) -> MemoryPlan:
     """Split the budget: fixed parts first, experts get the rest, up to all of them or `max_slots`.
 
-    sequences: KV caches, each for a whole context; as many answers may be computed in one step. The largest of the prefill `chunks` is taken that leaves room for two layers' experts, so that a prompt streams
-    through; else the smallest. Raises MemoryBudgetError, naming the floor, when not even one token's experts fit beside
-    the fixed parts.
+    sequences: KV caches, each for a whole context; as many answers may be computed in one step. The largest of the
+    prefill `chunks` is taken that leaves room for two layers' experts, so that a prompt streams through; else the
+    smallest. Raises MemoryBudgetError, naming the floor, when not even one token's experts fit beside the fixed parts.
     """
 
     def plan(chunk: int, slots: int) -> MemoryPlan:
@@ -152,12 +206,14 @@ def plan_memory(
         streamed = min(_STREAMED_LAYERS * config.moe_num_primary_experts, config.num_experts_total)
         if slots >= (fewest if chunk == chunks[-1] else streamed):
             whole = plan(chunk, min(slots, most))
-            return replace(whole, most_slots=min(slots_at(whole, config, record_bytes, 0, 1), most))
+            empty = kv_touched_bytes(config, context, chunk, kv, 0)
+            return replace(whole, most_slots=min(slots_at(whole, config, record_bytes, empty, 1), most))
     floor = total(plan(chunks[-1], fewest))
     raise MemoryBudgetError(
         f"memory: {budget_bytes / MIB:.0f} MiB is below the floor of {-(-floor // MIB)} MiB for a context of {context} "
-        f"tokens{'' if sequences == 1 else f' and {sequences} sequences'}; give --memory {-(-floor // MIB)}MiB or more, "
-        f"or a smaller --context"
+        f"tokens{'' if sequences == 1 else f', {sequences} times'}; give --memory {-(-floor // MIB)}MiB or more, or a "
+        "smaller --context",
+        floor,
     )
 
 

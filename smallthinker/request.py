@@ -5,14 +5,16 @@ Owns the hand-over from the thread that computes to the one that waits. Knows no
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Literal
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING, Literal
 
-from smallthinker.generation import Completion, FinishReason, Finished, Token
+from smallthinker.generation import Completion, Finished, FinishReason, Token
+
+if TYPE_CHECKING:  # 50 ms that a program without an event loop needn't wait
+    import asyncio
 
 Event = Token | Finished
 State = Literal["waiting", "running", "finished"]
@@ -25,12 +27,12 @@ class Request:
     what broke the answer (StoreReadError, whatever a logits processor raised).
     """
 
-    def __init__(self, id: int, deadline: float | None, on_cancel: Callable[[], None]) -> None:
-        """deadline: of `time.monotonic`; the answer ends then, with reason 'timeout'. on_cancel: called at `cancel`."""
+    def __init__(self, id: int, deadline: float | None) -> None:
+        """deadline: of `time.monotonic`; the answer ends then, with reason 'timeout'."""
         self.id = id
         self.state: State = "waiting"
         self.completion: Completion | None = None  # set before Finished can be had
-        self._deadline, self._on_cancel = deadline, on_cancel
+        self._deadline = deadline
         self._ending: FinishReason | None = None
         self._error: BaseException | None = None
         self._events: deque[Event] = deque()
@@ -39,10 +41,9 @@ class Request:
 
     def cancel(self) -> None:
         """End the answer with reason 'cancelled': within a step, or within a layer while its prompt is computed. From
-        any thread, any number of times."""
+        any thread, any number of times; takes no lock, so that a signal handler or a destructor may call it."""
         if self._ending is None:
             self._ending = "cancelled"
-        self._on_cancel()
 
     @property
     def ending(self) -> FinishReason | None:
@@ -81,6 +82,8 @@ class Request:
         return self
 
     async def __anext__(self) -> Event:
+        import asyncio
+
         while True:
             with self._arrived:
                 if self._has_news():

@@ -138,7 +138,7 @@ class Scheduler:
                     f"try again in {retry:.0f} s",
                     retry,
                 )
-            request = Request(next(self._ids), deadline, self._wake)
+            request = Request(next(self._ids), deadline)
             self._waiting.append(_Entry(request, answer, on_prefill))
             self._start()
             self._changed.notify_all()
@@ -189,10 +189,7 @@ class Scheduler:
         self.cancel_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-
-    def _wake(self) -> None:
-        with self._changed:
-            self._changed.notify_all()
+            atexit.unregister(self._at_exit)
 
     def _start(self) -> None:
         if self._thread is None:
@@ -200,7 +197,8 @@ class Scheduler:
             self._thread.start()
             # a daemon thread that is stopped in the middle of a kernel would take the process down with it
             closing = weakref.WeakMethod(self.close)
-            atexit.register(lambda: (close := closing()) and close())
+            self._at_exit = lambda: (close := closing()) and close()
+            atexit.register(self._at_exit)
 
     def _retry_after_sec(self) -> float:
         """How long until one of those that run will have ended, as the answers so far suggest."""
@@ -235,7 +233,10 @@ class Scheduler:
                 if entry.request.ending:
                     self._finish(entry)
                 elif entry.conversation is None:
-                    self._begin(entry)
+                    try:
+                        self._begin(entry)
+                    except Exception as error:
+                        self._fail(entry, error)
             if self._running:
                 self._step()
 

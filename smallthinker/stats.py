@@ -21,7 +21,7 @@ class GenerationStats:
     text. Answers that were written at the same time shared their steps: `prefill`, `decode`, the hit rate and the bytes
     per token are of the steps, and their tokens all that were computed in them.
     `least_slots`: the fewest that experts had at any step since the model was loaded, for a long context or because the
-    machine ran short.
+    machine ran short. `storage`: the profile of the disk that was emulated; None for the real one.
     """
 
     prompt_tokens: int
@@ -43,6 +43,7 @@ class GenerationStats:
     isa: str
     threads: int
     seed: int | None
+    storage: str | None = None
     lossy_head: HeadCounters | None = None
 
     @property
@@ -91,6 +92,7 @@ class GenerationStats:
             f"({self.new_tokens} tokens), hit rate {self.hit_rate:.0%}, "
             f"{self.bytes_read_per_token / MIB:.1f} MiB read per token, "
             f"{self._roofline()}peak memory {self.peak_memory_bytes / MIB:.0f} MiB"
+            f"{'' if self.storage is None else f'; the disk is emulated: {self.storage}'}"
             f"{'' if self.lossy_head is None else '; ' + self.lossy_head.line()}"
         )
 

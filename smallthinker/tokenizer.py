@@ -65,6 +65,12 @@ class Tokenizer:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode`, and of each token the characters [start, end) of the text that it comes from. Tokens that share
+        a character, each with some of its bytes, have spans that overlap."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids. Special tokens, and ids that the tokenizer doesn't know, decode to nothing."""
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)

@@ -1,11 +1,11 @@
-"""Records which experts an engine's router asks for, and what it thinks of the others.
+"""Watches an engine while sequences run through it, and records which experts its router asks for.
 
-Owns the way from token ids to a Trace. Knows nothing about trace files or tokenizers.
+Owns the way from token ids to what observers see, and to a Trace. Knows nothing about trace files or tokenizers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,23 @@ def gate_values(logits: Floats, gating: str) -> Floats:
     return np.reciprocal(logits, out=logits)
 
 
+def run_observed(
+    engine: Engine,
+    sequences: Iterable[Sequence[int]],
+    observe: Callable[[int, Floats, Route], None] | None = None,
+    final: Callable[[Floats], None] | None = None,
+) -> None:
+    """Prefill each sequence, begun with an empty context and at most the planned context long, with observers as
+    `Engine.observe` takes them; they are gone afterwards. Raises what `Engine.prefill` raises."""
+    engine.observe(observe, final)
+    try:
+        for sequence in sequences:
+            engine.forget()
+            engine.prefill(sequence)
+    finally:
+        engine.observe(None)
+
+
 def record(engine: Engine, sequences: Sequence[Sequence[int]], progress: Progress | None = None) -> Trace:
     """The routing of token sequences, each begun with an empty context and at most the planned context long.
 
@@ -66,13 +83,7 @@ def record(engine: Engine, sequences: Sequence[Sequence[int]], progress: Progres
             at += len(x)
             done(at, total, "tokens")
 
-    engine.observe(observe)
-    try:
-        for sequence in sequences:
-            engine.forget()
-            engine.prefill(sequence)
-    finally:
-        engine.observe(None)
+    run_observed(engine, sequences, observe)
     starts = np.cumsum([0, *map(len, sequences)], dtype=np.int64)[:-1]
     return Trace(ids, probs, starts, engine.store.record_bytes, engine.store.path.resolve().name)
 

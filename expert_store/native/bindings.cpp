@@ -1,7 +1,9 @@
 // The Python module: checks arguments, keeps the slots' memory alive, releases the GIL. Meanings are in _storage.pyi.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <cmath>
 #include <limits>
 
 #include "read_queue.h"
@@ -47,12 +49,20 @@ uint8_t* check_slots(py::array& slots, int64_t record_bytes) {
   return data;
 }
 
+Device make_device(double bytes_per_sec, double requests_per_sec, double latency_sec) {
+  const auto is_positive = [](double x) { return std::isfinite(x) && x > 0; };
+  if (!is_positive(bytes_per_sec) || !is_positive(requests_per_sec) || !std::isfinite(latency_sec) || latency_sec < 0) {
+    throw py::value_error("device: expected rates above 0 and a latency of at least 0");
+  }
+  return {bytes_per_sec, requests_per_sec, latency_sec};
+}
+
 // The queue and what it writes into. Members go in reverse order: the threads end before the slots may.
 class BoundQueue {
  public:
   BoundQueue(const std::string& path, int64_t file_bytes, int64_t first_offset, int64_t record_bytes,
              int64_t num_records, py::array slots, const std::string& kind, int64_t chunk_bytes, int depth,
-             int speculative_depth)
+             int speculative_depth, std::optional<Device> pace)
       : slots_(std::move(slots)) {
     constexpr int64_t most = std::numeric_limits<int64_t>::max() / 2;
     check("record_bytes", record_bytes, kAlign, int64_t{1} << 31, kAlign);  // one read's length fits every system
@@ -69,7 +79,7 @@ class BoundQueue {
     try {
       const py::gil_scoped_release unlocked;
       auto file = std::make_unique<StoreFile>(path, file_bytes, parsed, first_offset);
-      queue_ = std::make_unique<ReadQueue>(std::move(file), first_offset, num_records, memory, num_slots, limits);
+      queue_ = std::make_unique<ReadQueue>(std::move(file), first_offset, num_records, memory, num_slots, limits, pace);
     } catch (const Fault& fault) {
       raise_fault(fault);
     }
@@ -141,12 +151,18 @@ PYBIND11_MODULE(_storage, m) {
   m.doc() = "Background reading of records (expert_store/native/).";
   read_error = PyErr_NewException("smallthinker._storage.ReadError", PyExc_Exception, nullptr);
   m.attr("ReadError") = py::reinterpret_borrow<py::object>(read_error);
+  py::class_<Device>(m, "Device")
+      .def(py::init(&make_device), py::kw_only(), py::arg("bytes_per_sec"), py::arg("requests_per_sec"),
+           py::arg("latency_sec"));
+  py::class_<Pace>(m, "Pace")
+      .def(py::init<const Device&>(), py::arg("device"))
+      .def("due", &Pace::due, py::arg("start_sec"), py::arg("nbytes"));
   py::class_<BoundQueue>(m, "ReadQueue")
       .def(py::init<const std::string&, int64_t, int64_t, int64_t, int64_t, py::array, const std::string&, int64_t, int,
-                    int>(),
+                    int, std::optional<Device>>(),
            py::arg("path"), py::kw_only(), py::arg("file_bytes"), py::arg("first_offset"), py::arg("record_bytes"),
            py::arg("num_records"), py::arg("slots"), py::arg("kind"), py::arg("chunk_bytes"), py::arg("depth"),
-           py::arg("speculative_depth"))
+           py::arg("speculative_depth"), py::arg("pace") = py::none())
       .def_property_readonly("kind", &BoundQueue::kind)
       .def("submit", &BoundQueue::submit, py::arg("record"), py::arg("slot"), py::arg("speculative"))
       .def("promote", &BoundQueue::promote, py::arg("record"))

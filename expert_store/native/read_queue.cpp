@@ -1,5 +1,6 @@
 #include "read_queue.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <stdexcept>
 #include <string>
@@ -15,10 +16,17 @@ void check_index(const char* what, int64_t index, int64_t count) {
   throw std::out_of_range(std::string(what) + " " + std::to_string(index) + ": expected 0 to " + std::to_string(count - 1));
 }
 
+// Seconds on the clock that chunks are paced by, and back.
+using Clock = std::chrono::steady_clock;
+double seconds(Clock::time_point at) { return std::chrono::duration<double>(at.time_since_epoch()).count(); }
+Clock::time_point point(double at) {
+  return Clock::time_point(std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(at)));
+}
+
 }  // namespace
 
 ReadQueue::ReadQueue(std::unique_ptr<StoreFile> file, int64_t first_offset, int64_t num_records, uint8_t* slots,
-                     int64_t num_slots, const Limits& limits)
+                     int64_t num_slots, const Limits& limits, std::optional<Device> pace)
     : kind_(file->kind()),
       file_(std::move(file)),
       first_offset_(first_offset),
@@ -27,6 +35,8 @@ ReadQueue::ReadQueue(std::unique_ptr<StoreFile> file, int64_t first_offset, int6
       slots_(slots),
       limits_(limits),
       schedule_(limits) {
+  if (pace && kind_ == Kind::uring) throw std::invalid_argument("kind: a ring can't be paced");
+  if (pace) pace_.emplace(*pace);
   if (kind_ == Kind::uring) ring_ = std::make_unique<Ring>(limits.depth);
   const os::NoSignals quiet;
   try {
@@ -98,6 +108,7 @@ void ReadQueue::close() {
     const std::lock_guard<std::mutex> lock(mutex_);
     closing_ = true;
   }
+  closed_.notify_all();
   drain();
   work_.notify_all();
   if (ring_) ring_->wake();
@@ -133,16 +144,25 @@ void ReadQueue::give_back(const Chunk& chunk, std::optional<Fault> fault) {
 // The life of a thread that reads one chunk after the other.
 void ReadQueue::work() {
   std::unique_lock<std::mutex> lock(mutex_);
+  double ended = 0;  // when the paced device was done with the thread's last chunk
   for (;;) {
+    const bool had_to_wait = !closing_ && !schedule_.can_take();
     work_.wait(lock, [this] { return closing_ || schedule_.can_take(); });
     const std::optional<Chunk> chunk = schedule_.take();
     if (!chunk) return;  // closing, and nothing is left to take
     wake_if_there_is_work();
     const int64_t at = offset(*chunk);
     uint8_t* const into = target(*chunk);
+    // A device that has more to do goes on at once, however late this thread woke up for the last chunk's end.
+    const double start = had_to_wait ? seconds(Clock::now()) : std::max(ended, seconds(chunk->read->submitted));
+    const double due = pace_ ? pace_->due(start, chunk->bytes) : 0;
     lock.unlock();
     std::optional<Fault> fault = file_->read(at, chunk->bytes, into);
     lock.lock();
+    if (pace_) {
+      ended = std::max(due, seconds(Clock::now()));
+      closed_.wait_until(lock, point(due), [this] { return closing_; });
+    }
     give_back(*chunk, std::move(fault));
   }
 }

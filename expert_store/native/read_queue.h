@@ -7,9 +7,11 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
+#include "pace.h"
 #include "schedule.h"
 #include "store_file.h"
 #include "uring.h"
@@ -22,9 +24,10 @@ class ReadQueue {
   struct Closed {};  // thrown by submit
 
   // `slots` is [num_slots, record_bytes] and outlives the queue; record i lies at first_offset + i * record_bytes.
-  // Throws Fault where the kernel refuses a ring.
+  // `pace`: no chunk comes back before that device would have brought it; with threads only. Throws Fault where the
+  // kernel refuses a ring, std::invalid_argument for a pace with one.
   ReadQueue(std::unique_ptr<StoreFile> file, int64_t first_offset, int64_t num_records, uint8_t* slots,
-            int64_t num_slots, const Limits& limits);
+            int64_t num_slots, const Limits& limits, std::optional<Device> pace);
   ~ReadQueue();
   ReadQueue(const ReadQueue&) = delete;
   ReadQueue& operator=(const ReadQueue&) = delete;
@@ -59,8 +62,9 @@ class ReadQueue {
   std::unique_ptr<Ring> ring_;
 
   std::mutex mutex_;  // of everything below
-  std::condition_variable work_, ended_, idle_;
+  std::condition_variable work_, ended_, idle_, closed_;
   Schedule schedule_;
+  std::optional<Pace> pace_;
   bool closing_ = false;
   std::atomic<bool> has_ended_{false};  // also looked at without the lock: `poll` is called far more often than it tells
   std::vector<std::thread> threads_;

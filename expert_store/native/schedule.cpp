@@ -20,6 +20,7 @@ void Schedule::submit(int64_t record, int64_t slot, bool speculative) {
   read->record = record;
   read->slot = slot;
   read->speculative = speculative;
+  read->submitted = std::chrono::steady_clock::now();
   Read* const bare = read.get();
   (speculative ? speculative_ : certain_).push_back(bare);
   by_slot_.emplace(slot, bare);

@@ -30,6 +30,7 @@ struct Read {
   int64_t started = 0;  // bytes whose chunks have been handed out
   int64_t arrived = 0;
   int in_flight = 0;  // chunks
+  std::chrono::steady_clock::time_point submitted;
   std::optional<Fault> fault;
 
   bool is_whole(int64_t record_bytes) const { return arrived == record_bytes && !fault; }

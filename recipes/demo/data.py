@@ -80,6 +80,9 @@ def main() -> None:
         np.save(args.out / f"{name}.npy", ids)
         sizes[name] = {"books": len(part), "bytes": sum(len(b.encode()) for b in part), "tokens": len(ids)}
     (args.out / "sizes.json").write_text(json.dumps(sizes, indent=1), encoding="utf-8")
+    # the same tokens again when it is encoded, for `smallthinker eval`
+    text = "".join(END_OF_TEXT + book for book in held_out)
+    (args.out / "held_out.txt").write_text(text, encoding="utf-8", newline="")
     print(json.dumps(sizes))
 
 

@@ -3,6 +3,22 @@
 A module imports what its command needs only when it runs, so that `--help` is instant.
 """
 
-from smallthinker.commands import cache_sim, calibrate, chat, convert, doctor, inspect, run, serve, synth, trace
+from smallthinker.commands import (
+    bench,
+    cache_sim,
+    calibrate,
+    chat,
+    convert,
+    doctor,
+    eval,
+    inspect,
+    plan,
+    probe,
+    run,
+    serve,
+    synth,
+    trace,
+)
 
-COMMANDS = (run, chat, serve, convert, inspect, doctor, synth, trace, calibrate, cache_sim)  # in the order of --help
+# in the order of --help
+COMMANDS = (run, chat, serve, convert, inspect, plan, doctor, probe, bench, synth, trace, calibrate, cache_sim, eval)

@@ -24,6 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+Group: TypeAlias = "argparse._ArgumentGroup | argparse.ArgumentParser"
 
 
 def add_command(commands: Commands, name: str, handler: Any, summary: str, example: str) -> argparse.ArgumentParser:
@@ -47,6 +48,8 @@ def add_compression(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
+    from smallthinker.expert_store.storage_profile import BUNDLED
+
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", metavar="STORE", help="a store (default: the bundled demo model)")
     group.add_argument(
@@ -57,12 +60,23 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--context", type=int, metavar="N", help="tokens of prompt and answer together (default: at most 4096)"
     )
+    add_running(group)
     group.add_argument(
-        "--kv",
-        choices=["f16", "q8"],
-        default="f16",
-        help="numbers of the KV cache; q8 halves its memory and changes outputs slightly (default: f16)",
+        "--storage",
+        metavar="PROFILE",
+        help=f"emulate a slower disk: {', '.join(BUNDLED)}, or a file that `smallthinker probe` wrote",
     )
+    group.add_argument("--no-prefetch", action="store_true", help="read experts only once attention is done")
+    group.add_argument(
+        "--no-look-ahead", action="store_true", help="read only what is certain, not what later layers will likely want"
+    )
+    add_switches(group)
+    group.add_argument("--verbose", action="store_true", help="print the memory plan to stderr")
+    group.add_argument("--profile", action="store_true", help="print where a token's time went to stderr")
+
+
+def add_running(group: Group) -> None:
+    """How an engine runs; no output depends on it."""
     group.add_argument("--threads", type=int, metavar="N", help="arithmetic threads (default: physical cores)")
     group.add_argument(
         "--reader",
@@ -70,9 +84,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="how experts are read (default: auto, as a probe of the disk found best)",
     )
-    group.add_argument("--no-prefetch", action="store_true", help="read experts only once attention is done")
+
+
+def add_switches(group: Group) -> None:
+    """What changes outputs."""
     group.add_argument(
-        "--no-look-ahead", action="store_true", help="read only what is certain, not what later layers will likely want"
+        "--kv",
+        choices=["f16", "q8"],
+        default="f16",
+        help="numbers of the KV cache; q8 halves its memory and changes outputs slightly (default: f16)",
     )
     group.add_argument(
         "--lossy-head",
@@ -86,8 +106,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="score above which the predictor has a logit computed; lower loses less (default: 0, as published)",
     )
-    group.add_argument("--verbose", action="store_true", help="print the memory plan to stderr")
-    group.add_argument("--profile", action="store_true", help="print where a token's time went to stderr")
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +133,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", int, "N", None, "the same seed gives the same text (default: a new one each time)")
 
 
-def load(args: argparse.Namespace, **more: int) -> LLM:
+def load(args: argparse.Namespace, **more: Any) -> LLM:
     """The model that the options describe; `more` goes to LLM as it is."""
     from smallthinker.llm import LLM
 
@@ -126,12 +144,17 @@ def load(args: argparse.Namespace, **more: int) -> LLM:
         kv=args.kv,
         threads=args.threads,
         reader=args.reader,
+        storage=args.storage,
         prefetch=not args.no_prefetch,
         look_ahead=not args.no_look_ahead,
         lossy_head=args.lossy_head,
         lossy_threshold=args.lossy_threshold,
         **more,
     )
+    if llm.storage is not None:
+        print(f"the disk is emulated: {llm.storage.name} ({llm.storage.summary})", file=sys.stderr)
+    if llm.storage_warning is not None:
+        print(f"warning: {llm.storage_warning}", file=sys.stderr)
     if args.verbose:
         print(llm.plan.table(), file=sys.stderr)
     return llm
@@ -155,7 +178,7 @@ def read_text(path: Path) -> str:
     from smallthinker.errors import RequestError
 
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")  # line ends as they are: they are tokens and bytes too
     except (OSError, UnicodeDecodeError) as e:
         why = e.strerror if isinstance(e, OSError) else f"byte {e.start} is no UTF-8"
         raise RequestError(f"{path}: expected a text file in UTF-8: {why}; give another --text") from None

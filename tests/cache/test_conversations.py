@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from models import DENSE_ATTENTION, HYBRID_ATTENTION, tiny_config
 
-from smallthinker.cache.conversations import Conversation, Conversations, shared_prefix
-from smallthinker.cache.kv_cache import KVCache
+from smallthinker.cache.conversations import Conversation, Conversations
+from smallthinker.cache.kv_cache import KVCache, shared_prefix
 
 DENSE, HYBRID = tiny_config(**DENSE_ATTENTION), tiny_config(**HYBRID_ATTENTION)  # a window of 12
 RNG = np.random.default_rng(0)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from smallthinker._storage import Device
 from smallthinker.errors import StoreReadError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.native_queue import NativeQueue
@@ -19,7 +20,7 @@ from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.threaded_queue import ThreadedQueue
 
 NATIVE = ["direct", "uring", "mmap", "buffered"]
-KEEPERS = [*NATIVE, "threads"]
+KEEPERS = [*NATIVE, "threads", "paced"]
 
 
 class PlainReader:
@@ -58,14 +59,18 @@ def open_keeper(
 ) -> ReadQueue:
     if kind == "threads":
         return ThreadedQueue(PlainReader(store), slots, store.num_experts, depth, speculative)
+    pace = None
+    if kind == "paced":
+        kind, pace = "buffered", Device(bytes_per_sec=1e8, requests_per_sec=1e5, latency_sec=1e-4)
     try:
         return NativeQueue(
             store,
             slots,
-            kind,
+            kind,  # type: ignore[arg-type]
             chunk_bytes=chunk_bytes,
             depth=depth,
-            speculative_depth=speculative,  # type: ignore[arg-type]
+            speculative_depth=speculative,
+            pace=pace,
         )
     except StoreReadError as e:
         if kind in ("direct", "uring") and "use the" in str(e):

@@ -119,8 +119,9 @@ def test_a_probe_of_a_slow_disk_is_over_in_time(
     assert disk.now - 100.0 < 3.0
     assert profile.measured
     assert profile.bandwidth_bytes_per_sec == pytest.approx(disk.bytes_per_sec, rel=0.05)
-    assert (profile.kind, profile.depth, profile.speculative_depth) == ("direct", 1, 1)
-    assert profile.chunk_bytes in (*probing.CHUNKS, BigStore.record_bytes)  # a slow disk leaves no time for every size
+    assert profile.kind == "direct" and profile.chunk_bytes in (*probing.CHUNKS, BigStore.record_bytes)
+    if megabytes_per_sec > 20:  # the slowest leaves no time for every size and depth, and chance says for which
+        assert (profile.depth, profile.speculative_depth) == (1, 1)
 
 
 def trial(kind: str, chunk: int, depth: int, *samples: float) -> Any:

@@ -327,7 +327,11 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ("attention_layer.forward", {"caches": [KV_LAYER, KV_LAYER]}, r"caches\[1\]: is there twice"),
     ("attention_layer.forward", {"caches": [KV_LAYER, None]}, r"caches\[1\]: expected a KvLayer"),
     ("attention_layer.forward", {"caches": [KV_LAYER]}, "starts: expected as many as caches, 1, found 2"),
-    ("attention_layer.forward", {"caches": [KV_LAYER, kv_layer(1)]}, r"caches\[1\]: expected 2 heads of 8, found 1 of 8"),
+    (
+        "attention_layer.forward",
+        {"caches": [KV_LAYER, kv_layer(1)]},
+        r"caches\[1\]: expected 2 heads of 8, found 1 of 8",
+    ),
     (
         "attention_layer.forward",
         {"caches": [KV_LAYER, kv_layer(2, 16)]},

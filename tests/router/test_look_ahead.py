@@ -29,7 +29,7 @@ def token(look: LookAhead, answer: list[int], truth: list[int], missing: list[in
         look.judge(layer, truth)
         for target in look.targets(layer):
             made += 1
-            look.remember(layer, target, answer, range(K) if missing is None else missing)
+            look.remember(layer, target, [(answer[rank], rank) for rank in (range(K) if missing is None else missing)])
     return made
 
 
@@ -64,7 +64,7 @@ def test_ranks_are_judged_apart_and_only_where_a_read_was_needed() -> None:
 def test_a_token_given_up_half_way_is_not_judged_by_the_next() -> None:
     look = always_on((2,))
     look.begin_token()
-    look.remember(0, 2, [1, 2, 3], range(K))
+    look.remember(0, 2, [(1, 0), (2, 1), (3, 2)])
     before = look.precision()
     token(look, [], [9, 9, 9], missing=[])
     assert look.precision() == before
@@ -102,7 +102,7 @@ def test_a_guess_about_the_next_token_is_judged_at_the_next_token() -> None:
     look.begin_token()
     assert look.next_targets() == (0, 1)
     before = look.likelihoods(-1, 0)
-    look.remember(-1, 0, [5, 6], [0, 1])
+    look.remember(-1, 0, [(5, 0), (6, 1)])
     look.begin_token()
     look.judge(0, [5, 7])
     after = look.precision_of(-1, 0)
@@ -112,8 +112,8 @@ def test_a_guess_about_the_next_token_is_judged_at_the_next_token() -> None:
 def test_guesses_of_a_token_that_was_given_up_are_not_judged_later() -> None:
     look = switched_on(LookAhead(4, 2, (1, 2), next_token=True))
     look.begin_token()
-    look.remember(0, 1, [5, 6], [0, 1])
-    look.remember(-1, 1, [5, 6], [0])
+    look.remember(0, 1, [(5, 0), (6, 1)])
+    look.remember(-1, 1, [(5, 0)])
     look.begin_token()
     look.begin_token()
     before = [look.precision_of(source, 1) for source in (0, -1)]
@@ -128,7 +128,7 @@ def test_the_next_token_is_no_longer_guessed_where_that_is_seldom_right_but_watc
         look.begin_token()
         asked.append(look.next_targets())
         for target in look.next_targets():
-            look.remember(-1, target, [5, 6], [0, 1])
+            look.remember(-1, target, [(5, 0), (6, 1)])
         for layer in range(2):
             look.judge(layer, [1, 2])
     assert asked[0] == (0, 1) and () in asked[20:] and (0, 1) in asked[20:]
@@ -157,3 +157,13 @@ def test_models_of_few_layers_have_fewer_targets(layers: int) -> None:
     look.begin_token()
     assert look.next_targets() == (0, 1)[:layers]
     assert set(look.precision()) == {0, 1, 2}
+
+
+def test_several_sequences_have_a_trial_of_their_own() -> None:
+    alone = LookAhead(4, 2, (1,))
+    for _ in range(Trial.WARM_UP):
+        alone.begin_token()
+        alone.trial.token(1.0)
+    assert alone.trial.on
+    alone.begin_token(several=True)
+    assert not alone.trial.on

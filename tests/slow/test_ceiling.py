@@ -9,52 +9,29 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from smallthinker.benchmark import cgroup
+from smallthinker.benchmark.cgroup import MemoryGroup, joining
+from smallthinker.errors import RequestError
 from smallthinker.expert_store.format import PROFILE_FILE
 
 pytestmark = pytest.mark.slow
 
 MIB, GIB = 1 << 20, 1 << 30
-CGROUPS = Path("/sys/fs/cgroup")
-
-
-@dataclass(frozen=True)
-class Group:
-    """A memory cgroup, of version 1 or 2."""
-
-    folder: Path
-    v2: bool
-
-    def peak_bytes(self) -> int:
-        return int((self.folder / ("memory.peak" if self.v2 else "memory.max_usage_in_bytes")).read_text())
-
-    def ceiling_hits(self) -> int:
-        """How often an allocation met the limit, reclaim that went well included."""
-        if not self.v2:
-            return int((self.folder / "memory.failcnt").read_text())
-        events = dict(line.split() for line in (self.folder / "memory.events").read_text().splitlines())
-        return int(events["max"])
 
 
 @contextmanager
-def memory_limit(limit_bytes: int) -> Iterator[Group]:
-    v2 = (CGROUPS / "cgroup.controllers").exists()
-    parent = CGROUPS if v2 else CGROUPS / "memory"
-    folder = parent / f"smallthinker-test-{os.getpid()}"
-    try:
-        folder.mkdir()
-        (folder / ("memory.max" if v2 else "memory.limit_in_bytes")).write_text(str(limit_bytes))
-    except OSError as e:
-        pytest.skip(f"no memory cgroup can be made here: {e}")
-    try:
-        yield Group(folder, v2)
-    finally:
-        folder.rmdir()
+def memory_limit(limit_bytes: int) -> Iterator[MemoryGroup]:
+    with ExitStack() as stack:
+        try:
+            group = stack.enter_context(cgroup.memory_limit(limit_bytes))
+        except RequestError as e:
+            pytest.skip(str(e))
+        yield group
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +44,13 @@ def store_4b(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return synth("4b", folder / "store", "q4_0")
 
 
-def run_limited(store: Path, limit_bytes: int, memory: str, *options: str, stdin: str) -> tuple[Group, str, dict]:  # type: ignore[type-arg]
+def run_limited(store: Path, limit_bytes: int, memory: str, *options: str, stdin: str) -> tuple[MemoryGroup, str, dict]:  # type: ignore[type-arg]
     """A run inside the limit, from a cold page cache: (cgroup's figures, text, stats)."""
     Path("/proc/sys/vm/drop_caches").write_text("3")
     with memory_limit(limit_bytes) as group:
-        join = f'echo $$ > {group.folder}/cgroup.procs && exec "$@"'
         command = [sys.executable, "-m", "smallthinker", "run", "-m", str(store), "--memory", memory, "--seed", "1"]
         result = subprocess.run(
-            ["bash", "-c", join, "_", *command, "--ignore-eos", "--stats", "json", *options, "-"],
+            joining([group.folder], [*command, "--ignore-eos", "--stats", "json", *options, "-"]),
             input=stdin, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
@@ -181,11 +157,8 @@ def test_experts_give_way_to_a_process_that_grows_and_come_back_with_the_same_ou
     answers = []
     for mib in (1, 0):
         with memory_limit(1800 * MIB) as group:
-            join = f'echo $$ > {group.folder}/cgroup.procs && exec "$@"'
-            command = [sys.executable, "-c", SQUEEZED, str(store_4b), str(mib), HOG]
-            result = subprocess.run(
-                ["bash", "-c", join, "_", *command], capture_output=True, text=True, check=False
-            )  # fmt: skip
+            command = joining([group.folder], [sys.executable, "-c", SQUEEZED, str(store_4b), str(mib), HOG])
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
             assert result.returncode == 0, result.stderr
             answers.append(json.loads(result.stdout))
     squeezed, alone = answers

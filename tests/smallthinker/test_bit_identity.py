@@ -22,7 +22,10 @@ from smallthinker.cache.policies import POLICIES
 from smallthinker.engine import Engine
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.readers import open_reader
+from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
+
+EMULATED = StorageProfile("test", "a quick one", "class", 2e8, 1e8, 1e5, 5e-5, 2, "made up for this test")
 
 
 @st.composite
@@ -110,6 +113,7 @@ def test_every_way_to_run_gives_the_same_bits(
                 "sizes": data.draw(
                     st.none() | st.lists(st.integers(floor, everything), min_size=24, max_size=24), label="sizes"
                 ),
+                "storage": data.draw(st.none() | st.just(EMULATED), label="storage"),
                 "look_ahead": data.draw(st.sampled_from([(), (1,), (1, 2), (3, 1)]), label="look ahead"),
                 "prefetch": data.draw(st.booleans(), label="prefetch"),
                 "threads": data.draw(st.integers(1, 3), label="threads"),

@@ -320,3 +320,32 @@ def test_a_replay_of_something_else_is_one_clear_error(tmp_path: Path) -> None:
     assert_one_clear_error(smallthinker("cache-sim", trace, "--slots", "3"), "at least 4", "found 3")
     assert_one_clear_error(smallthinker("cache-sim", trace, "--memory", "1KiB"), "at least 4", "found 0", "bytes")
     assert_one_clear_error(smallthinker("cache-sim", trace, "--memory", "lots"), "lots")
+
+
+def test_an_emulated_disk_changes_no_token_and_is_named(hybrid_store: Path) -> None:
+    options = ["-m", hybrid_store, "--seed", "1", "--max-tokens", "6", "--stats", "json", "Once"]
+    plain, emulated = smallthinker("run", *options), smallthinker("run", "--storage", "emmc", *options)
+    assert emulated.returncode == 0, emulated.stderr
+    assert emulated.stdout == plain.stdout
+    assert "the disk is emulated: emmc" in emulated.stderr
+    figures = [json.loads(result.stderr.splitlines()[-1]) for result in (plain, emulated)]
+    assert [each["storage"] for each in figures] == [None, "emmc"]
+    assert figures[1]["decode"]["disk_bytes_per_sec_probed"] <= 250e6
+
+
+def test_a_bad_profile_or_a_reader_that_cannot_be_emulated_is_one_clear_error(
+    hybrid_store: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.toml").write_text("name = 7")
+    for storage, expected in (("floppy", "sd-card"), (tmp_path / "bad.toml", "summary")):
+        assert_one_clear_error(smallthinker("run", "-m", hybrid_store, "--storage", storage, "x"), expected)
+    options = ["-m", hybrid_store, "--storage", "emmc", "--reader", "uring"]
+    assert_one_clear_error(smallthinker("run", *options, "x"), "another reader")
+
+
+def test_probe_says_what_is_wrong_before_it_measures(tmp_path: Path) -> None:
+    (tmp_path / "there.toml").write_text("mine")
+    assert_one_clear_error(smallthinker("probe", tmp_path / "nothing"), "No such file", "give a folder")
+    assert_one_clear_error(smallthinker("probe", tmp_path, "-o", tmp_path / "there.toml"), "--force")
+    assert_one_clear_error(smallthinker("probe", tmp_path, "-o", tmp_path / "no" / "such.toml"), "no folder")
+    assert (tmp_path / "there.toml").read_text() == "mine"

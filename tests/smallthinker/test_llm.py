@@ -161,3 +161,54 @@ assert before == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, s
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_importing_brings_in_only_what_is_needed() -> None:
+    """By modules, not by the clock: numpy is most of what LLM may cost."""
+    code = """
+import sys
+before = set(sys.modules)
+import smallthinker
+heavy = {"numpy", "asyncio", "tokenizers", "jinja2", "torch", "tqdm", "zstandard", "safetensors", "starlette"}
+assert not heavy & (set(sys.modules) - before), heavy & set(sys.modules)
+from smallthinker import LLM
+assert not (heavy - {"numpy", "zstandard"}) & (set(sys.modules) - before), heavy & set(sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_closing_gives_back_threads_files_and_memory() -> None:
+    """In a fresh interpreter, with the bundled model: a few MB, all of it touched."""
+    code = """
+import gc, psutil
+from smallthinker import LLM
+process = psutil.Process()
+def use():
+    with LLM(sequences=2) as llm:
+        llm.generate("Once upon a time", max_tokens=40, ignore_eos=True)
+        gc.collect()
+        return process.num_threads(), process.num_fds(), process.memory_info().rss
+for _ in range(4):  # what libraries take once
+    use()
+gc.collect()
+threads, fds, rss = process.num_threads(), process.num_fds(), process.memory_info().rss
+for _ in range(8):
+    used_threads, used_fds, used_rss = use()
+gc.collect()
+assert used_threads > threads and used_fds > fds, (used_threads, used_fds)
+assert process.num_threads() == threads and process.num_fds() == fds
+grown = process.memory_info().rss - rss  # over eight more
+assert 2 * grown < used_rss - rss, (rss, used_rss, grown)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_loading_and_reading_a_prompt_say_how_far_they_are(hybrid_store: Path) -> None:
+    loaded: list[tuple[int, int]] = []
+    read: list[tuple[int, int]] = []
+    with LLM(hybrid_store, progress=lambda done, total, _: loaded.append((done, total))) as llm:
+        llm.generate("a" * 40, max_tokens=1, on_prefill=lambda done, total: read.append((done, total)))
+    assert loaded[-1][0] == loaded[-1][1] > 0
+    assert read == [(40, 40)]

@@ -1,0 +1,208 @@
+"""How well does `smallthinker plan` predict what then happens?
+
+python bench/plan_check.py STORE --skew 1.3 --memory 512MiB 1GiB [--storage emmc] [--out FILE.jsonl]
+python bench/plan_check.py --table FILE.jsonl
+
+For each budget, in processes of their own: a prediction, from a new probe of the disk or the named profile, a bench of
+the kernels and a routing drawn with that skew; then the engine, from a cold page cache, which gives two answers of
+random tokens. Where something else used the processors meanwhile, the run is made again. `--table` prints what several
+such calls wrote: a Markdown table, and the median error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from budgets import kept_profile, make_cold
+from machine import machine
+
+from smallthinker.engine import Engine
+from smallthinker.expert_store import host
+from smallthinker.expert_store.disk_profile import save_profile
+from smallthinker.expert_store.format import HOT_FILE
+from smallthinker.expert_store.probe import probe
+from smallthinker.expert_store.storage_profile import load_profile
+from smallthinker.expert_store.store import Store
+from smallthinker.memory_plan import MIB, parse_size
+from smallthinker.prediction.disk_model import DiskModel
+from smallthinker.prediction.kernel_bench import measure
+from smallthinker.prediction.needs import Process, find_model
+from smallthinker.prediction.predict import Setting, predict
+from smallthinker.prediction.routing import synthetic_routing
+
+MOST_OTHERS = 0.05  # of all processors' time, that other programs may take during a run
+Row = dict[str, Any]
+
+
+def predicted(args: argparse.Namespace) -> Row:
+    resident = host.resident_bytes()
+    model = find_model(str(args.store))
+    if args.storage is None:
+        with Store.open(args.store) as store:
+            found = probe(store)
+            save_profile(store, found)  # the run reads the disk as this probe found best
+        disk = DiskModel.of_probe(found, "this disk")
+    else:
+        disk = DiskModel.of_device(load_profile(args.storage), model.record_bytes)
+    costs = measure(model.config, model.quant)
+    setting = Setting(
+        model=model,
+        process=Process(args.context, "f16", disk.io_bytes, resident),
+        budget_bytes=parse_size(args.memory[0]),
+        disk=disk,
+        costs=costs,
+        routing=synthetic_routing(model.config, 2 * (args.prompt + args.tokens), args.skew),
+        prompt_tokens=args.prompt,
+        answer_tokens=args.tokens,
+    )
+    result = predict(setting)
+    return {
+        "load_sec": result.load_sec,
+        "slots": result.plan.slots,
+        "disk_bytes_per_sec": disk.random_bytes_per_sec,
+        "costs": costs.to_dict(),
+        "first": {"ttft_sec": result.first_ttft_sec} | result.first_decode.to_dict(),
+        "later": {"ttft_sec": result.later_ttft_sec} | result.later_decode.to_dict(),
+    }
+
+
+def measured(args: argparse.Namespace) -> Row:
+    with Engine(args.store, memory=args.memory[0], context=args.context, storage=args.storage) as engine:
+        row: Row = {"load_sec": engine.load_sec, "slots": engine.plan.slots, "others": 0.0}
+        rng = np.random.default_rng(args.seed)
+        for name in ("first", "later"):
+            ids = rng.integers(0, engine.config.vocab_size, args.prompt + args.tokens).tolist()
+            engine.forget()
+            row[name] = answer(engine, ids, args.prompt)
+            row["others"] = max(row["others"], row[name]["others"])
+        return row
+
+
+def answer(engine: Engine, ids: list[int], prompt: int) -> Row:
+    """One prompt and the tokens after it."""
+    began, tokens = time.perf_counter(), len(ids) - prompt
+    engine.prefill(ids[:prompt])
+    ttft = time.perf_counter() - began
+    before, clocks, began = engine.experts.counters(), engine.clocks(), time.perf_counter()
+    cpu, own = sum(psutil.cpu_times()[:3]), time.process_time()
+    for token in ids[prompt:]:
+        engine.decode(token)
+    seconds = time.perf_counter() - began
+    cpu, own = sum(psutil.cpu_times()[:3]) - cpu, time.process_time() - own
+    counters, clocks = engine.experts.counters() - before, engine.clocks() - clocks
+    return {
+        "ttft_sec": ttft,
+        "tok_per_sec": tokens / seconds,
+        "hit_rate": counters.hit_rate,
+        "bytes_read_per_token": counters.bytes_read / tokens,
+        "compute_sec_per_token": (clocks.wall_sec - clocks.stall_sec) / tokens,
+        "disk_bytes_per_sec": counters.bytes_read / counters.busy_sec if counters.busy_sec else None,
+        "others": max(cpu - own, 0.0) / seconds / (psutil.cpu_count() or 1),
+    }
+
+
+def in_process(args: argparse.Namespace, part: str, memory: str) -> Row:
+    command = [sys.executable, __file__, str(args.store), "--part", part, "--memory", memory]
+    for name in ("context", "prompt", "tokens", "seed", "storage", "skew"):
+        if (value := getattr(args, name)) is not None:
+            command += [f"--{name}", str(value)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        sys.exit(f"{memory}: {result.stderr.splitlines()[-1]}")
+    row: Row = json.loads(result.stdout.splitlines()[-1])
+    return row
+
+
+def line(row: Row) -> str:
+    cells = [row["model"], f"{row['skew']:g}", row["storage"] or "its own", row["memory"]]
+    for name in ("first", "later"):
+        p, m = row["predicted"][name], row["measured"][name]
+        cells.append(f"{p['tok_per_sec']:.2f}, {m['tok_per_sec']:.2f}: {error(row, name, 'tok_per_sec'):+.0%}")
+    p, m = row["predicted"]["first"], row["measured"]["first"]
+    cells.append(f"{p['ttft_sec']:.2f}, {m['ttft_sec']:.2f}: {error(row, 'first', 'ttft_sec'):+.0%}")
+    p, m = row["predicted"]["later"], row["measured"]["later"]
+    cells.append(f"{p['hit_rate']:.0%}, {m['hit_rate']:.0%}")
+    cells.append(f"{p['bytes_read_per_token'] / MIB:.1f}, {m['bytes_read_per_token'] / MIB:.1f}")
+    cells.append(p["limit"])
+    return f"| {' | '.join(cells)} |".replace("%", " %")
+
+
+def error(row: Row, name: str, key: str) -> float:
+    predicted: float = row["predicted"][name][key]
+    return predicted / row["measured"][name][key] - 1
+
+
+def table(rows: list[Row]) -> str:
+    lines = [
+        "| model | skew | disk | budget | tokens/s of the first answer: predicted, measured | of the second | "
+        "first TTFT, s | hit rate | MiB a token | limit |",
+        "|" + "---|" * 10,
+        *map(line, rows),
+        "",
+    ]
+    for name, key in (("first", "tok_per_sec"), ("later", "tok_per_sec"), ("first", "ttft_sec"), ("later", "ttft_sec")):
+        errors = sorted(abs(error(row, name, key)) for row in rows)
+        lines.append(
+            f"{key} of the {name} answer: {len(errors)} combinations, median error {statistics.median(errors):.1%}, "
+            f"nine of ten within {errors[min(len(errors) - 1, int(0.9 * len(errors)))]:.1%}, largest {errors[-1]:.1%}"
+        )
+    return "\n".join(lines)
+
+
+def check(args: argparse.Namespace, memory: str) -> Row:
+    prediction = in_process(args, "predict", memory)
+    runs = []
+    while True:
+        make_cold(args.store)
+        (args.store / HOT_FILE).unlink(missing_ok=True)  # a first run knows of no hot experts
+        runs.append(in_process(args, "run", memory))
+        if runs[-1]["others"] <= MOST_OTHERS or len(runs) == args.repeats:
+            break
+    best = min(runs, key=lambda run: run["others"])
+    facts = {"model": args.name, "skew": args.skew, "storage": args.storage, "memory": memory}
+    return facts | {"predicted": prediction, "measured": best, "tokens": args.tokens, "prompt": args.prompt} | machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("store", type=Path, nargs="?")
+    parser.add_argument("--name", default="4B", help="of the model, in the table")
+    parser.add_argument("--skew", type=float, default=1.3, help="that the store was made with")
+    parser.add_argument("--memory", nargs="+", default=["1GiB"])
+    parser.add_argument("--storage", help="a storage profile to emulate")
+    parser.add_argument("--tokens", type=int, default=64, help="to decode")
+    parser.add_argument("--prompt", type=int, default=16, help="tokens before them")
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=3, help="at most, where something else was running")
+    parser.add_argument("--seed", type=int, default=0, help="of the token ids")
+    parser.add_argument("--out", type=Path, help="append each combination to this file")
+    parser.add_argument("--table", type=Path, help="print what such files hold")
+    parser.add_argument("--part", choices=["predict", "run"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.table is not None:
+        print(table([json.loads(text) for text in args.table.read_text().splitlines()]))
+    elif args.store is None:
+        parser.error("expected a store, or --table")
+    elif args.part is not None:
+        print(json.dumps(predicted(args) if args.part == "predict" else measured(args)))
+    else:
+        with kept_profile(args.store):
+            for memory in args.memory:
+                row = check(args, memory)
+                print(line(row), f"others {row['measured']['others']:.0%}", flush=True)
+                if args.out is not None:
+                    with args.out.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""The four kinds of charts of a benchmark: speeds over budgets, a token's time, hit rates, and the use of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from smallthinker.benchmark.chart_style import (
+    INK,
+    MUTED,
+    PART_COLORS,
+    SURFACE,
+    WIDTH,
+    Chart,
+    budget_axis,
+    legend,
+    legend_below,
+    panels_by_start,
+    profile_colors,
+    prompt_text,
+    require_matplotlib,
+    style,
+)
+from smallthinker.benchmark.matrix import STARTS
+from smallthinker.benchmark.results import Row
+from smallthinker.benchmark.series import size_text
+from smallthinker.benchmark.summary import PART_NAMES, CellSummary, Spread
+from smallthinker.benchmark.table import disk_name, number
+
+_LOG_FROM = 12  # tokens/s this far apart no longer fit one linear axis
+_SHADES = 40
+
+
+def draw_all(summaries: Sequence[CellSummary], routings: Sequence[Row]) -> list[Chart]:
+    """Every chart of a results file. Raises ResultsError without matplotlib."""
+    require_matplotlib()
+    charts = []
+    for prompt in sorted({s.cell.prompt_tokens for s in summaries}):
+        rows = [s for s in summaries if s.cell.prompt_tokens == prompt]
+        charts += [
+            _speed(f"decode-{prompt}", "Decode speed", rows, lambda s: s.decode, lambda s: s.decode_ceiling),
+            _time(f"time-{prompt}", rows),
+            _hits(f"hits-{prompt}", rows),
+            _speed(f"prefill-{prompt}", "Prompt speed", rows, lambda s: s.prefill, lambda s: s.prefill_ceiling),
+        ]
+    return charts + [_use(f"experts-{row['prompt_tokens']}", row) for row in routings]
+
+
+def _speed(
+    name: str,
+    title: str,
+    rows: Sequence[CellSummary],
+    speed: Callable[[CellSummary], Spread],
+    ceiling: Callable[[CellSummary], float],
+) -> Chart:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    figure, panels = panels_by_start(rows, 3.5)
+    tips: dict[str, str] = {}
+    least = min(speed(s).least for s in rows)
+    most = max(max(speed(s).most, ceiling(s)) for s in rows)
+    for start, axes in panels.items():
+        for profile, color in profile_colors(rows).items():
+            line = [s for s in rows if s.cell.profile == profile and s.start == start]
+            if not line:
+                continue
+            x = [s.cell.memory_bytes for s in line]
+            y = [speed(s).median for s in line]
+            spread = [[speed(s).median - speed(s).least for s in line], [speed(s).most - speed(s).median for s in line]]
+            axes.plot(x, [ceiling(s) for s in line], "--", color=color, linewidth=1.1, alpha=0.75)
+            axes.errorbar(
+                x, y, yerr=spread, color=color, linewidth=1.8, capsize=2.5, elinewidth=1, label=disk_name(profile)
+            )
+            for n, s in enumerate(line):
+                gid = f"tip-{start}-{len(tips)}"
+                axes.plot([x[n]], [y[n]], "o", color=color, markersize=5, gid=gid)
+                tips[gid] = (
+                    f"{disk_name(profile)}, {size_text(x[n])}, {start}: {y[n]:.3g} tokens/s "
+                    f"({speed(s).least:.3g} to {speed(s).most:.3g}), ceiling {ceiling(s):.3g}"
+                )
+        if most > _LOG_FROM * least > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(lambda value, _: number(value))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.set_ylim(0, most * 1.08)
+            axes.yaxis.set_major_formatter(lambda value, _: number(value))
+        budget_axis(axes, rows)
+    panels[STARTS[0]].set_ylabel("tokens/s")
+    legend(figure, panels, ["dashed: the roofline of the run"])
+    return Chart(
+        name, f"{title}, {prompt_text(rows)}",
+        "Median of the runs over the memory budget; bars span all runs, dashed lines are what this processor and disk "
+        "allow at that budget.", figure, tips,
+    )  # fmt: skip
+
+
+def _hits(name: str, rows: Sequence[CellSummary]) -> Chart:
+    figure, panels = panels_by_start(rows, 3.2)
+    tips: dict[str, str] = {}
+    for start, axes in panels.items():
+        mine = [s for s in rows if s.start == start]
+        best = {s.cell.memory_bytes: s.best_hit_rate for s in mine}
+        budgets = sorted(best)
+        axes.plot(budgets, [100 * best[b] for b in budgets], "--", color=INK, linewidth=1.1, label="Belady's bound")
+        for profile, color in profile_colors(rows).items():
+            line = [s for s in mine if s.cell.profile == profile]
+            axes.plot([s.cell.memory_bytes for s in line], [100 * s.hit_rate for s in line], color=color,
+                      linewidth=1.8, label=disk_name(profile))  # fmt: skip
+            for s in line:
+                gid = f"tip-{start}-{len(tips)}"
+                axes.plot([s.cell.memory_bytes], [100 * s.hit_rate], "o", color=color, markersize=5, gid=gid)
+                tips[gid] = (
+                    f"{disk_name(profile)}, {size_text(s.cell.memory_bytes)}, {start}: {s.hit_rate:.1%} of the experts "
+                    f"asked for had been kept, at best {s.best_hit_rate:.1%}"
+                )
+        axes.set_ylim(0, 103)
+        budget_axis(axes, rows)
+    panels[STARTS[0]].set_ylabel("hit rate of decoding, %")
+    legend(figure, panels, [])
+    return Chart(
+        name, f"Hit rate, {prompt_text(rows)}",
+        "The share of the experts asked for that had been kept in memory; what was guessed and read ahead is no hit. "
+        "No cache of that size can exceed Belady's bound, which knows the future.", figure, tips,
+    )  # fmt: skip
+
+
+def _time(name: str, rows: Sequence[CellSummary]) -> Chart:
+    from matplotlib.figure import Figure
+
+    profiles, starts = list(profile_colors(rows)), [start for start in STARTS if any(s.start == start for s in rows)]
+    budgets = sorted({s.cell.memory_bytes for s in rows})
+    height = len(profiles) * (0.55 + 0.26 * len(budgets)) + 0.9
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    tips: dict[str, str] = {}
+    grid = figure.subplots(len(profiles), len(starts), squeeze=False)
+    for row, profile in enumerate(profiles):
+        for column, start in enumerate(starts):
+            axes = grid[row][column]
+            line = [s for s in rows if s.cell.profile == profile and s.start == start]
+            places = [budgets.index(s.cell.memory_bytes) for s in line]
+            left = np.zeros(len(line))
+            for part, color in zip(PART_NAMES, PART_COLORS, strict=True):
+                width = np.array([1000 * s.parts[part] for s in line])
+                bars = axes.barh(places, width, 0.68, left=left, color=color, label=part)
+                for s, bar, ms in zip(line, bars, width, strict=True):
+                    gid = f"tip-{start}-{len(tips)}"
+                    bar.set_gid(gid)
+                    tips[gid] = f"{disk_name(profile)}, {size_text(s.cell.memory_bytes)}, {start}: {part} {ms:.2f} ms"
+                left += width
+            axes.set_yticks(range(len(budgets)), [size_text(b) for b in budgets] if column == 0 else [])
+            axes.set_ylim(len(budgets) - 0.4, -0.6)
+            axes.set_title(f"{disk_name(profile)}, {start}", fontsize=9, loc="left", color=INK)
+            style(axes, "x")
+    for axes in grid[-1]:
+        axes.set_xlabel("ms a decoded token")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    legend_below(figure, handles, labels, 4)
+    return Chart(
+        name, f"Where a token's time goes, {prompt_text(rows)}",
+        "Milliseconds of a decoded token, of the run with the median speed. Each panel has a scale of its own.",
+        figure, tips,
+    )  # fmt: skip
+
+
+def _use(name: str, routing: Row) -> Chart:
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    use = -np.sort(-np.array(routing["use"]), axis=1)
+    layers, experts = use.shape
+    figure = Figure(figsize=(WIDTH, min(6.5, 1.4 + 0.13 * layers)), layout="constrained")
+    axes = figure.add_subplot()
+    places = np.arange(experts + 1) + 0.5, np.arange(layers + 1) - 0.5
+    shades = colormaps["viridis"].resampled(_SHADES)
+    mesh = axes.pcolormesh(*places, 100 * use, cmap=shades, vmin=0, edgecolors=SURFACE, linewidth=0.25)
+    axes.invert_yaxis()
+    axes.set_xlabel(f"experts of a layer ({experts}), the most used first")
+    axes.set_ylabel("layer")
+    bar = figure.colorbar(mesh, ax=axes, pad=0.01)
+    bar.set_label("% of the tokens", color=MUTED)
+    bar.ax.tick_params(colors=MUTED, length=0)
+    assert bar.solids is not None
+    bar.solids.set_rasterized(False)  # an image, even one inside the file, is what the report's policy forbids
+    bar.outline.set_visible(False)
+    style(axes, "")
+    return Chart(
+        name, f"Expert use by layer, prompt of {routing['prompt_tokens']} tokens",
+        f"The share of {routing['tokens']} decoded tokens that use each expert. Were all used alike, every field would "
+        f"have the same colour, {100 * use[0].sum() / experts:.1f} %.", figure, {},
+    )  # fmt: skip

@@ -1,0 +1,178 @@
+"""The results file: JSON lines, one for each finished run, so that an interrupted benchmark goes on where it stopped.
+
+Owns reading, appending, and what makes two benchmarks the same one. What a line may hold is schema.json's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from smallthinker.benchmark.matrix import Cell
+from smallthinker.benchmark.schema_check import check_row
+from smallthinker.errors import ResultsError
+from smallthinker.expert_store import host
+
+FILE = "results.jsonl"
+_MOST_BYTES = 256 << 20
+_INCIDENTAL = ("kind", "measured", "profiles")  # of the environment: may differ between two parts of one benchmark
+Row = dict[str, Any]
+Notice = Callable[[str], None]
+
+
+@dataclass
+class Results:
+    """What a file holds, in its order."""
+
+    path: Path
+    environment: Row
+    rows: list[Row] = field(default_factory=list)
+
+    def of_kind(self, kind: str) -> list[Row]:
+        return [row for row in self.rows if row["kind"] == kind]
+
+    def has_run(self, cell: Cell, repeat: int) -> bool:
+        return any(cell_of(row) == cell and row["repeat"] == repeat for row in self.of_kind("run"))
+
+    def routing(self, prompt_tokens: int) -> Row | None:
+        return next((row for row in self.of_kind("routing") if row["prompt_tokens"] == prompt_tokens), None)
+
+    def append(self, row: Row) -> None:
+        """One line more, on the disk before this returns."""
+        _append(self.path, row)
+        self.rows.append(row)
+
+    def keep(self, wanted: Callable[[Row], bool]) -> None:
+        """Only these rows from now on. The file is replaced in one step."""
+        self.rows = [row for row in self.rows if wanted(row)]
+        temporary = self.path.with_name(f".{self.path.name}.new")
+        temporary.write_text("".join(map(_line, [self.environment, *self.rows])), encoding="utf-8")
+        temporary.replace(self.path)
+
+
+def cell_of(row: Row) -> Cell:
+    return Cell(row["memory_bytes"], row["profile"], row["prompt_tokens"])
+
+
+def read_results(path: Path, notice: Notice) -> Results:
+    """A results file, or the one in a folder. A last line that was cut off is left out, and `notice` told.
+
+    Raises ResultsError: can't be read, no results file, or a line that the schema doesn't allow.
+    """
+    results, whole_bytes = _parse(path / FILE if path.is_dir() else path)
+    lost = results.path.stat().st_size - whole_bytes
+    if lost:
+        notice(f"{results.path}: the last line is cut off; its {lost} bytes are left out")
+    return results
+
+
+@contextmanager
+def begin(folder: Path, environment: Row, *, force: bool, notice: Notice) -> Iterator[Results]:
+    """The folder's results, to go on with, or a new file; the folder is this process's alone until the end.
+
+    A last line that was cut off is removed. force: results of another environment are replaced. Raises ResultsError
+    where there are such results, or the folder is in use or can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = host.lock_folder(folder, wait=False)
+    except OSError as e:
+        raise ResultsError(f"{folder}: cannot write: {e.strerror or e}; give another --out") from None
+    if lock is None:
+        raise ResultsError(f"{folder}: another benchmark is writing there; wait for it, or give another --out")
+    try:
+        yield _begin(folder / FILE, environment, force, notice)
+    finally:
+        host.unlock_folder(lock)
+
+
+def _begin(path: Path, environment: Row, force: bool, notice: Notice) -> Results:
+    try:
+        if path.exists():
+            results, whole_bytes = _parse(path)
+            lost = path.stat().st_size - whole_bytes
+            if lost:
+                notice(f"{path}: the last line was cut off, by an interruption or a full disk; removed, {lost} bytes")
+                os.truncate(path, whole_bytes)
+            other = difference(results.environment, environment)
+            if other is None:
+                results.environment = results.environment | {
+                    "profiles": results.environment["profiles"] | environment["profiles"]
+                }
+                results.keep(lambda _: True)
+                return results
+            if not force:
+                raise ResultsError(
+                    f"{path}: holds other results: {other}; give another --out, or --force to replace them"
+                )
+            notice(f"{path}: replaced, since its {other}")
+            path.unlink()
+        _append(path, environment)
+    except OSError as e:
+        raise ResultsError(f"{path}: cannot write: {e.strerror or e}; give another --out") from None
+    return Results(path, environment)
+
+
+def difference(before: Row, now: Row) -> str | None:
+    """The first fact of two environments that differs, in words; None where figures may stand side by side."""
+    for part in now:
+        if part in _INCIDENTAL or before.get(part) == now[part]:
+            continue
+        if not isinstance(now[part], dict):
+            return f"{part} is {before.get(part)!r}, now {now[part]!r}"
+        for key in now[part]:
+            if before[part].get(key) != now[part][key]:
+                return f"{part}'s {key} is {before[part].get(key)!r}, now {now[part][key]!r}"
+    for name, profile in now.get("profiles", {}).items():
+        if before["profiles"].get(name, profile) != profile:
+            return f"profile {name!r} has other figures"
+    return None
+
+
+def _parse(path: Path) -> tuple[Results, int]:
+    """The rows, and the bytes of whole lines."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ResultsError(
+                f"{path}: expected a results file of at most {_MOST_BYTES >> 20} MiB, found a larger one"
+            )
+        raw = path.read_bytes()
+    except OSError as e:
+        raise ResultsError(
+            f"{path}: expected a results file of `smallthinker bench`, or its folder: {e.strerror or e}"
+        ) from None
+    whole_bytes = raw.rfind(b"\n") + 1
+    rows: list[Row] = []
+    for number, line in enumerate(raw[:whole_bytes].splitlines(), 1):
+        where = f"{path}: line {number}"
+        try:
+            row = json.loads(line, parse_constant=_no_number)
+        except (ValueError, RecursionError) as e:
+            raise ResultsError(f"{where}: expected JSON: {e}; remove the line, or measure again") from None
+        check_row(row, where)
+        if (row["kind"] == "environment") != (number == 1):
+            raise ResultsError(f"{where}: expected one line of kind environment, the first; found kind {row['kind']}")
+        rows.append(row)
+    if not rows:
+        raise ResultsError(f"{path}: expected results, found no whole line; remove the file, or give another")
+    return Results(path, rows[0], rows[1:]), whole_bytes
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")
+
+
+def _append(path: Path, row: Row) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(_line(row))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n"

@@ -1,0 +1,203 @@
+"""`smallthinker bench`: a store over budgets, disks and prompt lengths; comparing and submitting what was found."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from smallthinker.commands.options import EXIT_INTERRUPTED, Commands, add_command, add_running, read_text
+
+_USAGE = """smallthinker bench [MODEL] [options]
+       smallthinker bench compare A B [--json]
+       smallthinker bench --submit FILE"""
+
+
+class _Defaults(NamedTuple):
+    prompt: int
+    tokens: int
+    repeats: int
+
+
+_DEFAULTS, _QUICK = _Defaults(128, 64, 3), _Defaults(64, 32, 2)
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "bench",
+        handle,
+        "measure decode, prefill and time to first token over budgets, disks and prompt lengths, and write a report",
+        "smallthinker bench ./4b-store --memory 512MiB 1GiB --profile raw emmc --context 128 1024 -o ./4b-results",
+    )
+    parser.usage = _USAGE
+    add = parser.add_argument
+    add("what", metavar="MODEL", nargs="*", help="a store (default: demo, the bundled model); or: compare A B")
+    add("--submit", metavar="FILE", type=Path, help="check a results file and print its row for the project's table")
+    add("--json", action="store_true", help="print one JSON object")
+    add = parser.add_argument_group("what to measure").add_argument
+    add("--memory", metavar="SIZE", nargs="+", help="budgets (default: three, from the floor to everything)")
+    add(
+        "--profile",
+        metavar="NAME",
+        nargs="+",
+        default=["raw"],
+        help="raw for the real disk, nvme, sata-ssd, ufs, emmc, sd-card, hdd, or a profile's file (default: raw)",
+    )
+    add("--context", metavar="N", nargs="+", type=int, help="prompt lengths in tokens (default: 128)")
+    add("--tokens", metavar="N", type=int, help="decoded after each prompt (default: 64)")
+    add("--repeats", metavar="N", type=int, help="processes for each cell, in turns (default: 3)")
+    add("--quick", action="store_true", help="fewer tokens and repeats: the demo model in under a minute")
+    add = parser.add_argument_group("tokens").add_argument
+    add("--text", metavar="FILE", type=Path, help="tokens of this text, UTF-8 (default: random ids)")
+    add("--seed", metavar="N", type=int, default=0, help="of random ids (default: 0)")
+    add(
+        "--greedy",
+        action="store_true",
+        help="decode what the model finds likeliest (default: the source's next tokens, since a small or random model "
+        "soon repeats itself, and its experts with it)",
+    )
+    how = parser.add_argument_group("how")
+    add_running(how)
+    add = how.add_argument
+    add("--kv", choices=["f16", "q8"], default="f16", help="numbers of the KV cache (default: f16)")
+    add("--limit", action="store_true", help="a memory cgroup of the budget's size around each run; needs root")
+    add("--real-throttle", action="store_true", help="the kernel slows the disk down, not the engine; needs root")
+    add = parser.add_argument_group("results").add_argument
+    add(
+        "-o",
+        "--out",
+        metavar="DIR",
+        type=Path,
+        help="folder for results.jsonl, results.md, plots and report.html; what it holds already isn't measured again "
+        "(default: bench-MODEL)",
+    )
+    add("--force", action="store_true", help="measure again what the folder holds already")
+
+
+def handle(args: argparse.Namespace) -> int:
+    from smallthinker.errors import RequestError
+
+    if args.submit is not None:
+        if args.what:
+            raise RequestError(f"--submit: takes one results file and nothing else, found also {args.what[0]!r}")
+        return _submit(args)
+    if args.what[:1] == ["compare"]:
+        if len(args.what) != 3:
+            raise RequestError(f"compare: expected two results files or folders, found {len(args.what) - 1}")
+        return _compare(Path(args.what[1]), Path(args.what[2]), args.json)
+    if len(args.what) > 1:
+        raise RequestError(f"expected one model, or: compare A B; found {len(args.what)} words")
+    return _measure(args)
+
+
+def _notice(text: str) -> None:
+    print(f"smallthinker bench: {text}", file=sys.stderr)
+
+
+def _measure(args: argparse.Namespace) -> int:
+    from smallthinker.benchmark.request import Request, plan
+    from smallthinker.benchmark.results import begin, cell_of
+    from smallthinker.benchmark.views import write_views
+    from smallthinker.llm import DEMO_STORE
+
+    defaults = _QUICK if args.quick else _DEFAULTS
+    request = Request(
+        store=DEMO_STORE if args.what in ([], ["demo"]) else Path(args.what[0]),
+        memory=args.memory or [],
+        profiles=args.profile,
+        prompts=args.context or [defaults.prompt],
+        tokens=defaults.tokens if args.tokens is None else args.tokens,
+        repeats=defaults.repeats if args.repeats is None else args.repeats,
+        seed=args.seed,
+        text=None if args.text is None else read_text(args.text),
+        greedy=args.greedy,
+        threads=args.threads,
+        reader=args.reader,
+        kv=args.kv,
+        limit=args.limit,
+        throttle="kernel" if args.real_throttle else "emulated",
+    )
+    series, environment = plan(request)
+    folder = args.out or Path(f"bench-{environment['model']['name']}")
+    with begin(folder, environment, force=args.force, notice=_notice) as results:
+        if args.force:
+            asked = set(series.cells)
+            results.keep(lambda row: row["kind"] == "routing" or cell_of(row) not in asked)
+        try:
+            with _Bar(series.steps()) as watch:
+                series.run(results, watch)
+        except KeyboardInterrupt:
+            _notice(f"interrupted; the same command goes on from {results.path}")
+            return EXIT_INTERRUPTED
+        views = write_views(results, _notice)
+    if args.json:
+        cells = [summary.to_dict() for summary in views.summaries]
+        facts = {"environment": results.environment, "cells": cells, "failed": results.of_kind("failed")}
+        print(json.dumps(facts | {"files": [str(path) for path in views.files]}))
+    else:
+        print("\n".join([views.markdown, *(str(path) for path in views.files)]))
+    return 0
+
+
+def _compare(a: Path, b: Path, as_json: bool) -> int:
+    from smallthinker.benchmark.compare import compare, comparison_text
+    from smallthinker.benchmark.results import read_results
+    from smallthinker.errors import ResultsError
+
+    found = compare(read_results(a, _notice), read_results(b, _notice))
+    if not found.changes:
+        raise ResultsError(f"{a} and {b}: expected cells that both have, found none: give results of the same budgets")
+    for warning in found.warnings:
+        _notice(f"warning: {warning}")
+    print(json.dumps(found.to_dict()) if as_json else comparison_text(found))
+    return 0
+
+
+def _submit(args: argparse.Namespace) -> int:
+    from smallthinker.benchmark.submission import header, read_submission, row
+
+    found = row(read_submission(args.submit))
+    if args.json:
+        print(json.dumps({"valid": True, "row": found}))
+        return 0
+    print(f"{header()}\n{found}")
+    _notice(
+        "the file is valid; to publish it, put it into docs/results/ of the project under a name of its own, run "
+        "docs/results/build.py and open a pull request"
+    )
+    return 0
+
+
+class _Bar:
+    """Runs done and to do on stderr, with the time that is left; nothing where stderr is not a terminal."""
+
+    def __init__(self, steps: int) -> None:
+        from tqdm import tqdm
+
+        self._steps = steps
+        self._bar = tqdm(total=steps, desc="measuring", unit="run", disable=None, dynamic_ncols=True)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def started(self, what: str) -> None:
+        self._bar.set_postfix_str(what)
+
+    def ended(self, measured: bool) -> None:
+        """What was there already took no time: it must not make the rest look quick."""
+        if measured:
+            self._bar.update()
+        else:
+            self._steps -= 1
+            self._bar.total = self._steps
+            self._bar.refresh()
+
+    def notice(self, text: str) -> None:
+        self._bar.clear()
+        _notice(text)

@@ -1,0 +1,100 @@
+"""`smallthinker eval`: what a quantisation or a lossy switch costs, as numbers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from smallthinker.commands.options import Commands, ProgressBar, add_command, add_running, add_switches, read_text
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "eval",
+        help="measure how well a store predicts a text, or how far it is from another store",
+        description="Measure what a quantisation or a lossy switch costs.",
+        epilog="example: smallthinker eval perplexity ./4b-store --text book.txt --tokens 10000",
+    )
+    measures = parser.add_subparsers(dest="measure", metavar="MEASURE", required=True)
+    one = add_command(
+        measures,
+        "perplexity",
+        _perplexity,
+        "bits per byte and perplexity of a text",
+        "smallthinker eval perplexity ./4b-store --text book.txt --tokens 10000 --memory 1GiB",
+    )
+    one.add_argument("store", metavar="STORE", nargs="?", type=Path, help="a store (default: the bundled demo model)")
+    _add_options(one)
+    two = add_command(
+        measures,
+        "compare",
+        _compare,
+        "KL divergence and agreement of a store with a reference, over a text",
+        "smallthinker eval compare ./4b-q4 ./4b-f16 --text book.txt --tokens 10000",
+    )
+    two.add_argument("store", metavar="STORE", nargs="?", type=Path, help="a store (default: the bundled demo model)")
+    two.add_argument(
+        "reference",
+        metavar="REFERENCE",
+        nargs="?",
+        type=Path,
+        help="a store of the same model, e.g. in f16; always runs without lossy switches (default: STORE itself)",
+    )
+    _add_options(two)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", metavar="FILE", type=Path, required=True, help="text to predict, UTF-8")
+    parser.add_argument("--tokens", type=int, metavar="N", help="only the first N tokens (default: all)")
+    parser.add_argument(
+        "--context", type=int, metavar="N", help="tokens of a window (default: the model's, at most 4096)"
+    )
+    parser.add_argument(
+        "--stride", type=int, metavar="N", help="new tokens of each window after the first (default: half of it)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="ceiling for the whole process, e.g. 1GiB (default: what is free, less a margin)",
+    )
+    add_running(group)
+    add_switches(group)
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    from smallthinker.evaluation import Running, Switches
+
+    return {
+        "context": args.context,
+        "stride": args.stride,
+        "tokens": args.tokens,
+        "running": Running(args.memory, args.threads, args.reader),
+        "switches": Switches(args.kv, args.lossy_head, args.lossy_threshold),
+    }
+
+
+def _perplexity(args: argparse.Namespace) -> int:
+    from smallthinker.evaluation import perplexity
+    from smallthinker.llm import DEMO_STORE
+
+    text = read_text(args.text)
+    with ProgressBar("evaluating", "token") as progress:
+        result = perplexity(args.store or DEMO_STORE, text, progress=progress, **_options(args))
+    print(json.dumps(result.to_dict()) if args.json else f"{result.text()}\n{result.scope()}")
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from smallthinker.evaluation import compare
+    from smallthinker.llm import DEMO_STORE
+
+    text = read_text(args.text)
+    store = args.store or DEMO_STORE
+    with ProgressBar("comparing", "token") as progress:
+        result = compare(store, args.reference or store, text, progress=progress, **_options(args))
+    print(json.dumps(result.to_dict()) if args.json else result.text())
+    return 0

@@ -1,0 +1,170 @@
+"""`smallthinker plan`: what a model would do here, before anything is downloaded or converted."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smallthinker.commands.options import Commands, ProgressBar, add_command
+
+if TYPE_CHECKING:
+    from smallthinker.expert_store.format import Quant
+    from smallthinker.prediction.compute_costs import ComputeCosts
+    from smallthinker.prediction.needs import Model
+    from smallthinker.prediction.routing import Routing
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "plan",
+        handle,
+        "predict what a model needs and how fast it would be, from its config.json alone",
+        "smallthinker plan 4b --memory 512MiB 1GiB 2GiB --profile emmc",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help="4b, 21b, a config.json, or the folder of a checkpoint or a store (default: the bundled demo model)",
+    )
+    parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        nargs="+",
+        help="ceilings for the whole process (default: what is free, less a margin)",
+    )
+    parser.add_argument(
+        "--profile",
+        metavar="PROFILE",
+        help="a disk: nvme, sata-ssd, ufs, emmc, sd-card, hdd or a file of `smallthinker probe` (default: measure)",
+    )
+    parser.add_argument("--context", type=int, metavar="N", help="tokens of prompt and answer (default: at most 4096)")
+    parser.add_argument("--kv", choices=["f16", "q8"], default="f16", help="numbers of the KV cache (default: f16)")
+    parser.add_argument("--threads", type=int, metavar="N", help="arithmetic threads (default: physical cores)")
+    parser.add_argument(
+        "--quant", choices=["q4_0", "q8_0", "f16"], help="weight format to convert to (default: q4_0, or the store's)"
+    )
+    parser.add_argument("--prompt", type=int, default=128, metavar="N", help="tokens of a prompt (default: 128)")
+    parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="tokens of an answer (default: 128)")
+    routing = parser.add_mutually_exclusive_group()
+    routing.add_argument("--trace", metavar="FILE", type=Path, help="routing that `smallthinker trace` recorded")
+    routing.add_argument(
+        "--skew",
+        type=float,
+        metavar="X",
+        help="how unevenly experts are used, as for synth (default: 1.3, about that of the published models; 0 is the "
+        "worst case)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def handle(args: argparse.Namespace) -> int:
+    from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
+    from smallthinker.expert_store import host
+    from smallthinker.llm import DEMO_STORE
+    from smallthinker.memory_plan import choose_context, default_budget, parse_size
+    from smallthinker.prediction.advice import best_changes, recommended_bytes
+    from smallthinker.prediction.disks import find_disk
+    from smallthinker.prediction.kernel_bench import measure
+    from smallthinker.prediction.needs import Process, find_model, floor_bytes, full_bytes, memory_plan
+    from smallthinker.prediction.predict import Setting, predict
+    from smallthinker.prediction.report import Budgets, Report
+
+    resident = host.resident_bytes()  # before anything that a run would not do
+    if args.threads is not None and not 1 <= args.threads <= 1024:
+        raise RequestError(f"--threads: expected 1 to 1024, found {args.threads}")
+    if args.prompt < 1 or args.max_tokens < 1:
+        raise RequestError("--prompt and --max-tokens: expected at least 1")
+    model = find_model(args.model or str(DEMO_STORE), args.quant)
+    free = default_budget(host.resident_bytes(), host.available_memory_bytes(), host.memory_limit_bytes())
+    sizes = sorted(parse_size(size) for size in args.memory) if args.memory else [free]
+    context = choose_context(model.config, args.context)
+    if args.prompt + args.max_tokens > context:
+        raise ContextLengthError(
+            f"context: a prompt of {args.prompt} tokens and an answer of {args.max_tokens} don't fit {context}; give a "
+            f"smaller --prompt or --max-tokens, or a larger --context"
+        )
+    routing = _routing(args, model)
+    with ProgressBar("writing") as writing, ProgressBar("measuring", "point") as measuring:
+        disk, disk_source = find_disk(model, args.profile, writing, measuring)
+    process = Process(context, args.kv, disk.io_bytes, resident)
+    floor, full = floor_bytes(model, process), full_bytes(model, process)
+    if max(sizes) < floor:
+        print(_cannot_run(args, Report(model, process, Budgets(floor, None, full), (), None, {}, args.prompt, 0)))
+        memory_plan(model, process, max(sizes))  # raises
+
+    @lru_cache
+    def costs_of(quant: Quant, threads: int) -> ComputeCosts:
+        return measure(model.config, quant, args.kv, threads)
+
+    costs = costs_of(model.quant, args.threads or host.physical_cores())
+    settings = [
+        Setting(model, process, size, disk, costs, routing, args.prompt, args.max_tokens)
+        for size in sizes
+        if size >= floor
+    ]
+    with ProgressBar("predicting", "budget") as progress:
+        predictions = []
+        for setting in settings:
+            predictions.append(predict(setting))
+            progress(len(predictions), len(settings) + 2, "budgets")
+        budgets = Budgets(floor, recommended_bytes(settings[-1]), full)
+        progress(len(settings) + 1, len(settings) + 2, "budgets")
+        changes = None
+        if len(sizes) == 1:
+            changes = tuple(best_changes(settings[0], predictions[0], host.physical_cores(), costs_of))
+    tokenizer = "measured" if model.tokenizer_is_measured else "assumed, by the words of its vocabulary"
+    sources = {
+        "disk": f"{disk_source}; {disk.random_bytes_per_sec / 1e6:,.0f} MB/s of experts, read as the engine would",
+        "kernels": f"measured here: {costs.threads} threads, {costs.isa}, "
+        f"{1e3 * costs.token_sec(model.config.num_hidden_layers):.1f} ms a token with everything in memory",
+        "routing": f"{routing.source}, through the engine's own cache, which is empty at first",
+        "memory": f"this process before a model is loaded; the tokenizer {tokenizer}",
+    }
+    report = Report(model, process, budgets, tuple(predictions), changes, sources, args.prompt, args.max_tokens)
+    print(json.dumps(report.to_dict()) if args.json else report.text())
+    if len(settings) < len(sizes):
+        raise MemoryBudgetError(f"memory: {min(sizes) / 2**20:.0f} MiB is below the floor of {floor / 2**20:.0f} MiB")
+    return 0
+
+
+def _cannot_run(args: argparse.Namespace, report: object) -> str:
+    from smallthinker.prediction.needs import memory_plan
+    from smallthinker.prediction.report import Report
+
+    assert isinstance(report, Report)
+    if args.json:
+        return json.dumps(report.to_dict())
+    least = memory_plan(report.model, report.process, report.budgets.floor_bytes)
+    return f"{report.text()}\n\n{least.table()}"
+
+
+def _routing(args: argparse.Namespace, model: Model) -> Routing:
+    from smallthinker.errors import RequestError
+    from smallthinker.expert_store.synth import MAX_SKEW
+    from smallthinker.prediction.routing import PUBLISHED_SKEW, synthetic_routing, traced_routing
+    from smallthinker.router.trace import load_trace
+
+    config, tokens = model.config, 2 * (args.prompt + args.max_tokens)
+    if args.trace is not None:
+        trace = load_trace(args.trace)
+        found = (trace.layers, trace.experts, trace.experts_per_token)
+        expected = (
+            config.num_hidden_layers,
+            config.moe_num_primary_experts,
+            config.moe_num_active_primary_experts,
+        )
+        if found != expected:
+            raise RequestError(
+                f"{args.trace}: expected a trace of {expected[0]} layers of {expected[1]} experts, {expected[2]} a "
+                f"token, found {found[0]}, {found[1]} and {found[2]}; record one of this model"
+            )
+        return traced_routing(trace, tokens)
+    skew = PUBLISHED_SKEW if args.skew is None else args.skew
+    if not 0 <= skew <= MAX_SKEW:
+        raise RequestError(f"--skew: expected a number from 0 to {MAX_SKEW:g}, found {skew}")
+    return synthetic_routing(config, tokens, skew)

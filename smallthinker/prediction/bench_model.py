@@ -1,0 +1,141 @@
+"""A few layers of a model's true shapes with random weights, in memory: what `kernel_bench` runs.
+
+Owns how large the piece is and its weights. The layers are those that the engine runs (`layers.Decoder`), the reads
+behind its expert cache are only waited for: every slot holds a random record from the start.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from smallthinker import _kernels
+from smallthinker.config import ModelConfig
+from smallthinker.expert_store import host
+from smallthinker.expert_store.format import Quant, RecordLayout, TensorSpec, dense_table
+from smallthinker.expert_store.read_queue import Finished, ReadCounters
+
+# Weights that are gone through before any is used again: more than most last-level caches hold, as in a whole model.
+_SLOTS_BYTES = 320 << 20
+_HEAD_BYTES = 224 << 20
+_MEMORY_SHARE = 0.5  # of what is free, at most
+_MOST_LAYERS = 8
+
+
+class RandomModel:
+    """`config` has fewer layers and, where the head is large, fewer words than the model: `head_share` of them, and of
+    `all_layers`.
+
+    slots: uint8 [all experts of these layers, record_bytes], filled. It has what a Decoder asks of a store.
+    """
+
+    def __init__(self, config: ModelConfig, quant: Quant, available_bytes: int, seed: int = 0) -> None:
+        self.quant: Quant = quant
+        rng = np.random.default_rng(seed)
+        record_bytes = RecordLayout.of(quant, config.hidden_size, config.moe_ffn_hidden_size).record_bytes
+        share = available_bytes * _MEMORY_SHARE
+        row_bytes = _kernels.packed_bytes(quant, "rows", 1, config.hidden_size)
+        words = int(min(config.vocab_size, max(min(_HEAD_BYTES, share / 3) // row_bytes, 64)))
+        layer_bytes = config.moe_num_primary_experts * record_bytes
+        layers = int(min(_MOST_LAYERS, config.num_hidden_layers, max(min(_SLOTS_BYTES, share / 3) // layer_bytes, 1)))
+        self.head_share = words / config.vocab_size
+        self.all_layers = config.num_hidden_layers
+        self.config = replace(
+            config,
+            num_hidden_layers=layers,
+            vocab_size=words,
+            use_rope=config.use_rope[:layers],
+            use_window=config.use_window[:layers],
+            tie_word_embeddings=True,  # a second matrix of which one row is read would only take memory
+        )
+        self._dense = {spec.name: _matrix(spec, rng) for spec in dense_table(self.config, quant)}
+        most = max(config.moe_num_active_primary_experts, int(share / 2 // record_bytes))
+        count = min(layers * config.moe_num_primary_experts, most)
+        self.slots = _filled(count * record_bytes, random_record(config, quant, rng)).reshape(count, record_bytes)
+
+    def move_to_huge_pages(self) -> float:
+        """The dense weights and some experts, as the engine does after some tokens. Returns bytes per second; 0 where
+        the system has no such pages. The speed depends on what memory was used for before: some 100 MB tell little."""
+        began, moved = time.perf_counter(), 0
+        for array in (*self._dense.values(), self.slots[: len(self.slots) // 2]):
+            moved += host.collapse(array.ctypes.data, array.nbytes)
+        return moved / (time.perf_counter() - began)
+
+    def dense_names(self) -> list[str]:
+        return list(self._dense)
+
+    def dense(self, name: str) -> npt.NDArray[Any]:
+        return self._dense[name]
+
+
+def random_record(config: ModelConfig, quant: Quant, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """One expert with normally distributed weights, uint8 [record_bytes]: half of its neurons are live."""
+    ffn, d = config.moe_ffn_hidden_size, config.hidden_size
+    layout = RecordLayout.of(quant, d, ffn)
+    record = np.zeros(layout.record_bytes, np.uint8)
+    for at, kind in ((0, "tiles"), (layout.up_offset, "rows"), (layout.down_offset, "rows")):
+        weights = rng.standard_normal((ffn, d), dtype=np.float32) * np.float32(d**-0.5)
+        packed = _kernels.pack(quant, "tiles" if kind == "tiles" else "rows", weights)
+        record[at : at + len(packed)] = packed
+    return record
+
+
+def _matrix(spec: TensorSpec, rng: np.random.Generator) -> npt.NDArray[Any]:
+    if spec.quant is None:
+        return np.ones(spec.shape, np.float32)
+    rows, cols = spec.shape
+    weights = rng.standard_normal((min(rows, 1024), cols), dtype=np.float32) * np.float32(cols**-0.5)
+    return _filled(spec.content_bytes, _kernels.pack(spec.quant, "tiles", weights))
+
+
+def _filled(nbytes: int, pattern: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Memory of its own with the pattern again and again."""
+    memory = np.frombuffer(host.aligned_buffer(nbytes), np.uint8)[:nbytes]
+    for at in range(0, nbytes, len(pattern)):
+        memory[at : at + len(pattern)] = pattern[: nbytes - at]
+    return memory
+
+
+class WaitingQueue:
+    """A ReadQueue that reads nothing: a record has landed so many seconds after it was asked for."""
+
+    name = "waiting"
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._due: dict[int, float] = {}
+
+    def submit(self, record: int, slot: int, speculative: bool = False) -> None:
+        after = max([time.perf_counter(), *self._due.values()])  # one after the other, as from a disk
+        self._due[record] = after + self._seconds
+
+    def promote(self, record: int) -> None:
+        pass
+
+    def cancel(self, record: int) -> bool:
+        return self._due.pop(record, None) is not None
+
+    def poll(self) -> list[Finished]:
+        now = time.perf_counter()
+        landed = [record for record, due in self._due.items() if due <= now]
+        for record in landed:
+            del self._due[record]
+        return [Finished(record, None) for record in landed]
+
+    def wait(self) -> list[Finished]:
+        while not (landed := self.poll()):
+            time.sleep(max(min(self._due.values()) - time.perf_counter(), 0.0))
+        return landed
+
+    def drain(self) -> None:
+        self._due.clear()
+
+    def counters(self) -> ReadCounters:
+        return ReadCounters()
+
+    def close(self) -> None:
+        self.drain()

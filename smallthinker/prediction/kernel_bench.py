@@ -1,0 +1,307 @@
+"""Measures what one layer of a model costs on this machine, by running a few with random weights for about a second.
+
+Owns the measuring. What is run is the engine's own: kernels, layers, expert cache, and the Python between them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from smallthinker import _kernels
+from smallthinker.cache.expert_cache import ExpertCache
+from smallthinker.cache.kv_cache import QUANTS, KVCache, KvKind
+from smallthinker.cache.policies import DEFAULT_POLICY
+from smallthinker.config import ModelConfig
+from smallthinker.expert_store import host
+from smallthinker.expert_store.compression import Compressor, Decompressor
+from smallthinker.expert_store.format import Quant
+from smallthinker.layers import Decoder
+from smallthinker.prediction.bench_model import RandomModel, WaitingQueue, random_record
+from smallthinker.prediction.compute_costs import ComputeCosts
+from smallthinker.profile import KernelTime
+from smallthinker.router.look_ahead import Trial
+
+_TOKENS_SEC = 0.3  # of decoding with all experts resident; half of it for each other measurement
+_CEILING_SEC = 0.03
+_READ_SEC = 300e-6  # what a wait for a record takes: long enough for the pool's threads to fall asleep
+_CHUNKS = (16, 128)
+_KEYS = 4096  # in the context for which attention is measured
+_COMPRESSION_LEVEL = 3
+_EXPERTS = ("experts", "combine")
+_BESIDE = ("embed", "rope_angles", "rmsnorm", "linear")  # of a token, not of a layer
+
+
+def measure(config: ModelConfig, quant: Quant, kv: KvKind = "f16", threads: int | None = None) -> ComputeCosts:
+    """Takes one or two seconds, and at most half of the memory that is free, at most 600 MB."""
+    threads = threads or host.physical_cores()
+    pool = _kernels.ThreadPool(threads)
+    model = RandomModel(config, quant, host.available_memory_bytes())
+    before = _decode(model, pool, kv, misses=False)
+    during, moving_rate = _move(model, pool, kv)
+    resident = _decode(model, pool, kv, misses=False) if moving_rate else before
+    missing = _decode(model, pool, kv, misses=True)
+    chunks = [_chunk(model, pool, kv, min(tokens, config.max_position_embeddings)) for tokens in _CHUNKS]
+    tokens, pairs, experts = ([chunk[key] for chunk in chunks] for key in ("tokens", "pairs", "experts"))
+    fixed, each = _line(tokens, [chunk["attend"] for chunk in chunks])
+    expert_sec, pair_sec = _two_terms(experts, pairs, [chunk["experts_sec"] for chunk in chunks])
+    key_sec, chunk_key_sec = _attention(config, pool, kv)
+    stored_share, decompress_sec = _compression(config, quant)
+    landed = max(missing["python"] - resident["python"], 0.0) / missing["calls"]
+    return ComputeCosts(
+        threads=threads,
+        isa=pool.isa,
+        experts_per_token=config.moe_num_active_primary_experts,
+        route_sec=resident["router"],
+        attend_sec=resident["attend"],
+        key_sec=key_sec,
+        one_expert_sec=missing["experts_sec"] / missing["calls"],
+        all_experts_sec=resident["experts_sec"],
+        hit_python_sec=resident["python"],
+        miss_python_sec=resident["python"],
+        landed_python_sec=landed,
+        guess_sec=missing["guess"],
+        # the head of the bench may have fewer words
+        head_sec=resident["beside"] + resident["head"] * (1 / model.head_share - 1),
+        chunk_sec=fixed,
+        chunk_token_sec=each,
+        chunk_key_sec=chunk_key_sec,
+        chunk_expert_sec=expert_sec,
+        chunk_pair_sec=pair_sec,
+        small_pages=max(_token_sec(before, config) / _token_sec(resident, config), 1.0),
+        moving=max(_token_sec(during, config) / _token_sec(resident, config), 1.0) if moving_rate else 1.0,
+        moving_bytes_per_sec=moving_rate,
+        stored_share=stored_share,
+        decompress_sec=decompress_sec / threads,
+        memory_bytes_per_sec=_rate(
+            lambda: (_kernels.read_memory(pool, model.slots.reshape(-1)), model.slots.nbytes)[1]
+        ),
+        int8_ops_per_sec=_rate(lambda: 2 * _kernels.multiply_add(pool, 1 << 25, True)),
+    )
+
+
+class _AlwaysOn(Trial):
+    """Guesses are made for every token, whether they pay or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on = True
+
+    def token(self, seconds: float) -> None:
+        pass
+
+
+class _TimedDecoder(Decoder):
+    """One sequence's. Adds up the seconds of its layers, of guesses, and of waiting."""
+
+    kv: KVCache
+    layers_sec = guess_sec = 0.0
+
+    def run(self, tokens: Sequence[int]) -> None:
+        self.forward([(self.kv, tokens)])
+
+    def _layer_of_token(self, *arguments: Any) -> None:
+        began = time.perf_counter()
+        super()._layer_of_token(*arguments)
+        self.layers_sec += time.perf_counter() - began
+
+    def _layer_of_chunk(self, *arguments: Any) -> None:
+        began = time.perf_counter()
+        super()._layer_of_chunk(*arguments)
+        self.layers_sec += time.perf_counter() - began
+
+    def _expect(self, layer: int, ahead: Sequence[int], guessed: list[list[int]]) -> None:
+        began = time.perf_counter()
+        super()._expect(layer, ahead, guessed)
+        self.guess_sec += time.perf_counter() - began
+
+
+def _decoder(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: int, misses: bool) -> _TimedDecoder:
+    config = model.config
+    experts, k = config.moe_num_primary_experts, config.moe_num_active_primary_experts
+    slots = model.slots[: min(2 * k, len(model.slots))] if misses else model.slots
+    queue = WaitingQueue(_READ_SEC if misses else 0.0)
+    policy = DEFAULT_POLICY(model.all_layers, experts, k)  # what it takes to choose a victim grows with all experts
+    cache = ExpertCache(slots, queue, policy, experts)
+    decoder = _TimedDecoder(model, cache, pool)
+    decoder.kv = KVCache(config, tokens, tokens, kv)
+    return decoder
+
+
+def _move(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind) -> tuple[Mapping[str, float], float]:
+    """`_decode` while a thread moves weights into huge pages, and how fast that went, bytes per second; 0 where it
+    can't. Both get in each other's way where no core is to spare."""
+    moved: list[float] = []
+    thread = threading.Thread(target=lambda: moved.append(model.move_to_huge_pages()))
+    thread.start()
+    during = _decode(model, pool, kv, misses=False, is_going=thread.is_alive)
+    thread.join()
+    return during, moved[0]
+
+
+def _decode(
+    model: RandomModel,
+    pool: _kernels.ThreadPool,
+    kv: KvKind,
+    misses: bool,
+    is_going: Callable[[], bool] | None = None,
+) -> Mapping[str, float]:
+    """Seconds of a layer and a token, by part; `beside` and `head` of a token, `calls` of experts of a layer.
+
+    is_going: go on while it says so; None: for a fixed time.
+    """
+    most = 256
+    decoder = _decoder(model, pool, kv, most, misses)
+    rng = np.random.default_rng(0)
+    if not misses:
+        for layer in range(model.config.num_hidden_layers):  # all resident from the start
+            with decoder.experts.request(layer, range(model.config.moe_num_primary_experts)) as ticket:
+                for _ in ticket:
+                    pass
+    if decoder.look_ahead is not None:
+        decoder.look_ahead.trials = _AlwaysOn(), _AlwaysOn()
+    for _ in range(2):
+        decoder.run([0])
+    decoder.layers_sec = decoder.guess_sec = 0.0
+    before, waited, began = _kernel_times(pool), decoder.experts.counters().stall_sec, time.perf_counter()
+    tokens = 0
+    until = began + (_TOKENS_SEC / 2 if misses else _TOKENS_SEC)
+    while not tokens or (tokens < most - 2 and (time.perf_counter() < until if is_going is None else is_going())):
+        decoder.run([int(rng.integers(model.config.vocab_size))])
+        tokens += 1
+    seconds = time.perf_counter() - began
+    waited = decoder.experts.counters().stall_sec - waited
+    kernels = _difference(_kernel_times(pool), before)
+    each = tokens * model.config.num_hidden_layers
+    of_layers = sum(kernel.sec for name, kernel in kernels.items() if name not in _BESIDE)
+    experts = sum(kernels[name].sec for name in _EXPERTS)
+    guess = decoder.guess_sec / each
+    return {
+        "router": kernels["router"].sec / each,
+        "experts_sec": experts / each,
+        "attend": (of_layers - experts - kernels["router"].sec) / each,
+        "python": max(decoder.layers_sec - of_layers - waited, 0.0) / each - guess,
+        "guess": guess,
+        "calls": kernels["experts"].calls / each,
+        "beside": (seconds - decoder.layers_sec) / tokens,
+        "head": kernels["linear"].sec / tokens,
+    }
+
+
+def _token_sec(parts: Mapping[str, float], config: ModelConfig) -> float:
+    """Of all kernels that read weights; the head's words don't matter much here."""
+    return config.num_hidden_layers * (parts["router"] + parts["attend"] + parts["experts_sec"]) + parts["head"]
+
+
+def _chunk(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: int) -> Mapping[str, float]:
+    """Seconds of a layer and a chunk of that many tokens: `attend` is all but the experts'."""
+    rng = np.random.default_rng(0)
+    decoder = _decoder(model, pool, kv, tokens, misses=False)
+    for again in range(2):
+        decoder.kv.rewind(0)
+        before, decoder.layers_sec = _kernel_times(pool), 0.0
+        decoder.run(rng.integers(model.config.vocab_size, size=tokens).tolist())
+        if again:
+            break
+    kernels = _difference(_kernel_times(pool), before)
+    layers, k = model.config.num_hidden_layers, model.config.moe_num_active_primary_experts
+    experts = sum(kernels[name].sec for name in _EXPERTS) / layers
+    return {
+        "tokens": tokens,
+        "pairs": tokens * k,
+        "experts": model.config.moe_num_primary_experts
+        * (1 - (1 - k / model.config.moe_num_primary_experts) ** tokens),
+        "experts_sec": experts,
+        "attend": decoder.layers_sec / layers - experts,
+    }
+
+
+def _attention(config: ModelConfig, pool: _kernels.ThreadPool, kv: KvKind) -> tuple[float, float]:
+    """Seconds for each position that one token sees in a layer; the same of a chunk, for each token."""
+    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    quant, rng = QUANTS[kv], np.random.default_rng(0)
+    keys = min(_KEYS, -(-config.max_position_embeddings // _kernels.KV_GROUP) * _kernels.KV_GROUP)
+    group = _kernels.packed_bytes(quant, "tiles", _kernels.KV_GROUP, dim)
+    shape = (min(config.num_hidden_layers, 16), kv_heads, keys // _kernels.KV_GROUP, group)
+    cached = np.zeros((2, *shape), np.uint8)  # zeros: the kernel takes as long for any keys
+    cached += 0  # memory of its own, not the system's page of zeros
+
+    def call(tokens: int, seen: int) -> float:
+        q, out = rng.standard_normal((tokens, heads, dim), dtype=np.float32), np.empty((tokens, heads, dim), np.float32)
+        at = iter(range(1 << 62))
+        caches = [(cached[0, i], cached[1, i]) for i in range(len(cached[0]))]
+        return _seconds(
+            lambda: _kernels.attention(pool, quant, q, *caches[next(at) % len(caches)], seen - tokens, 0, out)
+        )
+
+    tokens = min(_CHUNKS[-1], keys // 2)
+    seen = min(1024, keys)
+    short = call(1, min(keys, _kernels.KV_GROUP))
+    return max(call(1, keys) - short, 0.0) / keys, call(tokens, seen) / (tokens * (seen - (tokens - 1) / 2))
+
+
+def _compression(config: ModelConfig, quant: Quant) -> tuple[float, float]:
+    """What is left of a record, and the seconds in which one thread decompresses it."""
+    record = random_record(config, quant, np.random.default_rng(0))
+    stored = Compressor(quant, _COMPRESSION_LEVEL).stored(record)
+    if len(stored) == len(record):
+        return 1.0, 0.0
+    decompressor, out = Decompressor(quant, len(record)), memoryview(np.empty_like(record).data)
+    return len(stored) / len(record), _seconds(lambda: decompressor.decompress(memoryview(stored), out))
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """Of one call."""
+
+    def once() -> float:
+        call()
+        return 1.0
+
+    return 1 / _rate(once)
+
+
+def _rate(call: Callable[[], float]) -> float:
+    """What calls return, a second; the median of three."""
+    rates = []
+    call()
+    for _ in range(3):
+        done, began = 0.0, time.perf_counter()
+        while (seconds := time.perf_counter() - began) < _CEILING_SEC / 3 or not done:
+            done += call()
+        rates.append(done / seconds)
+    return statistics.median(rates)
+
+
+def _kernel_times(pool: _kernels.ThreadPool) -> dict[str, KernelTime]:
+    times: dict[str, KernelTime] = {}
+    for timings in (_kernels.timings(), pool.timings()):
+        for name, (calls, sec) in timings.items():
+            before = times.get(name, KernelTime(0, 0.0))
+            times[name] = KernelTime(before.calls + calls, before.sec + sec)
+    return times
+
+
+def _difference(after: dict[str, KernelTime], before: dict[str, KernelTime]) -> dict[str, KernelTime]:
+    nothing = KernelTime(0, 0.0)
+    names = ("router", "linear", *_EXPERTS, *after)
+    pairs = ((name, after.get(name, nothing), before.get(name, nothing)) for name in names)
+    return {name: KernelTime(now.calls - then.calls, now.sec - then.sec) for name, now, then in pairs}
+
+
+def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """a, b of y = a + b x through two points, neither below 0."""
+    slope = max((y[1] - y[0]) / max(x[1] - x[0], 1e-9), 0.0)
+    return max(y[0] - slope * x[0], 0.0), slope
+
+
+def _two_terms(x: Sequence[float], z: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """a, b of y = a x + b z, neither below 0."""
+    (a, b), *_ = np.linalg.lstsq(np.array([x, z]).T, np.array(y), rcond=None)
+    if a < 0 or b < 0:
+        a, b = (0.0, float(np.dot(z, y) / np.dot(z, z))) if a < 0 else (float(np.dot(x, y) / np.dot(x, x)), 0.0)
+    return float(a), float(b)

@@ -1,0 +1,157 @@
+"""What a model needs of memory, from its config.json alone: the engine's own plan, before there is a store.
+
+Owns finding the model that a name or a path means, and the three budgets worth knowing. The split of a budget is
+`memory_plan`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from smallthinker.cache.kv_cache import KvKind
+from smallthinker.config import ModelConfig
+from smallthinker.errors import ConfigError, MemoryBudgetError, RequestError
+from smallthinker.expert_store import host
+from smallthinker.expert_store.format import (
+    CONFIG_FILE,
+    EXPERTS_FILE,
+    TOKENIZER_FILE,
+    Quant,
+    RecordLayout,
+    dense_table,
+)
+from smallthinker.expert_store.published import PUBLISHED
+from smallthinker.expert_store.store import Store
+from smallthinker.memory_plan import MIB, MemoryPlan, plan_process
+from smallthinker.tokenizer import Tokenizer
+
+# Memory of a loaded tokenizer for each word where there is none to load: Qwen's, with 151,936, takes 90 to 108 MB.
+TOKENIZER_BYTES_PER_WORD = 700
+DEFAULT_QUANT: Quant = "q4_0"
+_MOST_BYTES = 1 << 50
+
+
+@dataclass(frozen=True)
+class Model:
+    """What of a model decides its memory and its reads. `folder`: of a store or a checkpoint, None where there is only
+    a configuration. record_bytes: of one expert in memory, stored_bytes: in the file, on average."""
+
+    name: str
+    config: ModelConfig
+    quant: Quant
+    dense_bytes: int
+    record_bytes: int
+    stored_bytes: int
+    tokenizer_bytes: int
+    tokenizer_is_measured: bool
+    folder: Path | None = None
+    is_store: bool = False
+
+    @property
+    def experts_bytes(self) -> int:
+        """Of all records in memory."""
+        return self.config.num_experts_total * self.record_bytes
+
+    def with_quant(self, quant: Quant) -> Model:
+        """The same model converted to another format of weights."""
+        dense, record = weight_bytes(self.config, quant)
+        return replace(self, quant=quant, dense_bytes=dense, record_bytes=record, stored_bytes=record)
+
+
+@dataclass(frozen=True)
+class Process:
+    """What the engine's process is given. io_bytes: of reads in flight; resident_bytes: what it holds before it knows
+    of a model."""
+
+    context: int
+    kv: KvKind
+    io_bytes: int
+    resident_bytes: int
+
+
+def weight_bytes(config: ModelConfig, quant: Quant) -> tuple[int, int]:
+    """What a store's dense weights take in memory, and one expert."""
+    dense = sum(spec.nbytes for spec in dense_table(config, quant))
+    return dense, RecordLayout.of(quant, config.hidden_size, config.moe_ffn_hidden_size).record_bytes
+
+
+def find_model(name: str, quant: Quant | None = None) -> Model:
+    """A published shape, a config.json, a checkpoint's folder or a store. Raises ConfigError, StoreFormatError,
+    StoreReadError, TokenizerError, RequestError."""
+    path = Path(name)
+    if name in PUBLISHED and not path.exists():
+        return _model(name, ModelConfig.from_dict(PUBLISHED[name]), quant or DEFAULT_QUANT, None)
+    if path.is_file():
+        return _model(str(path), ModelConfig.from_json(path), quant or DEFAULT_QUANT, None)
+    if not path.is_dir():
+        raise ConfigError(
+            f"{name}: expected {', '.join(PUBLISHED)}, a config.json, or the folder of a checkpoint or a store, found "
+            f"nothing of that name"
+        )
+    if not (path / EXPERTS_FILE).exists():
+        return _model(str(path), ModelConfig.from_json(path / CONFIG_FILE), quant or DEFAULT_QUANT, path)
+    with Store.open(path) as store:
+        if quant not in (None, store.quant):
+            raise RequestError(f"--quant: this store is {store.quant}, found {quant}; plan its checkpoint instead")
+        model = _model(str(path), store.config, store.quant, path)
+        stored = sum(tensor.nbytes for tensor in store.experts_file.tensors) // store.num_experts
+        return replace(model, stored_bytes=stored, is_store=True)
+
+
+def _model(name: str, config: ModelConfig, quant: Quant, folder: Path | None) -> Model:
+    dense, record = weight_bytes(config, quant)
+    has_tokenizer = folder is not None and (folder / TOKENIZER_FILE).is_file()
+    tokenizer = config.vocab_size * TOKENIZER_BYTES_PER_WORD
+    if folder is not None and has_tokenizer:
+        before = host.resident_bytes()
+        kept = Tokenizer(folder, config.vocab_size)
+        tokenizer = host.resident_bytes() - before
+        del kept
+    return Model(name, config, quant, dense, record, record, tokenizer, has_tokenizer, folder)
+
+
+def memory_plan(model: Model, process: Process, budget_bytes: int) -> MemoryPlan:
+    """What Engine would plan. Raises MemoryBudgetError."""
+    return plan_process(
+        model.config,
+        budget_bytes=budget_bytes,
+        context=process.context,
+        kv=process.kv,
+        dense_bytes=model.dense_bytes,
+        record_bytes=model.record_bytes,
+        io_bytes=process.io_bytes,
+        resident_bytes=process.resident_bytes,
+        tokenizer_bytes=model.tokenizer_bytes,
+    )
+
+
+def floor_bytes(model: Model, process: Process) -> int:
+    """The least budget, in whole MiB, with which the model runs at all."""
+    return _least(lambda budget: memory_plan(model, process, budget) is not None)
+
+
+def full_bytes(model: Model, process: Process) -> int:
+    """The least budget, in whole MiB, with which all experts stay in memory beside a full context."""
+    return _least(lambda budget: memory_plan(model, process, budget).slots == model.config.num_experts_total)
+
+
+def _least(is_enough: Callable[[int], bool]) -> int:
+    """By bisection; a budget below the floor is not enough."""
+
+    def enough(mib: int) -> bool:
+        try:
+            return is_enough(mib * MIB)
+        except MemoryBudgetError:
+            return False
+
+    low, high = 0, 1
+    while not enough(high):
+        low, high = high, 2 * high
+        if high * MIB > _MOST_BYTES:
+            raise MemoryBudgetError(f"memory: this model needs more than {_MOST_BYTES >> 40} TiB")
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high * MIB

@@ -1,0 +1,166 @@
+"""The prediction: an answer from a cold start, and the ones after it, with what limits them.
+
+Pure functions of a setting: a model, a budget, a disk, measured costs and a routing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from smallthinker.expert_store.format import packed_bytes
+from smallthinker.memory_plan import MemoryPlan
+from smallthinker.prediction.compute_costs import ComputeCosts
+from smallthinker.prediction.disk_model import DiskModel
+from smallthinker.prediction.needs import Model, Process, memory_plan
+from smallthinker.prediction.routing import Routing
+from smallthinker.prediction.simulation import Phase, SimulatedEngine
+
+# Of a chosen expert's neurons, those that ReLU lets through: half at random, and in what the costs were measured with.
+LIVE_SHARE = 0.5
+
+Limit = Literal["disk", "memory", "compute"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Everything that a prediction depends on. prompt_tokens, answer_tokens: of each answer."""
+
+    model: Model
+    process: Process
+    budget_bytes: int
+    disk: DiskModel
+    costs: ComputeCosts
+    routing: Routing
+    prompt_tokens: int
+    answer_tokens: int
+
+
+@dataclass(frozen=True)
+class Roofs:
+    """Seconds a token that each resource can't do without: the disk for the bytes that were needed, memory for the
+    weights and keys that are touched, the processor for its multiplications. The largest limits."""
+
+    disk_sec: float
+    memory_sec: float
+    compute_sec: float
+
+    @property
+    def limit(self) -> Limit:
+        by_name: dict[Limit, float] = {"disk": self.disk_sec, "memory": self.memory_sec, "compute": self.compute_sec}
+        return max(by_name, key=lambda name: by_name[name])
+
+    @property
+    def tok_per_sec(self) -> float:
+        return 1 / max(self.disk_sec, self.memory_sec, self.compute_sec)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of a phase: tokens per second, the share of requests that found their expert kept, bytes read per token."""
+
+    tok_per_sec: float
+    hit_rate: float
+    bytes_read_per_token: float
+    roofs: Roofs
+
+    def to_dict(self) -> dict[str, Any]:
+        roofs = self.roofs
+        return {
+            "tok_per_sec": self.tok_per_sec,
+            "hit_rate": self.hit_rate,
+            "bytes_read_per_token": self.bytes_read_per_token,
+            "roofline_tok_per_sec": roofs.tok_per_sec,
+            "limit": roofs.limit,
+            "disk_sec_per_token": roofs.disk_sec,
+            "memory_sec_per_token": roofs.memory_sec,
+            "compute_sec_per_token": roofs.compute_sec,
+        }
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """load_sec: reading the dense weights; first_*: with no expert in memory yet; later ones follow in one process."""
+
+    plan: MemoryPlan
+    load_sec: float
+    first_ttft_sec: float
+    first_prefill: Speed
+    first_decode: Speed
+    later_ttft_sec: float
+    later_prefill: Speed
+    later_decode: Speed
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "load_sec": self.load_sec,
+            "first_ttft_sec": self.first_ttft_sec,
+            "first_prefill": self.first_prefill.to_dict(),
+            "first_decode": self.first_decode.to_dict(),
+            "later_ttft_sec": self.later_ttft_sec,
+            "later_prefill": self.later_prefill.to_dict(),
+            "later_decode": self.later_decode.to_dict(),
+        }
+
+
+def predict(setting: Setting) -> Prediction:
+    """Simulate two answers, one after the other. Raises MemoryBudgetError below the floor."""
+    model = setting.model
+    plan = memory_plan(model, setting.process, setting.budget_bytes)
+    engine = SimulatedEngine(
+        model.config,
+        plan,
+        kv=setting.process.kv,
+        dense_bytes=model.dense_bytes,
+        record_bytes=model.record_bytes,
+        stored_bytes=model.stored_bytes,
+        disk=setting.disk,
+        costs=setting.costs,
+        routing=setting.routing,
+    )
+    answers = []
+    for _ in range(2):
+        engine.forget()
+        prefill = engine.prefill(setting.prompt_tokens)
+        answers.append((prefill, engine.decode(setting.answer_tokens)))
+    (first_prefill, first_decode), (later_prefill, later_decode) = answers
+    chunk = min(plan.chunk, setting.prompt_tokens)
+    return Prediction(
+        plan,
+        setting.disk.storage.sequential_sec(model.dense_bytes),
+        first_prefill.sec,
+        _speed(first_prefill, setting, chunk),
+        _speed(first_decode, setting, 1),
+        later_prefill.sec,
+        _speed(later_prefill, setting, chunk),
+        _speed(later_decode, setting, 1),
+    )
+
+
+def _speed(phase: Phase, setting: Setting, at_once: int) -> Speed:
+    """at_once: tokens that share a reading of the weights."""
+    model, disk, costs = setting.model, setting.disk, setting.costs
+    tokens = max(phase.tokens, 1)
+    sec = phase.sec
+    if model.stored_bytes < model.record_bytes:  # decompressing takes the processors that arithmetic needs
+        sec = max(sec, phase.compute_sec + phase.records_read * costs.decompress_sec)
+    disk_sec = phase.needed_records * model.stored_bytes / disk.random_bytes_per_sec / tokens
+    touched, operations = _token_work(setting, at_once)
+    roofs = Roofs(disk_sec, touched / costs.memory_bytes_per_sec, operations / costs.int8_ops_per_sec)
+    return Speed(tokens / sec if sec else 0.0, phase.experts.hit_rate, phase.bytes_read / tokens, roofs)
+
+
+def _token_work(setting: Setting, at_once: int) -> tuple[float, float]:
+    """Bytes of memory that a token touches, and multiplications and additions that it takes."""
+    config, quant = setting.model.config, setting.model.quant
+    d, ffn, k = config.hidden_size, config.moe_ffn_hidden_size, config.moe_num_active_primary_experts
+    experts = config.moe_num_primary_experts
+    used = experts * (1 - (1 - k / experts) ** at_once)  # of a layer, if all are alike
+    live = 1 - (1 - LIVE_SHARE) ** max(at_once * k / used, 1)
+    record = packed_bytes(quant, "tiles", ffn, d) + 2 * live * packed_bytes(quant, "rows", ffn, d)
+    head = packed_bytes(quant, "tiles", config.vocab_size, d)
+    layers_bytes = setting.model.dense_bytes - head * (1 if config.tie_word_embeddings else 2)
+    touched = (layers_bytes + head + config.num_hidden_layers * used * record) / at_once
+    attention = 2 * config.head_dim * d * (config.num_attention_heads + config.num_key_value_heads)
+    weights = config.num_hidden_layers * (attention + k * d * ffn * (1 + 2 * LIVE_SHARE))
+    return touched, 2 * (weights + config.vocab_size * d / at_once)

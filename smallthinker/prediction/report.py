@@ -1,0 +1,140 @@
+"""A prediction for people and for programs. Prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from smallthinker.memory_plan import MIB
+from smallthinker.prediction.advice import Change
+from smallthinker.prediction.needs import Model, Process
+from smallthinker.prediction.predict import Prediction, Speed
+
+# Nine of ten predicted decode speeds were within this share of the measured one: docs/plan.md.
+ERROR_BAND = 0.2
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """floor: the model runs; recommended: at most of the full speed; full: every expert stays in memory."""
+
+    floor_bytes: int
+    recommended_bytes: int | None
+    full_bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """sources: what the prediction was made from, by part. changes: None where not asked for."""
+
+    model: Model
+    process: Process
+    budgets: Budgets
+    predictions: tuple[Prediction, ...]
+    changes: tuple[Change, ...] | None
+    sources: dict[str, str]
+    prompt_tokens: int
+    answer_tokens: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`; seconds, bytes, tokens per second."""
+        return {
+            "model": self.model.name,
+            "quant": self.model.quant,
+            "dense_bytes": self.model.dense_bytes,
+            "experts_bytes": self.model.experts_bytes,
+            "record_bytes": self.model.record_bytes,
+            "context": self.process.context,
+            "kv": self.process.kv,
+            "prompt_tokens": self.prompt_tokens,
+            "answer_tokens": self.answer_tokens,
+            **asdict(self.budgets),
+            "runs": bool(self.predictions),
+            "error_band": ERROR_BAND,
+            "budgets": [{"plan": asdict(p.plan)} | p.to_dict() for p in self.predictions],
+            "changes": None if self.changes is None else [asdict(change) for change in self.changes],
+            "sources": self.sources,
+        }
+
+    def text(self) -> str:
+        parts = [self._head()]
+        if len(self.predictions) == 1:
+            (prediction,) = self.predictions
+            parts += [prediction.plan.table(), self._speeds(prediction)]
+        elif self.predictions:
+            parts.append(self._table())
+        if self.changes is not None:
+            parts.append(_changes_text(self.changes))
+        if self.sources:
+            parts.append("predicted from\n" + "\n".join(f"  {part:<10}{what}" for part, what in self.sources.items()))
+        return "\n\n".join(parts)
+
+    def _head(self) -> str:
+        model, budgets = self.model, self.budgets
+        recommended = "" if budgets.recommended_bytes is None else f"recommended {_mib(budgets.recommended_bytes)}, "
+        return (
+            f"{model.name}: {model.quant}, {_mib(model.dense_bytes)} of dense weights and "
+            f"{_mib(model.experts_bytes)} of {model.config.num_experts_total:,} experts; "
+            f"context {self.process.context}, {self.process.kv} keys and values\n"
+            f"memory: floor {_mib(budgets.floor_bytes)}, {recommended}full {_mib(budgets.full_bytes)}"
+        )
+
+    def _speeds(self, p: Prediction) -> str:
+        what = f"prompt of {self.prompt_tokens}, answer of {self.answer_tokens}"
+        lines = [
+            f"{what:<28}{'first answer':>22}{'later ones':>22}",
+            _row("time to first token", f"{p.first_ttft_sec:.2f} s", f"{p.later_ttft_sec:.2f} s"),
+            _row("prefill, tokens/s", f"{p.first_prefill.tok_per_sec:.1f}", f"{p.later_prefill.tok_per_sec:.1f}"),
+            _row("decode, tokens/s", _band(p.first_decode), _band(p.later_decode)),
+            _row("hit rate", f"{p.first_decode.hit_rate:.0%}", f"{p.later_decode.hit_rate:.0%}"),
+            _row("read per token", _read(p.first_decode), _read(p.later_decode)),
+            _row("roofline of decoding", _roof(p.first_decode), _roof(p.later_decode)),
+            _row("roofline of prefill", _roof(p.first_prefill), _roof(p.later_prefill)),
+            f"loading takes {p.load_sec:.2f} s before the first; that one finds no expert in memory",
+        ]
+        return "\n".join("  " * (i > 0) + line for i, line in enumerate(lines))
+
+    def _table(self) -> str:
+        lines = [
+            f"{'memory':>10}{'experts':>16}{'TTFT first, later':>20}{'decode first, later':>21}{'hit rate':>10}"
+            f"{'MiB/token':>11}  roofline"
+        ]
+        for p in self.predictions:
+            first, later = p.first_decode, p.later_decode
+            lines.append(
+                f"{_mib(p.plan.budget_bytes):>10}{f'{p.plan.slots} of {p.plan.num_experts}':>16}"
+                f"{f'{p.first_ttft_sec:.2f}, {p.later_ttft_sec:.2f} s':>20}"
+                f"{f'{first.tok_per_sec:.1f}, {later.tok_per_sec:.1f}':>21}{later.hit_rate:>10.0%}"
+                f"{later.bytes_read_per_token / MIB:>11.1f}  {_roof(later)}"
+            )
+        return "\n".join([*lines, f"decode in tokens/s, each within about {ERROR_BAND:.0%}".replace("%", " %")])
+
+
+def _changes_text(changes: Sequence[Change]) -> str:
+    if not changes:
+        return "nothing that could be set, and no faster disk, is predicted to help"
+    lines = ["what would help most, with the decode speed of later answers"]
+    lines += [f"  {c.what:<44}{c.tok_per_sec:>8.1f} tokens/s  {c.gain:+.0%}".replace("%", " %") for c in changes]
+    return "\n".join(lines)
+
+
+def _row(name: str, first: str, later: str) -> str:
+    return f"{name:<26}{first:>22}{later:>22}"
+
+
+def _band(speed: Speed) -> str:
+    low, high = (speed.tok_per_sec / (1 + ERROR_BAND), speed.tok_per_sec * (1 + ERROR_BAND))
+    return f"{speed.tok_per_sec:.1f} ({low:.1f} to {high:.1f})"
+
+
+def _read(speed: Speed) -> str:
+    return f"{speed.bytes_read_per_token / MIB:.1f} MiB"
+
+
+def _roof(speed: Speed) -> str:
+    return f"{speed.roofs.tok_per_sec:.1f} ({speed.roofs.limit})"
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / MIB:,.0f} MiB"
