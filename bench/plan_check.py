@@ -5,8 +5,9 @@ python bench/plan_check.py --table FILE.jsonl
 
 For each budget, in processes of their own: a prediction, from a new probe of the disk or the named profile, a bench of
 the kernels and a routing drawn with that skew; then the engine, from a cold page cache, which gives two answers of
-random tokens. Where something else used the processors meanwhile, the run is made again. `--table` prints what several
-such calls wrote: a Markdown table, and the median error.
+random tokens. Where something else used the processors meanwhile, the run is made again. What earlier runs left of hot
+experts beside the store is deleted. `--table` prints what several such calls wrote: a Markdown table, and the median
+error.
 """
 
 from __future__ import annotations
@@ -17,18 +18,20 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-from budgets import kept_profile, make_cold
-from machine import machine
 
+from smallthinker.benchmark.disk import make_cold
+from smallthinker.benchmark.environment import machine
 from smallthinker.engine import Engine
 from smallthinker.expert_store import host
 from smallthinker.expert_store.disk_profile import save_profile
-from smallthinker.expert_store.format import HOT_FILE
+from smallthinker.expert_store.format import HOT_FILE, PROFILE_FILE
 from smallthinker.expert_store.probe import probe
 from smallthinker.expert_store.storage_profile import load_profile
 from smallthinker.expert_store.store import Store
@@ -41,6 +44,20 @@ from smallthinker.prediction.routing import synthetic_routing
 
 MOST_OTHERS = 0.05  # of all processors' time, that other programs may take during a run
 Row = dict[str, Any]
+
+
+@contextmanager
+def kept_profile(store: Path) -> Iterator[None]:
+    """The store's disk profile is afterwards what it was."""
+    path = store / PROFILE_FILE
+    before = path.read_bytes() if path.exists() else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            path.write_bytes(before)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def predicted(args: argparse.Namespace) -> Row:

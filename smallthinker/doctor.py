@@ -211,10 +211,9 @@ def floor_bytes(store: Store) -> tuple[int, int]:
 
     Raises TokenizerError.
     """
-    from smallthinker.engine import PAGE_TABLE_SHARE, STARTING_BYTES
     from smallthinker.expert_store.disk_profile import DiskProfile, load_profile
     from smallthinker.expert_store.queues import queue_bytes
-    from smallthinker.memory_plan import choose_context, plan_memory
+    from smallthinker.memory_plan import PAGE_TABLE_SHARE, STARTING_BYTES, choose_context, plan_memory
     from smallthinker.router.predictor import find_predictor
     from smallthinker.tokenizer import Tokenizer
 

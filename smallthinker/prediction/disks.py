@@ -6,7 +6,7 @@ from pathlib import Path
 
 from smallthinker.expert_store.device_probe import probe_device
 from smallthinker.expert_store.probe import profile_of
-from smallthinker.expert_store.probe_file import check_is_disk, probe_file
+from smallthinker.expert_store.probe_file import probe_file
 from smallthinker.expert_store.progress import Progress
 from smallthinker.expert_store.storage_profile import load_profile
 from smallthinker.expert_store.store import Store
@@ -32,7 +32,6 @@ def find_disk(model: Model, profile: str | None, writing: Progress, measuring: P
         if found.measured:
             return DiskModel.of_probe(found, "this disk"), "the probe that is kept beside the store"
     where = model.folder or Path()
-    check_is_disk(where)
     with probe_file(where, writing) as file:
         report = probe_device(file, "this disk", _QUICK_SEC, measuring)
     place = "the current folder's disk" if model.folder is None else "the disk behind the model"

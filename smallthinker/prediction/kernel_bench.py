@@ -5,7 +5,6 @@ Owns the measuring. What is run is the engine's own: kernels, layers, expert cac
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,24 +14,21 @@ import numpy as np
 
 from smallthinker import _kernels
 from smallthinker.cache.expert_cache import ExpertCache
-from smallthinker.cache.kv_cache import QUANTS, KVCache, KvKind
+from smallthinker.cache.kv_cache import KVCache, KvKind
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.config import ModelConfig
 from smallthinker.expert_store import host
-from smallthinker.expert_store.compression import Compressor, Decompressor
 from smallthinker.expert_store.format import Quant
 from smallthinker.layers import Decoder
-from smallthinker.prediction.bench_model import RandomModel, WaitingQueue, random_record
+from smallthinker.prediction.bench_model import RandomModel, WaitingQueue
 from smallthinker.prediction.compute_costs import ComputeCosts
+from smallthinker.prediction.single_calls import attention_sec, compression, rate
 from smallthinker.profile import KernelTime
 from smallthinker.router.look_ahead import Trial
 
 _TOKENS_SEC = 0.3  # of decoding with all experts resident; half of it for each other measurement
-_CEILING_SEC = 0.03
 _READ_SEC = 300e-6  # what a wait for a record takes: long enough for the pool's threads to fall asleep
 _CHUNKS = (16, 128)
-_KEYS = 4096  # in the context for which attention is measured
-_COMPRESSION_LEVEL = 3
 _EXPERTS = ("experts", "combine")
 _BESIDE = ("embed", "rope_angles", "rmsnorm", "linear")  # of a token, not of a layer
 
@@ -50,8 +46,8 @@ def measure(config: ModelConfig, quant: Quant, kv: KvKind = "f16", threads: int 
     tokens, pairs, experts = ([chunk[key] for chunk in chunks] for key in ("tokens", "pairs", "experts"))
     fixed, each = _line(tokens, [chunk["attend"] for chunk in chunks])
     expert_sec, pair_sec = _two_terms(experts, pairs, [chunk["experts_sec"] for chunk in chunks])
-    key_sec, chunk_key_sec = _attention(config, pool, kv)
-    stored_share, decompress_sec = _compression(config, quant)
+    key_sec, chunk_key_sec = attention_sec(config, pool, kv)
+    stored_share, decompress_sec = compression(config, quant)
     landed = max(missing["python"] - resident["python"], 0.0) / missing["calls"]
     return ComputeCosts(
         threads=threads,
@@ -78,10 +74,8 @@ def measure(config: ModelConfig, quant: Quant, kv: KvKind = "f16", threads: int 
         moving_bytes_per_sec=moving_rate,
         stored_share=stored_share,
         decompress_sec=decompress_sec / threads,
-        memory_bytes_per_sec=_rate(
-            lambda: (_kernels.read_memory(pool, model.slots.reshape(-1)), model.slots.nbytes)[1]
-        ),
-        int8_ops_per_sec=_rate(lambda: 2 * _kernels.multiply_add(pool, 1 << 25, True)),
+        memory_bytes_per_sec=rate(lambda: (_kernels.read_memory(pool, model.slots.reshape(-1)), model.slots.nbytes)[1]),
+        int8_ops_per_sec=rate(lambda: 2 * _kernels.multiply_add(pool, 1 << 25, True)),
     )
 
 
@@ -219,62 +213,6 @@ def _chunk(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: in
         "experts_sec": experts,
         "attend": decoder.layers_sec / layers - experts,
     }
-
-
-def _attention(config: ModelConfig, pool: _kernels.ThreadPool, kv: KvKind) -> tuple[float, float]:
-    """Seconds for each position that one token sees in a layer; the same of a chunk, for each token."""
-    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    quant, rng = QUANTS[kv], np.random.default_rng(0)
-    keys = min(_KEYS, -(-config.max_position_embeddings // _kernels.KV_GROUP) * _kernels.KV_GROUP)
-    group = _kernels.packed_bytes(quant, "tiles", _kernels.KV_GROUP, dim)
-    shape = (min(config.num_hidden_layers, 16), kv_heads, keys // _kernels.KV_GROUP, group)
-    cached = np.zeros((2, *shape), np.uint8)  # zeros: the kernel takes as long for any keys
-    cached += 0  # memory of its own, not the system's page of zeros
-
-    def call(tokens: int, seen: int) -> float:
-        q, out = rng.standard_normal((tokens, heads, dim), dtype=np.float32), np.empty((tokens, heads, dim), np.float32)
-        at = iter(range(1 << 62))
-        caches = [(cached[0, i], cached[1, i]) for i in range(len(cached[0]))]
-        return _seconds(
-            lambda: _kernels.attention(pool, quant, q, *caches[next(at) % len(caches)], seen - tokens, 0, out)
-        )
-
-    tokens = min(_CHUNKS[-1], keys // 2)
-    seen = min(1024, keys)
-    short = call(1, min(keys, _kernels.KV_GROUP))
-    return max(call(1, keys) - short, 0.0) / keys, call(tokens, seen) / (tokens * (seen - (tokens - 1) / 2))
-
-
-def _compression(config: ModelConfig, quant: Quant) -> tuple[float, float]:
-    """What is left of a record, and the seconds in which one thread decompresses it."""
-    record = random_record(config, quant, np.random.default_rng(0))
-    stored = Compressor(quant, _COMPRESSION_LEVEL).stored(record)
-    if len(stored) == len(record):
-        return 1.0, 0.0
-    decompressor, out = Decompressor(quant, len(record)), memoryview(np.empty_like(record).data)
-    return len(stored) / len(record), _seconds(lambda: decompressor.decompress(memoryview(stored), out))
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    """Of one call."""
-
-    def once() -> float:
-        call()
-        return 1.0
-
-    return 1 / _rate(once)
-
-
-def _rate(call: Callable[[], float]) -> float:
-    """What calls return, a second; the median of three."""
-    rates = []
-    call()
-    for _ in range(3):
-        done, began = 0.0, time.perf_counter()
-        while (seconds := time.perf_counter() - began) < _CEILING_SEC / 3 or not done:
-            done += call()
-        rates.append(done / seconds)
-    return statistics.median(rates)
 
 
 def _kernel_times(pool: _kernels.ThreadPool) -> dict[str, KernelTime]:

@@ -11,8 +11,8 @@ from smallthinker.prediction.advice import Change
 from smallthinker.prediction.needs import Model, Process
 from smallthinker.prediction.predict import Prediction, Speed
 
-# Nine of ten predicted decode speeds were within this share of the measured one: docs/plan.md.
-ERROR_BAND = 0.2
+# Four of five predicted decode speeds were within this share of the measured ones: docs/plan.md.
+ERROR_BAND = 0.3
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Report:
     def _speeds(self, p: Prediction) -> str:
         what = f"prompt of {self.prompt_tokens}, answer of {self.answer_tokens}"
         lines = [
-            f"{what:<28}{'first answer':>22}{'later ones':>22}",
+            f"{what:<28}{'first answer':>26}{'later ones':>26}",
             _row("time to first token", f"{p.first_ttft_sec:.2f} s", f"{p.later_ttft_sec:.2f} s"),
             _row("prefill, tokens/s", f"{p.first_prefill.tok_per_sec:.1f}", f"{p.later_prefill.tok_per_sec:.1f}"),
             _row("decode, tokens/s", _band(p.first_decode), _band(p.later_decode)),
@@ -120,7 +120,7 @@ def _changes_text(changes: Sequence[Change]) -> str:
 
 
 def _row(name: str, first: str, later: str) -> str:
-    return f"{name:<26}{first:>22}{later:>22}"
+    return f"{name:<26}{first:>26}{later:>26}"
 
 
 def _band(speed: Speed) -> str:
