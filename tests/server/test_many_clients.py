@@ -1,5 +1,5 @@
-"""Twenty clients at once that connect, stream, vanish half-way and send garbage: nothing breaks, nothing is left behind,
-and nobody gets a token of another's conversation.
+"""Twenty clients at once that connect, stream, vanish half-way and send garbage: nothing breaks, nothing is left
+behind, and nobody gets a token of another's conversation.
 
 The short variant is counted in requests; the slow one goes on for two minutes.
 """
@@ -51,7 +51,8 @@ def prompt_of(client: int, turn: int) -> list[dict[str, str]]:
     story = f"Tell me of {names[client % 5]} and the {client} ships, at some length."
     asked = [{"role": "user", "content": story}]
     for i in range(turn):
-        asked += [{"role": "assistant", "content": f"There were {i} of them."}, {"role": "user", "content": "And then?"}]
+        asked.append({"role": "assistant", "content": f"There were {i} of them."})
+        asked.append({"role": "user", "content": "And then?"})
     return asked
 
 
