@@ -92,6 +92,7 @@ def handle(args: argparse.Namespace) -> int:
                 print(f"{name} is served at {url} (Ctrl-C ends)", flush=True)
             with _signals_end_quietly():
                 server.run(sockets=[sock])
+                llm.close()  # here, where one more Ctrl-C can't end it half-way
     return 0
 
 
