@@ -235,17 +235,16 @@ class ExpertCache:
         costs ten times as much."""
         if not self._used:
             return
-        used: list[int] = []
-        times: list[int] = []
         for layer, records, counts, tokens in self._used:
             self._policy.use(layer, records, counts, tokens)
-            used += records
-            times += [tokens] * len(records) if counts is None else counts
-        self._count_uses(used, times)
+        self._count_uses(
+            [record for _, records, _, _ in self._used for record in records],
+            [n for _, records, counts, tokens in self._used for n in counts or [tokens] * len(records)],
+        )
         self._used.clear()
 
-    def _count_uses(self, records: Sequence[int], times: Sequence[int] | int) -> None:
-        np.add.at(self._uses, records, times)
+    def _count_uses(self, records: Sequence[int], counts: Sequence[int] | int = 1) -> None:
+        np.add.at(self._uses, records, counts)  # a step may have a record twice, once for each of its tokens
 
     def _absorb(self, finished: list[Finished]) -> None:
         for record, error in finished:

@@ -26,7 +26,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SOURCE_DTYPES = ("BF16", "F16", "F32")
 
-_MAX_INDEX_BYTES = 64 << 20
+MAX_INDEX_BYTES = 64 << 20
 _NAMES = {
     "embed_tokens": "model.embed_tokens.weight",
     "lm_head": "lm_head.weight",
@@ -148,11 +148,12 @@ class Checkpoint:
             if not single.is_file():
                 raise CheckpointError(f"{self.path}: neither {SINGLE_FILE} nor {INDEX_FILE}; download the weights too")
             return [single]
-        names = sorted(set(_weight_map(index).values()))
+        try:
+            with index.open("rb") as file:
+                names = shard_names(file.read(MAX_INDEX_BYTES + 1), str(index))
+        except OSError as e:
+            raise CheckpointError(f"{index}: cannot read: {e.strerror or e}") from e
         for name in names:
-            # a plain file name: a path could reach outside the checkpoint
-            if not re.fullmatch(r"[\w.-]+\.safetensors", name, re.ASCII):
-                raise CheckpointError(f"{index}: expected names of .safetensors files, found {name[:80]!r}")
             if not (self.path / name).is_file():
                 raise CheckpointError(f"{self.path / name}: missing, but {INDEX_FILE} names it; download it")
         return [self.path / name for name in names]
@@ -188,19 +189,23 @@ class Checkpoint:
             raise CheckpointError(f"{self._entries[name][0]}: unknown tensor '{name[:120]}'; this is another model")
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def shard_names(index: bytes, where: str) -> list[str]:
+    """The files that an index of shards names. Raises CheckpointError."""
+    if len(index) > MAX_INDEX_BYTES:
+        raise CheckpointError(f"{where}: expected at most {MAX_INDEX_BYTES} bytes")
     try:
-        if index.stat().st_size > _MAX_INDEX_BYTES:
-            raise CheckpointError(f"{index}: expected at most {_MAX_INDEX_BYTES} bytes")
-        raw: Any = json.loads(index.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise CheckpointError(f"{index}: cannot read: {e.strerror or e}") from e
+        raw: Any = json.loads(index)
     except (ValueError, RecursionError) as e:
-        raise CheckpointError(f"{index}: not valid JSON: {e}") from None
+        raise CheckpointError(f"{where}: not valid JSON: {e}") from None
     weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{index}: expected an object 'weight_map' of tensor names and file names")
-    return weight_map
+        raise CheckpointError(f"{where}: expected an object 'weight_map' of tensor names and file names")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        # a plain file name: a path could reach outside the checkpoint
+        if not re.fullmatch(r"[\w.-]+\.safetensors", name, re.ASCII):
+            raise CheckpointError(f"{where}: expected names of .safetensors files, found {name[:80]!r}")
+    return names
 
 
 def to_float32(raw: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.float32]:

@@ -84,8 +84,8 @@ class Engine:
         hot_set: bool = True,
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
-        reserved: int = 0,
         progress: Progress = silent,
+        reserved: int = 0,
     ) -> None:
         """Raises StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError, ContextLengthError, RequestError,
         StoreReadError or, for `storage`, ProfileError or, for `lossy_head`, CheckpointError.
@@ -104,8 +104,8 @@ class Engine:
         chunk, max_slots: instead of what the plan would choose, to measure and test; no output depends on them.
         hot_set: start with the experts that earlier runs used most, and leave word of this run's; off for a cold start.
         lossy_head, lossy_threshold: a predictor's file, and the score above which it has a logit computed.
-        reserved: bytes of the budget that the plan leaves to the caller.
         progress: told of the dense weights as they are read.
+        reserved: bytes of the budget that the plan leaves to the caller.
         """
         began = time.perf_counter()
         if threads is not None and not 1 <= threads <= 1024:

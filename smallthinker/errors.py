@@ -31,6 +31,10 @@ class StoreWriteError(SmallThinkerError, OSError):
     """A store could not be written (exists already, disk full, no permission); nothing half-written stays."""
 
 
+class DownloadError(SmallThinkerError, OSError):
+    """A model could not be fetched from a hub: not there, not allowed, no network, or not what its checksum says."""
+
+
 class MemoryBudgetError(SmallThinkerError, ValueError):
     """The memory budget is below the floor; the message names it, and `floor_bytes` is it."""
 

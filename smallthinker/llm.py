@@ -124,8 +124,8 @@ class LLM:
         kv_dir: str | Path | None = None,
         kv_dir_bytes: str | int = KV_DIR_BYTES,
         max_waiting: int = MOST_WAITING,
-        reserved: int = 0,
         progress: Progress = silent,
+        reserved: int = 0,
     ) -> None:
         """path: a store (see `smallthinker convert`); None is the bundled demo model. memory: a ceiling for the whole
         process, bytes or '1GiB'; None takes what is free, less a margin. context: tokens of prompt and answer together.
@@ -138,10 +138,10 @@ class LLM:
         are computed, and answers differ from the exact ones.
         sequences: answers that are written side by side, and conversations whose KV cache is kept for a next turn; each
         is planned for a whole context. max_waiting: requests that may wait for others before QueueFullError.
-        reserved: bytes of the budget that are left to the application.
         kv_dir, kv_dir_bytes: a folder where conversations that make room are saved, readable by you alone, to be
         continued without computing them again, also after the next start; and how much it may hold.
         progress: told (bytes done, bytes in all, what) while the dense weights are read.
+        reserved: bytes of the budget that are left to the application.
 
         Raises a SmallThinkerError: StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError,
         ContextLengthError, RequestError, StoreReadError, ProfileError, CheckpointError.
@@ -159,10 +159,10 @@ class LLM:
             lossy_head=lossy_head,
             lossy_threshold=lossy_threshold,
             sequences=sequences,
-            reserved=reserved,
             kv_dir=kv_dir,
             kv_dir_bytes=kv_dir_bytes,
             progress=progress,
+            reserved=reserved,
         )
         self.scheduler = Scheduler(self._engine, max_waiting=max_waiting)
 
@@ -170,6 +170,16 @@ class LLM:
     def plan(self) -> MemoryPlan:
         """Where the memory goes."""
         return self._engine.plan
+
+    @property
+    def storage(self) -> StorageProfile | None:
+        """The disk that is emulated."""
+        return self._engine.storage
+
+    @property
+    def storage_warning(self) -> str | None:
+        """Why the emulated disk may be slower than its profile says, in one line; None where nothing is known of it."""
+        return self._engine.storage_warning
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -184,16 +194,6 @@ class LLM:
         """How often each expert has been used since the model was loaded, uint32 [layers, experts]; a copy."""
         config = self._engine.config
         return self._engine.experts.uses().reshape(config.num_hidden_layers, config.moe_num_primary_experts)
-
-    @property
-    def storage(self) -> StorageProfile | None:
-        """The disk that is emulated."""
-        return self._engine.storage
-
-    @property
-    def storage_warning(self) -> str | None:
-        """Why the emulated disk may be slower than its profile says, in one line; None where nothing is known of it."""
-        return self._engine.storage_warning
 
     def generate(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Completion:
         """Write the whole answer. Options are the fields of GenerationParams (temperature, max_tokens, seed, stop ...)

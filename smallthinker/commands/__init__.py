@@ -14,6 +14,7 @@ from smallthinker.commands import (
     inspect,
     plan,
     probe,
+    pull,
     run,
     serve,
     synth,
@@ -21,4 +22,20 @@ from smallthinker.commands import (
 )
 
 # in the order of --help
-COMMANDS = (run, chat, serve, convert, inspect, plan, doctor, probe, bench, synth, trace, calibrate, cache_sim, eval)
+COMMANDS = (
+    run,
+    chat,
+    serve,
+    pull,
+    convert,
+    inspect,
+    plan,
+    doctor,
+    probe,
+    bench,
+    eval,
+    synth,
+    trace,
+    calibrate,
+    cache_sim,
+)

@@ -9,13 +9,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
 from openai import OpenAI
+from tabs import Tab, serving_process
 
 from smallthinker import LLM
 from smallthinker.llm import DEMO_STORE
@@ -23,6 +24,9 @@ from smallthinker.request import Request
 from smallthinker.server.app import create_app
 from smallthinker.server.runner import Server, listen
 from smallthinker.server.settings import Settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 NAME = "smallthinker-demo"
 MEMORY = "8GiB"  # of address space; the demo model takes 30 MiB of it, other tests of the process perhaps the rest
@@ -193,3 +197,17 @@ def gate(monkeypatch: pytest.MonkeyPatch, server: Running) -> Iterator[Gate]:
     for request in server.requests:
         request.cancel()
         request.result()
+
+
+@pytest.fixture(scope="module")
+def page_url() -> Iterator[str]:
+    """The chat page of a server as a user starts it."""
+    with serving_process() as url:
+        yield url
+
+
+@pytest.fixture
+def tab(browser: Browser, page_url: str) -> Iterator[Tab]:
+    opened = Tab(browser, page_url)
+    yield opened
+    opened.settle()

@@ -71,6 +71,7 @@ def test_a_second_interrupt_waits_for_nothing() -> None:
         with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=PATIENCE_SEC) as answer:
             lines = answer.iter_lines()
             next(lines)
+            process.send_signal(signal.SIGINT)
             with contextlib.suppress(httpx.HTTPError):
                 wait_until_refused(url)
                 process.send_signal(signal.SIGINT)

@@ -1,0 +1,68 @@
+"""`smallthinker pull`: download a model and convert it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from smallthinker.commands.options import Commands, ProgressBar, add_command, add_compression, summary
+
+
+def add(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "pull",
+        handle,
+        "download a model from a hub and make a store of it; needs smallthinker[hub]",
+        "smallthinker pull PowerInfer/SmallThinker-4BA0.6B-Instruct ./4b-store --dry-run",
+    )
+    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub; only safetensors and JSON are fetched")
+    parser.add_argument(
+        "store", metavar="OUT", type=Path, nargs="?", help="folder to write (default: NAME-QUANT in the working folder)"
+    )
+    parser.add_argument(
+        "--quant", choices=["q4_0", "q8_0", "f16"], default="q4_0", help="weight format (default: q4_0)"
+    )
+    add_compression(parser)
+    parser.add_argument("--revision", metavar="REV", default="main", help="branch, tag or commit (default: main)")
+    parser.add_argument(
+        "--endpoint", metavar="URL", help="another hub (default: HF_ENDPOINT or huggingface.co; HF_TOKEN is its token)"
+    )
+    parser.add_argument("--keep-download", action="store_true", help="keep the original weights, in OUT.download")
+    parser.add_argument("--force", action="store_true", help="replace an existing store, once the new one is whole")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be fetched and written, and end")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def handle(args: argparse.Namespace) -> int:
+    from smallthinker.hub import Hub
+    from smallthinker.pull import Pull
+
+    pull = Pull(Hub(args.repo, args.revision, args.endpoint), args.store, args.quant, args.force)
+    plan = pull.plan
+    if args.dry_run:
+        print(json.dumps(plan.to_dict()) if args.json else plan.text())
+        pull.check_space()
+        return 0
+    print(plan.text(), file=sys.stderr)
+    try:
+        with pull.locked():
+            with ProgressBar("downloading") as progress:
+                pull.fetch(progress)
+            with ProgressBar("converting") as progress:
+                pull.convert(args.compress, progress)
+            if not args.keep_download:
+                pull.remove_download()
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command goes on with {pull.download}", file=sys.stderr)
+        raise
+    kept = pull.download if args.keep_download else None
+    if args.json:
+        print(json.dumps(plan.to_dict() | {"kept_download": None if kept is None else str(kept)}))
+    else:
+        print(summary(plan.store))
+        if kept is not None:
+            print(f"{kept}: the original weights, for `smallthinker convert`")
+    return 0

@@ -1,0 +1,232 @@
+"""A store from a repository on a hub: plan, download, convert.
+
+Owns which files are fetched (weights that are plain data, and the JSON that describes them; never code or pickles) and
+where they are until the store is whole: in `STORE.download`, which a second try goes on with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from smallthinker.config import ModelConfig
+from smallthinker.errors import CheckpointError, ConfigError, DownloadError, StoreWriteError
+from smallthinker.expert_store import host
+from smallthinker.expert_store.checkpoint import INDEX_FILE, MAX_INDEX_BYTES, SINGLE_FILE, shard_names
+from smallthinker.expert_store.convert import CHAT_TEMPLATE_FILE, convert
+from smallthinker.expert_store.format import CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, check_quant, table
+from smallthinker.expert_store.progress import Progress, silent
+from smallthinker.hub import Hub, HubFile, part_of
+
+_SMALL_FILES = (CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE, INDEX_FILE)
+_MAX_CONFIG_BYTES = 1 << 20
+_BESIDE_WEIGHTS_BYTES = 64 << 20  # a store's headers and tokenizer, and what a file system keeps for itself
+
+
+@dataclass(frozen=True)
+class PullPlan:
+    """What would be fetched and written. present_bytes: of the download, those that are on this machine already."""
+
+    repo: str
+    commit: str
+    store: Path
+    quant: str
+    files: tuple[HubFile, ...]
+    download_bytes: int
+    present_bytes: int
+    store_bytes: int
+    free_bytes: int
+
+    @property
+    def needed_bytes(self) -> int:
+        """Of the disk: what is still to come, and the store."""
+        return self.download_bytes - self.present_bytes + self.store_bytes + _BESIDE_WEIGHTS_BYTES
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "repo": self.repo,
+            "commit": self.commit,
+            "files": [{"name": file.name, "bytes": file.size} for file in self.files],
+            "download_bytes": self.download_bytes,
+            "present_bytes": self.present_bytes,
+            "store": str(self.store),
+            "quant": self.quant,
+            "store_bytes": self.store_bytes,
+            "needed_bytes": self.needed_bytes,
+            "free_bytes": self.free_bytes,
+        }
+
+    def text(self) -> str:
+        present = f", {_size(self.present_bytes)} of it here already" if self.present_bytes else ""
+        return (
+            f"model     {self.repo}, commit {self.commit[:12]}\n"
+            f"download  {_size(self.download_bytes)} in {len(self.files)} files{present}\n"
+            f"store     {self.store}, {self.quant}, {_size(self.store_bytes)}\n"
+            f"disk      {_size(self.needed_bytes)} needed, {_size(self.free_bytes)} free"
+        )
+
+
+class Pull:
+    """One repository on its way to one store. Construction asks the hub and reads config.json, and writes nothing.
+
+    out: the store; None is NAME-QUANT in the working folder. force: replace a store that is there, at the end.
+    Raises DownloadError, ConfigError (not a model that this engine runs, unknown quantisation), CheckpointError,
+    StoreWriteError (the store exists, the disk is too small).
+    """
+
+    def __init__(self, hub: Hub, out: Path | None = None, quant: str = "q4_0", force: bool = False) -> None:
+        kind = check_quant(quant)
+        self._hub, self._force = hub, force
+        out = out or Path(f"{hub.repo.split('/')[-1]}-{quant}")
+        if not out.absolute().parent.is_dir():
+            raise StoreWriteError(f"{out}: the folder {out.absolute().parent} doesn't exist; create it first")
+        if out.exists() and not force and not (out.is_dir() and not any(out.iterdir())):
+            raise StoreWriteError(f"{out}: exists already; --force replaces it")
+        self.download = out.with_name(f"{out.name}.download")
+        config = self._config()
+        files = self._files()
+        paths = [(file, self.download / file.name) for file in files]
+        self.plan = PullPlan(
+            repo=hub.repo,
+            commit=hub.commit,
+            store=out,
+            quant=quant,
+            files=tuple(files),
+            download_bytes=sum(file.size for file in files),
+            present_bytes=sum(self._present_bytes(file, path) for file, path in paths),
+            store_bytes=sum(s.nbytes for s in (*table("dense", config, kind), *table("experts", config, kind))),
+            free_bytes=shutil.disk_usage(out.absolute().parent).free,
+        )
+
+    def run(
+        self,
+        compress: int | None = None,
+        downloading: Progress = silent,
+        converting: Progress = silent,
+        keep_download: bool = False,
+    ) -> Path:
+        """Download what is missing, convert it, remove the download; returns the store's path.
+
+        Whatever ends this early, no half store is left under its name, and the next try goes on with what has come.
+        """
+        with self.locked():
+            self.fetch(downloading)
+            self.convert(compress, converting)
+            if not keep_download:
+                self.remove_download()
+        return self.plan.store
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder of the download, made if need be, for this process alone. The lock ends with the process."""
+        self.check_space()
+        try:
+            self.download.mkdir(exist_ok=True)
+            lock = host.lock_folder(self.download, wait=False)
+        except OSError as e:
+            raise StoreWriteError(f"{self.download}: cannot write: {e.strerror or e}") from e
+        if lock is None:
+            raise StoreWriteError(f"{self.download}: another process is downloading into it; choose another name")
+        try:
+            yield
+        finally:
+            host.unlock_folder(lock)
+
+    def fetch(self, progress: Progress = silent) -> None:
+        """Have every file of the plan in the folder, whole."""
+        done = 0
+
+        def arrived(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done, self.plan.download_bytes, "")
+
+        try:
+            for name in set(_SMALL_FILES) - {file.name for file in self.plan.files}:
+                (self.download / name).unlink(
+                    missing_ok=True
+                )  # another model's, from an earlier try: would be converted
+            for file in self.plan.files:
+                self._hub.download(file, self.download / file.name, arrived)
+        except DownloadError:
+            raise
+        except OSError as e:
+            why = f"cannot write: {e.strerror or e}"
+            raise StoreWriteError(f"{self.download}: {why}; the same command goes on from there") from e
+
+    def convert(self, compress: int | None = None, progress: Progress = silent) -> None:
+        convert(self.download, self.plan.store, self.plan.quant, self._force, progress, compress)
+
+    def remove_download(self) -> None:
+        """What was fetched, and the folder if there is nothing else in it."""
+        names = {file.name for file in self.plan.files}
+        with contextlib.suppress(OSError):
+            for path in self.download.iterdir():
+                if path.name in names or path.suffix == ".part":
+                    path.unlink()
+            self.download.rmdir()
+
+    def check_space(self) -> None:
+        """Raises StoreWriteError when the disk is too small for the rest of the download and the store."""
+        plan = self.plan
+        if plan.free_bytes < plan.needed_bytes:
+            raise StoreWriteError(
+                f"{plan.store}: needs {_size(plan.needed_bytes)} (download and store), the disk has "
+                f"{_size(plan.free_bytes)} free; make room or choose another disk"
+            )
+
+    def _config(self) -> ModelConfig:
+        """What the repository's config.json describes, before anything large is fetched."""
+        repo = self._hub.repo
+        if CONFIG_FILE not in self._hub.files:
+            raise CheckpointError(f"{repo}: has no {CONFIG_FILE}: not a model; {self._gguf_remark()}")
+        try:
+            raw = json.loads(self._hub.read(self._hub.files[CONFIG_FILE], _MAX_CONFIG_BYTES))
+        except (ValueError, RecursionError) as e:
+            if isinstance(e, DownloadError):
+                raise
+            raise ConfigError(f"{repo}: {CONFIG_FILE}: not valid JSON: {e}") from None
+        try:
+            return ModelConfig.from_dict(raw)
+        except ConfigError as e:
+            raise ConfigError(f"{repo}: not a model that this engine runs: {CONFIG_FILE}: {e}") from None
+
+    def _files(self) -> list[HubFile]:
+        """The small files, then the weights."""
+        listed = self._hub.files
+        names = [name for name in _SMALL_FILES if name in listed]
+        if TOKENIZER_FILE not in names:
+            raise CheckpointError(f"{self._hub.repo}: has no {TOKENIZER_FILE}; choose a repository with the tokenizer")
+        if INDEX_FILE in names:
+            where = f"{self._hub.repo}: {INDEX_FILE}"
+            weights = shard_names(self._hub.read(listed[INDEX_FILE], MAX_INDEX_BYTES), where)
+            missing = [name for name in weights if name not in listed]
+            if missing:
+                raise CheckpointError(f"{where}: names {missing[0]}, which the repository doesn't have")
+            names += weights
+        elif SINGLE_FILE in listed:
+            names.append(SINGLE_FILE)
+        else:
+            raise CheckpointError(f"{self._hub.repo}: has no safetensors weights; {self._gguf_remark()}")
+        return [listed[name] for name in names]
+
+    def _gguf_remark(self) -> str:
+        if any(name.endswith(".gguf") for name in self._hub.files):
+            return "its GGUF files can't be converted yet: choose the repository with the original weights"
+        return "choose the repository with the original weights"
+
+    def _present_bytes(self, file: HubFile, path: Path) -> int:
+        if (path.is_file() and path.stat().st_size == file.size) or self._hub.cached(file):
+            return file.size
+        part = part_of(path, file)
+        return min(part.stat().st_size, file.size) if part.is_file() else 0
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 2**30:,.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:,.1f} MiB"
