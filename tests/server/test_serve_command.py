@@ -112,6 +112,20 @@ def test_the_key_is_taken_from_a_file(tmp_path: Path) -> None:
         assert models["data"][0]["id"] == "mine"
 
 
+def test_a_conversation_goes_on_after_a_restart(tmp_path: Path) -> None:
+    body = {"prompt": "Once upon a time there was a sea of many ships, and " * 4, "max_tokens": 4, "temperature": 0}
+    answers = []
+    for _ in range(2):
+        with served("--kv-dir", str(tmp_path / "kv"), "--kv-dir-size", "64MiB") as (process, url):
+            answers.append(httpx.post(f"{url}/v1/completions", json=body, timeout=PATIENCE_SEC).json())
+            process.terminate()
+            assert process.wait(PATIENCE_SEC) == 0
+    first, second = answers
+    assert first["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == second["usage"]["prompt_tokens"] - 1
+    assert first["choices"][0]["text"] == second["choices"][0]["text"]
+
+
 def test_it_needs_its_extra_and_says_so() -> None:
     code = (
         "import sys; sys.modules['uvicorn'] = None; from smallthinker.__main__ import main; sys.exit(main(['serve']))"
