@@ -216,7 +216,7 @@ def test_a_compressed_store_is_paced_by_what_lies_in_the_file(tmp_path: Path) ->
 def test_a_ring_is_not_paced_and_says_so(store: Store) -> None:
     with pytest.raises(StoreReadError, match="another reader than uring"):
         open_queue("uring", store, make_slots(store, 1), None, CARD)
-    assert emulated_profile(CARD, store, DiskProfile(kind="uring")).kind == "direct"
+    assert emulated_profile(CARD, store.record_bytes, DiskProfile(kind="uring")).kind == "direct"
 
 
 @pytest.mark.parametrize("wrong", [{"bytes_per_sec": 0.0}, {"requests_per_sec": float("nan")}, {"latency_sec": -1.0}])
@@ -228,7 +228,7 @@ def test_a_device_without_sense_is_refused(wrong: dict[str, float]) -> None:
 @pytest.mark.parametrize("name", BUNDLED)
 def test_an_emulated_disk_is_asked_for_chunks_that_suit_it(store: Store, name: str) -> None:
     storage = load_profile(name)
-    profile = emulated_profile(storage, store, DiskProfile())
+    profile = emulated_profile(storage, store.record_bytes, DiskProfile())
     assert profile.depth in DEPTHS and profile.depth <= storage.queue_depth
     best = max(
         storage.bytes_per_sec(min(c, store.record_bytes), d) for c in (*CHUNKS, store.record_bytes) for d in DEPTHS
@@ -239,9 +239,9 @@ def test_an_emulated_disk_is_asked_for_chunks_that_suit_it(store: Store, name: s
 
 def test_a_slower_real_disk_caps_the_bandwidth_that_is_counted_on(store: Store) -> None:
     real = DiskProfile(bandwidth_bytes_per_sec=1e6, measured=True)
-    assert emulated_profile(CARD, store, real).bandwidth_bytes_per_sec == 1e6
+    assert emulated_profile(CARD, store.record_bytes, real).bandwidth_bytes_per_sec == 1e6
     assumed = replace(real, measured=False)
-    assert emulated_profile(CARD, store, assumed).bandwidth_bytes_per_sec > 1e6
+    assert emulated_profile(CARD, store.record_bytes, assumed).bandwidth_bytes_per_sec > 1e6
 
 
 def test_dense_weights_come_at_the_sequential_rate_and_are_the_same(

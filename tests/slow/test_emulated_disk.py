@@ -54,7 +54,7 @@ def speed(store: Store, storage: StorageProfile, profile: DiskProfile, *, real: 
 def test_an_emulated_disk_is_as_fast_as_the_kernels_throttle_makes_one(store: Store, name: str) -> None:
     storage = load_profile(name)
     disk = probe(store)
-    profile = emulated_profile(storage, store, disk)
+    profile = emulated_profile(storage, store.record_bytes, disk)
     if disk.bandwidth_bytes_per_sec < 1.5 * storage.random_bytes_per_sec:
         pytest.skip(f"this disk gives {disk.bandwidth_bytes_per_sec / 1e6:.0f} MB/s: too little to emulate {name}")
     emulated, throttled = speed(store, storage, profile, real=False), speed(store, storage, profile, real=True)

@@ -17,7 +17,7 @@ pytest.importorskip("llm", reason="needs smallthinker[llm]")
 
 from smallthinker.llm import DEMO_STORE, LLM
 
-GREEDY = ("-o", "temperature", "0", "-o", "max_tokens", "12", "-o", "memory", "600MiB")
+GREEDY = ("-o", "temperature", "0", "-o", "max_tokens", "12", "-o", "memory", "4GiB")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def run(user: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
 def answers(*turns: str) -> list[str]:
     """What the demo model says to each turn of a chat."""
     messages: list[Any] = []
-    with LLM(memory="600MiB") as model:
+    with LLM(memory="4GiB") as model:
         for turn in turns:
             messages.append({"role": "user", "content": turn})
             text = model.generate(messages, temperature=0, max_tokens=12).text
@@ -89,7 +89,7 @@ def test_what_is_wrong_is_one_line(user: dict[str, str], tmp_path: Path, hybrid_
 
 def test_the_python_interface_streams_in_threads_and_in_an_event_loop() -> None:
     (expected,) = answers("Who is there?")
-    options = {"temperature": 0, "max_tokens": 12, "memory": "600MiB"}
+    options = {"temperature": 0, "max_tokens": 12, "memory": "4GiB"}
     from smallthinker.llm_plugin import AsyncModel, Model, SharedLLM
 
     shared = SharedLLM(None)

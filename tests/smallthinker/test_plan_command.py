@@ -22,11 +22,11 @@ SHORT = ["--prompt", "16", "--max-tokens", "8", "--profile", "emmc"]
 
 
 def test_a_configuration_alone_gives_needs_speeds_and_sources(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", config, *SHORT, "--memory", "600MiB", "--json"]) == 0
+    assert main(["plan", config, *SHORT, "--memory", "4000MiB", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["runs"] and facts["floor_bytes"] <= facts["recommended_bytes"] <= facts["full_bytes"] < 600 << 20
+    assert facts["runs"] and facts["floor_bytes"] <= facts["recommended_bytes"] <= facts["full_bytes"] < 4000 << 20
     (budget,) = facts["budgets"]
-    assert budget["plan"]["budget_bytes"] == 600 << 20
+    assert budget["plan"]["budget_bytes"] == 4000 << 20
     assert budget["first_decode"]["tok_per_sec"] > 0 and budget["first_ttft_sec"] > 0
     assert budget["later_decode"]["hit_rate"] > 0.9
     assert set(facts["sources"]) == {"disk", "kernels", "routing", "memory"}
@@ -35,10 +35,10 @@ def test_a_configuration_alone_gives_needs_speeds_and_sources(config: str, capsy
 
 
 def test_several_budgets_make_a_table(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", config, *SHORT, "--memory", "700MiB", "600MiB"]) == 0
+    assert main(["plan", config, *SHORT, "--memory", "5000MiB", "4000MiB"]) == 0
     lines = capsys.readouterr().out.splitlines()
     budgets = [line.split()[0] for line in lines if " of 32 " in line and line.startswith(" ")]
-    assert budgets == ["600", "700"]
+    assert budgets == ["4,000", "5,000"]
 
 
 def test_too_little_memory_says_what_is_needed_and_exits_with_2(
@@ -56,9 +56,9 @@ def test_too_little_memory_says_what_is_needed_and_exits_with_2(
 def test_a_budget_below_the_floor_among_others_is_told_after_the_table(
     config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", config, *SHORT, "--memory", "30MiB", "600MiB"]) == 2
+    assert main(["plan", config, *SHORT, "--memory", "30MiB", "4000MiB"]) == 2
     said = capsys.readouterr()
-    assert "decode" in said.out and "600 MiB" in said.out
+    assert "decode" in said.out and "plan for 4000 MiB" in said.out
     assert "30 MiB is below the floor" in said.err
 
 
@@ -88,7 +88,7 @@ def test_a_trace_of_another_model_is_refused_and_the_models_own_is_named(
     text, trace = tmp_path / "text.txt", tmp_path / "text.trace"
     text.write_text("the sea was calm and the night was long " * 3)
     assert main(["trace", str(hybrid_store), "--text", str(text), "-o", str(trace)]) == 0
-    assert main(["plan", config, *SHORT, "--memory", "600MiB", "--trace", str(trace), "--json"]) == 0
+    assert main(["plan", config, *SHORT, "--memory", "4000MiB", "--trace", str(trace), "--json"]) == 0
     assert "a trace of" in json.loads(capsys.readouterr().out.splitlines()[-1])["sources"]["routing"]
     assert main(["plan", "4b", *SHORT, "--trace", str(trace)]) == 2
     assert "expected a trace of 32 layers of 32 experts" in capsys.readouterr().err

@@ -132,8 +132,10 @@ def test_a_certain_read_overtakes_guesses_and_what_has_begun_is_withdrawn_in_the
         queue.wait()
 
 
-@given(st.integers(1, 4), st.floats(1e8, 5e9), st.floats(1e-5, 2e-4))
+@given(st.integers(1, 4), st.floats(1e8, 5e9), st.floats(1e-5, 1e-4))
 def test_a_probed_disk_gives_what_the_probe_found(depth: int, bandwidth: float, latency: float) -> None:
+    """Where the latency of one block is less than half of the time that a record takes, as it must be for a probe to
+    have seen both."""
     found = DiskProfile("direct", RECORD, depth, 1, bandwidth, latency, True)
     disk = DiskModel.of_probe(found, "a test")
     assert disk.random_bytes_per_sec == pytest.approx(bandwidth, rel=0.15)

@@ -78,7 +78,7 @@ def test_a_pulled_store_is_that_of_the_same_checkpoint_converted_and_only_data_w
     assert sum(name.endswith(".safetensors") for name in names) > 1
     assert all(name.endswith((".safetensors", ".json")) for name in names)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["direct", "store"]
-    with LLM(store, memory="400MiB") as llm:
+    with LLM(store, memory="4GiB") as llm:
         assert llm.generate("x", max_tokens=2, ignore_eos=True).token_ids
 
 
