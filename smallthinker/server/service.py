@@ -57,13 +57,19 @@ class Activity:
     """How fast tokens come now, all answers together."""
 
     WINDOW_SEC = 10.0
+    PAUSE_SEC = 0.5
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._times: deque[float] = deque(maxlen=256)
 
     def token(self) -> None:
-        self._times.append(self._clock())
+        now = self._clock()
+        if len(self._times) > 1:
+            mean = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
+            if now - self._times[-1] > self.PAUSE_SEC + 4 * mean:
+                self._times.clear()  # another answer begins: the pause before it is nobody's slowness
+        self._times.append(now)
 
     def tokens_per_sec(self) -> float:
         """Of the last tokens within ten seconds; falls while none comes, and is 0 after that."""

@@ -148,5 +148,9 @@ def test_the_rate_of_tokens_is_that_of_the_last_seconds() -> None:
     assert activity.tokens_per_sec() == pytest.approx(10, rel=0.01)
     now += 1
     assert 0 < activity.tokens_per_sec() < 10
+    for _ in range(2):  # another answer, after a pause that is not its own
+        activity.token()
+        now += 0.01
+    assert activity.tokens_per_sec() == pytest.approx(100, rel=0.01)
     now += 5
     assert activity.tokens_per_sec() == 0
