@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command, add_compression, summary
+from smallthinker.commands.options import Commands, ProgressBar, add_command, add_compression, written, written_text
 
 
 def add(commands: Commands) -> None:
@@ -25,6 +26,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace an existing store, once the new one is whole")
     add_compression(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def handle(args: argparse.Namespace) -> int:
@@ -32,5 +34,6 @@ def handle(args: argparse.Namespace) -> int:
 
     with ProgressBar("converting") as progress:
         convert(args.checkpoint, args.store, args.quant, force=args.force, progress=progress, compress=args.compress)
-    print(summary(args.store))
+    facts = written(args.store)
+    print(json.dumps(facts) if args.json else written_text(facts))
     return 0

@@ -184,12 +184,18 @@ def read_text(path: Path) -> str:
         raise RequestError(f"{path}: expected a text file in UTF-8: {why}; give another --text") from None
 
 
-def summary(path: Path) -> str:
+def written(path: Path) -> dict[str, Any]:
+    """What a store that was just written holds."""
     from smallthinker.expert_store.store import Store
 
     with Store.open(path) as store:
         total = store.dense_file.file_bytes + store.experts_file.file_bytes
-        return f"{path}: {store.quant}, {total / 2**20:,.0f} MiB, {store.num_experts} experts"
+        return {"store": str(path), "quant": store.quant, "bytes": total, "experts": store.num_experts}
+
+
+def written_text(facts: dict[str, Any]) -> str:
+    size = facts["bytes"] / 2**20
+    return f"{facts['store']}: {facts['quant']}, {size:,.0f} MiB, {facts['experts']} experts"
 
 
 class ProgressBar:

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command, add_compression, summary
+from smallthinker.commands.options import Commands, ProgressBar, add_command, add_compression, written, written_text
 
 
 def add(commands: Commands) -> None:
@@ -62,7 +62,7 @@ def handle(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(plan.to_dict() | {"kept_download": None if kept is None else str(kept)}))
     else:
-        print(summary(plan.store))
+        print(written_text(written(plan.store)))
         if kept is not None:
             print(f"{kept}: the original weights, for `smallthinker convert`")
     return 0

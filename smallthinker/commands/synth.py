@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command, add_compression, summary
+from smallthinker.commands.options import Commands, ProgressBar, add_command, add_compression, written, written_text
 from smallthinker.errors import SmallThinkerError
 
 
@@ -38,6 +40,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace an existing store, once the new one is whole")
     add_compression(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def handle(args: argparse.Namespace) -> int:
@@ -54,17 +57,22 @@ def handle(args: argparse.Namespace) -> int:
             skew=args.skew,
             compress=args.compress,
         )
+    facts: dict[str, Any] = {"checkpoint": str(args.store)} if args.quant == "none" else written(args.store)
     if args.quant == "none":
-        print(f"{args.store}: a bf16 checkpoint; its routing is not measured, that needs a store")
+        said = f"{args.store}: a bf16 checkpoint; its routing is not measured, that needs a store"
+        print(json.dumps(facts) if args.json else said)
         return 0
-    print(summary(args.store))
+    if not args.json:
+        print(written_text(facts))
     from smallthinker.tracing import random_usage, usage_text
 
     try:
         with ProgressBar("measuring", "token") as progress:
             tokens, use = random_usage(args.store, args.seed, progress)
     except SmallThinkerError as e:  # the store is whole; this machine may be too small to run it
-        print(f"routing not measured: {e}")
+        said = f"routing not measured: {e}"
     else:
-        print(f"routing of {tokens} random tokens: {usage_text(use)}")
+        said = f"routing of {tokens} random tokens: {usage_text(use)}"
+        facts |= {"tokens": tokens} | use._asdict()
+    print(json.dumps(facts) if args.json else said)
     return 0

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from models import HYBRID_ATTENTION, random_reference, tiny_config, write_checkpoint
 
+from smallthinker.commands import COMMANDS
+
 COMMAND = [sys.executable, "-m", "smallthinker"]
 
 
@@ -97,7 +99,8 @@ def test_convert_then_inspect_then_run(checkpoint: Path, tmp_path: Path) -> None
     assert smallthinker("run", "-m", store, "--max-tokens", "3", "x").returncode == 0
     again = smallthinker("convert", checkpoint, store)
     assert_one_clear_error(again, str(store), "--force")
-    assert smallthinker("convert", checkpoint, store, "--force").returncode == 0
+    replaced = smallthinker("convert", checkpoint, store, "--force", "--json")
+    assert json.loads(replaced.stdout)["quant"] == "q4_0"
 
 
 def test_synth_of_a_config_gives_a_store_that_runs(checkpoint: Path, tmp_path: Path) -> None:
@@ -108,7 +111,7 @@ def test_synth_of_a_config_gives_a_store_that_runs(checkpoint: Path, tmp_path: P
 
 def test_every_command_has_help_with_an_example() -> None:
     assert "example:" in smallthinker("--help").stdout
-    for command in ("run", "chat", "convert", "inspect", "doctor", "synth"):
+    for command in (module.__name__.rpartition(".")[2].replace("_", "-") for module in COMMANDS):
         result = smallthinker(command, "--help")
         assert result.returncode == 0
         assert f"example: smallthinker {command}" in " ".join(result.stdout.split())
@@ -261,6 +264,8 @@ def test_synth_says_how_uneven_the_routing_is_that_it_made(tmp_path: Path) -> No
     result = smallthinker("synth", config, tmp_path / "store", "--skew", "1.3")
     assert result.returncode == 0, result.stderr
     assert re.search(r"512 random tokens: \d+ % of the experts used by under 14 % of the tokens", result.stdout)
+    result = smallthinker("synth", config, tmp_path / "store", "--skew", "1.3", "--force", "--json")
+    assert json.loads(result.stdout)["tokens"] == 512
     result = smallthinker("synth", config, tmp_path / "checkpoint", "--quant", "none", "--skew", "1.3")
     assert "not measured" in result.stdout
     assert_one_clear_error(smallthinker("synth", config, tmp_path / "x", "--skew", "-1"), "skew", "0 to 16")
