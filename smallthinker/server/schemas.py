@@ -111,15 +111,28 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] | None = None
 
 
-class Sampling(Strict):
-    """What `chat/completions` and `completions` share."""
+class Asked(Strict):
+    """What every request for text may say."""
 
     model: str | None = None
     stream: bool = False
-    stream_options: StreamOptions | None = None
-    n: Count | None = None
     temperature: Temperature | None = None
     top_p: float | None = None
+    timeout: Annotated[float, Field(gt=0)] | None = None
+    # These change nothing in what a server with one model and one user computes.
+    user: str | None = None
+    metadata: dict[str, str] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    store: Literal[False] | None = None
+
+
+class Sampling(Asked):
+    """What `chat/completions` and `completions` share."""
+
+    stream_options: StreamOptions | None = None
+    n: Count | None = None
     top_k: int | None = None
     min_p: float | None = None
     repeat_penalty: float | None = None
@@ -129,14 +142,6 @@ class Sampling(Strict):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     stop: str | list[str] | None = None
     max_tokens: Count | None = None
-    timeout: Annotated[float, Field(gt=0)] | None = None
-    # These change nothing in what a server with one model and one user computes.
-    user: str | None = None
-    metadata: dict[str, str] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    store: Literal[False] | None = None
 
 
 class ChatRequest(Sampling):
@@ -202,20 +207,9 @@ class ResponseReasoning(Strict):
     status: Literal["completed", "in_progress", "incomplete"] | None = None
 
 
-class ResponsesRequest(Strict):
-    model: str | None = None
+class ResponsesRequest(Asked):
     input: str | Annotated[list[ResponseMessage | ResponseReasoning], Field(min_length=1)]
     instructions: str | None = None
-    stream: bool = False
     max_output_tokens: Count | None = None
-    temperature: Temperature | None = None
-    top_p: float | None = None
     text: ResponseText | None = None
     enable_thinking: bool | None = None
-    timeout: Annotated[float, Field(gt=0)] | None = None
-    user: str | None = None
-    metadata: dict[str, str] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    store: Literal[False] | None = None
