@@ -142,8 +142,8 @@ def test_the_panel_follows_the_server_and_asks_only_while_it_can_be_seen(tab: Ta
     assert "%" in tab.page.inner_text("#hits") and "of 1,024 tokens" in tab.page.inner_text("#context")
     tab.page.get_by_label("Since the start").check()
     tab.page.click("#heat-table summary")
-    rows = tab.page.locator("#heat-rows tr")
-    assert rows.count() == 8 and "of 32" in rows.first.inner_text()
+    tab.until("document.querySelectorAll('#heat-rows tr').length === 8")  # drawn once the browser says that it is open
+    assert "of 32" in tab.page.locator("#heat-rows tr").first.inner_text()
     painted = "c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
     assert tab.page.locator("#heat").evaluate(painted) > 10
     tab.page.click("#live-close")
