@@ -10,6 +10,7 @@ are slots: it then goes through them in waves.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -60,6 +61,7 @@ class ExpertCache:
         self._guesses: dict[int, _Guess] = {}  # by layer
         self._free = list(range(len(slots) - 1, -1, -1))
         self._lent: list[int] = []  # slots whose memory the system has
+        self.took_free = threading.Event()  # set each time that a free slot is taken; whoever waits clears it
         self._in_use = False
         # what the policy hasn't heard of yet, in order
         self._used: list[tuple[int, list[int], Sequence[int] | None, int]] = []
@@ -95,6 +97,15 @@ class ExpertCache:
     @property
     def is_full(self) -> bool:
         return not self._free
+
+    @property
+    def taken(self) -> int:
+        """Slots that have been taken so far, the first ones in their order. May be asked from any thread."""
+        return len(self.slots) - len(self._free) - len(self._lent)
+
+    def is_lent(self, slot: int) -> bool:
+        """The system has this slot's memory. May be asked from any thread."""
+        return slot in self._lent
 
     def is_resident(self, layer: int, expert: int) -> bool:
         return layer * self._experts_per_layer + expert in self._slot_of
@@ -191,7 +202,7 @@ class ExpertCache:
             if not self._free:
                 break
             if record not in self._slot_of and record not in self._reading:
-                self._start_read(record, self._free.pop(), speculative=True)
+                self._start_read(record, self._pop_free(), speculative=True)
                 self._preloading.append(record)
         self._in_use = False
 
@@ -210,15 +221,17 @@ class ExpertCache:
         self._serving = []
         limit = min(max(limit, 1), len(self.slots))
         while self.limit < limit:
-            self._free.append(self._lent.pop())
+            regained = self._lent.pop()
+            host.allow_huge(self.slots[regained].ctypes.data, self._record_bytes)
+            self._free.append(regained)
         while self.limit > limit:
             slot = self._free.pop(0) if self._free else self._take_slot(0)  # those that would be filled last
             if slot is None:
                 slot = self._take_preloading()
             if slot is None:
                 break
-            host.discard(self.slots[slot].ctypes.data, self._record_bytes)
             self._lent.append(slot)
+            host.discard(self.slots[slot].ctypes.data, self._record_bytes)
         self._in_use = False
 
     def free(self) -> None:
@@ -319,13 +332,17 @@ class ExpertCache:
         """A free slot, or one taken from the policy's victim, for a record that is wanted with this likelihood in
         `layer`; None when every record is pinned, being read, or likelier to be wanted."""
         if self._free:
-            return self._free.pop()
+            return self._pop_free()
         victim = self._policy.victim(self._pinned.union(self._serving), layer)
         if victim is None or (likelihood < 1.0 and self._policy.score(victim) >= likelihood):
             return None
         self._policy.remove(victim)
         self._tally.evicted(victim)
         return self._slot_of.pop(victim)
+
+    def _pop_free(self) -> int:
+        self.took_free.set()
+        return self._free.pop()
 
     def _recover(self) -> None:
         """Start over with nothing resident. Ctrl-C can strike between any two lines of this file: what the books say
