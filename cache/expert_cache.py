@@ -79,6 +79,16 @@ class ExpertCache:
         return self._tally.counters(self._queue.counters())
 
     @property
+    def wanted(self) -> int:
+        """Records that were asked for and hadn't been kept, guessed or not, so far."""
+        return self._tally.in_time + self._tally.late + self._tally.misses
+
+    @property
+    def stall_sec(self) -> float:
+        """As `CacheCounters.stall_sec`, for less than all of them cost."""
+        return self._tally.stall_sec
+
+    @property
     def limit(self) -> int:
         """Slots that may be used now."""
         return len(self.slots) - len(self._lent)

@@ -80,7 +80,7 @@ class _AlwaysOn(Trial):
         super().__init__()
         self.on = True
 
-    def token(self, seconds: float) -> None:
+    def token(self, seconds: float, waited_sec: float = 0.0, records: int = 0) -> None:
         pass
 
 

@@ -137,14 +137,16 @@ class SimulatedEngine:
         at = self._next(1)
         ids = self._routing.ids[at.start].tolist()
         guesses = self._routing.guesses[at.start].tolist()
-        look, began = self._look, self.clock.sec
+        look, began, computed, wanted = self._look, self.clock.sec, self._compute_sec, self._cache.wanted
         if look is not None:
             look.begin_token()
         for layer, experts in enumerate(ids):
             self._layer_of_token(layer, experts, guesses)
         self._cache.step(1)
         if look is not None:
-            look.trial.token(self.clock.sec - began)
+            seconds = self.clock.sec - began
+            waited = seconds - (self._compute_sec - computed)
+            look.trial.token(seconds, waited, self._cache.wanted - wanted)
         self._spend(self._costs.head_sec)
         self._positions += 1
 
