@@ -36,6 +36,9 @@ class Landed(NamedTuple):
     slot: int
 
 
+_Use = tuple[int, list[int], Sequence[int] | None, int]  # layer, records, counts, tokens: see `ExpertCache.request`
+
+
 class _Guess(NamedTuple):
     """What a layer may want: `expected` may not leave before the layer has been served, `read` is read for it alone."""
 
@@ -63,8 +66,9 @@ class ExpertCache:
         self._lent: list[int] = []  # slots whose memory the system has
         self.took_free = threading.Event()  # set each time that a free slot is taken; whoever waits clears it
         self._in_use = False
-        # what the policy hasn't heard of yet, in order
-        self._used: list[tuple[int, list[int], Sequence[int] | None, int]] = []
+        # what the policy hasn't heard of yet, in order; and what it has, in this step
+        self._used: list[_Use] = []
+        self._told: list[_Use] = []
         self._tally = Tally(self._record_bytes)
         self._uses: npt.NDArray[np.uint32] = np.zeros(len(policy.state()), np.uint32)
 
@@ -164,9 +168,8 @@ class ExpertCache:
         self._serving = []
         self._absorb(self._queue.poll())
         records = [layer * self._experts_per_layer + expert for expert in experts]
+        self._used.append((layer, records, counts, tokens))
         self._tell_policy()
-        self._policy.use(layer, records, counts, tokens)
-        self._count_uses(records, tokens if counts is None else counts)
         return Ticket(self, layer, records)
 
     def expect(
@@ -220,6 +223,10 @@ class ExpertCache:
         """A decode step, or a chunk of `tokens` of a prompt, has been computed."""
         self._tell_policy()
         self._policy.step(tokens)
+        records = [record for _, records, _, _ in self._told for record in records]
+        counts = [n for _, records, counts, tokens in self._told for n in counts or [tokens] * len(records)]
+        np.add.at(self._uses, records, counts)  # a step may have a record twice, once for each of its tokens
+        self._told.clear()
 
     def resize(self, limit: int) -> None:
         """Use at most `limit` slots from now on and give the others' memory to the system, or take it back, up to all.
@@ -256,18 +263,10 @@ class ExpertCache:
     def _tell_policy(self) -> None:
         """Hand over what was used, all at once: one by one, between kernels that sweep the processor's caches, each
         costs ten times as much."""
-        if not self._used:
-            return
         for layer, records, counts, tokens in self._used:
             self._policy.use(layer, records, counts, tokens)
-        self._count_uses(
-            [record for _, records, _, _ in self._used for record in records],
-            [n for _, records, counts, tokens in self._used for n in counts or [tokens] * len(records)],
-        )
+        self._told += self._used
         self._used.clear()
-
-    def _count_uses(self, records: Sequence[int], counts: Sequence[int] | int = 1) -> None:
-        np.add.at(self._uses, records, counts)  # a step may have a record twice, once for each of its tokens
 
     def _absorb(self, finished: list[Finished]) -> None:
         for record, error in finished:
@@ -360,6 +359,7 @@ class ExpertCache:
         self._queue.drain()
         self._policy.clear()
         self._used.clear()
+        self._told.clear()
         self._serving = []
         self._slot_of.clear()
         self._reading.clear()
