@@ -102,16 +102,6 @@ class ExpertCache:
         """Slots that hold a record, or will soon. May be asked from any thread."""
         return len(self._slot_of) + len(self._reading)
 
-    def filled(self) -> list[npt.NDArray[np.uint8]]:
-        """The slots that hold a record, or will soon, in runs that lie together."""
-        empty = sorted({*self._free, *self._lent, len(self.slots)})
-        starts = [0, *(slot + 1 for slot in empty)]
-        return [self.slots[start:end] for start, end in zip(starts, empty, strict=False) if start < end]
-
-    @property
-    def is_full(self) -> bool:
-        return not self._free
-
     @property
     def taken(self) -> int:
         """Slots that have been taken so far, the first ones in their order. May be asked from any thread."""
@@ -479,6 +469,6 @@ def allocate_slots(count: int, record_bytes: int) -> npt.NDArray[np.uint8]:
     """Memory for `count` records: uint8 [count, record_bytes], page-aligned; costs nothing until written."""
     if count < 1:
         raise ValueError(f"slots: expected at least 1, found {count}")
-    return np.frombuffer(host.aligned_buffer(count * record_bytes), np.uint8, count * record_bytes).reshape(
+    return np.frombuffer(host.weights_buffer(count * record_bytes), np.uint8, count * record_bytes).reshape(
         count, record_bytes
     )

@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,19 +42,16 @@ def aligned_buffer(nbytes: int) -> mmap.mmap:
 
 
 HUGE_PAGE_BYTES = 2 << 20
-_MADV_COLD, _MADV_POPULATE_WRITE, _MADV_COLLAPSE = 20, 23, 25
+_MADV_COLD, _MADV_POPULATE_WRITE = 20, 23
 
 
-def populate_huge(start: int) -> bool:
-    """Have the huge page that starts here, a multiple of HUGE_PAGE_BYTES inside private anonymous memory, before it is
-    touched. What was touched already stays as it is, and others may read and write meanwhile.
-
-    False before Linux 5.14, and on Windows and macOS. True doesn't say that the system had a huge page to give.
-    """
-    if _libc is None:
-        return False
-    end = start + HUGE_PAGE_BYTES
-    return _advise(start, end, mmap.MADV_HUGEPAGE) and _advise(start, end, _MADV_POPULATE_WRITE)
+def weights_buffer(nbytes: int) -> mmap.mmap:
+    """As `aligned_buffer`, in huge pages where the system has some."""
+    buffer = aligned_buffer(nbytes)
+    if _libc is not None:
+        with contextlib.suppress(OSError):  # a kernel without them
+            buffer.madvise(mmap.MADV_HUGEPAGE)
+    return buffer
 
 
 def huge_pages_in(start: int, nbytes: int) -> Sequence[int]:
@@ -63,31 +60,36 @@ def huge_pages_in(start: int, nbytes: int) -> Sequence[int]:
     return range(-(-start // size) * size, start + nbytes - size + 1, size)
 
 
+def populate(start: int, nbytes: int) -> bool:
+    """Have these whole pages of a buffer before they are touched. What was touched already stays as it is, and others
+    may read and write meanwhile. False where that can't be had: before Linux 5.14, and on Windows and macOS."""
+    return _libc is not None and _advise(start, start + nbytes, _MADV_POPULATE_WRITE)
+
+
 def touched_buffer(nbytes: int) -> mmap.mmap:
-    """As `aligned_buffer`, to measure with: touched already, since a first touch is dear and not what is measured, and
-    in huge pages where the system has some, since the engine's memory is."""
-    buffer = aligned_buffer(nbytes)
-    for page in huge_pages_in(address(memoryview(buffer)), len(buffer)):
-        if not populate_huge(page):
-            break
+    """As `weights_buffer`, to measure with: touched already, since a first touch is dear and not what is measured."""
+    buffer = weights_buffer(nbytes)
     for at in range(0, len(buffer), DIRECT_ALIGN):
         buffer[at] = 0
     return buffer
 
 
-def collapse(start: int, nbytes: int, stop: Callable[[], bool] = lambda: False) -> int:
-    """Move this anonymous memory into huge pages, one at a time until `stop()`; returns how many bytes have moved, or
-    were in some before.
-
-    Contents and addresses stay; others may read and write meanwhile. 0 before Linux 6.1, and on Windows and macOS.
-    Raises nothing: what can't be moved stays where it is.
-    """
-    moved = 0
-    for page in huge_pages_in(start, nbytes) if _libc is not None else ():
-        if stop():
-            break
-        moved += HUGE_PAGE_BYTES * _advise(page, page + HUGE_PAGE_BYTES, _MADV_COLLAPSE)
-    return moved
+def has_huge_pages() -> bool | None:
+    """Whether memory that asks for huge pages gets some; None where that can't be found out."""
+    try:
+        buffer = touched_buffer(3 * HUGE_PAGE_BYTES)  # holds at least one whole one, wherever it starts
+        first = address(memoryview(buffer))
+        found, inside = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            name, *rest = line.split()
+            if "-" in name and not name.endswith(":"):
+                start, end = (int(part, 16) for part in name.split("-"))
+                inside = start < first + len(buffer) and first < end
+            elif inside and name == "AnonHugePages:":
+                found += int(rest[0])
+        return found > 0
+    except (OSError, ValueError):
+        return None
 
 
 def discard(start: int, nbytes: int) -> None:
@@ -115,6 +117,13 @@ def allow_huge(start: int, nbytes: int) -> None:
 def _advise(start: int, end: int, advice: int) -> bool:
     assert _libc is not None
     return bool(_libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice) == 0)
+
+
+def yield_to_others() -> None:
+    """Let this thread run when no other wants its core. Linux only: elsewhere threads have no order of their own."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def trim_heap() -> None:

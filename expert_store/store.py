@@ -193,7 +193,7 @@ class Store:
         reserved: Callable[[npt.NDArray[np.uint8]], None],
     ) -> npt.NDArray[np.uint8]:
         throttle = None if storage is None else SequentialThrottle(storage)
-        memory = host.aligned_buffer(self.dense_bytes)
+        memory = host.weights_buffer(self.dense_bytes)
         reserved(self._frozen(memory))
         view = memoryview(memory)
         with _Sequential(self.dense_file, from_cache=True) as source:

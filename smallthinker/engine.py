@@ -278,7 +278,6 @@ class Engine:
         self._computed_tokens += tokens
         if tokens == len(spans):
             self._decoded_tokens += tokens
-            self._huge_pages.step()
         return logits
 
     def prefill(

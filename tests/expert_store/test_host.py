@@ -25,20 +25,6 @@ def test_buffers_are_aligned_zeroed_and_whole_pages(nbytes: int) -> None:
     assert not any(buffer[:64])
 
 
-def test_memory_moves_into_huge_pages_with_its_contents() -> None:
-    memory = host.aligned_buffer(8 << 20)
-    pattern = np.random.default_rng(0).integers(0, 256, 8 << 20, dtype=np.uint8)
-    array = np.frombuffer(memory, np.uint8)
-    array[:] = pattern
-    moved = host.collapse(array.ctypes.data, array.nbytes)
-    np.testing.assert_array_equal(array, pattern)
-    assert host.collapse(array.ctypes.data, array.nbytes, lambda: True) == 0
-    assert host.collapse(array.ctypes.data, 4096) == 0
-    if moved == 0:
-        pytest.skip("this system has no huge pages to give")
-    assert moved in (6 << 20, 8 << 20)  # the buffer may begin within a huge page
-
-
 def resident_bytes_of(array: npt.NDArray[np.uint8]) -> int:
     """What the system counts for this map of memory, which has no others beside it."""
     resident, inside = 0, False
@@ -58,17 +44,24 @@ def free_bytes() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere huge pages can't be asked for")
-def test_memory_is_huge_before_it_is_touched_and_what_was_written_stays() -> None:
-    array = np.frombuffer(host.aligned_buffer(8 << 20), np.uint8)
+def test_memory_is_there_before_it_is_touched_and_what_was_written_stays() -> None:
+    array = np.frombuffer(host.weights_buffer(8 << 20), np.uint8)
     pages = host.huge_pages_in(array.ctypes.data, array.nbytes)
     assert len(pages) in (3, 4) and all(page % host.HUGE_PAGE_BYTES == 0 for page in pages)
     array[pages[0] - array.ctypes.data] = 7
-    if not host.populate_huge(pages[0]):
+    if not host.populate(pages[0], host.HUGE_PAGE_BYTES):
         pytest.skip("this kernel can't populate memory")
-    assert all(host.populate_huge(page) for page in pages[1:])
+    assert all(host.populate(page, host.HUGE_PAGE_BYTES) for page in pages[1:])
     assert resident_bytes_of(array) >= len(pages) * host.HUGE_PAGE_BYTES
     assert array[pages[0] - array.ctypes.data] == 7
     assert array[pages[1] - array.ctypes.data :].max() == 0
+
+
+def test_whether_huge_pages_are_given_is_found_out() -> None:
+    if host.transparent_huge_pages() in ("always", "madvise"):
+        assert host.has_huge_pages()
+    else:
+        assert not host.has_huge_pages()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere memory can't be given back in part")

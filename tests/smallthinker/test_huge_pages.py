@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from smallthinker import huge_pages
-from smallthinker.cache.expert_cache import CacheCounters, allocate_slots
+from smallthinker.cache.expert_cache import allocate_slots
 from smallthinker.expert_store import host
-from smallthinker.huge_pages import QUIET_STEPS, HugePages
+from smallthinker.huge_pages import HugePages
 
 PAGE = host.HUGE_PAGE_BYTES
 
@@ -22,24 +22,12 @@ class FakeExperts:
     """Only what HugePages asks of a cache."""
 
     slots: npt.NDArray[np.uint8]
-    misses: int = 0
-    is_full: bool = False
     taken: int = 0
     lent: set[int] = field(default_factory=set)
     took_free: threading.Event = field(default_factory=threading.Event)
 
-    @property
-    def limit(self) -> int:
-        return len(self.slots) - len(self.lent)
-
     def is_lent(self, slot: int) -> bool:
         return slot in self.lent
-
-    def counters(self) -> CacheCounters:
-        return CacheCounters(misses=self.misses)
-
-    def filled(self) -> list[npt.NDArray[np.uint8]]:
-        return [self.slots[: self.taken]]
 
 
 class System:
@@ -47,24 +35,16 @@ class System:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.populated: list[int] = []
-        self.moved: list[tuple[int, int]] = []
         self.refuses = False
         self._asked = threading.Condition()
-        monkeypatch.setattr(host, "populate_huge", self._populate)
-        monkeypatch.setattr(host, "collapse", self._collapse)
+        monkeypatch.setattr(host, "populate", self._populate)
 
-    def _populate(self, start: int) -> bool:
+    def _populate(self, start: int, nbytes: int) -> bool:
+        assert nbytes == PAGE
         with self._asked:
             self.populated.append(start)
             self._asked.notify_all()
         return not self.refuses
-
-    def _collapse(self, start: int, nbytes: int, stop: Callable[[], bool]) -> int:
-        with self._asked:
-            if not stop():
-                self.moved.append((start, nbytes))
-            self._asked.notify_all()
-        return nbytes
 
     def wait(self, until: Callable[[], bool]) -> None:
         with self._asked:
@@ -107,13 +87,13 @@ def test_the_thread_goes_through_dense_weights_then_some_way_ahead_of_the_slots_
 
 def test_nothing_beyond_that_way_is_asked_for(system: System) -> None:
     dense, experts = allocate_slots(1, PAGE // 2), FakeExperts(allocate_slots(32, PAGE))
-    with at_work(experts, dense) as pages:
+    with at_work(experts, dense):
         system.wait(lambda: len(system.populated) >= 5)
-        experts.taken = 1
-        for _ in range(2 * QUIET_STEPS):
-            pages.step()
-        system.wait(lambda: len(system.moved) == 2)  # the thread had nothing else to do
-    assert len(system.populated) in (5, 6)
+        first = len(system.populated)
+        for experts.taken in range(1, 4):
+            experts.took_free.set()
+            system.wait(lambda: len(system.populated) >= first + experts.taken - 1)
+    assert len(system.populated) <= 5 + 3
 
 
 def test_memory_that_the_system_was_lent_is_left_to_it(system: System) -> None:
@@ -126,39 +106,12 @@ def test_memory_that_the_system_was_lent_is_left_to_it(system: System) -> None:
     assert system.populated == outside != addresses(experts.slots)
 
 
-def test_a_system_without_such_pages_is_asked_once_of_each_kind(system: System) -> None:
+def test_a_system_that_refuses_is_asked_once(system: System) -> None:
     system.refuses = True
     dense, experts = allocate_slots(1, 4 * PAGE), FakeExperts(allocate_slots(8, PAGE), taken=8)
-    with at_work(experts, dense) as pages:
-        system.wait(lambda: len(system.populated) == 2)
-        for _ in range(2 * QUIET_STEPS):
-            pages.step()
-        system.wait(lambda: len(system.moved) == 2)
-    assert system.populated == [addresses(dense)[0], addresses(experts.slots)[0]]
-
-
-def test_what_was_reached_too_late_moves_once_nothing_is_missed(system: System) -> None:
-    dense, experts = allocate_slots(1, PAGE), FakeExperts(allocate_slots(4, PAGE), taken=3)
-    with at_work(experts, dense) as pages:
-        for _ in range(3 * QUIET_STEPS):
-            experts.misses += 1
-            pages.step()
-        for _ in range(2 * QUIET_STEPS - 1):
-            pages.step()
-        assert not system.moved
-        for _ in range(5 * QUIET_STEPS):
-            pages.step()
-        system.wait(lambda: len(system.moved) == 2)
-    assert system.moved == [(dense.ctypes.data, PAGE), (experts.slots.ctypes.data, 3 * PAGE)]
-
-
-def test_a_full_cache_is_moved_once_though_misses_go_on(system: System) -> None:
-    experts = FakeExperts(allocate_slots(4, PAGE), taken=4, is_full=True)
-    with at_work(experts, allocate_slots(1, PAGE)) as pages:
-        for _ in range(9 * QUIET_STEPS):
-            experts.misses += 1
-            pages.step()
-        system.wait(lambda: len(system.moved) == 2)
+    with at_work(experts, dense):
+        system.wait(lambda: len(system.populated) == 1)
+    assert system.populated == addresses(dense)[:1]
 
 
 def test_it_can_be_closed_before_it_has_begun() -> None:
