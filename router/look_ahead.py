@@ -11,7 +11,6 @@ whoever gets the guesses decides what to read.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from statistics import median
 
 # A wrong guess costs the certain reads at most the chunk that is under way; a right one saves a part of a wait.
 WORTH = 0.5
@@ -51,6 +50,8 @@ class Trial:
         if done % self.SPELL == 0:
             self.on = not self.on
         if done == self.SPELL * self.SPELLS:
+            from statistics import median  # 2 ms, which a probe of the disk has spent already
+
             self.on = median(self._seconds[True]) <= median(self._seconds[False])
             self._rest = min(2 * self._rest, self.MOST_REST) if self.on == self._winner else self.REST
             self._winner, self._left = self.on, self._rest
