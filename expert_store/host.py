@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,25 +41,52 @@ def aligned_buffer(nbytes: int) -> mmap.mmap:
     return mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets no huge pages
 
 
-_HUGE_PAGE_BYTES = 2 << 20
-_MADV_COLLAPSE = 25
+HUGE_PAGE_BYTES = 2 << 20
+_MADV_COLD, _MADV_POPULATE_WRITE, _MADV_COLLAPSE = 20, 23, 25
+
+
+def populate_huge(start: int) -> bool:
+    """Have the huge page that starts here, a multiple of HUGE_PAGE_BYTES inside private anonymous memory, before it is
+    touched. What was touched already stays as it is, and others may read and write meanwhile.
+
+    False before Linux 5.14, and on Windows and macOS. True doesn't say that the system had a huge page to give.
+    """
+    if _libc is None:
+        return False
+    end = start + HUGE_PAGE_BYTES
+    return _advise(start, end, mmap.MADV_HUGEPAGE) and _advise(start, end, _MADV_POPULATE_WRITE)
+
+
+def huge_pages_in(start: int, nbytes: int) -> Sequence[int]:
+    """Addresses of the whole huge pages in this memory, in order."""
+    size = HUGE_PAGE_BYTES
+    return range(-(-start // size) * size, start + nbytes - size + 1, size)
+
+
+def touched_buffer(nbytes: int) -> mmap.mmap:
+    """As `aligned_buffer`, to measure with: touched already, since a first touch is dear and not what is measured, and
+    in huge pages where the system has some, since the engine's memory is."""
+    buffer = aligned_buffer(nbytes)
+    for page in huge_pages_in(address(memoryview(buffer)), len(buffer)):
+        if not populate_huge(page):
+            break
+    for at in range(0, len(buffer), DIRECT_ALIGN):
+        buffer[at] = 0
+    return buffer
 
 
 def collapse(start: int, nbytes: int, stop: Callable[[], bool] = lambda: False) -> int:
-    """Move this anonymous memory into huge pages, one at a time until `stop()`; returns how many bytes have moved.
+    """Move this anonymous memory into huge pages, one at a time until `stop()`; returns how many bytes have moved, or
+    were in some before.
 
     Contents and addresses stay; others may read and write meanwhile. 0 before Linux 6.1, and on Windows and macOS.
     Raises nothing: what can't be moved stays where it is.
     """
-    if _libc is None:
-        return 0
     moved = 0
-    first = -(-start // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
-    for at in range(first, start + nbytes - _HUGE_PAGE_BYTES + 1, _HUGE_PAGE_BYTES):
+    for page in huge_pages_in(start, nbytes) if _libc is not None else ():
         if stop():
             break
-        done = _libc.madvise(ctypes.c_void_p(at), ctypes.c_size_t(_HUGE_PAGE_BYTES), _MADV_COLLAPSE) == 0
-        moved += _HUGE_PAGE_BYTES * done
+        moved += HUGE_PAGE_BYTES * _advise(page, page + HUGE_PAGE_BYTES, _MADV_COLLAPSE)
     return moved
 
 
@@ -69,9 +96,25 @@ def discard(start: int, nbytes: int) -> None:
     Linux only: elsewhere the memory stays with the process.
     """
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = (start + nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
-    if _libc is not None and length > 0:
-        _libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+    end = (start + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if _libc is None or end <= first:
+        return
+    # Else the system may make the huge pages at both ends whole again, some time later.
+    outer = first // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES, -(-end // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+    _advise(*outer, mmap.MADV_NOHUGEPAGE)
+    _advise(first, end, _MADV_COLD)  # splits them: of a whole one, no part is freed
+    _advise(first, end, mmap.MADV_DONTNEED)
+
+
+def allow_huge(start: int, nbytes: int) -> None:
+    """Memory that was discarded is used again, and may lie in huge pages. Linux only."""
+    if _libc is not None:
+        _advise(start // mmap.PAGESIZE * mmap.PAGESIZE, start + nbytes, mmap.MADV_HUGEPAGE)
+
+
+def _advise(start: int, end: int, advice: int) -> bool:
+    assert _libc is not None
+    return bool(_libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice) == 0)
 
 
 def trim_heap() -> None:

@@ -177,7 +177,9 @@ class Engine:
                 lambda: KVCache(self.config, self.plan.context, self.plan.chunk, kv), sequences, saved
             )
             self._current: Conversation | None = None
-            store.load_dense(progress=progress, storage=self.storage)
+            self._huge_pages = HugePages(self.experts)
+            resources.callback(self._huge_pages.close)
+            store.load_dense(progress=progress, storage=self.storage, reserved=self._huge_pages.go_ahead)
             if is_tight:
                 host.drop_library_pages()  # once more: what was still being read ahead the first time
             self.lossy_head: LossyHead | None = None
@@ -193,8 +195,6 @@ class Engine:
                 predictor=None if ahead is None or self.plan.most_slots == store.num_experts else ahead.load(),
                 lossy_head=self.lossy_head,
             )
-            self._huge_pages = HugePages(store.dense_memory(), self.experts)
-            resources.callback(self._huge_pages.close)
             self._watch = MemoryWatch(
                 lambda: self.experts.held,
                 fewest=self.config.moe_num_active_primary_experts,
