@@ -163,7 +163,7 @@ assert before == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, s
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-# Each costs 2 ms or more, most of it in modules that it imports itself.
+# What a program that imports LLM may never need; most cost 2 ms or more, much of it in modules that they import.
 HEAVY = {
     *("numpy", "numpy.random", "tokenizers", "jinja2", "torch", "tqdm", "zstandard", "safetensors", "starlette"),
     *("asyncio", "email", "hashlib", "http", "importlib.metadata", "secrets", "shutil", "statistics", "tempfile"),
