@@ -11,7 +11,6 @@ whoever gets the guesses decides what to read.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from statistics import median
 
 # A wrong guess costs the certain reads at most the chunk that is under way; a right one saves a part of a wait.
 WORTH = 0.5
@@ -39,6 +38,8 @@ class _Way:
 
     def cost(self, records: float) -> float:
         """Seconds of a token that wants that many."""
+        from statistics import median  # 2 ms, which a probe of the disk has spent already
+
         return median(self._computing) + records * self._waited / max(sum(self.records), 1)
 
 
