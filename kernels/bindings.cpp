@@ -358,6 +358,13 @@ PYBIND11_MODULE(_kernels, m) {
            arg("predictors") = BoundTokenRouter::Predictors{}, py::keep_alive<1, 2>())
       .def("route", &BoundTokenRouter::route, arg("layer"), arg("x"), arg("weights"),
            arg("ahead") = std::vector<int64_t>{})
+      .def("route_several",
+           [](BoundTokenRouter& router, int64_t layer, const py::array& x, py::array& weights,
+              const std::vector<int64_t>& ahead) {
+             BoundTokenRouter::Routes routes = router.route_several(layer, x, weights, ahead);
+             return py::make_tuple(std::move(routes.experts), std::move(routes.pairs), std::move(routes.ahead));
+           },
+           arg("layer"), arg("x"), arg("weights"), arg("ahead") = std::vector<int64_t>{})
       .def("guess_next", &BoundTokenRouter::guess_next, arg("x"), arg("targets"));
 
   py::class_<BoundTokenExperts>(m, "TokenExperts")
@@ -365,6 +372,9 @@ PYBIND11_MODULE(_kernels, m) {
            arg("hidden"), arg("ffn"), arg("k"), arg("slots"), py::keep_alive<1, 2>())
       .def("add", &BoundTokenExperts::add, arg("x"), arg("normed"), arg("slots"), arg("weights"))
       .def("compute", &BoundTokenExperts::compute, arg("normed"), arg("places"), arg("slots"))
+      .def("add_several", &BoundTokenExperts::add_several, arg("x"), arg("normed"), arg("slots"), arg("pairs"),
+           arg("weights"))
+      .def("compute_several", &BoundTokenExperts::compute_several, arg("normed"), arg("pairs"), arg("slots"))
       .def("combine", &BoundTokenExperts::combine_all, arg("x"), arg("weights"));
 
   m.def("packed_bytes", &bind_packed_bytes, arg("quant"), arg("layout"), arg("rows"), arg("cols"));

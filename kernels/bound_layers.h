@@ -16,7 +16,7 @@
 
 namespace smallthinker {
 
-// The routers of all layers, for one token, and what guesses instead of them from the state of an earlier layer; checked
+// The routers of all layers, for the next tokens of one or a few sequences, and what guesses instead of them from the state of an earlier layer; checked
 // once.
 class BoundTokenRouter {
  public:
@@ -48,53 +48,98 @@ class BoundTokenRouter {
                                           const std::vector<int64_t>& ahead) {
     const float* from = input<float>(x, "x", {1, dim_});
     float* to_weights = output<float>(weights, "weights", {1, k_});
-    Answers answers(1 + ahead.size(), experts_, k_);
-    answers.add(at("layer", layer), 0);
-    for (size_t i = 0; i < ahead.size(); ++i) {
-      const auto predictor = predictors_.find({layer, ahead[i]});
-      answers.add(predictor != predictors_.end() ? predictor->second : at("ahead", ahead[i]), i + 1);
+    Answers answers = asked(layer, ahead, 1);
+    compute(answers, from, 1, to_weights);
+    return std::move(answers.ids);
+  }
+
+  // Of several tokens: the distinct experts of `layer`, ascending, and the pairs token * k + rank of each; then for each
+  // layer ahead its distinct experts, by the best rank that a token gives them, and these ranks.
+  struct Routes {
+    std::vector<int32_t> experts;
+    std::vector<std::vector<int32_t>> pairs;
+    std::vector<std::pair<std::vector<int32_t>, std::vector<int32_t>>> ahead;
+  };
+  Routes route_several(int64_t layer, const py::array& x, py::array& weights, const std::vector<int64_t>& ahead) {
+    const float* from = input<float>(x, "x", {-1, dim_});
+    const int64_t tokens = x.shape(0);
+    float* to_weights = output<float>(weights, "weights", {tokens, k_});
+    Answers answers = asked(layer, ahead, tokens);
+    Routes routes;
+    compute(answers, from, tokens, to_weights);
+    std::vector<std::vector<int32_t>> pairs_of(static_cast<size_t>(experts_));
+    for (size_t pair = 0; pair < answers.ids[0].size(); ++pair) {
+      pairs_of[static_cast<size_t>(answers.ids[0][pair])].push_back(static_cast<int32_t>(pair));
     }
-    return compute(answers, from, to_weights);
+    for (size_t expert = 0; expert < pairs_of.size(); ++expert) {
+      if (pairs_of[expert].empty()) continue;
+      routes.experts.push_back(static_cast<int32_t>(expert));
+      routes.pairs.push_back(std::move(pairs_of[expert]));
+    }
+    for (size_t i = 1; i < answers.ids.size(); ++i) {
+      std::vector<char> is_known(static_cast<size_t>(experts_));
+      auto& [experts, ranks] = routes.ahead.emplace_back();
+      for (int64_t rank = 0; rank < k_; ++rank) {
+        for (int64_t t = 0; t < tokens; ++t) {
+          const int32_t expert = answers.ids[i][static_cast<size_t>(t * k_ + rank)];
+          if (std::exchange(is_known[static_cast<size_t>(expert)], char{1}) != 0) continue;
+          experts.push_back(expert);
+          ranks.push_back(static_cast<int32_t>(rank));
+        }
+      }
+    }
+    return routes;
   }
 
   // What the predictors say of the next token's layers `targets` for the final state x.
   std::vector<std::vector<int32_t>> guess_next(const py::array& x, const std::vector<int64_t>& targets) {
     const float* from = input<float>(x, "x", {1, dim_});
-    Answers answers(targets.size(), experts_, k_);
+    Answers answers(targets.size(), experts_, k_, 1);
     for (size_t i = 0; i < targets.size(); ++i) {
       const auto predictor = predictors_.find({kFinal, targets[i]});
       if (predictor == predictors_.end()) fail("targets: no predictor of layer ", targets[i]);
       answers.add(predictor->second, i);
     }
-    return compute(answers, from, nullptr);
+    compute(answers, from, 1, nullptr);
+    return std::move(answers.ids);
   }
 
  private:
   static constexpr int64_t kFinal = -1;
 
   struct Answers {
-    Answers(size_t n, int64_t experts, int64_t k)
-        : logits(n, std::vector<float>(static_cast<size_t>(experts))), ids(n, std::vector<int32_t>(static_cast<size_t>(k))) {}
+    Answers(size_t n, int64_t experts, int64_t k, int64_t tokens)
+        : logits(n, std::vector<float>(static_cast<size_t>(tokens * experts))),
+          ids(n, std::vector<int32_t>(static_cast<size_t>(tokens * k))) {}
     void add(const Matrix& matrix, size_t place) {
       (matrix.quant == Quant::f32 ? exact : guessed).push_back({matrix, logits[place].data()});
     }
-    std::vector<std::vector<float>> logits;
-    std::vector<std::vector<int32_t>> ids;
+    std::vector<std::vector<float>> logits;  // [tokens, experts] each
+    std::vector<std::vector<int32_t>> ids;   // [tokens, k] each
     std::vector<Product> exact, guessed;  // one product of several matrices takes one format
   };
 
+  Answers asked(int64_t layer, const std::vector<int64_t>& ahead, int64_t tokens) const {
+    Answers answers(1 + ahead.size(), experts_, k_, tokens);
+    answers.add(at("layer", layer), 0);
+    for (size_t i = 0; i < ahead.size(); ++i) {
+      const auto predictor = predictors_.find({layer, ahead[i]});
+      answers.add(predictor != predictors_.end() ? predictor->second : at("ahead", ahead[i]), i + 1);
+    }
+    return answers;
+  }
+
   // Weights are those of the first answer.
-  std::vector<std::vector<int32_t>> compute(Answers& answers, const float* x, float* weights) {
+  void compute(Answers& answers, const float* x, int64_t tokens, float* weights) {
     py::gil_scoped_release unlocked;
     Timed timed(pool_.timings(), "router");
-    if (!answers.exact.empty()) linear(pool_, answers.exact, x, 1);
-    if (!answers.guessed.empty()) linear(pool_, answers.guessed, x, 1);
-    std::vector<float> unused(static_cast<size_t>(k_));
+    if (!answers.exact.empty()) linear(pool_, answers.exact, x, tokens);
+    if (!answers.guessed.empty()) linear(pool_, answers.guessed, x, tokens);
+    std::vector<float> unused(static_cast<size_t>(tokens * k_));
     for (size_t i = 0; i < answers.ids.size(); ++i) {
       float* to_weights = i == 0 && weights != nullptr ? weights : unused.data();
-      smallthinker::route(answers.logits[i].data(), 1, experts_, k_, gating_, answers.ids[i].data(), to_weights);
+      smallthinker::route(answers.logits[i].data(), tokens, experts_, k_, gating_, answers.ids[i].data(), to_weights);
     }
-    return std::move(answers.ids);
   }
 
   const Matrix& at(const char* name, int64_t layer) const {
@@ -200,9 +245,12 @@ class BoundAttentionLayer {
   AttentionLayer layer_{};
 };
 
-// All experts of one token, which are in slots; checked once.
+// The experts of the next tokens of one or a few sequences, which are in slots; checked once. What a pair (token * k +
+// place) contributes is kept until `combine`.
 class BoundTokenExperts {
  public:
+  using Pairs = std::vector<std::vector<int32_t>>;  // of each expert
+
   BoundTokenExperts(ThreadPool& pool, const std::string& quant, int64_t hidden, int64_t ffn, int64_t k, const py::array& slots)
       : pool_(pool), kept_(slots) {
     check_experts_shape(hidden, ffn);
@@ -210,69 +258,95 @@ class BoundTokenExperts {
     call_.quant = parse_quant(quant);
     call_.hidden = hidden;
     call_.ffn = ffn;
-    call_.tokens = 1;
-    call_.n_experts = call_.k = k;
+    call_.k = k;
     check_slots(slots, call_);
-    slot_ids_.resize(static_cast<size_t>(k));
-    contributions_.resize(static_cast<size_t>(k * hidden));
     for (int32_t i = 0; i <= k; ++i) counting_.push_back(i);
-    call_.slot_ids = slot_ids_.data();
-    call_.offsets = counting_.data();
-    call_.out = contributions_.data();
   }
 
+  // One token, all of its experts.
   int64_t add(py::array& x, const py::array& normed, const std::vector<int32_t>& slots, const py::array& weights) {
-    float* to = output<float>(x, "x", {1, call_.hidden});
-    const float* from = input<float>(normed, "normed", {1, call_.hidden});
-    const float* w = input<float>(weights, "weights", {1, call_.k});
-    if (slots.size() != slot_ids_.size()) fail("slots: expected ", call_.k, " of them, found ", slots.size());
-    std::lock_guard<std::mutex> lock(mutex_);
-    const int64_t live = run(from, counting_, slots);
-    py::gil_scoped_release unlocked;
-    Timed timed(pool_.timings(), "combine");
-    combine(pool_, to, contributions_.data(), w, 1, call_.k, call_.hidden);
+    output<float>(x, "x", {1, call_.hidden});
+    input<float>(weights, "weights", {1, call_.k});
+    if (static_cast<int64_t>(slots.size()) != call_.k) fail("slots: expected ", call_.k, " of them, found ", slots.size());
+    const int64_t live = compute(normed, {counting_.begin(), counting_.end() - 1}, slots);
+    combine_all(x, weights);
     return live;
   }
 
-  // Some of the experts, by their places in the route; `combine` once all places have been computed.
+  // One token, some of its experts by their places in the route.
   int64_t compute(const py::array& normed, const std::vector<int32_t>& places, const std::vector<int32_t>& slots) {
     const float* from = input<float>(normed, "normed", {1, call_.hidden});
     if (slots.size() != places.size()) fail("slots: expected as many as places, ", places.size(), ", found ", slots.size());
-    if (places.size() > slot_ids_.size()) fail("places: expected at most ", call_.k, ", found ", places.size());
-    for (const int32_t place : places) {
-      if (place < 0 || place >= call_.k) fail("places: expected 0 to ", call_.k - 1, ", found ", place);
+    if (static_cast<int64_t>(places.size()) > call_.k) fail("places: expected at most ", call_.k, ", found ", places.size());
+    for (const int32_t place : places) check_pair("places", place, call_.k);
+    return run(from, 1, counting_, places, slots);
+  }
+
+  // Several tokens, all of their experts.
+  int64_t add_several(py::array& x, const py::array& normed, const std::vector<int32_t>& slots, const Pairs& pairs,
+                      const py::array& weights) {
+    output<float>(x, "x", {-1, call_.hidden});
+    input<float>(normed, "normed", {x.shape(0), call_.hidden});
+    input<float>(weights, "weights", {x.shape(0), call_.k});
+    const int64_t live = compute_several(normed, pairs, slots);
+    combine_all(x, weights);
+    return live;
+  }
+
+  // Several tokens, some of their experts.
+  int64_t compute_several(const py::array& normed, const Pairs& pairs, const std::vector<int32_t>& slots) {
+    const float* from = input<float>(normed, "normed", {-1, call_.hidden});
+    if (slots.size() != pairs.size()) fail("slots: expected as many as pairs, ", pairs.size(), ", found ", slots.size());
+    std::vector<int32_t> offsets{0}, flat;
+    for (const auto& of_expert : pairs) {
+      for (const int32_t pair : of_expert) check_pair("pairs", pair, normed.shape(0) * call_.k);
+      flat.insert(flat.end(), of_expert.begin(), of_expert.end());
+      offsets.push_back(static_cast<int32_t>(flat.size()));
     }
-    std::lock_guard<std::mutex> lock(mutex_);
-    return run(from, places, slots);
+    return run(from, normed.shape(0), offsets, flat, slots);
   }
 
   void combine_all(py::array& x, const py::array& weights) {
-    float* to = output<float>(x, "x", {1, call_.hidden});
-    const float* w = input<float>(weights, "weights", {1, call_.k});
+    float* to = output<float>(x, "x", {-1, call_.hidden});
+    const int64_t tokens = x.shape(0);
+    const float* w = input<float>(weights, "weights", {tokens, call_.k});
+    py::gil_scoped_release unlocked;  // before the lock, which another thread may hold and want the GIL
     std::lock_guard<std::mutex> lock(mutex_);
-    py::gil_scoped_release unlocked;
+    if (floats(tokens) > contributions_.size()) fail("x: expected at most the tokens that were computed, found ", tokens);
     Timed timed(pool_.timings(), "combine");
-    combine(pool_, to, contributions_.data(), w, 1, call_.k, call_.hidden);
+    combine(pool_, to, contributions_.data(), w, tokens, call_.k, call_.hidden);
   }
 
  private:
-  int64_t run(const float* from, const std::vector<int32_t>& places, const std::vector<int32_t>& slots) {
-    for (size_t i = 0; i < slots.size(); ++i) {
-      check_slot("slots", static_cast<int64_t>(i), slots[i], kept_.shape(0));
-      slot_ids_[i] = slots[i];
-    }
-    call_.n_experts = static_cast<int64_t>(slots.size());
-    call_.pairs = places.data();
-    call_.x = from;
+  static void check_pair(const char* name, int64_t pair, int64_t pairs) {
+    if (pair < 0 || pair >= pairs) fail(name, ": expected 0 to ", pairs - 1, ", found ", pair);
+  }
+
+  size_t floats(int64_t tokens) const { return static_cast<size_t>(tokens * call_.k * call_.hidden); }
+
+  int64_t run(const float* from, int64_t tokens, const std::vector<int32_t>& offsets, const std::vector<int32_t>& pairs,
+              const std::vector<int32_t>& slots) {
+    for (size_t i = 0; i < slots.size(); ++i) check_slot("slots", static_cast<int64_t>(i), slots[i], kept_.shape(0));
+    if (slots.empty()) return 0;
     py::gil_scoped_release unlocked;
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (floats(tokens) > contributions_.size()) contributions_.resize(floats(tokens));
+    ExpertCall call = call_;
+    call.tokens = tokens;
+    call.n_experts = static_cast<int64_t>(slots.size());
+    call.slot_ids = slots.data();
+    call.offsets = offsets.data();
+    call.pairs = pairs.data();
+    call.x = from;
+    call.out = contributions_.data();
     Timed timed(pool_.timings(), "experts");
-    return experts(pool_, call_);
+    return experts(pool_, call);
   }
 
   ThreadPool& pool_;
   const py::array kept_;
   ExpertCall call_{};
-  std::vector<int32_t> slot_ids_, counting_;
+  std::vector<int32_t> counting_;  // 0 to k
   std::vector<float> contributions_;
   std::mutex mutex_;
 };

@@ -62,6 +62,14 @@ class ExactRouter:
         didn't change until there."""
         return self._of_token.route(layer, x, weights, ahead)
 
+    def route_tokens(
+        self, layer: int, x: npt.NDArray[np.float32], weights: npt.NDArray[np.float32], ahead: Sequence[int] = ()
+    ) -> tuple[list[int], list[list[int]], list[tuple[list[int], list[int]]]]:
+        """The same for a few tokens, x [T, d], weights [T, k]: the distinct experts, ascending; the pairs of each, as
+        in `planner.ExpertWork`; and for each layer in `ahead` its distinct experts with the best rank that a token
+        gives them."""
+        return self._of_token.route_several(layer, x, weights, ahead)
+
     def guess_next(self, x: npt.NDArray[np.float32], targets: Sequence[int]) -> list[list[int]]:
         """What the predictor says of the next token's layers `targets`, from the final state x [1, d] of this one."""
         return self._of_token.guess_next(x, targets)

@@ -11,8 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-_FEW_PAIRS = 128  # up to which Python's own lists are faster than arrays: the next tokens of several sequences
-
 
 class ExpertWork(NamedTuple):
     """One expert and the tokens that chose it. `pairs`: indices into the flattened [T, k] route, ascending."""
@@ -26,11 +24,6 @@ def group_by_expert(ids: npt.NDArray[np.int32]) -> list[ExpertWork]:
     flat = ids.ravel()
     if ids.shape[0] == 1:  # a decode step: k distinct experts, one token each, in the router's order
         return [ExpertWork(expert, [pair]) for pair, expert in enumerate(flat.tolist())]
-    if len(flat) <= _FEW_PAIRS:
-        pairs_of: dict[int, list[int]] = {}
-        for pair, expert in enumerate(flat.tolist()):
-            pairs_of.setdefault(expert, []).append(pair)
-        return [ExpertWork(expert, pairs) for expert, pairs in sorted(pairs_of.items())]
     order = np.argsort(flat, kind="stable")
     experts, starts = np.unique(flat[order], return_index=True)
     ends = [*starts[1:].tolist(), len(flat)]

@@ -168,7 +168,8 @@ def router(pool: ThreadPool, data: U8, experts: int, x: F32, k: int, gating: Gat
     """`route` of the logits x [T, d] @ W.T, W [E, d] as f32 in the tiles layout."""
 
 class TokenRouter:
-    """`router` for one token at a time: the matrices of all layers, [E, d] as f32 in the tiles layout.
+    """`router` for the next tokens of one or a few sequences: the matrices of all layers, [E, d] as f32 in the tiles
+    layout.
 
     predictors: by the layer whose state is taken and the layer guessed for, [E, d] as q8_0 in the tiles layout. Layer
     -1 is the final state of the token before.
@@ -188,6 +189,12 @@ class TokenRouter:
         """The ids of the k experts for x [1, d], best first; their weights go into weights [1, k]. Behind them, what
         each layer in `ahead` would choose: as its predictor for `layer` says or, without one, as its own router does of
         the same x."""
+
+    def route_several(
+        self, layer: int, x: F32, weights: F32, ahead: Sequence[int] = ()
+    ) -> tuple[list[int], list[list[int]], list[tuple[list[int], list[int]]]]:
+        """The same for x [T, d], weights [T, k]: the distinct experts, ascending; the pairs (token * k + rank) of each;
+        and for each layer in `ahead` its distinct experts, best rank first, with these ranks."""
 
     def guess_next(self, x: F32, targets: Sequence[int]) -> list[list[int]]:
         """What the predictors from layer -1 say of layers `targets` for a final state x [1, d]."""
@@ -233,7 +240,8 @@ def experts(
     """
 
 class TokenExperts:
-    """`experts` and `combine` for one token whose k experts are all in slots [n_slots, record_bytes]."""
+    """`experts` and `combine` for the next tokens of one or a few sequences; slots [n_slots, record_bytes]. A pair is
+    token * k + place; what it contributes is kept until `combine`."""
 
     def __init__(self, pool: ThreadPool, quant: Quant, hidden: int, ffn: int, k: int, slots: U8) -> None: ...
     def add(self, x: F32, normed: F32, slots: list[int], weights: F32) -> int:
@@ -246,8 +254,16 @@ class TokenExperts:
         """Some of the token's experts: the j-th of the route, for each j in places, is in the slot beside it. Once
         every place has been computed, `combine` adds them up. Returns how many neurons were computed."""
 
+    def add_several(self, x: F32, normed: F32, slots: list[int], pairs: list[list[int]], weights: F32) -> int:
+        """As `add` for x, normed [T, hidden], weights [T, k]: pairs[i] are those of the expert in slots[i], and each of
+        the T * k is there once."""
+
+    def compute_several(self, normed: F32, pairs: list[list[int]], slots: list[int]) -> int:
+        """As `compute` for normed [T, hidden]."""
+
     def combine(self, x: F32, weights: F32) -> None:
-        """x [1, hidden] += the sum of weights[0, j] * what was computed last for place j, the same bits as `add`."""
+        """x [T, hidden] += the sum over j of weights[t, j] * what was computed last for pair t * k + j, the same bits
+        as `add`. Raises ValueError for more tokens than any call before computed."""
 
 def combine(pool: ThreadPool, x: F32, contributions: F32, weights: F32) -> None:
     """x[t] += weights[t, j] * contributions[t * k + j], j ascending.

@@ -149,16 +149,18 @@ class Decoder:
         _kernels.embed(self.quant, self.dense["embed_tokens"], self.config.vocab_size, x.shape[1], ids, x)
         normed = np.empty_like(x)
         cos, sin = self._rope_angles(caches)
-        weights = np.empty((1, self.config.moe_num_active_primary_experts), np.float32)
+        weights = np.empty((len(ids), self.config.moe_num_active_primary_experts), np.float32)
         began, waited, wanted = time.perf_counter(), self.experts.stall_sec, self.experts.wanted
-        look = self.look_ahead if len(ids) < _MANY_TOKENS else None
+        is_few = len(ids) < _MANY_TOKENS
+        look = self.look_ahead if is_few else None
         if look is not None:
             look.begin_token(several=len(ids) > 1)
         for layer in range(self.config.num_hidden_layers):
             if cancelled():
                 raise CancelledError("cancelled")
-            if len(ids) == 1 and self.observer is None:
-                self._layer_of_token(layer, x, normed, caches, cos, sin, weights)
+            if is_few and self.observer is None:
+                of_layer = self._layer_of_token if len(ids) == 1 else self._layer_of_tokens
+                of_layer(layer, x, normed, caches, cos, sin, weights)
             else:
                 self._layer_of_chunk(layer, x, normed, caches, cos, sin)
         for kv, n in zip(caches.kvs, counts, strict=True):
@@ -222,6 +224,49 @@ class Decoder:
         if ahead:
             self._expect(FINAL, ahead, self.router.guess_next(x, ahead))
 
+    def _layer_of_tokens(
+        self, layer: int, x: Floats, normed: Floats, caches: _Caches, cos: Floats, sin: Floats, weights: Floats
+    ) -> None:
+        """One layer for x [T, d], a few tokens, in place."""
+        cache, look, tokens = self.experts, self.look_ahead, len(x)
+        ahead = look.targets(layer) if look is not None else ()
+        experts, pairs, guessed = self.router.route_tokens(layer, x, weights, ahead)
+        if look is not None:
+            look.judge(layer, experts)
+        slots = cache.resident_slots(layer, experts, [len(of_expert) for of_expert in pairs], tokens)
+        if slots is not None:  # nothing to read
+            if guessed:
+                self._expect_of_several(layer, ahead, guessed)
+            self._attend(layer, x, normed, caches, cos, sin)
+            self.live_neurons += self.token_experts.add_several(x, normed, slots, pairs, weights)
+            return
+        if not self.prefetch:
+            self._attend(layer, x, normed, caches, cos, sin)
+        work = plan_reads(list(map(ExpertWork, experts, pairs)), lambda expert: cache.is_resident(layer, expert))
+        counts = [len(entry.pairs) for entry in work]
+        with cache.request(layer, [entry.expert for entry in work], counts, tokens) as ticket:
+            if guessed:
+                self._expect_of_several(layer, ahead, guessed)
+            if self.prefetch:
+                self._attend(layer, x, normed, caches, cos, sin)
+            for landed in ticket:
+                chosen, slots = [work[position].pairs for position, _ in landed], [slot for _, slot in landed]
+                self.live_neurons += self.token_experts.compute_several(normed, chosen, slots)
+        self.token_experts.combine(x, weights)
+
+    def _expect_of_several(
+        self, layer: int, ahead: Sequence[int], guessed: Sequence[tuple[list[int], list[int]]]
+    ) -> None:
+        """As `_expect`; guessed: for each target its experts, and the best rank that a token gives each."""
+        look = self.look_ahead
+        assert look is not None
+        for target, (wanted, ranks) in zip(ahead, guessed, strict=True):
+            of_rank = look.likelihoods(layer, target)
+            likelihoods = [of_rank[rank] for rank in ranks]
+            missing = self.experts.expect(target, wanted, likelihoods, 2 * MOST_UNDER_WAY)
+            if missing:
+                look.remember(layer, target, [(wanted[place], ranks[place]) for place in missing])
+
     def _layer_of_chunk(self, layer: int, x: Floats, normed: Floats, caches: _Caches, cos: Floats, sin: Floats) -> None:
         """One layer for x [T, d], in place."""
         route = self.router.route(layer, x)
@@ -229,22 +274,10 @@ class Decoder:
             self.observer(layer, x, route)
         if not self.prefetch:
             self._attend(layer, x, normed, caches, cos, sin)
-        work = group_by_expert(route.ids)
-        counts = [len(entry.pairs) for entry in work]
-        if self.look_ahead is not None and len(x) < _MANY_TOKENS:
-            self.look_ahead.judge(layer, {entry.expert for entry in work})
-        slots = self.experts.resident_slots(layer, [entry.expert for entry in work], counts, len(x))
-        if slots is not None:  # nothing to read
-            self._expect_later(layer, x)
-            if self.prefetch:
-                self._attend(layer, x, normed, caches, cos, sin)
-            contributions = np.empty((route.ids.size, x.shape[1]), np.float32)
-            self._experts(normed, slots, [entry.pairs for entry in work], contributions)
-            _kernels.combine(self.pool, x, contributions, route.weights)
-            return
-        pairs, ticket = self._request(layer, work, len(x))
+        pairs, ticket = self._request(layer, group_by_expert(route.ids), len(x))
         with ticket:
-            self._expect_later(layer, x)
+            if self.look_ahead is not None and len(x) >= _MANY_TOKENS and layer + 1 < self.config.num_hidden_layers:
+                self._expect_next_layer(layer, x)
             if self.prefetch:
                 self._attend(layer, x, normed, caches, cos, sin)
             # summed in the router's order, whichever lands first
@@ -254,26 +287,11 @@ class Decoder:
                 self._experts(normed, [slot for _, slot in landed], chosen, contributions)
         _kernels.combine(self.pool, x, contributions, route.weights)
 
-    def _expect_later(self, layer: int, x: Floats) -> None:
-        """Have what later layers will likely want read in the disk's idle time, for several tokens."""
-        look = self.look_ahead
-        if look is None:
-            return
-        if len(x) >= _MANY_TOKENS:  # they want most of the next layer's experts: first those that most of them want
-            if layer + 1 < self.config.num_hidden_layers:
-                ids, counts = np.unique(self.router.route(layer + 1, x).ids, return_counts=True)
-                wanted = ids[np.argsort(-counts, kind="stable")].tolist()
-                self.experts.expect(layer + 1, wanted, [1.0] * len(wanted), most_under_way=len(self.experts.slots))
-            return
-        for target in look.targets(layer):
-            ranks: dict[int, int] = {}  # of each expert, its best
-            for rank, of_tokens in enumerate(self.router.route(target, x).ids.T.tolist()):
-                for expert in of_tokens:
-                    ranks.setdefault(expert, rank)
-            wanted, of_rank = list(ranks), look.likelihoods(layer, target)
-            likelihoods = [of_rank[rank] for rank in ranks.values()]
-            missing = self.experts.expect(target, wanted, likelihoods, 2 * MOST_UNDER_WAY)
-            look.remember(layer, target, [(wanted[place], ranks[wanted[place]]) for place in missing])
+    def _expect_next_layer(self, layer: int, x: Floats) -> None:
+        """Many tokens want most of the next layer's experts: first those that most of them want."""
+        ids, counts = np.unique(self.router.route(layer + 1, x).ids, return_counts=True)
+        wanted = ids[np.argsort(-counts, kind="stable")].tolist()
+        self.experts.expect(layer + 1, wanted, [1.0] * len(wanted), most_under_way=len(self.experts.slots))
 
     def _request(self, layer: int, work: list[ExpertWork], tokens: int) -> tuple[list[list[int]], Ticket]:
         """The pairs of each expert that is asked for (see ExpertWork), and the ticket."""

@@ -166,6 +166,20 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         _kernels.TokenExperts(POOL, "q4_0", 64, 32, 2, zeros(3, SECTIONS[2], dtype=u8)).add,
         {"x": zeros(1, 64), "normed": zeros(1, 64), "slots": [2, 0], "weights": zeros(1, 2)},
     ),
+    "token_router.route_several": (
+        _kernels.TokenRouter(POOL, [zeros(16 * 20, dtype=f32).view(u8)], 8, 20, 2, "softmax").route_several,
+        {"layer": 0, "x": zeros(3, 20), "weights": zeros(3, 2)},
+    ),
+    "token_experts.add_several": (
+        _kernels.TokenExperts(POOL, "q4_0", 64, 32, 2, zeros(3, SECTIONS[2], dtype=u8)).add_several,
+        {
+            "x": zeros(3, 64),
+            "normed": zeros(3, 64),
+            "slots": [2, 0],
+            "pairs": [[0, 2, 4], [1, 3, 5]],
+            "weights": zeros(3, 2),
+        },
+    ),
     "combine": (
         _kernels.combine,
         {"pool": POOL, "x": zeros(3, 20), "contributions": zeros(6, 20), "weights": zeros(3, 2)},
@@ -215,6 +229,9 @@ OUTPUTS = [
         ("token_router.route", "x"),
         ("token_experts.add", "normed"),
         ("token_experts.add", "weights"),
+        ("token_router.route_several", "x"),
+        ("token_experts.add_several", "normed"),
+        ("token_experts.add_several", "weights"),
         ("attention_layer.forward", "cos"),
         ("attention_layer.forward", "sin"),
         ("attention", "keys"),
@@ -385,6 +402,21 @@ def test_sizes_of_records_are_those_of_their_aligned_sections() -> None:
 def test_slots_that_are_not_there_are_refused(slots: list[int]) -> None:
     with pytest.raises(ValueError, match="slots"):
         call("token_experts.add", slots=slots)
+    with pytest.raises(ValueError, match="slots"):
+        call("token_experts.add_several", slots=slots)
+
+
+@pytest.mark.parametrize("pairs", [[[0, 2, 4]], [[0], [-1]], [[0], [6]]])
+def test_pairs_that_are_not_there_are_refused(pairs: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="pairs"):
+        call("token_experts.add_several", pairs=pairs)
+
+
+def test_more_tokens_than_were_computed_cannot_be_combined() -> None:
+    experts = _kernels.TokenExperts(POOL, "q4_0", 64, 32, 2, zeros(3, SECTIONS[2], dtype=u8))
+    experts.compute_several(zeros(2, 64), [[0, 2], [1, 3]], [0, 1])
+    with pytest.raises(ValueError, match="x: expected at most"):
+        experts.combine(zeros(3, 64), zeros(3, 2))
 
 
 @pytest.mark.parametrize("layer", [-1, 1])

@@ -7,6 +7,7 @@ from models import random_reference, tiny_config
 
 from smallthinker import _kernels
 from smallthinker.router.exact import ExactRouter
+from smallthinker.router.planner import group_by_expert
 
 
 @pytest.mark.parametrize("softmax", [False, True])
@@ -27,3 +28,11 @@ def test_routes_are_those_of_the_reference(softmax: bool) -> None:
         assert router.route_token(0, x[t : t + 1], of_token) == [ids]
         assert router.route_token(0, x[t : t + 1], of_token, [0, 0]) == [ids] * 3
         assert np.array_equal(of_token[0], route.weights[t])
+    of_tokens = np.empty_like(route.weights)
+    experts, pairs, ahead = router.route_tokens(0, x, of_tokens, [0])
+    assert np.array_equal(of_tokens, route.weights)
+    assert [(e, p) for e, p in zip(experts, pairs, strict=True)] == group_by_expert(route.ids)
+    ((guessed, ranks),) = ahead
+    best = {expert: int(np.argmax((route.ids == expert).any(axis=0))) for expert in guessed}
+    assert sorted(guessed) == experts
+    assert dict(zip(guessed, ranks, strict=True)) == best and ranks == sorted(ranks)
