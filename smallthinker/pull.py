@@ -18,8 +18,14 @@ from typing import Any
 from smallthinker.config import ModelConfig
 from smallthinker.errors import CheckpointError, ConfigError, DownloadError, StoreWriteError
 from smallthinker.expert_store import host
-from smallthinker.expert_store.checkpoint import INDEX_FILE, MAX_INDEX_BYTES, SINGLE_FILE, shard_names
-from smallthinker.expert_store.convert import CHAT_TEMPLATE_FILE, convert
+from smallthinker.expert_store.checkpoint import (
+    CHAT_TEMPLATE_FILE,
+    INDEX_FILE,
+    MAX_INDEX_BYTES,
+    SINGLE_FILE,
+    shard_names,
+)
+from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.format import CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, check_quant, table
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.hub import Hub, HubFile, part_of
