@@ -80,7 +80,9 @@ class GgufModel:
         for number, header in enumerate(headers):
             for name, tensor in header.tensors.items():
                 if name in tensors:
-                    raise CheckpointError(f"{header.where}: tensor {name!r} is in another part too; download again")
+                    raise CheckpointError(
+                        f"{header.where}: tensor {name[:120]!a} is in another part too; download again"
+                    )
                 tensors[name] = number, tensor
         self.tokenizer = GgufTokenizer(metadata, self.where)
         self.config = gguf_config(
@@ -119,7 +121,7 @@ class GgufModel:
                 transposed = tensor.shape != shapes[0]
                 places[name] = _Place(number, tensor, expert if is_shared else None, transposed)
         if unknown:
-            raise CheckpointError(f"{self.where}: unknown tensor '{min(unknown)}'; this is another model")
+            raise CheckpointError(f"{self.where}: unknown tensor {min(unknown)[:120]!a}; this is another model")
         return places
 
 

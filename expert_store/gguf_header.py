@@ -65,7 +65,7 @@ def read_gguf_header(stream: BinaryIO, where: str, file_bytes: int) -> GgufHeade
         )
     cursor = _Cursor(stream, where, file_bytes)
     if (magic := cursor.take(4, "magic")) != MAGIC:
-        raise cursor.fault("magic", MAGIC.decode(), ascii(magic)[1:], "it is not a GGUF file")
+        raise cursor.fault("magic", MAGIC.decode(), magic.decode("latin-1"), "it is not a GGUF file")
     version = cursor.number("<I", "version")
     if version not in VERSIONS:
         remedy = "its numbers are big-endian" if version & 0xFFFF == 0 else "convert the model again, by a current tool"
@@ -75,8 +75,8 @@ def read_gguf_header(stream: BinaryIO, where: str, file_bytes: int) -> GgufHeade
     for _ in range(cursor.count("<Q", "number of metadata keys", MAX_ENTRIES)):
         key = cursor.text("metadata key")
         if key in metadata:
-            raise cursor.fault("metadata", "every key once", f"'{key[:80]}' twice")
-        metadata[key] = _value(cursor, key[:80], cursor.number("<I", key[:80]))
+            raise cursor.fault("metadata", "every key once", f"'{key}' twice")
+        metadata[key] = _value(cursor, key, cursor.number("<I", key))
     tensors = [_tensor_info(cursor) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(alignment) is not int or not 0 < alignment < 1 << 32 or alignment & (alignment - 1):
@@ -99,7 +99,7 @@ class _Cursor:
 
     def fault(self, what: str, expected: object, found: object, remedy: str = _DAMAGED) -> CheckpointError:
         """The one shape of a message about a bad file."""
-        text = str(found).encode("ascii", "backslashreplace").decode()[:120]
+        what, text = _printable(what), _printable(str(found))
         return CheckpointError(f"{self.where}: byte {self.offset}: {what}: expected {expected}, found {text}; {remedy}")
 
     def take(self, nbytes: int, what: str) -> bytes:
@@ -159,8 +159,8 @@ def _numbers(cursor: _Cursor, key: str, kind: int, count: int) -> list[Any]:
 
 def _tensor_info(cursor: _Cursor) -> tuple[str, int, tuple[int, ...], int]:
     """Name, type, shape and offset in the data."""
-    name = ascii(cursor.text("name of a tensor"))[1:-1][:120]
-    what = f"tensor '{name}'"
+    name = cursor.text("name of a tensor")
+    what = f"tensor '{name[:120]}'"
     rank = cursor.count("<I", f"{what}: dimensions", MAX_RANK)
     shape = tuple(cursor.count("<Q", f"{what}: size", MAX_FILE_BYTES) for _ in range(rank))[::-1]
     return name, cursor.number("<I", f"{what}: type"), shape, cursor.number("<Q", f"{what}: offset")
@@ -169,7 +169,7 @@ def _tensor_info(cursor: _Cursor) -> tuple[str, int, tuple[int, ...], int]:
 def _placed(cursor: _Cursor, name: str, number: int, shape: tuple[int, ...], start: int) -> GgufTensor:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    what = f"tensor '{name}'"
+    what = f"tensor '{name[:120]}'"
     try:
         kind = GGMLQuantizationType(number)
     except ValueError:
@@ -181,3 +181,8 @@ def _placed(cursor: _Cursor, name: str, number: int, shape: tuple[int, ...], sta
     if start + nbytes > cursor.file_bytes:
         raise cursor.fault(what, f"{nbytes} bytes at byte {start}", f"a file of {cursor.file_bytes} bytes")
     return GgufTensor(name, kind, shape, start, nbytes)
+
+
+def _printable(text: str) -> str:
+    """A file's own text for a message: bounded, and one line on any terminal."""
+    return ascii(text[:160])[1:-1].replace("\\'", "'")

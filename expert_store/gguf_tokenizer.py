@@ -76,7 +76,7 @@ class GgufTokenizer:
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, _BYTE_LEVEL]},
             "post_processor": _BYTE_LEVEL,
             "decoder": _BYTE_LEVEL,
-            # the special ones too: the library would number those that it doesn't find here from the vocabulary's size on
+            # the special ones too: the library gives those that it doesn't find here numbers of its own
             "model": {"type": "BPE", "vocab": self._vocabulary(*_USED), "merges": self._merges},
         }
         ids = {name: self._id(f"ggml.{key}_token_id") for name, key in (
