@@ -96,13 +96,15 @@ class _Cursor:
     def __init__(self, stream: BinaryIO, where: str, file_bytes: int) -> None:
         self._stream, self.where, self.file_bytes = stream, where, file_bytes
         self.offset = 0
+        self._last = 0  # where what was read last begins
 
     def fault(self, what: str, expected: object, found: object, remedy: str = _DAMAGED) -> CheckpointError:
         """The one shape of a message about a bad file."""
         what, text = _printable(what), _printable(str(found))
-        return CheckpointError(f"{self.where}: byte {self.offset}: {what}: expected {expected}, found {text}; {remedy}")
+        return CheckpointError(f"{self.where}: byte {self._last}: {what}: expected {expected}, found {text}; {remedy}")
 
     def take(self, nbytes: int, what: str) -> bytes:
+        self._last = self.offset
         room = min(self.file_bytes, MAX_HEADER_BYTES) - self.offset
         data = self._stream.read(nbytes) if nbytes <= room else b""
         if len(data) < nbytes:
