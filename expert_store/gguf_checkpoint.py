@@ -37,6 +37,7 @@ MOST_PARTS = 1000
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 _HEAD = "output.weight"
+_HEAD_PREDICTOR = "lm_head_profiler.weight"  # which logits PowerInfer leaves out; no part of the model
 _LAYER_NAMES = {
     "input_layernorm": "attn_norm",
     "q_proj": "attn_q",
@@ -97,7 +98,7 @@ class GgufModel:
 
     def _places(self, tensors: dict[str, tuple[int, GgufTensor]]) -> dict[str, _Place]:
         """By the checkpoint's names."""
-        unknown, places = set(tensors), {}
+        unknown, places = set(tensors) - {_HEAD_PREDICTOR}, {}
         for names, gguf_name, shapes in _gguf_tensors(self.config):
             if gguf_name not in tensors:
                 raise CheckpointError(

@@ -15,7 +15,7 @@ from smallthinker.errors import ConfigError
 GGUF_ARCHITECTURE = "smallthinker"
 # Where there is a window, llama.cpp leaves the first of every four layers without one, and without rotated positions.
 _WINDOW_PERIOD = 4
-_GATING = {1: "softmax", 2: "sigmoid"}
+_SOFTMAX, _SIGMOID = 1, 2  # PowerInfer's converter writes nothing for the second, as the 4B's config.json does
 
 # What llama.cpp neither writes otherwise for this architecture nor would compute otherwise.
 _ONLY: dict[str, tuple[Any, ...]] = {
@@ -58,8 +58,8 @@ def gguf_config(
     keys.same("vocab_size", keys.integer("vocab_size", vocab_size), vocab_size, "tokens")
     theta = keys.number("rope.freq_base")
     keys.same("rope.freq_base_swa", keys.number("rope.freq_base_swa", theta), theta, "rope.freq_base")
-    gating = keys.integer("expert_gating_func")
-    if gating not in _GATING:
+    gating = keys.integer("expert_gating_func", _SIGMOID)
+    if gating not in (_SOFTMAX, _SIGMOID):
         raise keys.fault("expert_gating_func", "1 (softmax) or 2 (sigmoid)", gating)
     window = keys.integer("attention.sliding_window", 0)
     pattern = [int(window > 0 and layer % _WINDOW_PERIOD > 0) for layer in range(min(layers, 1 << 16))]
@@ -75,7 +75,7 @@ def gguf_config(
         "moe_num_primary_experts": keys.integer("expert_count"),
         "moe_num_active_primary_experts": keys.integer("expert_used_count"),
         "moe_ffn_hidden_size": keys.integer("expert_feed_forward_length", ffn),
-        "moe_primary_router_apply_softmax": _GATING[gating] == "softmax",
+        "moe_primary_router_apply_softmax": gating == _SOFTMAX,
         "vocab_size": vocab_size,
         "max_position_embeddings": keys.integer("context_length"),
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),

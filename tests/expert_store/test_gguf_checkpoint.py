@@ -144,6 +144,22 @@ def test_a_level_that_no_kernel_expects_is_rounded_again(checkpoint: Path, tmp_p
     assert np.abs(found - expected).max() <= np.abs(expected[0, :32]).max() / 100
 
 
+def test_a_file_as_powerinfer_makes_it_is_read(tmp_path: Path) -> None:
+    """down transposed, a predictor of the head, and no word about gates that are sigmoids."""
+    checkpoint = synthetic(tmp_path / "source", tiny_config(**KINDS["tied"]))
+    path = write_gguf(
+        checkpoint,
+        tmp_path / "tiny.gguf",
+        metadata={"smallthinker.expert_gating_func": None},
+        tensors={"lm_head_profiler.weight": np.zeros((1, 77), np.int8)},
+        transposed_down=True,
+    )
+    store = convert(path, tmp_path / "store", "q4_0")
+    assert same_weights(store, convert(checkpoint, tmp_path / "direct", "q4_0"))
+    with Store.open(store) as opened:
+        assert opened.config.gating == "sigmoid"
+
+
 def test_all_parts_of_a_split_model_are_read(checkpoint: Path, tmp_path: Path) -> None:
     whole = convert(write_gguf(checkpoint, tmp_path / "tiny.gguf"), tmp_path / "whole", "q8_0")
     first = write_gguf(checkpoint, tmp_path / "parts.gguf", part_tensors=9)
@@ -190,9 +206,6 @@ def test_without_a_template_or_ends_the_store_is_whole_and_ends_are_found_by_nam
     with Store.open(convert(path, tmp_path / "store", "q4_0")) as store:
         assert store.config.eos_token_ids == (298, 299)
     assert "chat_template" not in json.loads((tmp_path / "store" / "tokenizer_config.json").read_text())
-
-
-S = "smallthinker."
 
 
 @pytest.mark.parametrize(
