@@ -1,4 +1,4 @@
-"""Builds the extension modules smallthinker._kernels and smallthinker._storage; everything else is in pyproject.toml.
+"""Builds the extension modules smallthinker._kernels, ._storage and ._cache; everything else is in pyproject.toml.
 
 One set of flags for every file: what needs a newer instruction set asks for it in the file (kernels/isa_*.cpp), so one
 wheel runs everywhere and picks the fastest at import.
@@ -51,5 +51,6 @@ setup(
     ext_modules=[
         extension("smallthinker._kernels", "kernels"),
         extension("smallthinker._storage", "expert_store/native"),
+        extension("smallthinker._cache", "cache/native"),
     ],
 )

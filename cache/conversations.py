@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from smallthinker.cache.kv_cache import KVCache, shared_prefix
-from smallthinker.cache.saved_conversations import Saved, SavedConversations
+
+if TYPE_CHECKING:  # 5 ms of hashing and writing that only `kv_dir` asks for
+    from smallthinker.cache.saved_conversations import Saved, SavedConversations
 
 
 class Conversation:

@@ -10,6 +10,7 @@ are slots: it then goes through them in waves.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,9 @@ class Landed(NamedTuple):
 
     position: int
     slot: int
+
+
+_Use = tuple[int, list[int], Sequence[int] | None, int]  # layer, records, counts, tokens: see `ExpertCache.request`
 
 
 class _Guess(NamedTuple):
@@ -60,9 +64,11 @@ class ExpertCache:
         self._guesses: dict[int, _Guess] = {}  # by layer
         self._free = list(range(len(slots) - 1, -1, -1))
         self._lent: list[int] = []  # slots whose memory the system has
+        self.took_free = threading.Event()  # set each time that a free slot is taken; whoever waits clears it
         self._in_use = False
-        # what the policy hasn't heard of yet, in order
-        self._used: list[tuple[int, list[int], Sequence[int] | None, int]] = []
+        # what the policy hasn't heard of yet, in order; and what it has, in this step
+        self._used: list[_Use] = []
+        self._told: list[_Use] = []
         self._tally = Tally(self._record_bytes)
         self._uses: npt.NDArray[np.uint32] = np.zeros(len(policy.state()), np.uint32)
 
@@ -77,6 +83,16 @@ class ExpertCache:
         return self._tally.counters(self._queue.counters())
 
     @property
+    def wanted(self) -> int:
+        """Records that were asked for and hadn't been kept, guessed or not, so far."""
+        return self._tally.in_time + self._tally.late + self._tally.misses
+
+    @property
+    def stall_sec(self) -> float:
+        """As `CacheCounters.stall_sec`, for less than all of them cost."""
+        return self._tally.stall_sec
+
+    @property
     def limit(self) -> int:
         """Slots that may be used now."""
         return len(self.slots) - len(self._lent)
@@ -86,15 +102,14 @@ class ExpertCache:
         """Slots that hold a record, or will soon. May be asked from any thread."""
         return len(self._slot_of) + len(self._reading)
 
-    def filled(self) -> list[npt.NDArray[np.uint8]]:
-        """The slots that hold a record, or will soon, in runs that lie together."""
-        empty = sorted({*self._free, *self._lent, len(self.slots)})
-        starts = [0, *(slot + 1 for slot in empty)]
-        return [self.slots[start:end] for start, end in zip(starts, empty, strict=False) if start < end]
-
     @property
-    def is_full(self) -> bool:
-        return not self._free
+    def taken(self) -> int:
+        """Slots that have been taken so far, the first ones in their order. May be asked from any thread."""
+        return len(self.slots) - len(self._free) - len(self._lent)
+
+    def is_lent(self, slot: int) -> bool:
+        """The system has this slot's memory. May be asked from any thread."""
+        return slot in self._lent
 
     def is_resident(self, layer: int, expert: int) -> bool:
         return layer * self._experts_per_layer + expert in self._slot_of
@@ -143,9 +158,8 @@ class ExpertCache:
         self._serving = []
         self._absorb(self._queue.poll())
         records = [layer * self._experts_per_layer + expert for expert in experts]
+        self._used.append((layer, records, counts, tokens))
         self._tell_policy()
-        self._policy.use(layer, records, counts, tokens)
-        self._count_uses(records, tokens if counts is None else counts)
         return Ticket(self, layer, records)
 
     def expect(
@@ -191,7 +205,7 @@ class ExpertCache:
             if not self._free:
                 break
             if record not in self._slot_of and record not in self._reading:
-                self._start_read(record, self._free.pop(), speculative=True)
+                self._start_read(record, self._pop_free(), speculative=True)
                 self._preloading.append(record)
         self._in_use = False
 
@@ -199,6 +213,10 @@ class ExpertCache:
         """A decode step, or a chunk of `tokens` of a prompt, has been computed."""
         self._tell_policy()
         self._policy.step(tokens)
+        records = [record for _, records, _, _ in self._told for record in records]
+        counts = [n for _, records, counts, tokens in self._told for n in counts or [tokens] * len(records)]
+        np.add.at(self._uses, records, counts)  # a step may have a record twice, once for each of its tokens
+        self._told.clear()
 
     def resize(self, limit: int) -> None:
         """Use at most `limit` slots from now on and give the others' memory to the system, or take it back, up to all.
@@ -210,15 +228,17 @@ class ExpertCache:
         self._serving = []
         limit = min(max(limit, 1), len(self.slots))
         while self.limit < limit:
-            self._free.append(self._lent.pop())
+            regained = self._lent.pop()
+            host.allow_huge(self.slots[regained].ctypes.data, self._record_bytes)
+            self._free.append(regained)
         while self.limit > limit:
             slot = self._free.pop(0) if self._free else self._take_slot(0)  # those that would be filled last
             if slot is None:
                 slot = self._take_preloading()
             if slot is None:
                 break
-            host.discard(self.slots[slot].ctypes.data, self._record_bytes)
             self._lent.append(slot)
+            host.discard(self.slots[slot].ctypes.data, self._record_bytes)
         self._in_use = False
 
     def free(self) -> None:
@@ -233,18 +253,10 @@ class ExpertCache:
     def _tell_policy(self) -> None:
         """Hand over what was used, all at once: one by one, between kernels that sweep the processor's caches, each
         costs ten times as much."""
-        if not self._used:
-            return
         for layer, records, counts, tokens in self._used:
             self._policy.use(layer, records, counts, tokens)
-        self._count_uses(
-            [record for _, records, _, _ in self._used for record in records],
-            [n for _, records, counts, tokens in self._used for n in counts or [tokens] * len(records)],
-        )
+        self._told += self._used
         self._used.clear()
-
-    def _count_uses(self, records: Sequence[int], counts: Sequence[int] | int = 1) -> None:
-        np.add.at(self._uses, records, counts)  # a step may have a record twice, once for each of its tokens
 
     def _absorb(self, finished: list[Finished]) -> None:
         for record, error in finished:
@@ -319,7 +331,7 @@ class ExpertCache:
         """A free slot, or one taken from the policy's victim, for a record that is wanted with this likelihood in
         `layer`; None when every record is pinned, being read, or likelier to be wanted."""
         if self._free:
-            return self._free.pop()
+            return self._pop_free()
         victim = self._policy.victim(self._pinned.union(self._serving), layer)
         if victim is None or (likelihood < 1.0 and self._policy.score(victim) >= likelihood):
             return None
@@ -327,12 +339,17 @@ class ExpertCache:
         self._tally.evicted(victim)
         return self._slot_of.pop(victim)
 
+    def _pop_free(self) -> int:
+        self.took_free.set()
+        return self._free.pop()
+
     def _recover(self) -> None:
         """Start over with nothing resident. Ctrl-C can strike between any two lines of this file: what the books say
         then is not to be trusted, and reading some experts again is cheaper than guarding each line."""
         self._queue.drain()
         self._policy.clear()
         self._used.clear()
+        self._told.clear()
         self._serving = []
         self._slot_of.clear()
         self._reading.clear()
@@ -452,6 +469,6 @@ def allocate_slots(count: int, record_bytes: int) -> npt.NDArray[np.uint8]:
     """Memory for `count` records: uint8 [count, record_bytes], page-aligned; costs nothing until written."""
     if count < 1:
         raise ValueError(f"slots: expected at least 1, found {count}")
-    return np.frombuffer(host.aligned_buffer(count * record_bytes), np.uint8, count * record_bytes).reshape(
+    return np.frombuffer(host.weights_buffer(count * record_bytes), np.uint8, count * record_bytes).reshape(
         count, record_bytes
     )

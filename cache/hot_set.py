@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker.errors import StoreFormatError
-from smallthinker.expert_store.folder import write_hint
 from smallthinker.expert_store.format import HOT_FILE
 from smallthinker.expert_store.header import encode_header, read_header
+from smallthinker.expert_store.small_files import write_hint
 from smallthinker.expert_store.store import Store
 
 Floats = npt.NDArray[np.float32]

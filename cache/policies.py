@@ -4,7 +4,7 @@ So that the same class serves the running cache and the replay of a trace. A key
 
 Layers are gone through in order, token by token. So an expert's next use is a number of layers away, between 1 and all
 of them, plus as many whole tokens as pass without it; a policy that estimates how often an expert is used evicts the
-one whose next use it expects last. `victim` is asked between reads: it is a few numpy operations over all keys.
+one whose next use it expects last. `victim` is asked between reads, which is why the default's arithmetic is native.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
+from smallthinker import _cache
 
-# An expert that was never used is not used never: the least chance of use per token that is reckoned with.
-LEAST_CHANCE = 1e-3
+Floats = npt.NDArray[np.float32]
 
 
 class EvictionPolicy(Protocol):
@@ -58,24 +57,17 @@ class EvictionPolicy(Protocol):
 
 
 class _Scored(ABC):
-    """What the policies share: how late each key's next use is expected, and which keys are resident.
+    """What the simpler policies share: how late each key's next use is expected, and which keys are resident.
 
-    `_lateness` float64 [keys], in tokens where `_cycle` adds the layers still to come before a key's own, in any unit
-    otherwise. Uses are kept until somebody asks (`_refresh`): one numpy operation for a run of layers, not for each.
+    `_lateness` is float64 [keys], in any unit.
     """
-
-    _cycle = False
 
     def __init__(self, layers: int, experts: int, experts_per_token: int) -> None:
         """For a model of `layers` with `experts` each."""
-        self._layers, self._experts, self._per_token = layers, experts, layers * experts_per_token
-        self._even = experts_per_token / experts
+        self._per_token = layers * experts_per_token
         n = layers * experts
         self._lateness = np.zeros(n)
         self._absent = np.full(n, -np.inf)  # 0 for residents
-        self._sum = np.empty(n)
-        # part of a token until each layer is served again, for a layer's keys; twice, so that a slice starts anywhere
-        self._ring = np.repeat(np.tile(np.arange(1, layers + 1) / layers, 2), experts)
 
     def insert(self, key: int) -> None:
         self._absent[key] = 0
@@ -88,17 +80,12 @@ class _Scored(ABC):
     def clear(self) -> None:
         self._absent.fill(-np.inf)
 
-    def observe(self, layer: int, probs: Floats) -> None:  # noqa: B027 (most have no use for it)
+    def observe(self, layer: int, probs: Floats) -> None:  # noqa: B027 (they have no use for it)
         pass
 
     def victim(self, pinned: Collection[int], layer: int) -> int | None:
-        self._refresh()
-        late = np.add(self._lateness, self._absent, out=self._sum)
-        if self._cycle:
-            first = (self._layers - 1 - layer) * self._experts  # there the ring counts from the layer after this one
-            late += self._ring[first : first + len(late)]
-        if pinned:
-            late[list(pinned)] = -np.inf
+        late = self._lateness + self._absent
+        late[list(pinned)] = -np.inf
         worst = int(late.argmax())
         return None if late[worst] == -np.inf else worst
 
@@ -109,13 +96,11 @@ class _Scored(ABC):
     def state(self) -> Floats:
         """As `EvictionPolicy.state`."""
 
-    def _refresh(self) -> None:  # noqa: B027 (most keep it so)
-        """Bring `_lateness` up to date with what was used."""
 
-    def _checked(self, state: Floats) -> npt.NDArray[np.float64]:
-        if state.shape != self._lateness.shape or not np.isfinite(state).all():
-            raise ValueError(f"state: expected {len(self._lateness)} finite numbers, found shape {state.shape}")
-        return np.clip(state.astype(np.float64), 0, 1)
+def _checked(state: Floats, keys: int) -> npt.NDArray[np.float64]:
+    if state.shape != (keys,) or not np.isfinite(state).all():
+        raise ValueError(f"state: expected {keys} finite numbers, found shape {state.shape}")
+    return np.clip(state.astype(np.float64), 0, 1)
 
 
 class LRU(_Scored):
@@ -146,7 +131,7 @@ class LRU(_Scored):
         return chance.astype(np.float32)
 
     def restore(self, state: Floats) -> None:
-        order = np.argsort(self._checked(state), kind="stable")
+        order = np.argsort(_checked(state, len(self._lateness)), kind="stable")
         self._lateness[order] = -np.arange(1, len(order) + 1)
         self._clock = len(order)
 
@@ -176,7 +161,7 @@ class LFU(_Scored):
 
     def restore(self, state: Floats) -> None:
         self._tokens = float(self.AGEING_TOKENS // 2)
-        self._lateness[:] = -self._checked(state) * self._tokens
+        self._lateness[:] = -_checked(state, len(self._lateness)) * self._tokens
 
 
 class LRFU(_Scored):
@@ -204,10 +189,10 @@ class LRFU(_Scored):
         return chance.astype(np.float32)
 
     def restore(self, state: Floats) -> None:
-        self._lateness[:] = -self._checked(state) * self._worth / (1 - 0.5 ** (1 / self.HALF_LIFE))
+        self._lateness[:] = -_checked(state, len(self._lateness)) * self._worth / (1 - 0.5 ** (1 / self.HALF_LIFE))
 
 
-class Frequency(_Scored):
+class Frequency(_cache.Frequency):
     """Evicts what is expected to be used last: by the share of tokens that use it, an average that forgets slowly, and
     by how far its layer is from the one being served.
 
@@ -222,63 +207,25 @@ class Frequency(_Scored):
     # full memory cost 8 to 20 points of the hit rate over the next 64 tokens; this little costs 1 to 2, and where
     # routing is the same for all texts keeps half of the gain.
     RESTORED_TOKENS = 8
-
-    _cycle = True
+    # An expert that was never used is not used never: the least chance of use per token that is reckoned with.
+    LEAST_CHANCE = 1e-3
 
     def __init__(self, layers: int, experts: int, experts_per_token: int) -> None:
-        super().__init__(layers, experts, experts_per_token)
-        self._chance = np.full(len(self._lateness), self._even)
-        self._lateness[:] = 1 / self._even
-        self._tokens = 0
-        self._keys: list[int] = []  # of the layers from _first to _next - 1, not in _chance yet
-        self._first = self._next = 0
+        super().__init__(
+            layers,
+            experts,
+            even_chance=experts_per_token / experts,
+            memory_tokens=self.MEMORY_TOKENS,
+            prior_tokens=self.PRIOR_TOKENS,
+            least_chance=self.LEAST_CHANCE,
+        )
+        self._keys = layers * experts
 
-    def use(self, layer: int, keys: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1) -> None:
-        if layer != self._next or tokens != 1 or counts is not None:
-            self._refresh()
-            self._first = layer
-        self._next = layer + 1
-        if tokens == 1 and counts is None:
-            self._keys += keys
-        else:
-            self._average(layer, layer + 1, keys, np.asarray(counts or [tokens] * len(keys)) / tokens, tokens)
-            self._first = layer + 1
-
-    def _refresh(self) -> None:
-        if self._first < self._next:
-            self._average(self._first, self._next, self._keys, 1.0, 1)
-            self._first = self._next
-            self._keys = []
-
-    def _average(
-        self, first: int, stop: int, keys: Sequence[int], share: float | npt.NDArray[np.float64], tokens: int
-    ) -> None:
-        """Let the keys' share of the last tokens count in the averages of these layers."""
-        rate = max(1 / self.MEMORY_TOKENS, 1 / (self._tokens + self.PRIOR_TOKENS))
-        rate = 1 - (1 - rate) ** tokens
-        layers = slice(first * self._experts, stop * self._experts)
-        chance = self._chance[layers]
-        chance *= 1 - rate
-        self._chance[list(keys)] += rate * share
-        self._lateness[layers] = 1 / np.maximum(chance, LEAST_CHANCE)
-
-    def step(self, tokens: int = 1) -> None:
-        self._refresh()
-        self._tokens += tokens
-
-    def score(self, key: int) -> float:
-        self._refresh()
-        return float(self._chance[key])
-
-    def state(self) -> Floats:
-        self._refresh()
-        return self._chance.astype(np.float32)
+    def observe(self, layer: int, probs: Floats) -> None:
+        pass
 
     def restore(self, state: Floats) -> None:
-        self._refresh()
-        self._chance[:] = self._checked(state)
-        self._lateness[:] = 1 / np.maximum(self._chance, LEAST_CHANCE)
-        self._tokens = self.RESTORED_TOKENS
+        self.restore_chances(_checked(state, self._keys), self.RESTORED_TOKENS)
 
 
 class RouterFrequency(Frequency):
@@ -291,17 +238,11 @@ class RouterFrequency(Frequency):
         super().__init__(layers, experts, experts_per_token)
         ranks = np.arange(experts) + 0.5 - experts_per_token
         chosen = 1 / (1 + np.exp(np.clip(ranks / (self.SOFTNESS * experts), -50, 50)))
-        self._by_rank = chosen * (experts_per_token / chosen.sum())
+        self._by_rank: list[float] = (chosen * (experts_per_token / chosen.sum())).tolist()
 
     def observe(self, layer: int, probs: Floats) -> None:
-        self._refresh()
-        rate = max(1 / self.MEMORY_TOKENS, 1 / (self._tokens + self.PRIOR_TOKENS)) * self.SHARE
-        start = layer * self._experts
-        order = start + np.argsort(-probs, kind="stable")
-        layers = slice(start, start + self._experts)
-        self._chance[layers] *= 1 - rate
-        self._chance[order] += rate * self._by_rank
-        self._lateness[layers] = 1 / np.maximum(self._chance[layers], LEAST_CHANCE)
+        order = layer * len(self._by_rank) + np.argsort(-probs, kind="stable")
+        self.average(layer, order.tolist(), self._by_rank, self.rate() * self.SHARE)
 
 
 Factory = Callable[[int, int, int], EvictionPolicy]

@@ -158,8 +158,7 @@ class _Device:
         except OSError as e:
             raise self._error(e) from None
         nbytes = min(max(DEPTHS) * REQUESTS[-1], max(host.available_memory_bytes() // 4, REQUESTS[-1]))
-        self._memory = np.frombuffer(host.aligned_buffer(nbytes), np.uint8)
-        self._memory.fill(0)  # a page's first touch is dear, and not the disk's doing
+        self._memory = np.frombuffer(host.touched_buffer(nbytes), np.uint8)
         self._orders = {nbytes: self._cold(nbytes) for nbytes in REQUESTS}
 
     def close(self) -> None:

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 from smallthinker.expert_store import host
-from smallthinker.expert_store.folder import write_hint
 from smallthinker.expert_store.format import PROFILE_FILE
 from smallthinker.expert_store.native_queue import NativeKind
+from smallthinker.expert_store.small_files import write_hint
 from smallthinker.expert_store.store import Store
 
-_FORMAT: Final = 1  # of the file, and of what the figures mean
+_FORMAT: Final = 2  # of the file, and of what the figures mean
 _MOST_FILE_BYTES = 64 << 10
 _KINDS: Final = ("direct", "uring", "mmap", "buffered")
 MOST_CHUNKS = 64  # in flight, as the queue takes them

@@ -1,6 +1,6 @@
-"""A folder, or a small file, that appears under its name whole or not at all.
+"""A folder that appears under its name whole or not at all.
 
-A folder's files are written into a hidden sibling, synced, and the sibling is renamed at the end. A process that is
+Its files are written into a hidden sibling, synced, and the sibling is renamed at the end. A process that is
 killed leaves the sibling behind, without the lock that the kernel held for it; the next one with the same name removes
 it. Knows nothing about what the files hold.
 """
@@ -138,25 +138,6 @@ class AtomicFolder:
             self.temporary.rename(self.out)
             shutil.rmtree(self._replaced, ignore_errors=True)
         host.sync_folder(self.out.parent)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write, or replace, a small file whole or not at all. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_hint(path: Path, data: bytes) -> bool:
-    """The same for a file that may as well not be there. False where it can't be written."""
-    try:
-        write_whole(path, data)
-    except OSError:
-        return False
-    return True
 
 
 def _literal(text: str) -> str:

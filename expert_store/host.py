@@ -15,7 +15,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,26 +41,55 @@ def aligned_buffer(nbytes: int) -> mmap.mmap:
     return mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets no huge pages
 
 
-_HUGE_PAGE_BYTES = 2 << 20
-_MADV_COLLAPSE = 25
+HUGE_PAGE_BYTES = 2 << 20
+_MADV_COLD, _MADV_POPULATE_WRITE = 20, 23
 
 
-def collapse(start: int, nbytes: int, stop: Callable[[], bool] = lambda: False) -> int:
-    """Move this anonymous memory into huge pages, one at a time until `stop()`; returns how many bytes have moved.
+def weights_buffer(nbytes: int) -> mmap.mmap:
+    """As `aligned_buffer`, in huge pages where the system has some."""
+    buffer = aligned_buffer(nbytes)
+    if _libc is not None:
+        with contextlib.suppress(OSError):  # a kernel without them
+            buffer.madvise(mmap.MADV_HUGEPAGE)
+    return buffer
 
-    Contents and addresses stay; others may read and write meanwhile. 0 before Linux 6.1, and on Windows and macOS.
-    Raises nothing: what can't be moved stays where it is.
-    """
-    if _libc is None:
-        return 0
-    moved = 0
-    first = -(-start // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
-    for at in range(first, start + nbytes - _HUGE_PAGE_BYTES + 1, _HUGE_PAGE_BYTES):
-        if stop():
-            break
-        done = _libc.madvise(ctypes.c_void_p(at), ctypes.c_size_t(_HUGE_PAGE_BYTES), _MADV_COLLAPSE) == 0
-        moved += _HUGE_PAGE_BYTES * done
-    return moved
+
+def huge_pages_in(start: int, nbytes: int) -> Sequence[int]:
+    """Addresses of the whole huge pages in this memory, in order."""
+    size = HUGE_PAGE_BYTES
+    return range(-(-start // size) * size, start + nbytes - size + 1, size)
+
+
+def populate(start: int, nbytes: int) -> bool:
+    """Have these whole pages of a buffer before they are touched. What was touched already stays as it is, and others
+    may read and write meanwhile. False where that can't be had: before Linux 5.14, and on Windows and macOS."""
+    return _libc is not None and _advise(start, start + nbytes, _MADV_POPULATE_WRITE)
+
+
+def touched_buffer(nbytes: int) -> mmap.mmap:
+    """As `weights_buffer`, to measure with: touched already, since a first touch is dear and not what is measured."""
+    buffer = weights_buffer(nbytes)
+    for at in range(0, len(buffer), DIRECT_ALIGN):
+        buffer[at] = 0
+    return buffer
+
+
+def has_huge_pages() -> bool | None:
+    """Whether memory that asks for huge pages gets some; None where that can't be found out."""
+    try:
+        buffer = touched_buffer(3 * HUGE_PAGE_BYTES)  # holds at least one whole one, wherever it starts
+        first = address(memoryview(buffer))
+        found, inside = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            name, *rest = line.split()
+            if "-" in name and not name.endswith(":"):
+                start, end = (int(part, 16) for part in name.split("-"))
+                inside = start < first + len(buffer) and first < end
+            elif inside and name == "AnonHugePages:":
+                found += int(rest[0])
+        return found > 0
+    except (OSError, ValueError):
+        return None
 
 
 def discard(start: int, nbytes: int) -> None:
@@ -69,9 +98,32 @@ def discard(start: int, nbytes: int) -> None:
     Linux only: elsewhere the memory stays with the process.
     """
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = (start + nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
-    if _libc is not None and length > 0:
-        _libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
+    end = (start + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if _libc is None or end <= first:
+        return
+    # Else the system may make the huge pages at both ends whole again, some time later.
+    outer = first // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES, -(-end // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+    _advise(*outer, mmap.MADV_NOHUGEPAGE)
+    _advise(first, end, _MADV_COLD)  # splits them: of a whole one, no part is freed
+    _advise(first, end, mmap.MADV_DONTNEED)
+
+
+def allow_huge(start: int, nbytes: int) -> None:
+    """Memory that was discarded is used again, and may lie in huge pages. Linux only."""
+    if _libc is not None:
+        _advise(start // mmap.PAGESIZE * mmap.PAGESIZE, start + nbytes, mmap.MADV_HUGEPAGE)
+
+
+def _advise(start: int, end: int, advice: int) -> bool:
+    assert _libc is not None
+    return bool(_libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice) == 0)
+
+
+def yield_to_others() -> None:
+    """Let this thread run when no other wants its core. Linux only: elsewhere threads have no order of their own."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def trim_heap() -> None:

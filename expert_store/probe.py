@@ -186,8 +186,7 @@ class _Disk:
         self._cold = self._cold_records()
         # whole records as chunks need one each; two more wait, so that no thread does
         shape = max(DEPTHS) + 2, store.record_bytes
-        self._slots = np.frombuffer(host.aligned_buffer(shape[0] * shape[1]), np.uint8).reshape(shape)
-        self._slots.fill(0)  # a page's first touch is dear, and not the disk's doing
+        self._slots = np.frombuffer(host.touched_buffer(shape[0] * shape[1]), np.uint8).reshape(shape)
         self._slowest = self._fastest = 0.0  # bytes per second, so far
 
     def __enter__(self) -> _Disk:

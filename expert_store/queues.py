@@ -12,10 +12,8 @@ from smallthinker.expert_store.disk_profile import DiskProfile
 from smallthinker.expert_store.native_queue import NativeKind, NativeQueue
 from smallthinker.expert_store.pacing import random_device
 from smallthinker.expert_store.read_queue import ReadQueue
-from smallthinker.expert_store.readers import open_reader, reading_bytes
 from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
-from smallthinker.expert_store.threaded_queue import ThreadedQueue
 
 QueueKind = Literal["auto", "direct", "uring", "mmap", "buffered"]
 _WORKERS = 4  # that read and decompress
@@ -42,6 +40,9 @@ def open_queue(
     if store.is_compressed:
         if kind == "uring":
             raise StoreReadError(f"{store.path}: compressed experts are read by threads; use another reader than uring")
+        from smallthinker.expert_store.readers import open_reader  # and zstandard
+        from smallthinker.expert_store.threaded_queue import ThreadedQueue
+
         reader = open_reader("mmap" if kind == "mmap" or kind == "buffered" else kind, store, storage)
         return ThreadedQueue(reader, slots, store.num_experts, _WORKERS)
 
@@ -68,4 +69,8 @@ def open_queue(
 
 def queue_bytes(store: Store, profile: DiskProfile) -> int:
     """The most memory that reading takes beside the slots: pages on their way, and what is decompressed."""
-    return _WORKERS * reading_bytes(store) if store.is_compressed else profile.depth * profile.chunk_bytes
+    if not store.is_compressed:
+        return profile.depth * profile.chunk_bytes
+    from smallthinker.expert_store.readers import reading_bytes
+
+    return _WORKERS * reading_bytes(store)

@@ -15,12 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from smallthinker.errors import ProfileError
-from smallthinker.expert_store.folder import write_whole
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from smallthinker.expert_store.small_files import write_whole
 
 BUNDLED: Final = ("nvme", "sata-ssd", "ufs", "emmc", "sd-card", "hdd")
 SCOPES: Final = ("class", "device")
@@ -121,6 +116,11 @@ class StorageProfile:
 
 def load_profile(name_or_path: str | Path) -> StorageProfile:
     """A bundled profile by its name, or one's own from a TOML file. Raises ProfileError."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
     bundled = isinstance(name_or_path, str) and name_or_path in BUNDLED
     path = _FOLDER / f"{name_or_path}.toml" if bundled else Path(name_or_path)
     names = ", ".join(BUNDLED)

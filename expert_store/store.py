@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -132,16 +133,21 @@ class Store:
         mode: Literal["anonymous", "mapped"] = "anonymous",
         progress: Progress | None = None,
         storage: StorageProfile | None = None,
+        reserved: Callable[[npt.NDArray[np.uint8]], None] = lambda memory: None,
     ) -> None:
         """Bring the dense weights into memory; again, nothing happens.
 
         anonymous: read past the page cache into memory of our own, which the system can't drop and read again in the
         middle of a token; costs `dense_bytes`. mapped: starts at once, pages come from the file when first touched.
-        storage: a slower device to emulate while reading; a map is read by the system, whenever it likes. Raises
-        StoreReadError.
+        storage: a slower device to emulate while reading; a map is read by the system, whenever it likes. reserved:
+        gets the memory, uint8 [dense_bytes], before it is read into. Raises StoreReadError.
         """
-        if self._dense is None:
-            self._dense = self._read_dense(progress or silent, storage) if mode == "anonymous" else self._map_dense()
+        if self._dense is not None:
+            return
+        if mode == "mapped":
+            self._dense = self._map_dense()
+        else:
+            self._dense = self._read_dense(progress or silent, storage, reserved)
 
     def dense(self, name: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
         """A read-only view of a dense tensor, 64-byte aligned: uint8 [packed bytes] of a matrix as the kernels take
@@ -180,9 +186,15 @@ class Store:
                     progress(done + tensor.offset + tensor.nbytes, total, tensor.spec.name)
             done += file.file_bytes
 
-    def _read_dense(self, progress: Progress, storage: StorageProfile | None) -> npt.NDArray[np.uint8]:
+    def _read_dense(
+        self,
+        progress: Progress,
+        storage: StorageProfile | None,
+        reserved: Callable[[npt.NDArray[np.uint8]], None],
+    ) -> npt.NDArray[np.uint8]:
         throttle = None if storage is None else SequentialThrottle(storage)
-        memory = host.aligned_buffer(self.dense_bytes)
+        memory = host.weights_buffer(self.dense_bytes)
+        reserved(self._frozen(memory))
         view = memoryview(memory)
         with _Sequential(self.dense_file, from_cache=True) as source:
             for start in range(0, self.dense_bytes, _PIECE_BYTES):

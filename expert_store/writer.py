@@ -6,7 +6,6 @@ a tensor come from; whole-or-nothing is `folder`'s, sizes and names are `format`
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -233,7 +232,9 @@ def write_synced(path: Path, content: bytes) -> None:
 
 def installed_version() -> str:
     """Version of this package, for the files it writes."""
+    from importlib.metadata import PackageNotFoundError, version  # 10 ms
+
     try:
-        return importlib.metadata.version("smallthinker")
-    except importlib.metadata.PackageNotFoundError:
+        return version("smallthinker")
+    except PackageNotFoundError:
         return "unknown"

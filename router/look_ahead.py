@@ -11,13 +11,36 @@ whoever gets the guesses decides what to read.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from statistics import median
 
 # A wrong guess costs the certain reads at most the chunk that is under way; a right one saves a part of a wait.
 WORTH = 0.5
 _WATCH = 16  # a guess that isn't worth making is made for the record, without a read, every so many tokens
 _KEEP = 0.95  # of the running precision, at each guess
 _HOPE = 0.6  # a precision to begin with, so that it is tried
+
+
+class _Way:
+    """Tokens that were computed one way.
+
+    How many records a token wants is chance and changes its time more than any guess does. So waiting is taken for each
+    record, and the rest for each token.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[int] = []
+        self._computing: list[float] = []
+        self._waited = 0.0
+
+    def add(self, seconds: float, waited_sec: float, records: int) -> None:
+        self.records.append(records)
+        self._computing.append(seconds - waited_sec)
+        self._waited += waited_sec
+
+    def cost(self, records: float) -> float:
+        """Seconds of a token that wants that many."""
+        from statistics import median  # 2 ms, which a probe of the disk has spent already
+
+        return median(self._computing) + records * self._waited / max(sum(self.records), 1)
 
 
 class Trial:
@@ -37,24 +60,27 @@ class Trial:
         self.on = self._winner = False  # it costs a slow disk more than it gives a fast one
         self._rest = self.REST
         self._left = self.WARM_UP  # tokens until the next trial begins
-        self._seconds: dict[bool, list[float]] = {True: [], False: []}
+        self._ways = {True: _Way(), False: _Way()}
 
-    def token(self, seconds: float) -> None:
-        """One took this long, the way that `on` said. Decides about the next."""
+    def token(self, seconds: float, waited_sec: float = 0.0, records: int = 0) -> None:
+        """One took this long, the way that `on` said, `waited_sec` of it for the `records` that it wanted and that
+        weren't kept. Decides about the next."""
         if self._left > 0:
             self._left -= 1
             if self._left == 0:
                 self.on = True
             return
-        self._seconds[self.on].append(seconds)
-        done = len(self._seconds[True]) + len(self._seconds[False])
+        self._ways[self.on].add(seconds, waited_sec, records)
+        wanted = [way.records for way in self._ways.values()]
+        done = sum(map(len, wanted))
         if done % self.SPELL == 0:
             self.on = not self.on
         if done == self.SPELL * self.SPELLS:
-            self.on = median(self._seconds[True]) <= median(self._seconds[False])
+            mean = sum(map(sum, wanted)) / done
+            self.on = self._ways[True].cost(mean) <= self._ways[False].cost(mean)
             self._rest = min(2 * self._rest, self.MOST_REST) if self.on == self._winner else self.REST
             self._winner, self._left = self.on, self._rest
-            self._seconds = {True: [], False: []}
+            self._ways = {True: _Way(), False: _Way()}
 
 
 class LookAhead:

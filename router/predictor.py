@@ -17,7 +17,6 @@ Shape letters: d hidden_size, E experts of a layer.
 from __future__ import annotations
 
 import os
-import secrets
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -120,7 +119,7 @@ def save_predictor(store: Store, matrices: Mapping[Pair, npt.NDArray[np.uint8]])
     metadata = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "routers": routers_checksum(store)}
     order = pairs(store.config.num_hidden_layers)
     header = encode_header([(_name(pair), "U8", (align(size, _ALIGN),)) for pair in order], metadata, _ALIGN)
-    temporary = path.with_name(f".{PREDICTOR_FILE}.{secrets.token_hex(4)}")
+    temporary = path.with_name(f".{PREDICTOR_FILE}.{os.urandom(4).hex()}")
     try:
         try:
             with temporary.open("xb") as file:

@@ -5,7 +5,6 @@ Nothing blocks the event loop: the model computes on a thread of its own, and lo
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -73,6 +72,8 @@ class AsyncLLM:
     @classmethod
     async def load(cls, *args: Any, **options: Any) -> AsyncLLM:
         """What LLM takes, and raises; `progress` is called on another thread."""
+        import asyncio  # 17 ms, which whoever awaits this has spent already
+
         return cls(await asyncio.to_thread(LLM, *args, **options))
 
     async def generate(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Completion:
@@ -95,6 +96,8 @@ class AsyncLLM:
 
     async def close(self) -> None:
         """See `LLM.close`."""
+        import asyncio
+
         await asyncio.to_thread(self.llm.close)
 
     async def __aenter__(self) -> AsyncLLM:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +22,9 @@ from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
 from smallthinker.cache.hot_set import LEAST_BYTES, load_hot_set, save_hot_set
 from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind, kv_touched_bytes, rings
 from smallthinker.cache.policies import DEFAULT_POLICY
-from smallthinker.cache.saved_conversations import SavedConversations, model_key
 from smallthinker.errors import ContextLengthError, RequestError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.disk_profile import DiskProfile
-from smallthinker.expert_store.probe import emulated_profile, profile_of
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind, open_queue, queue_bytes
 from smallthinker.expert_store.storage_profile import StorageProfile, load_profile
@@ -48,6 +46,9 @@ from smallthinker.profile import Clocks, KernelTime, Stopwatch
 from smallthinker.router.exact import Route
 from smallthinker.router.predictor import find_predictor
 from smallthinker.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from smallthinker.cache.saved_conversations import SavedConversations
 
 # What a start from a cold page cache reads of Python's and the libraries' files, but never maps: up to 60 MiB seen.
 LIBRARY_PAGES_BYTES = 128 * MIB
@@ -137,6 +138,8 @@ class Engine:
             # Where everything fits, each expert is read once: nothing to find out about the disk for.
             most = store.num_experts if max_slots is None else max_slots
             fits = most == store.num_experts and budget > store.dense_bytes + most * store.record_bytes
+            from smallthinker.expert_store.probe import emulated_profile, profile_of  # 3 ms; `import LLM` does without
+
             profile = real = DiskProfile() if fits else profile_of(store)
             if self.storage is not None:
                 profile = emulated_profile(self.storage, store.record_bytes, real)
@@ -174,7 +177,9 @@ class Engine:
                 lambda: KVCache(self.config, self.plan.context, self.plan.chunk, kv), sequences, saved
             )
             self._current: Conversation | None = None
-            store.load_dense(progress=progress, storage=self.storage)
+            self._huge_pages = HugePages(self.experts)
+            resources.callback(self._huge_pages.close)
+            store.load_dense(progress=progress, storage=self.storage, reserved=self._huge_pages.go_ahead)
             if is_tight:
                 host.drop_library_pages()  # once more: what was still being read ahead the first time
             self.lossy_head: LossyHead | None = None
@@ -190,8 +195,6 @@ class Engine:
                 predictor=None if ahead is None or self.plan.most_slots == store.num_experts else ahead.load(),
                 lossy_head=self.lossy_head,
             )
-            self._huge_pages = HugePages(store.dense_memory(), self.experts)
-            resources.callback(self._huge_pages.close)
             self._watch = MemoryWatch(
                 lambda: self.experts.held,
                 fewest=self.config.moe_num_active_primary_experts,
@@ -220,6 +223,8 @@ class Engine:
         return self._pool
 
     def _saved_conversations(self, folder: Path, most_bytes: int) -> SavedConversations:
+        from smallthinker.cache.saved_conversations import SavedConversations, model_key
+
         layout = rings(self.config, self.plan.context, self.plan.chunk)
         model = model_key(self.store, self._kv_kind, self.isa, layout)
         return SavedConversations(folder, model, layout, self.plan.context, self.config.vocab_size, most_bytes)
@@ -278,7 +283,6 @@ class Engine:
         self._computed_tokens += tokens
         if tokens == len(spans):
             self._decoded_tokens += tokens
-            self._huge_pages.step()
         return logits
 
     def prefill(

@@ -1,8 +1,8 @@
 """How well a store predicts a text, and how far it is from another store of the same model, as numbers.
 
-Owns the runs, the sums and what they are called. The engine computes the states, `scoring` what follows from them. Two
-models are never in memory together: each runs over the text with the whole budget, its last states wait in a file, and
-their heads alone are compared in the end.
+Owns the runs and the sums; evaluation_results.py says what they are called. The engine computes the states, `scoring`
+what follows from them. Two models are never in memory together: each runs over the text with the whole budget, its last
+states wait in a file, and their heads alone are compared in the end.
 
 Shape letters: N scored tokens, T tokens of a chunk, d hidden_size.
 """
@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from smallthinker import _kernels
 from smallthinker.cache.kv_cache import KvKind
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError, StoreWriteError
+from smallthinker.evaluation_results import Comparison, Perplexity
 from smallthinker.expert_store import host
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind
@@ -45,13 +46,15 @@ from smallthinker.tokenizer import Tokenizer
 from smallthinker.tracing import run_observed
 from smallthinker.windows import Windows, text_windows
 
-_MOST_NATS = 709  # whose exponential is a float64
-
 
 @dataclass(frozen=True)
-class Running:
-    """How an engine runs, as `Engine` takes it; no figure depends on it."""
+class Setting:
+    """What of a text is scored, and how the engines run. context (default: the model's, at most 4096), stride, tokens:
+    as `text_windows` takes them. memory, threads, reader: as `Engine` does; no figure depends on them."""
 
+    context: int | None = None
+    stride: int | None = None
+    tokens: int | None = None
     memory: str | int | None = None
     threads: int | None = None
     reader: QueueKind = "auto"
@@ -66,132 +69,27 @@ class Switches:
     lossy_threshold: float = DEFAULT_THRESHOLD
 
 
-@dataclass(frozen=True)
-class Perplexity:
-    """Of one model over one text. text_bytes: of the scored tokens, in UTF-8. nats: the sum of their negative
-    log-likelihoods. missed: tokens to which a lossy head gave no logit; with any, nats is infinite, since the model
-    can't say the text. nats_error: the standard error of a token's mean nats, as if tokens were independent."""
-
-    tokens: int
-    text_bytes: int
-    context: int
-    stride: int
-    nats: float
-    nats_error: float
-    missed: int = 0
-
-    @property
-    def nats_per_token(self) -> float:
-        return self.nats / self.tokens
-
-    @property
-    def perplexity(self) -> float:
-        """Infinite beyond what a float64 can be, too."""
-        return math.exp(self.nats_per_token) if self.nats_per_token < _MOST_NATS else math.inf
-
-    @property
-    def bits_per_byte(self) -> float:
-        return self.nats / self.text_bytes / math.log(2)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `--json`: null stands for infinite."""
-        figures = {
-            "nats": self.nats,
-            "nats_error": self.nats_error,
-            "nats_per_token": self.nats_per_token,
-            "perplexity": self.perplexity,
-            "bits_per_byte": self.bits_per_byte,
-        }
-        return asdict(self) | {name: figure if math.isfinite(figure) else None for name, figure in figures.items()}
-
-    def text(self) -> str:
-        """For people."""
-        if self.missed:
-            return (
-                f"perplexity infinite: the lossy head gave no logit to {self.missed:,} of {self.tokens:,} tokens "
-                f"({self.missed / self.tokens:.2%})"
-            )
-        return (
-            f"perplexity {self.perplexity:.4g} +- {self.perplexity * self.nats_error:.2g}, {self.bits_per_byte:.4f} "
-            f"bits per byte, {self.nats_per_token:.4f} nats a token"
-        )
-
-    def scope(self) -> str:
-        """What was scored, for people."""
-        least = self.context - self.stride + 1
-        return (
-            f"{self.tokens:,} tokens, {self.text_bytes:,} bytes; windows of {self.context} tokens: after the first, "
-            f"each token has at least {least} before it"
-        )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A store against a reference over one text. kl_*: KL(reference || store) in nats a token, see
-    `scoring.Differences`. top1_agreement: share of places where both expect the same token most. lost: what the
-    reference gives, on average, to tokens for which a lossy head has no logit. nats_difference: the store's nats a
-    token less the reference's, and its standard error, smaller than that of either; infinite with missed tokens."""
-
-    store: Perplexity
-    reference: Perplexity
-    kl_mean: float
-    kl_median: float
-    kl_p99: float
-    kl_max: float
-    top1_agreement: float
-    lost: float
-    nats_difference: float
-    nats_difference_error: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `--json`: null stands for infinite."""
-        figures = asdict(self) | {"store": self.store.to_dict(), "reference": self.reference.to_dict()}
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
-
-    def text(self) -> str:
-        """For people."""
-        lines = [f"reference  {self.reference.text()}", f"store      {self.store.text()}"]
-        if not self.store.missed:
-            lines.append(
-                f"difference {self.nats_difference:+.5f} +- {self.nats_difference_error:.5f} nats a token "
-                f"({self.store.bits_per_byte - self.reference.bits_per_byte:+.5f} bits per byte)"
-            )
-        lines += [
-            f"KL(reference || store)  mean {self.kl_mean:.3g}, median {self.kl_median:.3g}, "
-            f"99 % {self.kl_p99:.3g}, largest {self.kl_max:.3g} nats a token",
-            f"likeliest token the same  {self.top1_agreement:.2%}",
-        ]
-        if self.lost:
-            lines.append(f"probability that the lossy head loses  {self.lost:.2%}; KL is among the tokens it keeps")
-        return "\n".join([*lines, self.store.scope()])
+DEFAULTS = Setting()
+EXACT = Switches()
 
 
 def perplexity(
-    path: Path,
-    text: str,
-    *,
-    context: int | None = None,
-    stride: int | None = None,
-    tokens: int | None = None,
-    running: Running | None = None,
-    switches: Switches | None = None,
-    progress: Progress | None = None,
+    path: Path, text: str, setting: Setting = DEFAULTS, *, switches: Switches = EXACT, progress: Progress = silent
 ) -> Perplexity:
-    """How well a store predicts a text. context (default: the model's, at most 4096), stride, tokens: as
-    `text_windows`.
+    """How well a store predicts a text.
 
     Raises RequestError (too little text, a stride that doesn't fit), and what an Engine raises.
     """
     with Store.open(path) as store:
-        windows = _windows([store], text, context, stride, tokens)
+        windows = _windows([store], text, setting)
     parts: list[F64] = []
-    with _open(path, windows.context, running or Running(), switches or Switches()) as engine:
+    with _open(path, windows.context, setting, switches) as engine:
         head = Head(engine.store, engine.pool, engine.lossy_head)
 
         def score(x: Floats, targets: Ids) -> None:
             parts.append(likelihoods(head, x, targets))
 
-        _run(engine, windows, score, progress or silent)
+        _run(engine, windows, score, progress)
     return _perplexity(windows, np.concatenate(parts))
 
 
@@ -199,22 +97,18 @@ def compare(
     path: Path,
     reference: Path,
     text: str,
+    setting: Setting = DEFAULTS,
     *,
-    context: int | None = None,
-    stride: int | None = None,
-    tokens: int | None = None,
-    running: Running | None = None,
-    switches: Switches | None = None,
-    progress: Progress | None = None,
+    switches: Switches = EXACT,
+    progress: Progress = silent,
 ) -> Comparison:
-    """How far a store is from a reference, usually a store of the same model in f16; the rest as `perplexity`.
+    """How far a store is from a reference, usually a store of the same model in f16.
 
     switches: of the store alone. The reference runs exactly, so `path` may be both, to see what a switch costs.
-    Raises StoreWriteError as well: no room for the states, 4 d bytes a token and model, among temporary files.
+    Raises what `perplexity` does and StoreWriteError: no room among temporary files for 4 d bytes a token and model.
     """
-    progress, running, switches = progress or silent, running or Running(), switches or Switches()
     with Store.open(path) as store, Store.open(reference) as exact:
-        windows = _windows([store, exact], text, context, stride, tokens)
+        windows = _windows([store, exact], text, setting)
     total = 2 * len(windows.targets) + len(windows.scored)
     done = 0
 
@@ -226,9 +120,9 @@ def compare(
     with ExitStack() as files:
         states, exact_states = (files.enter_context(_spool()) for _ in range(2))
         # the store first: what is wrong with the switches is found before anything has been computed
-        _write_states(path, windows, running, switches, states, advance)
-        _write_states(reference, windows, running, Switches(), exact_states, advance)
-        found = _compare_states(path, states, reference, exact_states, windows, running, switches, advance)
+        _write_states(path, windows, setting, switches, states, advance)
+        _write_states(reference, windows, setting, EXACT, exact_states, advance)
+        found = _compare_states(path, states, reference, exact_states, windows, setting, switches, advance)
     gaps = found.nats - found.reference_nats
     return Comparison(
         _perplexity(windows, found.nats),
@@ -244,12 +138,10 @@ def compare(
     )
 
 
-def _windows(
-    stores: Sequence[Store], text: str, context: int | None, stride: int | None, tokens: int | None
-) -> Windows:
+def _windows(stores: Sequence[Store], text: str, setting: Setting) -> Windows:
     """Raises RequestError, also where the stores don't make the same tokens of the text; ContextLengthError."""
-    width = min(choose_context(store.config, context) for store in stores)
-    first, *others = (text_windows(_tokenizer(store), text, width, stride, tokens) for store in stores)
+    width = min(choose_context(store.config, setting.context) for store in stores)
+    first, *others = (text_windows(_tokenizer(store), text, width, setting.stride, setting.tokens) for store in stores)
     for store, windows in zip(stores[1:], others, strict=True):
         same_size = store.config.vocab_size == stores[0].config.vocab_size
         if not same_size or windows.sequences != first.sequences:
@@ -265,13 +157,13 @@ def _tokenizer(store: Store) -> Tokenizer:
     return Tokenizer(store.path, store.config.vocab_size)
 
 
-def _open(path: Path, context: int, running: Running, switches: Switches) -> Engine:
+def _open(path: Path, context: int, setting: Setting, switches: Switches) -> Engine:
     return Engine(
         path,
         context=context,
-        memory=running.memory,
-        threads=running.threads,
-        reader=running.reader,
+        memory=setting.memory,
+        threads=setting.threads,
+        reader=setting.reader,
         kv=switches.kv,
         lossy_head=switches.lossy_head,
         lossy_threshold=switches.lossy_threshold,
@@ -309,7 +201,7 @@ def _cannot_keep(e: OSError) -> StoreWriteError:
 
 
 def _write_states(
-    path: Path, windows: Windows, running: Running, switches: Switches, file: IO[bytes], advance: Callable[[int], None]
+    path: Path, windows: Windows, setting: Setting, switches: Switches, file: IO[bytes], advance: Callable[[int], None]
 ) -> None:
     before = 0
 
@@ -326,7 +218,7 @@ def _write_states(
         advance(done - before)
         before = done
 
-    with _open(path, windows.context, running, switches) as engine:
+    with _open(path, windows.context, setting, switches) as engine:
         _run(engine, windows, take, progress)
     file.seek(0)
 
@@ -337,7 +229,7 @@ def _compare_states(
     reference: Path,
     exact_states: IO[bytes],
     windows: Windows,
-    running: Running,
+    setting: Setting,
     switches: Switches,
     advance: Callable[[int], None],
 ) -> Differences:
@@ -345,7 +237,7 @@ def _compare_states(
     targets = windows.scored
     parts = []
     with Store.open(path) as store, Store.open(reference) as exact:
-        pool = _kernels.ThreadPool(running.threads or host.physical_cores())
+        pool = _kernels.ThreadPool(setting.threads or host.physical_cores())
         head, exact_head = Head(store, pool, _lossy_head(store, pool, switches)), Head(exact, pool)
         for at in range(0, len(targets), STRIP_TOKENS):
             here = targets[at : at + STRIP_TOKENS]

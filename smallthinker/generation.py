@@ -8,7 +8,7 @@ Shape letters: V vocabulary.
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,8 @@ from smallthinker.expert_store import host
 from smallthinker.lossy_head import HeadCounters
 from smallthinker.profile import Clocks, Profile, Stopwatch
 from smallthinker.roofline import Phase
-from smallthinker.sampling import Sampler, SamplingParams
+from smallthinker.sampling import Sampler
+from smallthinker.sampling_params import SamplingParams
 from smallthinker.stats import GenerationStats
 from smallthinker.stop_strings import StopStrings
 
@@ -125,7 +126,7 @@ class Answer:
         self.limit = params.max_tokens or max(1, min(DEFAULT_MAX_TOKENS, room))
         engine.check_fits(len(prompt), self.limit)
         if params.seed is None:  # drawn here and reported, so that a good answer can be had again
-            params = replace(params, seed=secrets.randbits(32))
+            params = replace(params, seed=int.from_bytes(os.urandom(4), "little"))
         self.prompt = list(prompt)
         self.ids: list[int] = []
         self.reason: FinishReason | None = None

@@ -150,7 +150,7 @@ class Decoder:
         normed = np.empty_like(x)
         cos, sin = self._rope_angles(caches)
         weights = np.empty((1, self.config.moe_num_active_primary_experts), np.float32)
-        began = time.perf_counter()
+        began, waited, wanted = time.perf_counter(), self.experts.stall_sec, self.experts.wanted
         look = self.look_ahead if len(ids) < _MANY_TOKENS else None
         if look is not None:
             look.begin_token(several=len(ids) > 1)
@@ -165,7 +165,9 @@ class Decoder:
             kv.advance(n)
         self.experts.step(len(ids))
         if look is not None:
-            look.trial.token((time.perf_counter() - began) / len(ids))
+            each = 1 / len(ids)
+            waited = self.experts.stall_sec - waited
+            look.trial.token((time.perf_counter() - began) * each, waited * each, self.experts.wanted - wanted)
             if len(ids) == 1:
                 self._expect_next(look, x)
         if self.final_observer is not None:

@@ -18,7 +18,6 @@ import psutil
 
 from smallthinker.expert_store import host
 
-_PROBED_BYTES = 6 << 20  # holds at least one whole huge page, wherever it starts
 # as /proc/cpuinfo names what the kernels are written for
 _SIMD = (
     "avx2",
@@ -132,17 +131,10 @@ def kernel_features() -> dict[str, Any]:
     """What was tried just now. Only what the engine uses, and does without where it is missing."""
     return {
         "transparent_huge_pages": host.transparent_huge_pages(),
-        "collapse": _can_collapse(),
+        "huge_pages": host.has_huge_pages(),
         "cachestat": _has_cachestat(),
         "io_uring": _has_io_uring(),
     }
-
-
-def _can_collapse() -> bool:
-    memory = host.aligned_buffer(_PROBED_BYTES)
-    view = memoryview(memory)
-    view[:: host.DIRECT_ALIGN] = bytes(len(view) // host.DIRECT_ALIGN)  # pages that are there can be moved
-    return host.collapse(host.address(view), len(view)) > 0
 
 
 def _has_cachestat() -> bool:

@@ -20,9 +20,9 @@ DEFAULT_CONTEXT = 4096
 # Prefill chunk sizes, in tokens: every chunk reads the experts that are not resident once, and a larger one needs more
 # scratch, which is the experts' again once the prompt has been read.
 CHUNKS = (512, 256, 128, 32)
-# What the process takes beside its plan: more of the libraries is mapped as it is first used, Python's objects grow,
-# and a hard limit counts pages of its files that nobody maps any more. Seen: 10 to 20 MiB; see docs/design.md.
-STARTING_BYTES = 28 * MIB
+# What the process takes beside its plan: libraries are imported and mapped as they are first used, Python's objects
+# grow, and a hard limit counts pages of its files that nobody maps any more. Seen: 14 to 24 MiB; see docs/design.md.
+STARTING_BYTES = 32 * MIB
 # The kernel needs 8 bytes for each page of 4096 that is in memory, and a cgroup's limit counts them.
 PAGE_TABLE_SHARE = 512
 # Left free when no budget is given: other programs go on living.

@@ -47,9 +47,7 @@ def random_bytes_per_sec(store: Store, profile: DiskProfile) -> float | None:
     if store.is_compressed or store.num_experts * store.record_bytes < _LEAST_BYTES:
         return None
     count = profile.depth + 2
-    nbytes = count * store.record_bytes
-    slots = np.frombuffer(host.aligned_buffer(nbytes), np.uint8, nbytes).reshape(count, -1)
-    slots.fill(0)  # a page's first touch is dear, and not the disk's doing
+    slots = np.frombuffer(host.touched_buffer(count * store.record_bytes), np.uint8).reshape(count, -1)
     records = np.random.default_rng().permutation(store.num_experts).tolist()
     queue = NativeQueue(store, slots, profile.kind, chunk_bytes=profile.chunk_bytes, depth=profile.depth)
     try:

@@ -66,13 +66,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    from smallthinker.evaluation import Running, Switches
+    from smallthinker.evaluation import Setting, Switches
 
     return {
-        "context": args.context,
-        "stride": args.stride,
-        "tokens": args.tokens,
-        "running": Running(args.memory, args.threads, args.reader),
+        "setting": Setting(args.context, args.stride, args.tokens, args.memory, args.threads, args.reader),
         "switches": Switches(args.kv, args.lossy_head, args.lossy_threshold),
     }
 

@@ -109,7 +109,7 @@ def add_switches(group: Group) -> None:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    from smallthinker.sampling import SamplingParams as Defaults
+    from smallthinker.sampling_params import SamplingParams as Defaults
 
     group = parser.add_argument_group("generation")
 

@@ -83,7 +83,7 @@ def handle(args: argparse.Namespace) -> int:
             more["kv_dir_bytes"] = args.kv_dir_size
         with load(args, sequences=args.parallel, reserved=reserved, kv_dir=args.kv_dir, **more) as llm:
             app = create_app(llm, name, settings)
-            server = Server(app, llm, settings, grace_sec=args.grace, access_log=args.access_log)
+            server = Server(app, llm, grace_sec=args.grace, access_log=args.access_log)
             host, port = sock.getsockname()[:2]
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             if args.json:

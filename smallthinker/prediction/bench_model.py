@@ -57,14 +57,6 @@ class RandomModel:
         count = min(layers * config.moe_num_primary_experts, most)
         self.slots = _filled(count * record_bytes, random_record(config, quant, rng)).reshape(count, record_bytes)
 
-    def move_to_huge_pages(self) -> float:
-        """The dense weights and some experts, as the engine does after some tokens. Returns bytes per second; 0 where
-        the system has no such pages. The speed depends on what memory was used for before: some 100 MB tell little."""
-        began, moved = time.perf_counter(), 0
-        for array in (*self._dense.values(), self.slots[: len(self.slots) // 2]):
-            moved += host.collapse(array.ctypes.data, array.nbytes)
-        return moved / (time.perf_counter() - began)
-
     def dense_names(self) -> list[str]:
         return list(self._dense)
 
@@ -94,7 +86,7 @@ def _matrix(spec: TensorSpec, rng: np.random.Generator) -> npt.NDArray[Any]:
 
 def _filled(nbytes: int, pattern: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Memory of its own with the pattern again and again."""
-    memory = np.frombuffer(host.aligned_buffer(nbytes), np.uint8)[:nbytes]
+    memory = np.frombuffer(host.touched_buffer(nbytes), np.uint8)[:nbytes]
     for at in range(0, nbytes, len(pattern)):
         memory[at : at + len(pattern)] = pattern[: nbytes - at]
     return memory

@@ -19,9 +19,6 @@ class ComputeCosts:
     Of a layer and a chunk of a prompt: chunk_sec + tokens * chunk_token_sec for all but experts, and chunk_key_sec for
     each pair of a token and a position; chunk_expert_sec for each expert + chunk_pair_sec for each token that chose it.
 
-    All of these with dense weights in huge pages. small_pages: how many times as long a token takes before the engine
-    has moved them there; moving: the same while a thread moves weights, which gets on at moving_bytes_per_sec then.
-
     stored_share: of a record that is left when it is compressed; decompress_sec: of one, with all threads at it.
     memory_bytes_per_sec: reading alone; int8_ops_per_sec: arithmetic alone; the two ceilings.
     """
@@ -44,9 +41,6 @@ class ComputeCosts:
     chunk_key_sec: float
     chunk_expert_sec: float
     chunk_pair_sec: float
-    small_pages: float
-    moving: float
-    moving_bytes_per_sec: float
     stored_share: float
     decompress_sec: float
     memory_bytes_per_sec: float

@@ -5,9 +5,8 @@ Owns the measuring. What is run is the engine's own: kernels, layers, expert cac
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,9 +37,7 @@ def measure(config: ModelConfig, quant: Quant, kv: KvKind = "f16", threads: int 
     threads = threads or host.physical_cores()
     pool = _kernels.ThreadPool(threads)
     model = RandomModel(config, quant, host.available_memory_bytes())
-    before = _decode(model, pool, kv, misses=False)
-    during, moving_rate = _move(model, pool, kv)
-    resident = _decode(model, pool, kv, misses=False) if moving_rate else before
+    resident = _decode(model, pool, kv, misses=False)
     missing = _decode(model, pool, kv, misses=True)
     chunks = [_chunk(model, pool, kv, min(tokens, config.max_position_embeddings)) for tokens in _CHUNKS]
     tokens, pairs, experts = ([chunk[key] for chunk in chunks] for key in ("tokens", "pairs", "experts"))
@@ -69,9 +66,6 @@ def measure(config: ModelConfig, quant: Quant, kv: KvKind = "f16", threads: int 
         chunk_key_sec=chunk_key_sec,
         chunk_expert_sec=expert_sec,
         chunk_pair_sec=pair_sec,
-        small_pages=max(_token_sec(before, config) / _token_sec(resident, config), 1.0),
-        moving=max(_token_sec(during, config) / _token_sec(resident, config), 1.0) if moving_rate else 1.0,
-        moving_bytes_per_sec=moving_rate,
         stored_share=stored_share,
         decompress_sec=decompress_sec / threads,
         memory_bytes_per_sec=rate(lambda: (_kernels.read_memory(pool, model.slots.reshape(-1)), model.slots.nbytes)[1]),
@@ -86,7 +80,7 @@ class _AlwaysOn(Trial):
         super().__init__()
         self.on = True
 
-    def token(self, seconds: float) -> None:
+    def token(self, seconds: float, waited_sec: float = 0.0, records: int = 0) -> None:
         pass
 
 
@@ -127,28 +121,8 @@ def _decoder(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: 
     return decoder
 
 
-def _move(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind) -> tuple[Mapping[str, float], float]:
-    """`_decode` while a thread moves weights into huge pages, and how fast that went, bytes per second; 0 where it
-    can't. Both get in each other's way where no core is to spare."""
-    moved: list[float] = []
-    thread = threading.Thread(target=lambda: moved.append(model.move_to_huge_pages()))
-    thread.start()
-    during = _decode(model, pool, kv, misses=False, is_going=thread.is_alive)
-    thread.join()
-    return during, moved[0]
-
-
-def _decode(
-    model: RandomModel,
-    pool: _kernels.ThreadPool,
-    kv: KvKind,
-    misses: bool,
-    is_going: Callable[[], bool] | None = None,
-) -> Mapping[str, float]:
-    """Seconds of a layer and a token, by part; `beside` and `head` of a token, `calls` of experts of a layer.
-
-    is_going: go on while it says so; None: for a fixed time.
-    """
+def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, misses: bool) -> Mapping[str, float]:
+    """Seconds of a layer and a token, by part; `beside` and `head` of a token, `calls` of experts of a layer."""
     most = 256
     decoder = _decoder(model, pool, kv, most, misses)
     rng = np.random.default_rng(0)
@@ -165,7 +139,7 @@ def _decode(
     before, waited, began = _kernel_times(pool), decoder.experts.counters().stall_sec, time.perf_counter()
     tokens = 0
     until = began + (_TOKENS_SEC / 2 if misses else _TOKENS_SEC)
-    while not tokens or (tokens < most - 2 and (time.perf_counter() < until if is_going is None else is_going())):
+    while not tokens or (tokens < most - 2 and time.perf_counter() < until):
         decoder.run([int(rng.integers(model.config.vocab_size))])
         tokens += 1
     seconds = time.perf_counter() - began
@@ -185,11 +159,6 @@ def _decode(
         "beside": (seconds - decoder.layers_sec) / tokens,
         "head": kernels["linear"].sec / tokens,
     }
-
-
-def _token_sec(parts: Mapping[str, float], config: ModelConfig) -> float:
-    """Of all kernels that read weights; the head's words don't matter much here."""
-    return config.num_hidden_layers * (parts["router"] + parts["attend"] + parts["experts_sec"]) + parts["head"]
 
 
 def _chunk(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: int) -> Mapping[str, float]:

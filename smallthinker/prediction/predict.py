@@ -111,7 +111,6 @@ def predict(setting: Setting) -> Prediction:
         model.config,
         plan,
         kv=setting.process.kv,
-        dense_bytes=model.dense_bytes,
         record_bytes=model.record_bytes,
         stored_bytes=model.stored_bytes,
         disk=setting.disk,

@@ -7,7 +7,6 @@ arguments give the same figures. A test holds the counts against those of the en
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,6 @@ from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.cache.read_counters import CacheCounters
 from smallthinker.config import ModelConfig
 from smallthinker.expert_store.host import DIRECT_ALIGN
-from smallthinker.huge_pages import QUIET_STEPS
 from smallthinker.layers import LOOK_AHEAD
 from smallthinker.memory_plan import MemoryPlan, slots_at
 from smallthinker.prediction.compute_costs import ComputeCosts
@@ -60,7 +58,6 @@ class SimulatedEngine:
         plan: MemoryPlan,
         *,
         kv: KvKind,
-        dense_bytes: int,
         record_bytes: int,
         stored_bytes: int,
         disk: DiskModel,
@@ -74,7 +71,6 @@ class SimulatedEngine:
         k = config.moe_num_active_primary_experts
         self.clock = Clock()
         self._compute_sec = 0.0
-        self._pages = _Pages(costs, dense_bytes)
         finish_sec = costs.decompress_sec if stored_bytes < record_bytes else 0.0
         self._queue = queue = SimulatedQueue(disk, self.clock, stored_bytes, finish_sec)
         self._stored_bytes = stored_bytes
@@ -116,7 +112,6 @@ class SimulatedEngine:
         return Phase(tokens, sec - began[0], compute - began[1], counters, records, nbytes)
 
     def _spend(self, sec: float) -> None:
-        sec *= self._pages.slowness
         self.clock.sec += sec
         self._compute_sec += sec
 
@@ -135,28 +130,25 @@ class SimulatedEngine:
             plan, config = self._plan, self._config
             kv_bytes = kv_touched_bytes(config, plan.context, plan.chunk, self._kv, positions + 16)
             limit = slots_at(plan, config, self._record_bytes, kv_bytes, tokens)
-            limit = min(limit, self._plan.most_slots)
-            if limit < self._cache.limit:
-                self._pages.shrunk()
-            self._cache.resize(limit)
+            self._cache.resize(min(limit, self._plan.most_slots))
 
     def _token(self) -> None:
         self._share_memory(1)
         at = self._next(1)
         ids = self._routing.ids[at.start].tolist()
         guesses = self._routing.guesses[at.start].tolist()
-        look, began = self._look, self.clock.sec
+        look, began, computed, wanted = self._look, self.clock.sec, self._compute_sec, self._cache.wanted
         if look is not None:
             look.begin_token()
         for layer, experts in enumerate(ids):
             self._layer_of_token(layer, experts, guesses)
         self._cache.step(1)
         if look is not None:
-            look.trial.token(self.clock.sec - began)
+            seconds = self.clock.sec - began
+            waited = seconds - (self._compute_sec - computed)
+            look.trial.token(seconds, waited, self._cache.wanted - wanted)
         self._spend(self._costs.head_sec)
         self._positions += 1
-        misses = self._cache.counters().misses
-        self._pages.step(self.clock.sec, misses, self._cache.held * self._record_bytes, self._cache.is_full)
 
     def _layer_of_token(self, layer: int, experts: list[int], guesses: Sequence[list[int]]) -> None:
         costs, cache, look = self._costs, self._cache, self._look
@@ -212,35 +204,3 @@ class SimulatedEngine:
         cache.step(tokens)
         self._spend(costs.head_sec)
         self._positions += tokens
-
-
-class _Pages:
-    """How much longer arithmetic takes while the dense weights lie in small pages, or while weights are moved into huge
-    ones; by the rules of `huge_pages.HugePages`: the dense weights after some steps, the experts once the cache is
-    full or quiet, until it has to shrink. Experts in small pages are no slower that could be measured."""
-
-    def __init__(self, costs: ComputeCosts, dense_bytes: int) -> None:
-        self._costs, self._dense_bytes = costs, dense_bytes
-        self._rate = costs.moving_bytes_per_sec
-        self._steps = self._misses = self._last_miss = 0
-        self._dense_end, self._experts_end, self._moved_full = math.inf, 0.0, False
-        self.slowness = costs.small_pages
-
-    def step(self, now: float, misses: int, held_bytes: int, is_full: bool) -> None:
-        """A token has been decoded."""
-        self._steps += 1
-        if misses != self._misses:
-            self._misses, self._last_miss = misses, self._steps
-        if self._steps == QUIET_STEPS and self._rate:
-            self._dense_end = now + self._dense_bytes / self._rate
-        is_quiet = self._steps == self._last_miss + 2 * QUIET_STEPS
-        if self._rate and (is_quiet or (not self._moved_full and self._steps >= 2 * QUIET_STEPS and is_full)):
-            self._moved_full = is_full
-            self._experts_end = max(now, self._dense_end) + held_bytes / self._rate
-        self.slowness = self._costs.small_pages if now < self._dense_end else 1.0
-        if now < self._experts_end or (self._steps >= QUIET_STEPS and now < self._dense_end):
-            self.slowness *= self._costs.moving
-
-    def shrunk(self) -> None:
-        """Slots were given back: whoever moves the others stops."""
-        self._experts_end = 0.0

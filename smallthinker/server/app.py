@@ -18,6 +18,7 @@ from smallthinker.server.chat_completions import chat_completions
 from smallthinker.server.completions import completions
 from smallthinker.server.errors import ApiError, on_error
 from smallthinker.server.page_file import Page
+from smallthinker.server.request_limit import RequestLimit
 from smallthinker.server.responses import responses
 from smallthinker.server.safety import Safety
 from smallthinker.server.service import Service
@@ -36,6 +37,7 @@ def create_app(llm: LLM, name: str, settings: Settings) -> Starlette:
                 allow_headers=["authorization", "content-type"],
             )
         )
+    middleware.append(Middleware(RequestLimit, limits=settings.limits))
     app = Starlette(
         routes=[
             Route("/", Page().respond),

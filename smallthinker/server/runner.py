@@ -13,7 +13,6 @@ from starlette.applications import Starlette
 
 from smallthinker.errors import RequestError
 from smallthinker.llm import LLM
-from smallthinker.server.settings import Settings
 
 # After the answers have been cancelled, until their last bytes must have gone out.
 _LAST_BYTES_SEC = 5.0
@@ -45,7 +44,7 @@ class Server(uvicorn.Server):
     """Uvicorn's, which waits for open answers at a SIGTERM or Ctrl-C: after `grace_sec` they are cancelled, and say so.
     A second Ctrl-C waits for nothing."""
 
-    def __init__(self, app: Starlette, llm: LLM, settings: Settings, *, grace_sec: float, access_log: bool) -> None:
+    def __init__(self, app: Starlette, llm: LLM, *, grace_sec: float, access_log: bool) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -55,7 +54,6 @@ class Server(uvicorn.Server):
                 ws="none",
                 server_header=False,
                 proxy_headers=False,
-                limit_concurrency=settings.limits.connections,
                 timeout_graceful_shutdown=round(grace_sec + _LAST_BYTES_SEC),
             )
         )

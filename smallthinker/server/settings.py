@@ -16,12 +16,14 @@ WORKING_BYTES = 24 * MIB
 
 @dataclass(frozen=True)
 class Limits:
-    """How much of each a client may send; more is refused with a 4xx before anything is computed.
+    """How much of each a client may send; more is refused before anything is computed, with a 4xx, or with a 503 where
+    it is all clients' requests together.
 
-    body_bytes of one request, bodies_bytes of all that are being received or answered. schema_*: of a JSON schema, or
-    of all tools together. body_sec: for a body to arrive.
+    requests: under way at once. body_bytes of one, bodies_bytes of all that are being received or answered. schema_*:
+    of a JSON schema, or of all tools together. body_sec: for a body to arrive.
     """
 
+    requests: int = 256
     body_bytes: int = MIB
     bodies_bytes: int = 16 * MIB
     body_sec: float = 30.0
@@ -35,7 +37,6 @@ class Limits:
     schema_bytes: int = 64 * 1024
     schema_nodes: int = 4096
     schema_depth: int = 32
-    connections: int = 256
 
 
 @dataclass(frozen=True)

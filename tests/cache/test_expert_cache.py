@@ -311,17 +311,16 @@ def test_a_cache_that_shrinks_and_grows_keeps_what_is_worth_most() -> None:
     assert cache.resident_slots(0, [0, 1, 2, 3]) is not None
 
 
-def test_what_is_filled_is_told_in_runs_without_what_is_lent() -> None:
+def test_which_slots_are_taken_and_which_are_lent_is_told() -> None:
     cache = Cache(6)
-    assert cache.filled() == []
+    assert cache.taken == 0 and not cache.took_free.is_set()
     use(cache, 0, [0, 1, 2, 3])
-    assert [len(run) for run in cache.filled()] == [4]
-    assert not cache.is_full
-    cache.resize(4)  # takes the two that were never filled
-    assert [len(run) for run in cache.filled()] == [4]
-    assert cache.is_full
+    assert cache.taken == 4 and cache.took_free.is_set()
+    cache.resize(4)  # takes the two that were never taken
+    assert cache.taken == 4
+    assert [cache.is_lent(slot) for slot in range(6)] == [False] * 4 + [True] * 2
     cache.resize(3)
-    assert sum(len(run) for run in cache.filled()) == 3
+    assert cache.taken == 3 and sum(cache.is_lent(slot) for slot in range(6)) == 3
 
 
 def test_bytes_read_again_after_an_eviction_are_counted() -> None:

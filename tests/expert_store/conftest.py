@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shimmed import build_shim, run_behind
 
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synth import synth
@@ -64,3 +65,23 @@ def records_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("records")
     (folder / "config.json").write_text(json.dumps(TINY | {"moe_num_primary_experts": 24}))
     return synth(str(folder / "config.json"), folder / "store", "q4_0")
+
+
+@pytest.fixture(scope="module")
+def store(records_store: Path) -> Store:
+    return Store.open(records_store)
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_shim(tmp_path_factory.mktemp("shim"))
+
+
+@pytest.fixture
+def behind_shim(shim: Path, records_store: Path) -> Callable[..., None]:
+    """Run a script whose reads go through shim.c; what it asserts must hold."""
+
+    def run(script: str, kind: str = "buffered", **environment: object) -> None:
+        run_behind(shim, script, kind, records_store, environment)
+
+    return run

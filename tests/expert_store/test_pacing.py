@@ -42,11 +42,6 @@ class Clock:
         self.now += seconds
 
 
-@pytest.fixture(scope="module")
-def store(records_store: Path) -> Store:
-    return Store.open(records_store)
-
-
 @given(
     rate=st.floats(1e6, 1e10),
     requests=st.floats(1, 1e6),

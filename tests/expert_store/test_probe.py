@@ -26,11 +26,6 @@ from smallthinker.expert_store.synth import synth
 MEASURED = DiskProfile("buffered", 8192, 3, 2, 1.5e9, 2e-4, True)
 
 
-@pytest.fixture(scope="module")
-def store(records_store: Path) -> Store:
-    return Store.open(records_store)
-
-
 def test_a_probe_measures_and_leaves_no_page_behind(store: Store) -> None:
     profile = probing.probe(store.path, seconds=0.3, least_bytes=0)
     with store.experts_file.path.open("rb") as file:

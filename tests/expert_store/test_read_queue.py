@@ -18,11 +18,6 @@ from smallthinker.expert_store.read_queue import Finished, ReadQueue
 from smallthinker.expert_store.store import Store
 
 
-@pytest.fixture(scope="module")
-def store(records_store: Path) -> Store:
-    return Store.open(records_store)
-
-
 @pytest.mark.parametrize("is_cold", [False, True])
 @pytest.mark.parametrize(("depth", "chunk"), [(1, 4096), (3, 4096), (4, 1 << 20), (2, 8192)])
 @pytest.mark.parametrize("kind", KEEPERS)

@@ -12,7 +12,7 @@ LAYERS, K = 6, 3
 
 def switched_on(look: LookAhead) -> LookAhead:
     """Whatever a trial says."""
-    look.trial.token = lambda seconds: None  # type: ignore[method-assign]
+    look.trial.token = lambda *figures: None  # type: ignore[method-assign]
     look.trial.on = True
     return look
 
@@ -80,6 +80,19 @@ def test_what_pays_is_found_out_and_kept(gain: float, pays: bool) -> None:
         trial.token(noise.gauss(1.0, 0.05) * (gain if trial.on else 1.0))
     assert ways[-1000:].count(pays) > 900
     assert ways[-1200:].count(not pays) > 0  # it is tried again
+
+
+def test_how_many_records_a_token_wants_is_no_gain_and_no_loss() -> None:
+    """A token waits 0.7 ms for a record with guesses and 0.9 without, and computes for 20 ms; it wants 2 to 16."""
+    right = 0
+    for seed in range(200):
+        noise, trial = random.Random(seed), Trial()
+        for _ in range(Trial.WARM_UP + Trial.SPELL * Trial.SPELLS):
+            records = noise.randrange(2, 17)
+            waited = records * noise.gauss(0.7 if trial.on else 0.9, 0.05)
+            trial.token(noise.gauss(20.0, 1.0) + waited, waited, records)
+        right += trial.on
+    assert right > 190
 
 
 def test_a_trial_takes_turns() -> None:

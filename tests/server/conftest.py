@@ -68,7 +68,7 @@ def serving(llm: LLM, settings: Settings | None = None, *, grace_sec: float = 0)
     settings = settings or Settings()
     with listen("127.0.0.1", 0) as sock:
         app = create_app(llm, NAME, settings)
-        server = Server(app, llm, settings, grace_sec=grace_sec, access_log=False)
+        server = Server(app, llm, grace_sec=grace_sec, access_log=False)
         running = Running(f"http://127.0.0.1:{sock.getsockname()[1]}", llm, server)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()

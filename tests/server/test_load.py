@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 import threading
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from conftest import MEMORY, NAME, PATIENCE_SEC, Gate, Running, serving
-from openai import APIStatusError, APITimeoutError, RateLimitError
+from openai import APIStatusError, APITimeoutError, InternalServerError, RateLimitError
 
 from smallthinker import LLM
+from smallthinker.server.request_limit import RequestLimit
 from smallthinker.server.service import Activity
+from smallthinker.server.settings import Limits, Settings
 
 TEXT: dict[str, Any] = {"model": NAME, "prompt": "The sea was", "max_tokens": 50, "temperature": 0}
 
@@ -57,6 +63,48 @@ def test_past_the_queue_s_bound_a_client_is_told_when_to_come_again(narrow: tupl
     first.join(PATIENCE_SEC)
     assert answered[0].usage.completion_tokens == 50  # those who came first feel nothing of it
     assert client.completions.create(**TEXT).choices[0].text == answered[0].choices[0].text
+
+
+def test_past_the_bound_on_requests_a_client_gets_an_error_that_it_can_read(
+    demo: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(demo, Settings(limits=Limits(requests=1))) as running, contextlib.ExitStack() as idle:
+        at = urlsplit(running.url)
+        for _ in range(4):  # who only connects takes nobody's place
+            idle.enter_context(socket.create_connection((at.hostname, at.port)))
+        gate, client = Gate(monkeypatch, running), running.openai
+        first, answered = in_background(client.completions.create, **TEXT)
+        try:
+            gate.wait_until_one_is_held()
+            for ask in (client.models.list, partial(client.completions.create, **TEXT, stream=True)):
+                with pytest.raises(InternalServerError, match="as many requests are under way") as error:
+                    ask()
+                assert (error.value.status_code, error.value.code) == (503, "server_overloaded")
+                assert int(error.value.response.headers["retry-after"]) >= 1
+            assert httpx.get(f"{running.url}/health").status_code == 200
+        finally:
+            gate.open()
+        first.join(PATIENCE_SEC)
+        assert answered[0].usage.completion_tokens == 50
+        again = client.with_options(max_retries=3).completions.create(**TEXT)
+        assert again.choices[0].text == answered[0].choices[0].text
+
+
+def test_a_request_that_fails_gives_its_place_back() -> None:
+    started: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        started.append(scope["path"])
+        raise RuntimeError("broken")
+
+    async def ask(limit: RequestLimit) -> None:
+        with pytest.raises(RuntimeError, match="broken"):
+            await limit({"type": "http", "path": "/v1/models"}, None, None)  # type: ignore[arg-type]
+
+    limit = RequestLimit(app, Limits(requests=1))
+    for _ in range(3):
+        asyncio.run(ask(limit))
+    assert len(started) == 3
 
 
 @pytest.mark.parametrize("stream", [False, True])

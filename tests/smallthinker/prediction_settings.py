@@ -30,7 +30,7 @@ def costs(**changes: Any) -> ComputeCosts:
         "key_sec": 50e-9, "one_expert_sec": 80e-6, "all_experts_sec": 280e-6, "hit_python_sec": 20e-6,
         "miss_python_sec": 20e-6, "landed_python_sec": 40e-6, "guess_sec": 22e-6, "head_sec": 4e-3,
         "chunk_sec": 400e-6, "chunk_token_sec": 28e-6, "chunk_key_sec": 30e-9, "chunk_expert_sec": 50e-6,
-        "chunk_pair_sec": 16e-6, "small_pages": 1.0, "moving": 1.0, "moving_bytes_per_sec": 0.0,
+        "chunk_pair_sec": 16e-6,
         "stored_share": 0.95, "decompress_sec": 1e-3, "memory_bytes_per_sec": 30e9, "int8_ops_per_sec": 1e12,
     }  # fmt: skip
     return ComputeCosts(**(figures | changes))

@@ -117,6 +117,21 @@ def test_every_command_has_help_with_an_example() -> None:
         assert f"example: smallthinker {command}" in " ".join(result.stdout.split())
 
 
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_come_without_numpy_or_what_else_a_run_needs(option: str) -> None:
+    program = f"""
+import contextlib, sys
+from smallthinker.cli import main
+with contextlib.suppress(SystemExit):
+    main([{option!r}])
+heavy = {{"numpy", "psutil", "asyncio", "smallthinker._kernels"}}
+print(heavy & set(sys.modules), file=sys.stderr)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "set()\n")
+    assert "smallthinker" in result.stdout
+
+
 def test_a_missing_store_is_one_clear_error(tmp_path: Path) -> None:
     assert_one_clear_error(smallthinker("run", "-m", tmp_path / "nowhere", "x"), "nowhere", "found nothing")
 

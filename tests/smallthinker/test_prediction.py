@@ -42,7 +42,7 @@ def test_the_simulation_counts_the_hits_and_misses_of_the_engine(hybrid_store: P
     ids = np.array(routes).reshape(tokens, config.num_hidden_layers, -1)
     at_hand = setting(config, budget_bytes=plan.budget_bytes)
     simulated = SimulatedEngine(
-        config, plan, kv="f16", dense_bytes=at_hand.model.dense_bytes, record_bytes=record_bytes,
+        config, plan, kv="f16", record_bytes=record_bytes,
         stored_bytes=record_bytes, disk=at_hand.disk, costs=at_hand.costs, routing=Routing(ids, ids, "the engine"),
     )  # fmt: skip
     counts = simulated.decode(tokens).experts

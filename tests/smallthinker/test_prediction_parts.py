@@ -146,6 +146,5 @@ def test_measured_costs_are_positive_and_larger_for_more() -> None:
     assert found.threads == 1 and found.experts_per_token == 2
     for name in ("route_sec", "attend_sec", "one_expert_sec", "head_sec", "memory_bytes_per_sec", "int8_ops_per_sec"):
         assert getattr(found, name) > 0
-    assert found.small_pages >= 1 and found.moving >= 1
     assert found.experts_sec(2) >= found.experts_sec(1)
     assert found.chunk_attend_sec(64) >= found.chunk_attend_sec(16)

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smallthinker.errors import RequestError
-from smallthinker.sampling import Sampler, SamplingParams
+from smallthinker.sampling import Sampler
+from smallthinker.sampling_params import SamplingParams
 
 LOGITS = np.array([0.0, 3.0, 1.0, 2.0, -1.0], np.float32)
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
