@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from conftest import TINY
 from models import DENSE_ATTENTION, HYBRID_ATTENTION, tiny_config
+from reading import unpack_expert
 
+from smallthinker import _kernels
 from smallthinker.config import ModelConfig
 from smallthinker.errors import CheckpointError, ConfigError
 from smallthinker.expert_store.checkpoint import Checkpoint, checkpoint_tensors
@@ -108,10 +110,6 @@ def test_blocks_of_the_same_format_keep_every_value_whatever_chose_their_scales(
     exact = convert(path, tmp_path / "exact", "f32")
     kept = convert(path, tmp_path / "kept", quant)
     with Store.open(exact) as of_values, Store.open(kept) as of_blocks:
-        from test_convert import unpack_expert
-
-        from smallthinker import _kernels
-
         for name in of_values.dense_names():
             spec, expected = of_blocks.dense_spec(name), of_values.dense(name)
             found = of_blocks.dense(name)
@@ -135,8 +133,6 @@ def test_a_level_that_no_kernel_expects_is_rounded_again(checkpoint: Path, tmp_p
         checkpoint, tmp_path / "tiny.gguf", tensors={"blk.0.attn_q.weight": (raw, gguf.GGMLQuantizationType.Q8_0)}
     )
     store = convert(path, tmp_path / "store", "q8_0")
-    from smallthinker import _kernels
-
     with Store.open(store) as opened:
         spec = opened.dense_spec("layers.0.q_proj")
         found = _kernels.unpack("q8_0", "tiles", opened.dense("layers.0.q_proj").copy(), *spec.shape)
