@@ -19,8 +19,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 DIRECT_ALIGN = 4096  # what direct reads need of file offset, length and memory address, on every common disk
 
@@ -318,12 +316,16 @@ class Memory(NamedTuple):
 
 
 def machine_memory() -> Memory:
+    import psutil  # 15 ms, here and below: importing LLM does without
+
     memory = psutil.virtual_memory()
     return Memory(int(memory.total), int(memory.total - memory.available), int(memory.available))
 
 
 def cgroup_memory() -> list[Memory]:
     """Of every enclosing memory cgroup that has a limit below the machine's memory; none outside Linux."""
+    import psutil
+
     total = int(psutil.virtual_memory().total)
     found = []
     with contextlib.suppress(OSError):
@@ -341,11 +343,15 @@ def available_memory_bytes() -> int:
 
 def resident_bytes() -> int:
     """What this process has in memory now, mapped files included."""
+    import psutil
+
     return int(psutil.Process().memory_info().rss)
 
 
 def memory_limit_bytes() -> int | None:
     """The least limit of the enclosing memory cgroups; None where none is below the machine's memory."""
+    import psutil
+
     least = int(psutil.virtual_memory().total)
     limited = False
     with contextlib.suppress(OSError):
@@ -399,6 +405,8 @@ def peak_memory_bytes() -> int:
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024
     if sys.platform == "win32":
+        import psutil
+
         return int(psutil.Process().memory_info().peak_wset)
     import resource
 
@@ -425,6 +433,8 @@ def cpu_name() -> str:
 
 def physical_cores() -> int:
     """Physical cores that this process may run on, at least 1. Hyper-threads don't add to memory-bound kernels."""
+    import psutil
+
     physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         return max(1, min(physical, len(os.sched_getaffinity(0))))

@@ -167,6 +167,7 @@ assert before == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, s
 HEAVY = {
     *("numpy", "numpy.random", "tokenizers", "jinja2", "torch", "tqdm", "zstandard", "safetensors", "starlette"),
     *("asyncio", "email", "hashlib", "http", "importlib.metadata", "secrets", "shutil", "statistics", "tempfile"),
+    *("psutil", "socket", "subprocess"),
     *("tomli", "tomllib", "smallthinker.expert_store.convert", "smallthinker.expert_store.readers"),
 }
 
