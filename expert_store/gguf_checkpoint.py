@@ -133,7 +133,7 @@ class GgufCheckpoint:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._paths = [self.path.with_name(name) for name in part_names(self.path.name)]
-        headers = [_read_header(part) for part in self._paths]
+        headers = [self._header(part) for part in self._paths]
         self.files_bytes = sum(header.file_bytes for header in headers)
         self._model = GgufModel(headers)
         self.config = self._model.config
@@ -169,6 +169,14 @@ class GgufCheckpoint:
     def close(self) -> None:
         self._files.close()
 
+    def _header(self, path: Path) -> GgufHeader:
+        try:
+            with path.open("rb") as file:
+                return read_gguf_header(file, str(path), path.stat().st_size)
+        except OSError as e:
+            remedy = "give a .gguf file" if len(self._paths) == 1 else "a model's parts belong side by side"
+            raise CheckpointError(f"{path}: cannot read: {e.strerror or e}; {remedy}") from e
+
     def _read_rows(self, place: _Place, start: int, stop: int | None, dequantize: Any) -> npt.NDArray[np.float32]:
         raw = self._raw_rows(place, start, stop)
         with np.errstate(all="ignore"):  # a scale may be NaN or infinite; who reads the weights looks
@@ -198,14 +206,6 @@ def part_names(name: str) -> list[str]:
             f"{count}; give {part['stem']}-00001-of-{part['count']}.gguf"
         )
     return [f"{part['stem']}-{number:05}-of-{part['count']}.gguf" for number in range(1, count + 1)]
-
-
-def _read_header(path: Path) -> GgufHeader:
-    try:
-        with path.open("rb") as file:
-            return read_gguf_header(file, str(path), path.stat().st_size)
-    except OSError as e:
-        raise CheckpointError(f"{path}: cannot read: {e.strerror or e}; a model's parts belong side by side") from e
 
 
 def _check_part(header: GgufHeader, number: int, count: int) -> None:

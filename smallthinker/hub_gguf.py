@@ -25,7 +25,7 @@ def gguf_models(files: Mapping[str, HubFile]) -> dict[str, tuple[HubFile, ...]]:
     models = {}
     for name in files:
         path = PurePosixPath(name)
-        if not _PLAIN_NAME.fullmatch(path.name):
+        if not _PLAIN_NAME.fullmatch(path.name) or not name.isprintable():
             continue
         try:
             parts = [str(path.with_name(part)) for part in part_names(path.name)]

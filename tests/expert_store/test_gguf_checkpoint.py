@@ -283,10 +283,14 @@ def test_a_scale_that_is_no_number_is_refused_as_a_block_and_as_weights(
     assert not (tmp_path / "store").exists()
 
 
-def test_another_architecture_is_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
+def test_another_architecture_and_a_missing_file_are_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
     path = write_gguf(checkpoint, tmp_path / "tiny.gguf", architecture="llama")
     with pytest.raises(ConfigError, match=r"general\.architecture: expected 'smallthinker', found 'llama'"):
         open_checkpoint(path)
+    with pytest.raises(
+        CheckpointError, match=r"none\.gguf: cannot read: No such file or directory; give"
+    ):
+        open_checkpoint(tmp_path / "none.gguf")
 
 
 def test_a_folder_that_holds_a_gguf_file_says_to_give_that(checkpoint: Path, tmp_path: Path) -> None:
