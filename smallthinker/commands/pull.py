@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
         handle,
         "download a model from a hub and make a store of it; needs smallthinker[hub]",
         "smallthinker pull PowerInfer/SmallThinker-4BA0.6B-Instruct ./4b-store --dry-run; "
-        "smallthinker pull PowerInfer/SmallThinker-4BA0.6B-Instruct-GGUF ./4b-store --file '*q4_0*'",
+        "smallthinker pull OWNER/NAME-GGUF ./4b-store --file '*q4_0*'",
     )
     parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub; only safetensors, GGUF, JSON are fetched")
     parser.add_argument(

@@ -287,9 +287,7 @@ def test_another_architecture_and_a_missing_file_are_refused_by_name(checkpoint:
     path = write_gguf(checkpoint, tmp_path / "tiny.gguf", architecture="llama")
     with pytest.raises(ConfigError, match=r"general\.architecture: expected 'smallthinker', found 'llama'"):
         open_checkpoint(path)
-    with pytest.raises(
-        CheckpointError, match=r"none\.gguf: cannot read: No such file or directory; give"
-    ):
+    with pytest.raises(CheckpointError, match=r"none\.gguf: cannot read: No such file or directory; give"):
         open_checkpoint(tmp_path / "none.gguf")
 
 
