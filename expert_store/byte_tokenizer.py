@@ -22,7 +22,7 @@ def byte_tokenizer_files(config: ModelConfig) -> dict[str, bytes]:
     """
     special = _special_tokens(config)
     free = (i for i in range(config.vocab_size) if i not in special.values())
-    vocab = {_byte_character(byte): token for byte, token in zip(range(256), free, strict=False)}
+    vocab = {byte_character(byte): token for byte, token in zip(range(256), free, strict=False)}
     if len(vocab) < 256:
         raise ConfigError(
             f"vocab_size: expected at least {256 + len(special)} (256 bytes and {len(special)} special tokens), "
@@ -68,7 +68,7 @@ def _special_tokens(config: ModelConfig) -> dict[str, int]:
     return special if start is None else special | {TURN_START: start}
 
 
-def _byte_character(byte: int) -> str:
+def byte_character(byte: int) -> str:
     """The printable character that stands for a byte in byte-level vocabularies (as in GPT-2's): printable Latin-1
     stands for itself, the others take the characters from U+0100 on."""
     if _printable(byte):

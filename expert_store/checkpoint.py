@@ -1,27 +1,28 @@
 """Reads a Hugging Face checkpoint: config.json and model weights in one safetensors file or in shards.
 
-Owns the checkpoint's tensor names and file layout. Gives float32 rows, a piece at a time, and leaves nothing in the
-page cache. Knows nothing about stores or quantisation.
+Owns the checkpoint's tensor names and file layout, and what a conversion asks of any checkpoint. Gives float32 rows, a
+piece at a time. Knows nothing about stores or quantisation.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from smallthinker.config import ModelConfig
 from smallthinker.errors import CheckpointError, StoreFormatError
-from smallthinker.expert_store import host
+from smallthinker.expert_store.format import CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Quant
 from smallthinker.expert_store.header import ITEM_BYTES, FileHeader, TensorEntry, read_header
+from smallthinker.expert_store.weight_files import WeightFiles
 
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SOURCE_DTYPES = ("BF16", "F16", "F32")
@@ -72,6 +73,30 @@ def checkpoint_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ..
         yield checkpoint_name("lm_head"), (vocab, d)
 
 
+class WeightSource(Protocol):
+    """What a conversion asks of a checkpoint, whatever its files; tensors have the names of `checkpoint_tensors`."""
+
+    path: Path
+    config: ModelConfig
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
+        """Rows start..stop of a tensor as float32, [rows, cols] or [size]. Raises CheckpointError."""
+        ...
+
+    def blocks(
+        self, name: str, quant: Quant, start: int = 0, stop: int | None = None, *, transposed: bool = False
+    ) -> npt.NDArray[np.uint8] | None:
+        """The same rows, or those of the transposed matrix, as ggml's blocks [rows, cols / 32, block bytes] where the
+        file has them in this quantisation already; else None. Raises CheckpointError."""
+        ...
+
+    def small_files(self) -> dict[str, bytes]:
+        """config.json and the tokenizer's files, for the store, by name. Raises CheckpointError."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class Checkpoint:
     """An opened and checked checkpoint; context manager.
 
@@ -81,13 +106,12 @@ class Checkpoint:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._files: dict[Path, int] = {}
         if not self.path.is_dir():
             raise CheckpointError(
-                f"{self.path}: expected the folder of a Hugging Face checkpoint, found "
-                f"{'a file' if self.path.exists() else 'nothing'}"
+                f"{self.path}: expected the folder of a Hugging Face checkpoint or a .gguf file, found "
+                f"{'another file' if self.path.exists() else 'nothing'}"
             )
-        self.config = ModelConfig.from_json(self.path / "config.json")
+        self.config = ModelConfig.from_json(self.path / CONFIG_FILE)
         headers = [self._header(path) for path in self._weight_files()]
         self._entries: dict[str, tuple[Path, TensorEntry]] = {}
         for header in headers:
@@ -97,12 +121,7 @@ class Checkpoint:
                 self._entries[name] = header.path, entry
         self.files_bytes = sum(header.file_bytes for header in headers)
         self._check_tensors()
-        try:
-            for header in headers:
-                self._files[header.path] = host.open_buffered(header.path)
-        except OSError as e:
-            self.close()
-            raise CheckpointError(f"{e.filename}: cannot open: {e.strerror}") from e
+        self._files = WeightFiles(header.path for header in headers)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
         """Rows start..stop of a tensor as float32, [rows, cols] or [size]; exact for bf16 and f16 sources.
@@ -112,14 +131,42 @@ class Checkpoint:
         path, entry = self._entries[name]
         rows = entry.shape[0] if stop is None else min(stop, entry.shape[0])
         row_bytes = (entry.stop - entry.start) // entry.shape[0]
-        raw = np.empty((rows - start) * row_bytes, np.uint8)
-        self._read(path, entry.start + start * row_bytes, memoryview(raw.data))
+        raw = self._files.read(path, entry.start + start * row_bytes, (rows - start) * row_bytes)
         return to_float32(raw, entry.dtype).reshape(rows - start, *entry.shape[1:])
 
+    def blocks(
+        self, name: str, quant: Quant, start: int = 0, stop: int | None = None, *, transposed: bool = False
+    ) -> None:
+        """None: a checkpoint's weights are numbers."""
+
+    def small_files(self) -> dict[str, bytes]:
+        """config.json and the tokenizer's files, a separate chat template folded into the tokenizer's configuration."""
+        folder = self.path
+        try:
+            files = {CONFIG_FILE: (folder / CONFIG_FILE).read_bytes()}
+            if not (folder / TOKENIZER_FILE).is_file():
+                raise CheckpointError(f"{folder / TOKENIZER_FILE}: missing; download the tokenizer too")
+            files[TOKENIZER_FILE] = (folder / TOKENIZER_FILE).read_bytes()
+            tokenizer_config = folder / TOKENIZER_CONFIG_FILE
+            if tokenizer_config.is_file():
+                files[TOKENIZER_CONFIG_FILE] = tokenizer_config.read_bytes()
+            template = folder / CHAT_TEMPLATE_FILE
+            if template.is_file():
+                settings = json.loads(files.get(TOKENIZER_CONFIG_FILE, b"{}"))
+                if not isinstance(settings, dict):
+                    raise CheckpointError(f"{tokenizer_config}: expected a JSON object")
+                settings["chat_template"] = template.read_text(encoding="utf-8")
+                files[TOKENIZER_CONFIG_FILE] = json.dumps(settings, indent=1).encode("ascii")
+        except OSError as e:
+            raise CheckpointError(f"{e.filename or folder}: cannot read: {e.strerror or e}") from e
+        except (ValueError, RecursionError) as e:
+            if isinstance(e, CheckpointError):
+                raise
+            raise CheckpointError(f"{folder}: not valid JSON or UTF-8: {e}") from e
+        return files
+
     def close(self) -> None:
-        for fd in self._files.values():
-            os.close(fd)
-        self._files.clear()
+        self._files.close()
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -129,24 +176,14 @@ class Checkpoint:
     ) -> None:
         self.close()
 
-    def _read(self, path: Path, offset: int, buffer: memoryview) -> None:
-        done = 0
-        while done < len(buffer):
-            try:
-                count = host.read_at(self._files[path], buffer[done:], offset + done)
-            except OSError as e:
-                raise CheckpointError(f"{path}: byte {offset + done}: cannot read: {e.strerror or e}") from e
-            if count == 0:
-                raise CheckpointError(f"{path}: byte {offset + done}: the file was cut short after it was opened")
-            done += count
-        host.drop_file_cache(self._files[path], offset, len(buffer))
-
     def _weight_files(self) -> list[Path]:
         index = self.path / INDEX_FILE
         if not index.exists():
             single = self.path / SINGLE_FILE
             if not single.is_file():
-                raise CheckpointError(f"{self.path}: neither {SINGLE_FILE} nor {INDEX_FILE}; download the weights too")
+                gguf = next(self.path.glob("*.gguf"), None)
+                remedy = "download the weights too" if gguf is None else f"give the GGUF file itself: {gguf}"
+                raise CheckpointError(f"{self.path}: neither {SINGLE_FILE} nor {INDEX_FILE}; {remedy}")
             return [single]
         try:
             with index.open("rb") as file:

@@ -8,16 +8,17 @@ Knows nothing about models.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from smallthinker.errors import DownloadError
 
@@ -83,17 +84,19 @@ class Hub:
 
     def _cached_listing(self) -> tuple[str, list[HubFile]]:
         """What the cache has of the revision. Its blobs bear their digests as names."""
-        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub import errors, snapshot_download
 
-        with self._clear_errors():
-            config = try_to_load_from_cache(self.repo, "config.json", revision=self.revision)
-        if not isinstance(config, str):
+        try:
+            with self._clear_errors():
+                snapshot = Path(snapshot_download(self.repo, revision=self.revision, local_files_only=True))
+        except errors.LocalEntryNotFoundError:
             raise DownloadError(
                 f"{self.repo}: HF_HUB_OFFLINE is set, and revision {self.revision!r} is not in the cache; "
                 "unset it to download"
-            )
-        snapshot = Path(config).parent
-        blobs = {path.name: path.resolve() for path in snapshot.iterdir()}
+            ) from None
+        blobs = {
+            path.relative_to(snapshot).as_posix(): path.resolve() for path in snapshot.rglob("*") if path.is_file()
+        }
         files = [HubFile(n, b.stat().st_size, b.name) for n, b in blobs.items() if _HASH.fullmatch(b.name)]
         return snapshot.name, files
 
@@ -115,6 +118,18 @@ class Hub:
         checksum.compare(f"{self.repo}: {file.name}", "run the command again")
         return content
 
+    @contextmanager
+    def opened(self, file: HubFile) -> Iterator[BinaryIO]:
+        """The file from its start on; what isn't read isn't fetched. Nothing is compared with its checksum."""
+        cached = self.cached(file)
+        if cached is not None:
+            with cached.open("rb") as source:
+                yield source
+            return
+        self._need_network(file)
+        with closing(self._pieces(file, 0)) as pieces:
+            yield io.BufferedReader(_PieceReader(pieces))
+
     def download(self, file: HubFile, path: Path, arrived: Arrived) -> None:
         """Have the file at `path`, from the cache, from an earlier try or from the hub, its checksum compared.
 
@@ -131,11 +146,7 @@ class Hub:
             except OSError:  # a file system without links
                 shutil.copyfile(cached, path)
             return
-        if self.offline:
-            raise DownloadError(
-                f"{self.repo}: {file.name}: HF_HUB_OFFLINE is set, and the cache has no whole copy of it; "
-                "unset it to download"
-            )
+        self._need_network(file)
         part, checksum = part_of(path, file), Checksum(file)
         with part.open("ab+") as sink:
             if sink.tell() > file.size:
@@ -157,7 +168,14 @@ class Hub:
             raise
         part.replace(path)
 
-    def _pieces(self, file: HubFile, done: int) -> Iterator[bytes]:
+    def _need_network(self, file: HubFile) -> None:
+        if self.offline:
+            raise DownloadError(
+                f"{self.repo}: {file.name}: HF_HUB_OFFLINE is set, and the cache has no whole copy of it; "
+                "unset it to download"
+            )
+
+    def _pieces(self, file: HubFile, done: int) -> Generator[bytes, None, None]:
         """The file's bytes from `done` on, over as many connections as it takes."""
         tries = 0
         while done < file.size:
@@ -223,6 +241,26 @@ class Hub:
             raise kind(f"{what}: the server answered {status}: {_line(e)}") from None
         except network_error as e:
             raise _TransientError(f"{what}: no answer: {_line(e)}; check the network and the address") from None
+
+
+class _PieceReader(io.RawIOBase):
+    """What an iterator yields, as a file that can be read once."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces, self._left = pieces, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._left = piece
+        count = min(len(buffer), len(self._left))
+        buffer[:count], self._left = self._left[:count], self._left[count:]
+        return count
 
 
 class _TransientError(DownloadError):

@@ -1,7 +1,8 @@
 """A store from a repository on a hub: plan, download, convert.
 
-Owns which files are fetched (weights that are plain data, and the JSON that describes them; never code or pickles) and
-where they are until the store is whole: in `STORE.download`, which a second try goes on with.
+Owns which files are fetched (weights that are plain data, and the JSON that describes them, or a GGUF file, which
+describes itself; never code or pickles) and where they are until the store is whole: in `STORE.download`, which a
+second try goes on with.
 """
 
 from __future__ import annotations
@@ -12,26 +13,35 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from smallthinker.config import ModelConfig
 from smallthinker.errors import CheckpointError, ConfigError, DownloadError, StoreWriteError
 from smallthinker.expert_store import host
-from smallthinker.expert_store.checkpoint import INDEX_FILE, MAX_INDEX_BYTES, SINGLE_FILE, shard_names
-from smallthinker.expert_store.convert import CHAT_TEMPLATE_FILE, convert
+from smallthinker.expert_store.checkpoint import (
+    CHAT_TEMPLATE_FILE,
+    INDEX_FILE,
+    MAX_INDEX_BYTES,
+    SINGLE_FILE,
+    shard_names,
+)
+from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.format import CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, check_quant, table
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.hub import Hub, HubFile, part_of
+from smallthinker.hub_gguf import choose_model, gguf_config_on_hub, gguf_models
 
 _SMALL_FILES = (CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE, INDEX_FILE)
+_ELSEWHERE = "choose the repository with the original weights or a GGUF file of them"
 _MAX_CONFIG_BYTES = 1 << 20
 _BESIDE_WEIGHTS_BYTES = 64 << 20  # a store's headers and tokenizer, and what a file system keeps for itself
 
 
 @dataclass(frozen=True)
 class PullPlan:
-    """What would be fetched and written. present_bytes: of the download, those that are on this machine already."""
+    """What would be fetched and written. present_bytes: of the download, those that are on this machine already.
+    gguf_models: what the repository has, where the first of `files` is one of them."""
 
     repo: str
     commit: str
@@ -42,6 +52,7 @@ class PullPlan:
     present_bytes: int
     store_bytes: int
     free_bytes: int
+    gguf_models: tuple[str, ...] = ()
 
     @property
     def needed_bytes(self) -> int:
@@ -60,12 +71,16 @@ class PullPlan:
             "store_bytes": self.store_bytes,
             "needed_bytes": self.needed_bytes,
             "free_bytes": self.free_bytes,
+            "gguf_models": list(self.gguf_models),
         }
 
     def text(self) -> str:
         present = f", {_size(self.present_bytes)} of it here already" if self.present_bytes else ""
+        others = ", ".join(name for name in self.gguf_models if name != self.files[0].name)
+        weights = f"weights   {self.files[0].name}; --file chooses another: {others or 'there is none'}\n"
         return (
             f"model     {self.repo}, commit {self.commit[:12]}\n"
+            f"{weights if self.gguf_models else ''}"
             f"download  {_size(self.download_bytes)} in {len(self.files)} files{present}\n"
             f"store     {self.store}, {self.quant}, {_size(self.store_bytes)}\n"
             f"disk      {_size(self.needed_bytes)} needed, {_size(self.free_bytes)} free"
@@ -73,14 +88,18 @@ class PullPlan:
 
 
 class Pull:
-    """One repository on its way to one store. Construction asks the hub and reads config.json, and writes nothing.
+    """One repository on its way to one store. Construction asks the hub and reads config.json or the header of the GGUF
+    file, and writes nothing.
 
-    out: the store; None is NAME-QUANT in the working folder. force: replace a store that is there, at the end.
+    out: the store; None is NAME-QUANT in the working folder. force: replace a store that is there, at the end. gguf:
+    name or pattern of the GGUF file to take; None prefers safetensors, then the file that is of this quantisation.
     Raises DownloadError, ConfigError (not a model that this engine runs, unknown quantisation), CheckpointError,
     StoreWriteError (the store exists, the disk is too small).
     """
 
-    def __init__(self, hub: Hub, out: Path | None = None, quant: str = "q4_0", force: bool = False) -> None:
+    def __init__(
+        self, hub: Hub, out: Path | None = None, quant: str = "q4_0", force: bool = False, gguf: str | None = None
+    ) -> None:
         kind = check_quant(quant)
         self._hub, self._force = hub, force
         out = out or Path(f"{hub.repo.split('/')[-1]}-{quant}")
@@ -89,9 +108,15 @@ class Pull:
         if out.exists() and not force and not (out.is_dir() and not any(out.iterdir())):
             raise StoreWriteError(f"{out}: exists already; --force replaces it")
         self.download = out.with_name(f"{out.name}.download")
-        config = self._config()
-        files = self._files()
-        paths = [(file, self.download / file.name) for file in files]
+        models = gguf_models(hub.files)
+        has_safetensors = INDEX_FILE in hub.files or SINGLE_FILE in hub.files
+        self._from_gguf = gguf is not None or bool(models and not has_safetensors)
+        if self._from_gguf:
+            files = list(models[choose_model(models, gguf, quant, hub.repo)])
+            config = gguf_config_on_hub(hub, tuple(files))
+        else:
+            config = self._config()
+            files = self._files()
         self.plan = PullPlan(
             repo=hub.repo,
             commit=hub.commit,
@@ -99,9 +124,10 @@ class Pull:
             quant=quant,
             files=tuple(files),
             download_bytes=sum(file.size for file in files),
-            present_bytes=sum(self._present_bytes(file, path) for file, path in paths),
+            present_bytes=sum(self._present_bytes(file) for file in files),
             store_bytes=sum(s.nbytes for s in (*table("dense", config, kind), *table("experts", config, kind))),
             free_bytes=shutil.disk_usage(out.absolute().parent).free,
+            gguf_models=tuple(models) if self._from_gguf else (),
         )
 
     def run(
@@ -153,7 +179,7 @@ class Pull:
                     missing_ok=True
                 )  # another model's, from an earlier try: would be converted
             for file in self.plan.files:
-                self._hub.download(file, self.download / file.name, arrived)
+                self._hub.download(file, self._local(file), arrived)
         except DownloadError:
             raise
         except OSError as e:
@@ -161,11 +187,12 @@ class Pull:
             raise StoreWriteError(f"{self.download}: {why}; the same command goes on from there") from e
 
     def convert(self, compress: int | None = None, progress: Progress = silent) -> None:
-        convert(self.download, self.plan.store, self.plan.quant, self._force, progress, compress)
+        source = self._local(self.plan.files[0]) if self._from_gguf else self.download
+        convert(source, self.plan.store, self.plan.quant, self._force, progress, compress)
 
     def remove_download(self) -> None:
         """What was fetched, and the folder if there is nothing else in it."""
-        names = {file.name for file in self.plan.files}
+        names = {self._local(file).name for file in self.plan.files}
         with contextlib.suppress(OSError):
             for path in self.download.iterdir():
                 if path.name in names or path.suffix == ".part":
@@ -185,7 +212,7 @@ class Pull:
         """What the repository's config.json describes, before anything large is fetched."""
         repo = self._hub.repo
         if CONFIG_FILE not in self._hub.files:
-            raise CheckpointError(f"{repo}: has no {CONFIG_FILE}: not a model; {self._gguf_remark()}")
+            raise CheckpointError(f"{repo}: has no {CONFIG_FILE}: not a model; {_ELSEWHERE}")
         try:
             raw = json.loads(self._hub.read(self._hub.files[CONFIG_FILE], _MAX_CONFIG_BYTES))
         except (ValueError, RecursionError) as e:
@@ -213,15 +240,15 @@ class Pull:
         elif SINGLE_FILE in listed:
             names.append(SINGLE_FILE)
         else:
-            raise CheckpointError(f"{self._hub.repo}: has no safetensors weights; {self._gguf_remark()}")
+            raise CheckpointError(f"{self._hub.repo}: has neither safetensors nor GGUF weights; {_ELSEWHERE}")
         return [listed[name] for name in names]
 
-    def _gguf_remark(self) -> str:
-        if any(name.endswith(".gguf") for name in self._hub.files):
-            return "its GGUF files can't be converted yet: choose the repository with the original weights"
-        return "choose the repository with the original weights"
+    def _local(self, file: HubFile) -> Path:
+        """Where a file is or will be; all in one folder, wherever the repository has them."""
+        return self.download / PurePosixPath(file.name).name
 
-    def _present_bytes(self, file: HubFile, path: Path) -> int:
+    def _present_bytes(self, file: HubFile) -> int:
+        path = self._local(file)
         if (path.is_file() and path.stat().st_size == file.size) or self._hub.cached(file):
             return file.size
         part = part_of(path, file)

@@ -1,4 +1,4 @@
-"""`smallthinker convert`: a store from a Hugging Face checkpoint."""
+"""`smallthinker convert`: a store from a Hugging Face checkpoint or a GGUF file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ def add(commands: Commands) -> None:
         commands,
         "convert",
         handle,
-        "make a store from a Hugging Face checkpoint",
-        "smallthinker convert ./SmallThinker-4BA0.6B-Instruct ./4b-store --quant q4_0",
+        "make a store from a Hugging Face checkpoint or a GGUF file",
+        "smallthinker convert ./SmallThinker-4BA0.6B-Instruct ./4b-store --quant q4_0; "
+        "smallthinker convert ./SmallThinker-4BA0.6B-Instruct-Q8_0.gguf ./4b-store --quant q8_0",
     )
     parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", type=Path, help="folder with config.json, *.safetensors, tokenizer.json"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="folder with config.json, *.safetensors, tokenizer.json; or a .gguf file, the first of a model in parts; "
+        "that needs smallthinker[gguf]",
     )
     parser.add_argument("store", metavar="STORE", type=Path, help="folder to write")
     parser.add_argument(

@@ -16,9 +16,16 @@ def add(commands: Commands) -> None:
         "pull",
         handle,
         "download a model from a hub and make a store of it; needs smallthinker[hub]",
-        "smallthinker pull PowerInfer/SmallThinker-4BA0.6B-Instruct ./4b-store --dry-run",
+        "smallthinker pull PowerInfer/SmallThinker-4BA0.6B-Instruct ./4b-store --dry-run; "
+        "smallthinker pull OWNER/NAME-GGUF ./4b-store --file '*q4_0*'",
     )
-    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub; only safetensors and JSON are fetched")
+    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub; only safetensors, GGUF, JSON are fetched")
+    parser.add_argument(
+        "--file",
+        metavar="NAME",
+        help="take this GGUF file of the repository, or the one that a pattern as '*Q8_0*' fits (default: safetensors "
+        "where there are any, else the GGUF file that is of --quant)",
+    )
     parser.add_argument(
         "store", metavar="OUT", type=Path, nargs="?", help="folder to write (default: NAME-QUANT in the working folder)"
     )
@@ -40,7 +47,7 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.hub import Hub
     from smallthinker.pull import Pull
 
-    pull = Pull(Hub(args.repo, args.revision, args.endpoint), args.store, args.quant, args.force)
+    pull = Pull(Hub(args.repo, args.revision, args.endpoint), args.store, args.quant, args.force, args.file)
     plan = pull.plan
     if args.dry_run:
         print(json.dumps(plan.to_dict()) if args.json else plan.text())
@@ -64,5 +71,5 @@ def handle(args: argparse.Namespace) -> int:
     else:
         print(written_text(written(plan.store)))
         if kept is not None:
-            print(f"{kept}: the original weights, for `smallthinker convert`")
+            print(f"{kept}: the weights as they were, for `smallthinker convert`")
     return 0

@@ -1,4 +1,5 @@
-"""What tests of background reading share: slots, every keeper of the contract, and a plain reader for one of them."""
+"""What tests that read stores share: slots, every keeper of background reading's contract, a plain reader for one of
+them, and experts as matrices."""
 
 from __future__ import annotations
 
@@ -11,14 +12,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from smallthinker import _kernels
 from smallthinker._storage import Device
 from smallthinker.errors import StoreReadError
 from smallthinker.expert_store import host
+from smallthinker.expert_store.format import Layout
 from smallthinker.expert_store.native_queue import NativeQueue
 from smallthinker.expert_store.read_queue import ReadQueue
+from smallthinker.expert_store.readers import MmapReader
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.threaded_queue import ThreadedQueue
 
+F32 = npt.NDArray[np.float32]
 NATIVE = ["direct", "uring", "mmap", "buffered"]
 KEEPERS = [*NATIVE, "threads", "paced"]
 
@@ -85,6 +90,22 @@ def opened_keeper(kind: str, store: Store, slots: npt.NDArray[np.uint8], **setti
         yield queue
     finally:
         queue.close()
+
+
+def unpack_expert(store: Store, layer: int, expert: int) -> tuple[F32, F32, F32]:
+    """gate, up and down of a record, in the checkpoint's orientation."""
+    buffer = memoryview(host.aligned_buffer(store.record_bytes))
+    reader = MmapReader(store)
+    reader.read_into(store.expert_index(layer, expert), buffer)
+    reader.close()
+    record = np.frombuffer(buffer, np.uint8)
+    layout, ffn, hidden = store.record_layout, store.config.moe_ffn_hidden_size, store.config.hidden_size
+
+    def part(kind: Layout, start: int) -> F32:
+        packed = record[start : start + _kernels.packed_bytes(store.quant, kind, ffn, hidden)].copy()
+        return _kernels.unpack(store.quant, kind, packed, ffn, hidden)
+
+    return part("tiles", 0), part("rows", layout.up_offset), part("rows", layout.down_offset).T
 
 
 def record_bytes(store: Store, record: int) -> bytes:

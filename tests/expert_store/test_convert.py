@@ -12,15 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from conftest import TINY
+from reading import unpack_expert
 from safetensors.numpy import load_file, save_file
 
 from smallthinker import _kernels
 from smallthinker.errors import CheckpointError, ConfigError
-from smallthinker.expert_store import host
 from smallthinker.expert_store.checkpoint import Checkpoint, checkpoint_name, checkpoint_tensors, expert_tensor
 from smallthinker.expert_store.convert import convert
-from smallthinker.expert_store.format import QUANTS, Layout, Quant
-from smallthinker.expert_store.readers import MmapReader
+from smallthinker.expert_store.format import QUANTS, Quant
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synth import synth
 
@@ -51,22 +50,6 @@ def as_single_file(checkpoint: Path, dtype: str, change: dict[str, Any] | None =
     tensors = {name: value for name, value in tensors.items() if value is not None}
     save_file(tensors, checkpoint / "model.safetensors")
     return tensors
-
-
-def unpack_expert(store: Store, layer: int, expert: int) -> tuple[F32, F32, F32]:
-    """gate, up and down of a record, in the checkpoint's orientation."""
-    buffer = memoryview(host.aligned_buffer(store.record_bytes))
-    reader = MmapReader(store)
-    reader.read_into(store.expert_index(layer, expert), buffer)
-    reader.close()
-    record = np.frombuffer(buffer, np.uint8)
-    layout, ffn, hidden = store.record_layout, store.config.moe_ffn_hidden_size, store.config.hidden_size
-
-    def part(kind: Layout, start: int) -> F32:
-        packed = record[start : start + _kernels.packed_bytes(store.quant, kind, ffn, hidden)].copy()
-        return _kernels.unpack(store.quant, kind, packed, ffn, hidden)
-
-    return part("tiles", 0), part("rows", layout.up_offset), part("rows", layout.down_offset).T
 
 
 def close(found: F32, expected: F32, quant: Quant) -> bool:

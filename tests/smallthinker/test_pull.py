@@ -250,7 +250,8 @@ def test_offline_without_a_cache_is_one_error(hub: FakeHub, tmp_path: Path, monk
         ("somebody/bert", {}, ConfigError, "somebody/bert: not a model that this engine runs: .*BertModel"),
         ("somebody/broken", {}, ConfigError, "config.json: not valid JSON"),
         ("somebody/huge", {}, DownloadError, "config.json: expected at most 1048576 bytes, found"),
-        ("somebody/gguf", {}, CheckpointError, "its GGUF files can't be converted yet"),
+        ("somebody/gguf", {}, CheckpointError, "somebody/gguf: tiny-q4_0.gguf: byte 0: magic: .*is not a GGUF file"),
+        ("somebody/code", {}, CheckpointError, "has neither safetensors nor GGUF weights; choose the repository"),
         ("somebody/escape", {}, CheckpointError, r"expected names of .safetensors files, found '\.\./x.safetensors'"),
         ("somebody/half", {}, CheckpointError, "names two.safetensors, which the repository doesn't have"),
         ("somebody/mute", {}, CheckpointError, "has no tokenizer.json"),
@@ -268,6 +269,7 @@ def test_what_is_no_use_is_refused_before_any_weights_come(
         "somebody/broken": {"config.json": b"{"},
         "somebody/huge": {"config.json": bytes(2_000_000)},
         "somebody/gguf": both | {"tiny-q4_0.gguf": bytes(30_000)},
+        "somebody/code": both | {"pytorch_model.bin": bytes(30_000), "part-00002-of-00002.gguf": bytes(30_000)},
         "somebody/escape": both | {"model.safetensors.index.json": index["../x.safetensors"]},
         "somebody/half": both | {"model.safetensors.index.json": index["two.safetensors"]},
         "somebody/mute": config | {"model.safetensors": bytes(30_000)},
@@ -275,7 +277,7 @@ def test_what_is_no_use_is_refused_before_any_weights_come(
     with pytest.raises(error, match=message) as caught:
         Pull(connect(hub, repo, **options), tmp_path / "store")
     assert "\n" not in str(caught.value)
-    assert not [name for name, _ in hub.fetched() if name.endswith((".safetensors", ".gguf"))]
+    assert not [name for name, _ in hub.fetched() if name.endswith(".safetensors")]
     assert list(tmp_path.iterdir()) == []
 
 
