@@ -91,7 +91,7 @@ def test_what_limits_is_the_disk_or_memory() -> None:
 
 
 def test_the_same_setting_gives_the_same_prediction() -> None:
-    assert predict(setting(SMALL, 80 * MIB)) == predict(setting(SMALL, 80 * MIB))
+    assert predict(setting(SMALL, 96 * MIB)) == predict(setting(SMALL, 96 * MIB))
 
 
 def unmeasured(*_: object) -> ComputeCosts:
