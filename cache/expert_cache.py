@@ -11,10 +11,7 @@ are slots: it then goes through them in waves.
 from __future__ import annotations
 
 import threading
-import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from types import TracebackType
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,18 +19,12 @@ import numpy.typing as npt
 
 from smallthinker.cache.policies import EvictionPolicy
 from smallthinker.cache.read_counters import CacheCounters, Tally
+from smallthinker.cache.ticket import Ticket
 from smallthinker.expert_store import host
 from smallthinker.expert_store.read_queue import Finished, ReadQueue
 
 # Records under way beyond which nothing is guessed: enough to keep the disk busy until the next layer is certain.
 MOST_UNDER_WAY = 6
-
-
-class Landed(NamedTuple):
-    """An expert that can be computed now: its place in the request, and the slot that holds its record."""
-
-    position: int
-    slot: int
 
 
 _Use = tuple[int, list[int], Sequence[int] | None, int]  # layer, records, counts, tokens: see `ExpertCache.request`
@@ -360,109 +351,6 @@ class ExpertCache:
         lent = set(self._lent)
         self._free = [slot for slot in range(len(self.slots)) if slot not in lent]
         self._in_use = False
-
-
-class Ticket:
-    """The experts of one layer's request. Iterate for lists of `Landed`, each expert exactly once."""
-
-    def __init__(self, cache: ExpertCache, layer: int, records: list[int]) -> None:
-        self._cache, self._layer, self._records = cache, layer, records
-        self._resident: list[Landed] = []
-        self._waiting: deque[int] = deque()  # positions without a slot yet
-        self._pending: dict[int, int] = {}  # record under way -> position
-        if layer in cache._guesses:
-            cache._settle(layer, records)
-        for position, record in enumerate(records):
-            slot = cache._slot_of.get(record)
-            if slot is not None:
-                cache._pinned.add(record)
-                self._resident.append(Landed(position, slot))
-            elif record in cache._reading and record not in cache._withdrawn:  # a guess that came late
-                cache._queue.promote(record)
-                if record in cache._preloading:
-                    cache._preloading.remove(record)
-                    cache._tally.guessed(in_time=False)
-                cache._pinned.add(record)
-                self._pending[record] = position
-            else:
-                self._waiting.append(position)
-        cache._tally.hits += len(self._resident)
-        cache._tally.misses += len(self._waiting)
-        self._start_reads()  # after every hit is pinned: a miss must not evict what this very request needs
-
-    def __iter__(self) -> Iterator[list[Landed]]:
-        landed = self._resident
-        while True:
-            if landed:
-                yield landed
-                self._cache._pinned.difference_update(self._records[position] for position, _ in landed)
-            if not self._pending and not self._waiting:
-                return
-            landed = self._start_reads() or self._collect()
-
-    def _start_reads(self) -> list[Landed]:
-        """As many as slots can be had for. Returns what was found to have landed by itself."""
-        cache = self._cache
-        landed: list[Landed] = []
-        for _ in range(len(self._waiting)):
-            position = self._waiting.popleft()
-            record = self._records[position]
-            if record in cache._slot_of:  # had been withdrawn, but too late to stop
-                cache._pinned.add(record)
-                cache._tally.regained()
-                landed.append(Landed(position, cache._slot_of[record]))
-                continue
-            slot = None if record in cache._reading else self._take_slot()
-            if slot is None:
-                self._waiting.append(position)
-                if record not in cache._reading:
-                    self._waiting.rotate(1)  # keeps its place
-                    break
-                continue
-            cache._start_read(record, slot, speculative=False)
-            self._pending[record] = position
-        return landed
-
-    def _take_slot(self) -> int | None:
-        slot = self._cache._take_slot(self._layer)
-        if slot is None and self._cache._guesses:  # what is certain goes before what is guessed
-            self._cache._withdraw_guesses()
-            slot = self._cache._take_slot(self._layer)
-        return self._cache._take_preloading() if slot is None else slot
-
-    def _collect(self) -> list[Landed]:
-        """Every expert that has landed, after waiting for a read if none has. Raises StoreReadError."""
-        cache = self._cache
-        finished = cache._queue.poll()
-        if not finished:
-            began = time.perf_counter()
-            finished = cache._queue.wait()
-            cache._tally.stall_sec += time.perf_counter() - began
-        cache._absorb(finished)
-        landed: list[Landed] = []
-        for record, error in finished:
-            position = self._pending.pop(record, None)
-            if position is None:
-                continue
-            if error is not None:
-                raise error
-            landed.append(Landed(position, cache._slot_of[record]))
-        return landed
-
-    def __enter__(self) -> Ticket:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Withdraw the reads that are not over, unpin everything."""
-        cache = self._cache
-        if error is not None and not isinstance(error, Exception):
-            cache._recover()
-            return
-        cache._pinned.difference_update(self._records)
-        for record in self._pending:
-            if record in cache._reading:
-                cache._withdraw(record)
-        cache._in_use = False
 
 
 def allocate_slots(count: int, record_bytes: int) -> npt.NDArray[np.uint8]:

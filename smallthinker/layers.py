@@ -18,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import _kernels
-from smallthinker.cache.expert_cache import MOST_UNDER_WAY, ExpertCache, Ticket
+from smallthinker.cache.expert_cache import MOST_UNDER_WAY, ExpertCache
 from smallthinker.cache.kv_cache import KVCache
+from smallthinker.cache.ticket import Ticket
 from smallthinker.config import ModelConfig
 from smallthinker.errors import CancelledError
 from smallthinker.expert_store.format import Quant
