@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from conftest import TINY
 from reading import unpack_expert
 from safetensors.numpy import load_file, save_file
+from tiny_model import TINY
 
 from smallthinker import _kernels
 from smallthinker.errors import CheckpointError, ConfigError

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY
 from models import DENSE_ATTENTION, HYBRID_ATTENTION, tiny_config
 from reading import unpack_expert
+from tiny_model import TINY
 
 from smallthinker import _kernels
 from smallthinker.config import ModelConfig

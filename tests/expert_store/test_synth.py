@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_model import TINY
 from tokenizers import Tokenizer
 
 from smallthinker import _kernels

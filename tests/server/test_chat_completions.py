@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 import pytest
-from conftest import NAME, Running
 from openai import BadRequestError, NotFoundError, OpenAI
+from running import NAME, Running
 
 MESSAGES: list[Any] = [{"role": "system", "content": "A story."}, {"role": "user", "content": "Who is it?"}]
 GREEDY: dict[str, Any] = {"model": NAME, "messages": MESSAGES, "temperature": 0, "max_tokens": 12}

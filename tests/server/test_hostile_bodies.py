@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from conftest import NAME, Running, serving
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from running import NAME, Running, serving
 
 from smallthinker import LLM
 from smallthinker.server.settings import Limits, Settings

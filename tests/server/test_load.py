@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from conftest import MEMORY, NAME, PATIENCE_SEC, Gate, Running, serving
 from openai import APIStatusError, APITimeoutError, InternalServerError, RateLimitError
+from running import MEMORY, NAME, PATIENCE_SEC, Gate, Running, serving
 
 from smallthinker import LLM
 from smallthinker.server.request_limit import RequestLimit

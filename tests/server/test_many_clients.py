@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import PATIENCE_SEC
+from running import PATIENCE_SEC
 
 CLIENTS, PARALLEL, QUEUE = 20, 3, 16
 MEMORY_MIB = 400

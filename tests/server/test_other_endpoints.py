@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import NAME, Running, say
 from openai import APIError, BadRequestError, NotFoundError, OpenAI
+from running import NAME, Running, say
 
 TEXT: dict[str, Any] = {"model": NAME, "prompt": "The sea was", "temperature": 0, "max_tokens": 10}
 INPUT: dict[str, Any] = {"model": NAME, "input": "Who is it?", "temperature": 0, "max_output_tokens": 10}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import Running, say
+from running import Running, say
 from tabs import RICH, Tab, serving_process
 
 if TYPE_CHECKING:

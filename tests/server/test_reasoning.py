@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from conftest import NAME, Running, say
+from running import NAME, Running, say
 
 BASE: dict[str, Any] = {
     "model": NAME,

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from conftest import NAME, Running, serving
 from openai import AuthenticationError, OpenAI
+from running import NAME, Running, serving
 
 from smallthinker import LLM
 from smallthinker.errors import RequestError

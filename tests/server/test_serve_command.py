@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import PATIENCE_SEC, Running
+from running import PATIENCE_SEC, Running
 
 COMMAND = [sys.executable, "-m", "smallthinker", "serve"]
 DOCS = Path(__file__).parents[2] / "docs" / "server.md"

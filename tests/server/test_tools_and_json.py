@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from conftest import NAME, Running, say
 from openai import BadRequestError, OpenAI
 from pydantic import BaseModel
+from running import NAME, Running, say
 
 ASK: list[Any] = [{"role": "user", "content": "What is the weather in Riga?"}]
 BASE: dict[str, Any] = {"model": NAME, "messages": ASK, "temperature": 0, "max_tokens": 120}

@@ -1,0 +1,153 @@
+"""A server that really runs, in a thread, on a port of its own; and models that say what a test wants."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import pytest
+from openai import OpenAI
+
+from smallthinker import LLM
+from smallthinker.llm import DEMO_STORE
+from smallthinker.request import Request
+from smallthinker.server.app import create_app
+from smallthinker.server.runner import Server, listen
+from smallthinker.server.settings import Settings
+
+NAME = "smallthinker-demo"
+MEMORY = "8GiB"  # of address space; the demo model takes 30 MiB of it, other tests of the process perhaps the rest
+PATIENCE_SEC = 60  # until a test is given up: no result depends on it
+# As Qwen's, in short: it knows tools, thoughts, and the switch for them.
+THINKING_TEMPLATE = (
+    "{% if tools %}TOOLS {{ tools | tojson }}\n{% endif %}"
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n"
+    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>\n{% endfor %}"
+    "{% endfor %}assistant:"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n{% endif %}"
+)
+# As those that open the thought themselves.
+OPENED_TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}<think>\n"
+
+
+@dataclass
+class Running:
+    """A server and what a test needs of it."""
+
+    url: str
+    llm: LLM
+    server: Server
+    requests: list[Request] = field(default_factory=list)
+
+    @property
+    def openai(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_SEC)
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=PATIENCE_SEC)
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+
+
+@contextlib.contextmanager
+def serving(llm: LLM, settings: Settings | None = None, *, grace_sec: float = 0) -> Iterator[Running]:
+    settings = settings or Settings()
+    with listen("127.0.0.1", 0) as sock:
+        app = create_app(llm, NAME, settings)
+        server = Server(app, llm, grace_sec=grace_sec, access_log=False)
+        running = Running(f"http://127.0.0.1:{sock.getsockname()[1]}", llm, server)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        try:
+            yield running
+        finally:
+            server.should_exit = True
+            thread.join(PATIENCE_SEC)
+            assert not thread.is_alive()
+
+
+def demo_with_template(folder: Path, template: str) -> Path:
+    """The demo model with another chat template."""
+    shutil.copytree(DEMO_STORE, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    return folder
+
+
+Process = Callable[[Sequence[int], npt.NDArray[np.float32]], None]
+
+
+def with_processor(monkeypatch: pytest.MonkeyPatch, running: Running, make: Callable[[], Process]) -> None:
+    """Let each answer's logits go through one more processor, after the request's own."""
+    submit = running.llm.scheduler.submit
+
+    def submit_with(*args: Any, logits_processor: Process | None = None, **kwargs: Any) -> Request:
+        process = make()
+
+        def both(ids: Sequence[int], logits: npt.NDArray[np.float32]) -> None:
+            if logits_processor is not None:
+                logits_processor(ids, logits)
+            process(ids, logits)
+
+        request = submit(*args, logits_processor=both, **kwargs)
+        running.requests.append(request)
+        return request
+
+    monkeypatch.setattr(running.llm.scheduler, "submit", submit_with)
+
+
+def say(monkeypatch: pytest.MonkeyPatch, running: Running, text: str) -> None:
+    """From now on the model answers exactly this."""
+    wanted = [*running.llm.tokenize(text), running.llm.config.eos_token_ids[0]]
+
+    def make() -> Process:
+        def process(ids: Sequence[int], logits: npt.NDArray[np.float32]) -> None:
+            token = wanted[min(len(ids), len(wanted) - 1)]
+            logits[np.arange(len(logits)) != token] = -np.inf
+            logits[token] = 0
+
+        return process
+
+    with_processor(monkeypatch, running, make)
+
+
+class Gate:
+    """Holds answers before each of their tokens, until it is opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, running: Running) -> None:
+        self._open, self._reached = threading.Event(), threading.Event()
+        self.cancelled = threading.Event()
+        self._running = running
+        with_processor(monkeypatch, running, lambda: self._hold)
+        cancel = Request.cancel
+
+        def told(request: Request) -> None:
+            cancel(request)
+            if request in running.requests:
+                self.cancelled.set()
+
+        monkeypatch.setattr(Request, "cancel", told)
+
+    def _hold(self, ids: Sequence[int], logits: npt.NDArray[np.float32]) -> None:
+        logits[list(self._running.llm.config.eos_token_ids)] = -np.inf  # it ends for another reason
+        self._reached.set()
+        assert self._open.wait(PATIENCE_SEC)
+
+    def wait_until_one_is_held(self) -> None:
+        assert self._reached.wait(PATIENCE_SEC)
+
+    def wait_until_one_is_cancelled(self) -> None:
+        assert self.cancelled.wait(PATIENCE_SEC)
+
+    def open(self) -> None:
+        self._open.set()
