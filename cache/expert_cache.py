@@ -20,7 +20,7 @@ import numpy.typing as npt
 from smallthinker.cache.policies import EvictionPolicy
 from smallthinker.cache.read_counters import CacheCounters, Tally
 from smallthinker.cache.ticket import Ticket
-from smallthinker.expert_store import host
+from smallthinker.expert_store import pages
 from smallthinker.expert_store.read_queue import Finished, ReadQueue
 
 # Records under way beyond which nothing is guessed: enough to keep the disk busy until the next layer is certain.
@@ -220,7 +220,7 @@ class ExpertCache:
         limit = min(max(limit, 1), len(self.slots))
         while self.limit < limit:
             regained = self._lent.pop()
-            host.allow_huge(self.slots[regained].ctypes.data, self._record_bytes)
+            pages.allow_huge(self.slots[regained].ctypes.data, self._record_bytes)
             self._free.append(regained)
         while self.limit > limit:
             slot = self._free.pop(0) if self._free else self._take_slot(0)  # those that would be filled last
@@ -229,7 +229,7 @@ class ExpertCache:
             if slot is None:
                 break
             self._lent.append(slot)
-            host.discard(self.slots[slot].ctypes.data, self._record_bytes)
+            pages.discard(self.slots[slot].ctypes.data, self._record_bytes)
         self._in_use = False
 
     def free(self) -> None:
@@ -357,6 +357,6 @@ def allocate_slots(count: int, record_bytes: int) -> npt.NDArray[np.uint8]:
     """Memory for `count` records: uint8 [count, record_bytes], page-aligned; costs nothing until written."""
     if count < 1:
         raise ValueError(f"slots: expected at least 1, found {count}")
-    return np.frombuffer(host.weights_buffer(count * record_bytes), np.uint8, count * record_bytes).reshape(
+    return np.frombuffer(pages.weights_buffer(count * record_bytes), np.uint8, count * record_bytes).reshape(
         count, record_bytes
     )

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from smallthinker import _kernels
 from smallthinker.config import ModelConfig
 from smallthinker.errors import RequestError
-from smallthinker.expert_store import host
+from smallthinker.expert_store import host, pages
 
 KvKind = Literal["f16", "q8"]
 QUANTS: dict[KvKind, _kernels.KvQuant] = {"f16": "f16", "q8": "q8_0"}
@@ -167,7 +167,7 @@ class KVCache:
     def _discard(self) -> None:
         """Give back the memory of what is forgotten."""
         for array in (*self.keys, *self.values):
-            host.discard(array.ctypes.data, array.nbytes)
+            pages.discard(array.ctypes.data, array.nbytes)
 
     def free(self) -> None:
         """Give the memory back; the cache is of no use afterwards."""

@@ -21,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 
 from smallthinker.errors import StoreReadError
-from smallthinker.expert_store import host
+from smallthinker.expert_store import host, pages
 from smallthinker.expert_store.disk_facts import file_system
 from smallthinker.expert_store.native_queue import NativeKind, NativeQueue, Records
 from smallthinker.expert_store.probe import read_through
@@ -158,7 +158,7 @@ class _Device:
         except OSError as e:
             raise self._error(e) from None
         nbytes = min(max(DEPTHS) * REQUESTS[-1], max(host.available_memory_bytes() // 4, REQUESTS[-1]))
-        self._memory = np.frombuffer(host.touched_buffer(nbytes), np.uint8)
+        self._memory = np.frombuffer(pages.touched_buffer(nbytes), np.uint8)
         self._orders = {nbytes: self._cold(nbytes) for nbytes in REQUESTS}
 
     def close(self) -> None:

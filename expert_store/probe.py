@@ -20,7 +20,7 @@ from types import TracebackType
 import numpy as np
 
 from smallthinker.errors import StoreReadError
-from smallthinker.expert_store import host
+from smallthinker.expert_store import host, pages
 from smallthinker.expert_store.disk_profile import DiskProfile, load_profile, save_profile
 from smallthinker.expert_store.native_queue import NativeKind, NativeQueue
 from smallthinker.expert_store.read_queue import ReadQueue
@@ -186,7 +186,7 @@ class _Disk:
         self._cold = self._cold_records()
         # whole records as chunks need one each; two more wait, so that no thread does
         shape = max(DEPTHS) + 2, store.record_bytes
-        self._slots = np.frombuffer(host.touched_buffer(shape[0] * shape[1]), np.uint8).reshape(shape)
+        self._slots = np.frombuffer(pages.touched_buffer(shape[0] * shape[1]), np.uint8).reshape(shape)
         self._slowest = self._fastest = 0.0  # bytes per second, so far
 
     def __enter__(self) -> _Disk:

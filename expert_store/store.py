@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from smallthinker.config import ModelConfig
 from smallthinker.errors import StoreFormatError, StoreReadError
-from smallthinker.expert_store import host
+from smallthinker.expert_store import host, pages
 from smallthinker.expert_store.format import (
     COMPRESSED_VERSION,
     CONFIG_FILE,
@@ -162,11 +162,6 @@ class Store:
         view = self._dense[start : start + tensor.spec.content_bytes]
         return view.view(np.float32) if tensor.spec.quant is None else view
 
-    def dense_memory(self) -> npt.NDArray[np.uint8]:
-        """All dense tensors as they lie in memory, after `load_dense`."""
-        assert self._dense is not None
-        return self._dense
-
     def verify(self, progress: Progress | None = None) -> None:
         """Read both files in full, past the page cache, and compare every tensor's checksum.
 
@@ -193,7 +188,7 @@ class Store:
         reserved: Callable[[npt.NDArray[np.uint8]], None],
     ) -> npt.NDArray[np.uint8]:
         throttle = None if storage is None else SequentialThrottle(storage)
-        memory = host.weights_buffer(self.dense_bytes)
+        memory = pages.weights_buffer(self.dense_bytes)
         reserved(self._frozen(memory))
         view = memoryview(memory)
         with _Sequential(self.dense_file, from_cache=True) as source:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy.typing as npt
 
 from smallthinker.cache.expert_cache import ExpertCache
-from smallthinker.expert_store import host
+from smallthinker.expert_store import host, pages
 
 AHEAD_BYTES = 128 << 20  # of slots: some waits for the disk, but little of a budget that a short answer won't use
 
@@ -46,7 +46,7 @@ class HugePages:
         assert self._dense is not None
         host.yield_to_others()
         for page in _pages_of(self._dense):
-            if self._stopped or not host.populate(page, host.HUGE_PAGE_BYTES):
+            if self._stopped or not pages.populate(page, pages.HUGE_PAGE_BYTES):
                 return
         for page in _pages_of(self._experts.slots):
             slots = self._slots_in(page)
@@ -55,13 +55,13 @@ class HugePages:
                 self._experts.took_free.clear()
             if any(self._experts.is_lent(slot) for slot in slots):
                 continue
-            if self._stopped or not host.populate(page, host.HUGE_PAGE_BYTES):
+            if self._stopped or not pages.populate(page, pages.HUGE_PAGE_BYTES):
                 return
 
     def _slots_in(self, page: int) -> range:
         slots = self._experts.slots
         first, record_bytes = page - slots.ctypes.data, slots.shape[1]
-        return range(first // record_bytes, min(-(-(first + host.HUGE_PAGE_BYTES) // record_bytes), len(slots)))
+        return range(first // record_bytes, min(-(-(first + pages.HUGE_PAGE_BYTES) // record_bytes), len(slots)))
 
     def _is_near(self, slot: int) -> bool:
         ahead: int = AHEAD_BYTES // self._experts.slots.shape[1]
@@ -69,4 +69,4 @@ class HugePages:
 
 
 def _pages_of(array: npt.NDArray[Any]) -> Sequence[int]:
-    return host.huge_pages_in(array.ctypes.data, array.nbytes)
+    return pages.huge_pages_in(array.ctypes.data, array.nbytes)

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from smallthinker.expert_store import host
+from smallthinker.expert_store import host, pages
 
 # as /proc/cpuinfo names what the kernels are written for
 _SIMD = (
@@ -130,8 +130,8 @@ def overcommit() -> dict[str, Any] | None:
 def kernel_features() -> dict[str, Any]:
     """What was tried just now. Only what the engine uses, and does without where it is missing."""
     return {
-        "transparent_huge_pages": host.transparent_huge_pages(),
-        "huge_pages": host.has_huge_pages(),
+        "transparent_huge_pages": pages.transparent_huge_pages(),
+        "huge_pages": pages.has_huge_pages(),
         "cachestat": _has_cachestat(),
         "io_uring": _has_io_uring(),
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from smallthinker.expert_store import host
+from smallthinker.expert_store import host, pages
 from smallthinker.expert_store.disk_facts import disk_facts
 from smallthinker.expert_store.disk_profile import DiskProfile
 from smallthinker.expert_store.native_queue import NativeQueue
@@ -47,7 +47,7 @@ def random_bytes_per_sec(store: Store, profile: DiskProfile) -> float | None:
     if store.is_compressed or store.num_experts * store.record_bytes < _LEAST_BYTES:
         return None
     count = profile.depth + 2
-    slots = np.frombuffer(host.touched_buffer(count * store.record_bytes), np.uint8).reshape(count, -1)
+    slots = np.frombuffer(pages.touched_buffer(count * store.record_bytes), np.uint8).reshape(count, -1)
     records = np.random.default_rng().permutation(store.num_experts).tolist()
     queue = NativeQueue(store, slots, profile.kind, chunk_bytes=profile.chunk_bytes, depth=profile.depth)
     try:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from smallthinker import _kernels
 from smallthinker.config import ModelConfig
-from smallthinker.expert_store import host
+from smallthinker.expert_store import pages
 from smallthinker.expert_store.format import Quant, RecordLayout, TensorSpec, dense_table
 from smallthinker.expert_store.read_queue import Finished, ReadCounters
 
@@ -86,7 +86,7 @@ def _matrix(spec: TensorSpec, rng: np.random.Generator) -> npt.NDArray[Any]:
 
 def _filled(nbytes: int, pattern: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Memory of its own with the pattern again and again."""
-    memory = np.frombuffer(host.touched_buffer(nbytes), np.uint8)[:nbytes]
+    memory = np.frombuffer(pages.touched_buffer(nbytes), np.uint8)[:nbytes]
     for at in range(0, nbytes, len(pattern)):
         memory[at : at + len(pattern)] = pattern[: nbytes - at]
     return memory

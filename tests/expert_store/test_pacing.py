@@ -250,9 +250,10 @@ def test_dense_weights_come_at_the_sequential_rate_and_are_the_same(
         return SequentialThrottle(storage, clock, clock.sleep)
 
     monkeypatch.setattr(store_module, "SequentialThrottle", throttle)
+    memory: list[Any] = []
     with Store.open(records_store) as plain, Store.open(records_store) as paced:
-        plain.load_dense()
+        plain.load_dense(reserved=memory.append)
         assert clock.now == 100
-        paced.load_dense(storage=CARD)
+        paced.load_dense(storage=CARD, reserved=memory.append)
         assert clock.now - 100 == pytest.approx(CARD.sequential_sec(paced.dense_bytes))
-        assert plain.dense_memory().tobytes() == paced.dense_memory().tobytes()
+        assert len(memory) == 2 and memory[0].tobytes() == memory[1].tobytes()

@@ -22,7 +22,7 @@ from smallthinker.doctor_report import diagnosis_text, report_block, without_per
 from smallthinker.engine import Engine
 from smallthinker.errors import MemoryBudgetError
 from smallthinker.expert_store import disk_facts as disk_module
-from smallthinker.expert_store import host
+from smallthinker.expert_store import host, pages
 from smallthinker.expert_store.store import Store
 from smallthinker.memory_plan import MIB
 
@@ -163,7 +163,7 @@ def test_a_poor_place_for_a_store_is_a_warning(changes: dict[str, Any], message:
 
 def test_facts_that_a_system_does_not_have_are_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_facts.psutil, "cpu_count", lambda logical=True: 4 if logical else None)
-    monkeypatch.setattr(host, "transparent_huge_pages", lambda: None)
+    monkeypatch.setattr(pages, "transparent_huge_pages", lambda: None)
     monkeypatch.setattr(host, "memory_limit_bytes", lambda: 3 << 30)
     monkeypatch.setattr(machine_facts, "ulimits", dict)
     monkeypatch.setattr(machine_facts, "overcommit", lambda: None)

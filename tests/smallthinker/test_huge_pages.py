@@ -11,10 +11,10 @@ import pytest
 
 from smallthinker import huge_pages
 from smallthinker.cache.expert_cache import allocate_slots
-from smallthinker.expert_store import host
+from smallthinker.expert_store import pages
 from smallthinker.huge_pages import HugePages
 
-PAGE = host.HUGE_PAGE_BYTES
+PAGE = pages.HUGE_PAGE_BYTES
 
 
 @dataclass
@@ -37,7 +37,7 @@ class System:
         self.populated: list[int] = []
         self.refuses = False
         self._asked = threading.Condition()
-        monkeypatch.setattr(host, "populate", self._populate)
+        monkeypatch.setattr(pages, "populate", self._populate)
 
     def _populate(self, start: int, nbytes: int) -> bool:
         assert nbytes == PAGE
@@ -53,17 +53,17 @@ class System:
 
 @contextmanager
 def at_work(experts: FakeExperts, dense: npt.NDArray[np.uint8]) -> Iterator[HugePages]:
-    pages = HugePages(experts)  # type: ignore[arg-type]
-    pages.go_ahead(dense)
+    ahead = HugePages(experts)  # type: ignore[arg-type]
+    ahead.go_ahead(dense)
     try:
-        yield pages
+        yield ahead
     finally:
-        pages.close()
-        pages.close()
+        ahead.close()
+        ahead.close()
 
 
 def addresses(array: npt.NDArray[np.uint8]) -> list[int]:
-    return list(host.huge_pages_in(array.ctypes.data, array.nbytes))
+    return list(pages.huge_pages_in(array.ctypes.data, array.nbytes))
 
 
 @pytest.fixture
