@@ -70,7 +70,8 @@ def main() -> None:
         print(f"{plan.slots} of {plan.num_experts} experts, {args.clients} KV caches of {plan.context} tokens")
 
         def prompts() -> list[list[int]]:
-            return rng.integers(0, engine.config.vocab_size, (args.clients, args.prompt)).tolist()  # type: ignore[no-any-return]
+            ids: list[list[int]] = rng.integers(0, engine.config.vocab_size, (args.clients, args.prompt)).tolist()
+            return ids
 
         run(engine, prompts(), args.tokens // 2, together=True)  # fills the cache
         for i in range(args.repeats):

@@ -15,10 +15,13 @@ from smallthinker.expert_store import host
 from smallthinker.expert_store.format import PROFILE_FILE
 from smallthinker.expert_store.native_queue import NativeKind
 from smallthinker.expert_store.small_files import write_hint
+from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
 
 _FORMAT: Final = 2  # of the file, and of what the figures mean
 _MOST_FILE_BYTES = 64 << 10
+# A real disk that gives this share of an emulated one's bandwidth is good enough to stand for it.
+_GOOD_ENOUGH = 0.95
 _KINDS: Final = ("direct", "uring", "mmap", "buffered")
 MOST_CHUNKS = 64  # in flight, as the queue takes them
 
@@ -73,6 +76,18 @@ class DiskProfile:
                 f"expected the keys {', '.join(sorted(names))}, found {', '.join(sorted(map(str, values)))}"
             )
         return cls(**values)
+
+
+def shortfall(storage: StorageProfile, emulated: DiskProfile, real: DiskProfile) -> str | None:
+    """In words, where the disk itself is slower than the one it should stand for; None where it is known not to be, or
+    nobody asked it."""
+    expected = storage.bytes_per_sec(emulated.chunk_bytes, emulated.depth)
+    if not real.measured or real.bandwidth_bytes_per_sec >= _GOOD_ENOUGH * expected:
+        return None
+    return (
+        f"storage {storage.name}: this disk gives {real.bandwidth_bytes_per_sec / 1e6:.0f} MB/s of random reads, less "
+        f"than the profile's {expected / 1e6:.0f}: an emulated disk can't be faster than the real one"
+    )
 
 
 def load_profile(store: Store) -> DiskProfile | None:

@@ -61,7 +61,8 @@ def read_gguf_header(stream: BinaryIO, where: str, file_bytes: int) -> GgufHeade
     """Read from the start of a file no more than its header. Raises CheckpointError, with the offset."""
     if find_spec("gguf") is None:
         raise CheckpointError(
-            "expected the package gguf, to read GGUF files; found none; pip install 'smallthinker[gguf]' brings it"
+            f"{where}: expected the package gguf, to read GGUF files; found none; pip install 'smallthinker[gguf]' "
+            "brings it"
         )
     cursor = _Cursor(stream, where, file_bytes)
     if (magic := cursor.take(4, "magic")) != MAGIC:

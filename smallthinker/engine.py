@@ -24,7 +24,7 @@ from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind, kv_touched_
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.errors import ContextLengthError, RequestError
 from smallthinker.expert_store import host
-from smallthinker.expert_store.disk_profile import DiskProfile
+from smallthinker.expert_store.disk_profile import DiskProfile, shortfall
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind, open_queue, queue_bytes
 from smallthinker.expert_store.storage_profile import StorageProfile, load_profile
@@ -42,7 +42,7 @@ from smallthinker.memory_plan import (
     slots_at,
 )
 from smallthinker.memory_watch import MemoryWatch
-from smallthinker.profile import Clocks, KernelTime, Stopwatch
+from smallthinker.profile import Clocks, Stopwatch, kernel_times
 from smallthinker.router.exact import Route
 from smallthinker.router.predictor import find_predictor
 from smallthinker.tokenizer import Tokenizer
@@ -57,8 +57,6 @@ HOT_TOKENS = 64
 KV_DIR_BYTES = 4 << 30  # of saved conversations, unless told otherwise
 # Caches, and answers in one step: more than a processor that decodes a few tokens at once gains from.
 MOST_SEQUENCES = 64
-# A real disk that gives this share of an emulated one's bandwidth is good enough to stand for it.
-_SHORTFALL = 0.95
 
 
 class Engine:
@@ -144,7 +142,7 @@ class Engine:
             if self.storage is not None:
                 profile = emulated_profile(self.storage, store.record_bytes, real)
             self.disk_profile = profile  # `measured` is False where nobody asked the disk
-            self.storage_warning = None if self.storage is None else _shortfall(self.storage, profile, real)
+            self.storage_warning = None if self.storage is None else shortfall(self.storage, profile, real)
             ahead = find_predictor(store) if predictor and look_ahead and prefetch and not fits else None
             extra = (lossy.packed_bytes if lossy is not None else 0) + (ahead.nbytes if ahead is not None else 0)
             self.plan = plan_process(
@@ -379,11 +377,7 @@ class Engine:
 
     def clocks(self) -> Clocks:
         """Time and tokens of all prefill and decode steps so far; subtract two readings."""
-        kernels: dict[str, KernelTime] = {}
-        for timings in (_kernels.timings(), self._pool.timings()):
-            for name, (calls, sec) in timings.items():  # a name may be in both
-                before = kernels.get(name, KernelTime(0, 0.0))
-                kernels[name] = KernelTime(before.calls + calls, before.sec + sec)
+        kernels = kernel_times(_kernels.timings(), self._pool.timings())
         return Clocks(self._computed_tokens, self._computing.sec, self.experts.counters().stall_sec, kernels)
 
     def neuron_counts(self) -> tuple[int, int]:
@@ -407,15 +401,3 @@ class Engine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-
-def _shortfall(storage: StorageProfile, emulated: DiskProfile, real: DiskProfile) -> str | None:
-    """In words, where the disk itself is slower than the one it should stand for; None where it is known not to be, or
-    nobody asked it."""
-    expected = storage.bytes_per_sec(emulated.chunk_bytes, emulated.depth)
-    if not real.measured or real.bandwidth_bytes_per_sec >= _SHORTFALL * expected:
-        return None
-    return (
-        f"storage {storage.name}: this disk gives {real.bandwidth_bytes_per_sec / 1e6:.0f} MB/s of random reads, less "
-        f"than the profile's {expected / 1e6:.0f}: an emulated disk can't be faster than the real one"
-    )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate, chain
 from typing import Any, NamedTuple, Protocol
 
@@ -243,15 +244,14 @@ class Decoder:
             return
         if not self.prefetch:
             self._attend(layer, x, normed, caches, cos, sin)
-        work = plan_reads(list(map(ExpertWork, experts, pairs)), lambda expert: cache.is_resident(layer, expert))
-        counts = [len(entry.pairs) for entry in work]
-        with cache.request(layer, [entry.expert for entry in work], counts, tokens) as ticket:
+        pairs, ticket = self._request(layer, list(map(ExpertWork, experts, pairs)), tokens)
+        with ticket:
             if guessed:
                 self._expect_of_several(layer, ahead, guessed)
             if self.prefetch:
                 self._attend(layer, x, normed, caches, cos, sin)
             for landed in ticket:
-                chosen, slots = [work[position].pairs for position, _ in landed], [slot for _, slot in landed]
+                chosen, slots = [pairs[position] for position, _ in landed], [slot for _, slot in landed]
                 self.live_neurons += self.token_experts.compute_several(normed, chosen, slots)
         self.token_experts.combine(x, weights)
 
@@ -296,7 +296,7 @@ class Decoder:
 
     def _request(self, layer: int, work: list[ExpertWork], tokens: int) -> tuple[list[list[int]], Ticket]:
         """The pairs of each expert that is asked for (see ExpertWork), and the ticket."""
-        work = plan_reads(work, lambda expert: self.experts.is_resident(layer, expert))
+        work = plan_reads(work, partial(self.experts.is_resident, layer))
         pairs = [entry.pairs for entry in work]
         ticket = self.experts.request(layer, [entry.expert for entry in work], list(map(len, pairs)), tokens)
         return pairs, ticket

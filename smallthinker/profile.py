@@ -17,6 +17,16 @@ class KernelTime(NamedTuple):
     sec: float
 
 
+def kernel_times(*readings: Mapping[str, tuple[int, float]]) -> dict[str, KernelTime]:
+    """The sums of several readings of kernels' calls and seconds; a name may be in more than one."""
+    times: dict[str, KernelTime] = {}
+    for reading in readings:
+        for name, (calls, sec) in reading.items():
+            before = times.get(name, KernelTime(0, 0.0))
+            times[name] = KernelTime(before.calls + calls, before.sec + sec)
+    return times
+
+
 @dataclass(frozen=True)
 class Clocks:
     """What an engine did since it was made, or between two readings; seconds of wall time.

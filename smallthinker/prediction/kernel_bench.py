@@ -22,7 +22,7 @@ from smallthinker.layers import Decoder
 from smallthinker.prediction.bench_model import RandomModel, WaitingQueue
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.single_calls import attention_sec, compression, rate
-from smallthinker.profile import KernelTime
+from smallthinker.profile import KernelTime, kernel_times
 from smallthinker.router.look_ahead import Trial
 
 _TOKENS_SEC = 0.3  # of decoding with all experts resident; half of it for each other measurement
@@ -136,7 +136,11 @@ def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, misses: b
     for _ in range(2):
         decoder.run([0])
     decoder.layers_sec = decoder.guess_sec = 0.0
-    before, waited, began = _kernel_times(pool), decoder.experts.counters().stall_sec, time.perf_counter()
+    before, waited, began = (
+        kernel_times(_kernels.timings(), pool.timings()),
+        decoder.experts.counters().stall_sec,
+        time.perf_counter(),
+    )
     tokens = 0
     until = began + (_TOKENS_SEC / 2 if misses else _TOKENS_SEC)
     while not tokens or (tokens < most - 2 and time.perf_counter() < until):
@@ -144,7 +148,7 @@ def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, misses: b
         tokens += 1
     seconds = time.perf_counter() - began
     waited = decoder.experts.counters().stall_sec - waited
-    kernels = _difference(_kernel_times(pool), before)
+    kernels = _difference(kernel_times(_kernels.timings(), pool.timings()), before)
     each = tokens * model.config.num_hidden_layers
     of_layers = sum(kernel.sec for name, kernel in kernels.items() if name not in _BESIDE)
     experts = sum(kernels[name].sec for name in _EXPERTS)
@@ -167,11 +171,11 @@ def _chunk(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: in
     decoder = _decoder(model, pool, kv, tokens, misses=False)
     for again in range(2):
         decoder.kv.rewind(0)
-        before, decoder.layers_sec = _kernel_times(pool), 0.0
+        before, decoder.layers_sec = kernel_times(_kernels.timings(), pool.timings()), 0.0
         decoder.run(rng.integers(model.config.vocab_size, size=tokens).tolist())
         if again:
             break
-    kernels = _difference(_kernel_times(pool), before)
+    kernels = _difference(kernel_times(_kernels.timings(), pool.timings()), before)
     layers, k = model.config.num_hidden_layers, model.config.moe_num_active_primary_experts
     experts = sum(kernels[name].sec for name in _EXPERTS) / layers
     return {
@@ -182,15 +186,6 @@ def _chunk(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: in
         "experts_sec": experts,
         "attend": decoder.layers_sec / layers - experts,
     }
-
-
-def _kernel_times(pool: _kernels.ThreadPool) -> dict[str, KernelTime]:
-    times: dict[str, KernelTime] = {}
-    for timings in (_kernels.timings(), pool.timings()):
-        for name, (calls, sec) in timings.items():
-            before = times.get(name, KernelTime(0, 0.0))
-            times[name] = KernelTime(before.calls + calls, before.sec + sec)
-    return times
 
 
 def _difference(after: dict[str, KernelTime], before: dict[str, KernelTime]) -> dict[str, KernelTime]:

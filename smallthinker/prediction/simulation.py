@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -188,7 +189,7 @@ class SimulatedEngine:
         at = self._next(tokens)
         for layer in range(config.num_hidden_layers):
             work = group_by_expert(self._routing.ids[at, layer].astype(np.int32))
-            work = plan_reads(work, lambda expert, layer=layer: cache.is_resident(layer, expert))  # type: ignore[misc]
+            work = plan_reads(work, partial(cache.is_resident, layer))
             pairs = [len(entry.pairs) for entry in work]
             with cache.request(layer, [entry.expert for entry in work], pairs, tokens) as ticket:
                 if self._look is not None and layer + 1 < config.num_hidden_layers:

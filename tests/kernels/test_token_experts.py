@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from random_inputs import bits, normal, seeds
 from test_expert_kernels import Layer
+from test_kernel_arguments import POOL, SECTIONS, call, u8, zeros
 
 from smallthinker import _kernels
 
@@ -34,3 +36,30 @@ def test_experts_of_several_tokens_add_up_as_those_of_each_alone(
         bound.compute_several(normed, [of_expert], [expert])
     bound.combine(landed, weights)
     assert np.array_equal(bits(landed), bits(alone))
+
+
+@pytest.mark.parametrize("slots", [[0], [0, 1, 2], [0, 3], [-1, 0]])
+def test_slots_that_are_not_there_are_refused(slots: list[int]) -> None:
+    with pytest.raises(ValueError, match="slots"):
+        call("token_experts.add", slots=slots)
+    with pytest.raises(ValueError, match="slots"):
+        call("token_experts.add_several", slots=slots)
+
+
+@pytest.mark.parametrize("pairs", [[[0, 2, 4]], [[0], [-1]], [[0], [6]]])
+def test_pairs_that_are_not_there_are_refused(pairs: list[list[int]]) -> None:
+    with pytest.raises(ValueError, match="pairs"):
+        call("token_experts.add_several", pairs=pairs)
+
+
+def test_more_tokens_than_were_computed_cannot_be_combined() -> None:
+    experts = _kernels.TokenExperts(POOL, "q4_0", 64, 32, 2, zeros(3, SECTIONS[2], dtype=u8))
+    experts.compute_several(zeros(2, 64), [[0, 2], [1, 3]], [0, 1])
+    with pytest.raises(ValueError, match="x: expected at most"):
+        experts.combine(zeros(3, 64), zeros(3, 2))
+
+
+@pytest.mark.parametrize("layer", [-1, 1])
+def test_a_layer_that_is_not_there_is_refused(layer: int) -> None:
+    with pytest.raises(ValueError, match="layer"):
+        call("token_router.route", layer=layer)
