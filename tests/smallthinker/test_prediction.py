@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from prediction_settings import FOUR_B, SMALL, costs, setting
 
@@ -58,6 +58,7 @@ def test_more_memory_is_never_predicted_slower() -> None:
 
 @settings(max_examples=25)
 @given(st.integers(0, 60), st.integers(1, 60), st.floats(5e6, 3e8), st.floats(0, 2))
+@example(27, 1, 5e6, 0.0)
 def test_more_memory_is_never_predicted_slower_on_any_disk(at: int, more: int, bandwidth: float, skew: float) -> None:
     small = setting(SMALL, bytes_per_sec=bandwidth, skew=skew)
     budget = floor_bytes(small.model, small.process) + at * MIB // 4
