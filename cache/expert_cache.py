@@ -156,26 +156,33 @@ class ExpertCache:
     def expect(
         self, layer: int, experts: Sequence[int], likelihoods: Sequence[float], most_under_way: int = MOST_UNDER_WAY
     ) -> list[int]:
-        """A later layer may want these experts, each with the likelihood beside it: those that are resident stay until
-        the layer has been served, the others are read in time in which no certain read is waiting, while fewer than
-        `most_under_way` records are being read and slots can be had from experts that are less likely to be wanted.
+        """A later layer may want these experts, each with the likelihood beside it. Where some are missing, those that
+        are resident stay until the layer has been served, the others are read in time in which no certain read is
+        waiting, while fewer than `most_under_way` records are being read and slots can be had from experts that are
+        less likely to be wanted.
 
-        A likelihood of 0 is not read. Returns the places, in `experts`, of those that weren't resident.
+        A later call for the same layer knows better: what is still being read for an earlier one alone is withdrawn. A
+        likelihood of 0 is not read. Returns the places, in `experts`, of those that weren't resident.
         """
         first = layer * self._experts_per_layer
+        records = [first + expert for expert in experts]
+        missing = [place for place, record in enumerate(records) if record not in self._slot_of]
+        guess = self._guesses.get(layer)
+        if guess is None and not missing:
+            return missing
         in_ticket, self._in_use = self._in_use, True
-        guess = self._guesses.setdefault(layer, _Guess(set(), set()))
-        missing = []
-        for place, expert in enumerate(experts):
-            record = first + expert
-            if record in self._slot_of:
-                if record not in self._pinned:
-                    self._pinned.add(record)
-                    guess.expected.add(record)
-            else:
-                missing.append(place)
-        for place in missing:  # once the resident ones can't be evicted for them
-            record, likelihood = first + experts[place], likelihoods[place]
+        if guess is None:
+            guess = self._guesses[layer] = _Guess(set(), set())
+        else:
+            for record in guess.read.difference(records) & self._reading.keys():
+                guess.read.discard(record)
+                guess.expected.discard(record)
+                self._withdraw(record)
+        kept = self._slot_of.keys() & set(records) - self._pinned
+        self._pinned |= kept  # so that they aren't evicted for the others
+        guess.expected.update(kept)
+        for place in missing:
+            record, likelihood = records[place], likelihoods[place]
             if record in self._reading or not likelihood or len(self._reading) >= most_under_way:
                 continue
             slot = self._take_slot(layer, likelihood)

@@ -356,16 +356,15 @@ PYBIND11_MODULE(_kernels, m) {
                     const BoundTokenRouter::Predictors&>(),
            arg("pool"), arg("data"), arg("experts"), arg("dim"), arg("k"), arg("gating"),
            arg("predictors") = BoundTokenRouter::Predictors{}, py::keep_alive<1, 2>())
-      .def("route", &BoundTokenRouter::route, arg("layer"), arg("x"), arg("weights"),
-           arg("ahead") = std::vector<int64_t>{})
+      .def("route", &BoundTokenRouter::route, arg("layer"), arg("x"), arg("weights"))
       .def("route_several",
-           [](BoundTokenRouter& router, int64_t layer, const py::array& x, py::array& weights,
-              const std::vector<int64_t>& ahead) {
-             BoundTokenRouter::Routes routes = router.route_several(layer, x, weights, ahead);
-             return py::make_tuple(std::move(routes.experts), std::move(routes.pairs), std::move(routes.ahead));
+           [](BoundTokenRouter& router, int64_t layer, const py::array& x, py::array& weights) {
+             BoundTokenRouter::Routes routes = router.route_several(layer, x, weights);
+             return py::make_tuple(std::move(routes.experts), std::move(routes.pairs));
            },
-           arg("layer"), arg("x"), arg("weights"), arg("ahead") = std::vector<int64_t>{})
-      .def("guess_next", &BoundTokenRouter::guess_next, arg("x"), arg("targets"));
+           arg("layer"), arg("x"), arg("weights"))
+      .def("guess", &BoundTokenRouter::guess, arg("source"), arg("x"), arg("targets"))
+      .def("guess_several", &BoundTokenRouter::guess_several, arg("source"), arg("x"), arg("targets"));
 
   py::class_<BoundTokenExperts>(m, "TokenExperts")
       .def(py::init<ThreadPool&, const std::string&, int64_t, int64_t, int64_t, const py::array&>(), arg("pool"), arg("quant"),

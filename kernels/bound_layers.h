@@ -16,8 +16,8 @@
 
 namespace smallthinker {
 
-// The routers of all layers, for the next tokens of one or a few sequences, and what guesses instead of them from the state of an earlier layer; checked
-// once.
+// The routers of all layers, for the next tokens of one or a few sequences, and what guesses instead of them from the
+// state within an earlier layer; checked once.
 class BoundTokenRouter {
  public:
   // (the layer whose state is taken, the layer guessed for) -> a matrix in q8_0. Source kFinal is the final state of the
@@ -42,66 +42,66 @@ class BoundTokenRouter {
     }
   }
 
-  // The ids of `layer`, then what the layers `ahead` would choose: as their predictors for `layer` say or, without one,
-  // as their own routers do of the same x.
-  std::vector<std::vector<int32_t>> route(int64_t layer, const py::array& x, py::array& weights,
-                                          const std::vector<int64_t>& ahead) {
+  // The ids of `layer`, best first.
+  std::vector<int32_t> route(int64_t layer, const py::array& x, py::array& weights) {
     const float* from = input<float>(x, "x", {1, dim_});
     float* to_weights = output<float>(weights, "weights", {1, k_});
-    Answers answers = asked(layer, ahead, 1);
+    Answers answers(1, experts_, k_, 1);
+    answers.add(at("layer", layer), 0);
     compute(answers, from, 1, to_weights);
-    return std::move(answers.ids);
+    return std::move(answers.ids[0]);
   }
 
-  // Of several tokens: the distinct experts of `layer`, ascending, and the pairs token * k + rank of each; then for each
-  // layer ahead its distinct experts, by the best rank that a token gives them, and these ranks.
+  // Of several tokens: the distinct experts of `layer`, ascending, and the pairs token * k + rank of each.
   struct Routes {
     std::vector<int32_t> experts;
     std::vector<std::vector<int32_t>> pairs;
-    std::vector<std::pair<std::vector<int32_t>, std::vector<int32_t>>> ahead;
   };
-  Routes route_several(int64_t layer, const py::array& x, py::array& weights, const std::vector<int64_t>& ahead) {
+  Routes route_several(int64_t layer, const py::array& x, py::array& weights) {
     const float* from = input<float>(x, "x", {-1, dim_});
     const int64_t tokens = x.shape(0);
     float* to_weights = output<float>(weights, "weights", {tokens, k_});
-    Answers answers = asked(layer, ahead, tokens);
-    Routes routes;
+    Answers answers(1, experts_, k_, tokens);
+    answers.add(at("layer", layer), 0);
     compute(answers, from, tokens, to_weights);
     std::vector<std::vector<int32_t>> pairs_of(static_cast<size_t>(experts_));
     for (size_t pair = 0; pair < answers.ids[0].size(); ++pair) {
       pairs_of[static_cast<size_t>(answers.ids[0][pair])].push_back(static_cast<int32_t>(pair));
     }
+    Routes routes;
     for (size_t expert = 0; expert < pairs_of.size(); ++expert) {
       if (pairs_of[expert].empty()) continue;
       routes.experts.push_back(static_cast<int32_t>(expert));
       routes.pairs.push_back(std::move(pairs_of[expert]));
     }
-    for (size_t i = 1; i < answers.ids.size(); ++i) {
+    return routes;
+  }
+
+  // What the layers `targets` would choose for x, best first: as their predictors for `source` say or, without one, as
+  // their own routers do of the same x.
+  std::vector<std::vector<int32_t>> guess(int64_t source, const py::array& x, const std::vector<int64_t>& targets) {
+    return guesses(source, x, 1, targets).ids;
+  }
+
+  // The same of several tokens: of each target its distinct experts, by the best rank that a token gives them, and these
+  // ranks.
+  using Ranked = std::pair<std::vector<int32_t>, std::vector<int32_t>>;
+  std::vector<Ranked> guess_several(int64_t source, const py::array& x, const std::vector<int64_t>& targets) {
+    const int64_t tokens = x.ndim() == 2 ? x.shape(0) : -1;
+    std::vector<Ranked> ranked;
+    for (const std::vector<int32_t>& ids : guesses(source, x, tokens, targets).ids) {
       std::vector<char> is_known(static_cast<size_t>(experts_));
-      auto& [experts, ranks] = routes.ahead.emplace_back();
+      auto& [experts, ranks] = ranked.emplace_back();
       for (int64_t rank = 0; rank < k_; ++rank) {
         for (int64_t t = 0; t < tokens; ++t) {
-          const int32_t expert = answers.ids[i][static_cast<size_t>(t * k_ + rank)];
+          const int32_t expert = ids[static_cast<size_t>(t * k_ + rank)];
           if (std::exchange(is_known[static_cast<size_t>(expert)], char{1}) != 0) continue;
           experts.push_back(expert);
           ranks.push_back(static_cast<int32_t>(rank));
         }
       }
     }
-    return routes;
-  }
-
-  // What the predictors say of the next token's layers `targets` for the final state x.
-  std::vector<std::vector<int32_t>> guess_next(const py::array& x, const std::vector<int64_t>& targets) {
-    const float* from = input<float>(x, "x", {1, dim_});
-    Answers answers(targets.size(), experts_, k_, 1);
-    for (size_t i = 0; i < targets.size(); ++i) {
-      const auto predictor = predictors_.find({kFinal, targets[i]});
-      if (predictor == predictors_.end()) fail("targets: no predictor of layer ", targets[i]);
-      answers.add(predictor->second, i);
-    }
-    compute(answers, from, 1, nullptr);
-    return std::move(answers.ids);
+    return ranked;
   }
 
  private:
@@ -119,17 +119,19 @@ class BoundTokenRouter {
     std::vector<Product> exact, guessed;  // one product of several matrices takes one format
   };
 
-  Answers asked(int64_t layer, const std::vector<int64_t>& ahead, int64_t tokens) const {
-    Answers answers(1 + ahead.size(), experts_, k_, tokens);
-    answers.add(at("layer", layer), 0);
-    for (size_t i = 0; i < ahead.size(); ++i) {
-      const auto predictor = predictors_.find({layer, ahead[i]});
-      answers.add(predictor != predictors_.end() ? predictor->second : at("ahead", ahead[i]), i + 1);
+  Answers guesses(int64_t source, const py::array& x, int64_t tokens, const std::vector<int64_t>& targets) {
+    const float* from = input<float>(x, "x", {tokens, dim_});
+    Answers answers(targets.size(), experts_, k_, tokens);
+    for (size_t i = 0; i < targets.size(); ++i) {
+      const auto predictor = predictors_.find({source, targets[i]});
+      if (predictor == predictors_.end() && source == kFinal) fail("targets: no predictor of layer ", targets[i]);
+      answers.add(predictor != predictors_.end() ? predictor->second : at("targets", targets[i]), i);
     }
+    compute(answers, from, tokens, nullptr);
     return answers;
   }
 
-  // Weights are those of the first answer.
+  // Weights are those of the first answer, if they are wanted.
   void compute(Answers& answers, const float* x, int64_t tokens, float* weights) {
     py::gil_scoped_release unlocked;
     Timed timed(pool_.timings(), "router");

@@ -54,22 +54,26 @@ class ExactRouter:
         _kernels.router(self._pool, self._weights[layer], self._num_experts, x, self._k, self._gating, *route)
         return route
 
-    def route_token(
-        self, layer: int, x: npt.NDArray[np.float32], weights: npt.NDArray[np.float32], ahead: Sequence[int] = ()
-    ) -> list[list[int]]:
-        """The same for one token, x [1, d], in a third of Python's time: ids, best first; fills weights [1, k]. Behind
-        them, what each layer in `ahead` will choose as its predictor for x says; without one, what it would choose if x
-        didn't change until there."""
-        return self._of_token.route(layer, x, weights, ahead)
+    def route_token(self, layer: int, x: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]) -> list[int]:
+        """The same for one token, x [1, d], in a third of Python's time: ids, best first; fills weights [1, k]."""
+        return self._of_token.route(layer, x, weights)
 
     def route_tokens(
-        self, layer: int, x: npt.NDArray[np.float32], weights: npt.NDArray[np.float32], ahead: Sequence[int] = ()
-    ) -> tuple[list[int], list[list[int]], list[tuple[list[int], list[int]]]]:
-        """The same for a few tokens, x [T, d], weights [T, k]: the distinct experts, ascending; the pairs of each, as
-        in `planner.ExpertWork`; and for each layer in `ahead` its distinct experts with the best rank that a token
-        gives them."""
-        return self._of_token.route_several(layer, x, weights, ahead)
+        self, layer: int, x: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]
+    ) -> tuple[list[int], list[list[int]]]:
+        """The same for a few tokens, x [T, d], weights [T, k]: the distinct experts, ascending, and the pairs of each,
+        as in `planner.ExpertWork`."""
+        return self._of_token.route_several(layer, x, weights)
 
-    def guess_next(self, x: npt.NDArray[np.float32], targets: Sequence[int]) -> list[list[int]]:
-        """What the predictor says of the next token's layers `targets`, from the final state x [1, d] of this one."""
-        return self._of_token.guess_next(x, targets)
+    def guess(self, source: int, x: npt.NDArray[np.float32], targets: Sequence[int]) -> list[list[int]]:
+        """What each layer in `targets` will choose for one token, best first, as its predictor says of the state x
+        [1, d] after the attention of layer `source`; without one, what it would choose if x didn't change until there.
+        Source FINAL is what goes into the head, for the next token's layers; it needs a predictor."""
+        return self._of_token.guess(source, x, targets)
+
+    def guess_tokens(
+        self, source: int, x: npt.NDArray[np.float32], targets: Sequence[int]
+    ) -> list[tuple[list[int], list[int]]]:
+        """The same for a few tokens, x [T, d]: of each target its distinct experts, with the best rank that a token
+        gives each."""
+        return self._of_token.guess_several(source, x, targets)

@@ -1,8 +1,9 @@
-"""Look-ahead: which experts later layers will likely want, guessed from the state of an earlier one.
+"""Look-ahead: which experts later layers will likely want, guessed from the state within an earlier one.
 
 The residual stream changes little from layer to layer, so the router of a later layer, asked early, is often right, and
-what a store's predictor has learned more often. With a predictor, the first layers are guessed from the final state of
-the token before: that state counts as a layer -1. How often is measured as the exact routes become known, for every
+what a store's predictor has learned more often. It is asked once attention has been added, which changes the stream
+more than the experts that are still to come. With a predictor, the first layers are guessed from the final state of the
+token before: that state counts as a layer -1. How often is measured as the exact routes become known, for every
 layer, distance and rank, over those guesses that meant a read: experts that are resident are guessed more easily. A
 guess that is too seldom right is no longer made, only watched now and then. Knows nothing about slots or files:
 whoever gets the guesses decides what to read.
@@ -107,13 +108,12 @@ class LookAhead:
         self.trials = Trial(), Trial()  # for one token, and for several
         self.trial = self.trials[False]
 
-    def targets(self, layer: int) -> tuple[int, ...]:
-        """The layers to be asked for with the state before `layer`."""
-        return self._targets[layer]
-
-    def next_targets(self) -> tuple[int, ...]:
-        """The layers of the next token to be asked for with the final state of this one."""
-        return self._chosen[-1] if self.trial.on else ()
+    def targets(self, source: int) -> tuple[int, ...]:
+        """The layers to be asked for with the state within layer `source`; with the final one, -1, those of the next
+        token."""
+        if source < 0:  # the trial has just been told of a token, and may have turned
+            return self._chosen[source] if self.trial.on else ()
+        return self._targets[source]
 
     def begin_token(self, several: bool = False) -> None:
         """Decide for one token, or one each of several sequences, what is worth asking. Several have a trial of their

@@ -4,8 +4,8 @@ Owns `predictor.safetensors`, an optional file of a store that only speculative 
 is learned is `predictor_training`'s. Knows nothing about slots or reads.
 
 For each pair of layers (source, target), target one or two behind, the file has a matrix [E, d] that takes the place of
-target's router when it is asked with the state before source. Source -1 is the final state of the token before, what
-goes into the head: the first layers' experts can so be read while the head runs and a token is chosen.
+target's router when it is asked with the state after source's attention. Source -1 is the final state of the token
+before, what goes into the head: the first layers' experts can so be read while the head runs and a token is chosen.
 
 The tensors are U8 [nbytes], matrices in q8_0 in the tiles layout (docs/format.md), `layers.S.to.T` or `final.to.T`, in
 the order of `pairs`. `__metadata__` has `format`, `format_version` and `routers`, a checksum of the routers it learned
@@ -31,7 +31,7 @@ from smallthinker.expert_store.header import FileHeader, encode_header, fault, r
 from smallthinker.expert_store.store import Store
 
 FORMAT_NAME = "smallthinker-predictor"
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"  # 1: of the state before source
 FINAL = -1  # as a source: the final state of the token before
 DISTANCES = (1, 2)  # layers from source to target
 QUANT: Quant = "q8_0"

@@ -185,19 +185,19 @@ class TokenRouter:
         gating: Gating,
         predictors: Mapping[tuple[int, int], U8] = ...,
     ) -> None: ...
-    def route(self, layer: int, x: F32, weights: F32, ahead: Sequence[int] = ()) -> list[list[int]]:
-        """The ids of the k experts for x [1, d], best first; their weights go into weights [1, k]. Behind them, what
-        each layer in `ahead` would choose: as its predictor for `layer` says or, without one, as its own router does of
-        the same x."""
+    def route(self, layer: int, x: F32, weights: F32) -> list[int]:
+        """The ids of the k experts for x [1, d], best first; their weights go into weights [1, k]."""
 
-    def route_several(
-        self, layer: int, x: F32, weights: F32, ahead: Sequence[int] = ()
-    ) -> tuple[list[int], list[list[int]], list[tuple[list[int], list[int]]]]:
-        """The same for x [T, d], weights [T, k]: the distinct experts, ascending; the pairs (token * k + rank) of each;
-        and for each layer in `ahead` its distinct experts, best rank first, with these ranks."""
+    def route_several(self, layer: int, x: F32, weights: F32) -> tuple[list[int], list[list[int]]]:
+        """The same for x [T, d], weights [T, k]: the distinct experts, ascending, and the pairs (token * k + rank) of
+        each."""
 
-    def guess_next(self, x: F32, targets: Sequence[int]) -> list[list[int]]:
-        """What the predictors from layer -1 say of layers `targets` for a final state x [1, d]."""
+    def guess(self, source: int, x: F32, targets: Sequence[int]) -> list[list[int]]:
+        """What each layer in `targets` would choose for x [1, d], best first: as its predictor for layer `source` says
+        or, without one, as its own router does of the same x. From -1 there must be one."""
+
+    def guess_several(self, source: int, x: F32, targets: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+        """The same for x [T, d]: of each target its distinct experts, best rank first, and these ranks."""
 
 def kv_append(pool: ThreadPool, quant: KvQuant, k: F32, v: F32, keys: U8, values: U8, start: int) -> None:
     """Writes k, v [T, K, D] into the KV cache of a layer; position p = start + t goes to p % capacity.

@@ -25,6 +25,7 @@ from smallthinker.errors import RequestError, StoreWriteError
 from smallthinker.expert_store.format import PREDICTOR_FILE
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.store import Store
+from smallthinker.layers import Observers
 from smallthinker.router.exact import Route
 from smallthinker.router.predictor import FINAL, QUANT, Matrices, pairs, save_predictor
 from smallthinker.tracing import run_observed, split
@@ -67,11 +68,13 @@ class Calibration:
 
 @dataclass
 class _States:
-    """Recorded: states float16 [L + 1, N, d], each of mean square 1, the last being what goes into the head; their root
-    mean squares [L + 1, N]; ids [L, N, k]; ends bool [N]: the last token of a sequence."""
+    """Recorded: states after each layer's attention, float16 [L + 1, N, d], each of mean square 1, the last being what
+    goes into the head; their root mean squares [L + 1, N]; the routers' logits [L, N, E] and ids [L, N, k]; ends bool
+    [N]: the last token of a sequence."""
 
     x: npt.NDArray[np.float16]
     rms: Floats
+    logits: Floats
     ids: npt.NDArray[np.uint16]
     ends: npt.NDArray[np.bool_]
 
@@ -98,13 +101,13 @@ def calibrate(
     if (path / PREDICTOR_FILE).exists() and not force:
         raise StoreWriteError(f"{path / PREDICTOR_FILE}: exists already; --force replaces it by a new one")
     with Engine(path, memory=memory, predictor=False) as engine:
+        routers = [engine.router_weights(layer) for layer in range(engine.config.num_hidden_layers)]
         ids = engine.tokenizer.encode(text)[: MOST_TOKENS if tokens is None else tokens]
         if len(ids) < FEWEST_TOKENS:
             raise RequestError(
                 f"text: expected at least {FEWEST_TOKENS} tokens, found {len(ids)}; give a longer --text"
             )
-        states = _record(engine, split(ids, engine.plan.context), recording or silent)
-        routers = [engine.router_weights(layer) for layer in range(engine.config.num_hidden_layers)]
+        states = _record(engine, routers, split(ids, engine.plan.context), recording or silent)
         threads = engine.threads
     matrices, right = _learn(states, routers, threads, training or silent)
     held_out = len(ids) - int(len(ids) * _validated())
@@ -123,13 +126,16 @@ def _validated() -> float:
     return VALIDATED
 
 
-def _record(engine: Engine, sequences: Sequence[Sequence[int]], progress: Progress) -> _States:
-    """States and routes at the points where decoding asks for guesses."""
-    config, total = engine.config, sum(map(len, sequences))
-    layers, d = config.num_hidden_layers, config.hidden_size
+def _record(
+    engine: Engine, routers: Sequence[Floats], sequences: Sequence[Sequence[int]], progress: Progress
+) -> _States:
+    """States at the points where decoding asks for guesses, and routes."""
+    config, total, folder = engine.config, sum(map(len, sequences)), engine.store.path
+    layers, d, experts = config.num_hidden_layers, config.hidden_size, config.moe_num_primary_experts
     states = _States(
-        _spool(engine.store.path, (layers + 1, total, d)),
+        _spool(folder, np.dtype(np.float16), (layers + 1, total, d)),
         np.empty((layers + 1, total), np.float32),
+        _spool(folder, np.dtype(np.float32), (layers, total, experts)),
         np.empty((layers, total, config.moe_num_active_primary_experts), np.uint16),
         np.zeros(total, np.bool_),
     )
@@ -141,8 +147,8 @@ def _record(engine: Engine, sequences: Sequence[Sequence[int]], progress: Progre
         states.rms[layer, at : at + len(x)] = rms
         states.x[layer, at : at + len(x)] = x / rms[:, None]  # float16 may not reach as far as a state does
 
-    def observe(layer: int, x: Floats, route: Route) -> None:
-        keep(layer, x)
+    def routed(layer: int, x: Floats, route: Route) -> None:
+        states.logits[layer, at : at + len(x)] = x @ routers[layer].T
         states.ids[layer, at : at + len(x)] = route.ids
 
     def final(x: Floats) -> None:
@@ -151,18 +157,18 @@ def _record(engine: Engine, sequences: Sequence[Sequence[int]], progress: Progre
         at += len(x)
         progress(at, total, "tokens")
 
-    run_observed(engine, sequences, observe, final)
+    run_observed(engine, sequences, Observers(routed, keep, final))
     return states
 
 
-def _spool(folder: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float16]:
+def _spool(folder: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """An array in a file without a name, so that memory stays free. Its room is taken now: a map that finds the disk
     full later would end the process."""
-    nbytes = 2 * int(np.prod(shape))
+    nbytes = dtype.itemsize * int(np.prod(shape))
     try:
         with TemporaryFile(dir=folder) as file:
             os.posix_fallocate(file.fileno(), 0, nbytes)
-            return np.memmap(file, np.float16, "r+", 0, shape)
+            return np.memmap(file, dtype, "r+", 0, shape)
     except OSError as e:
         raise StoreWriteError(
             f"{folder}: cannot keep {nbytes:,} bytes of states here: {e.strerror or e}; make room "
@@ -205,8 +211,7 @@ def _learn(
 
 
 def _change(states: _States, router: Floats, source: int, target: int) -> Floats:
-    """The logits of `target` [N, E] less what its router says of the states before `source`, in units of the latter."""
-    ratio = (states.rms[target] / states.rms[source])[:, None]
-    then: Floats = (states.x[target].astype(np.float32) @ router.T) * ratio
+    """The logits of `target` [N, E] less what its router says of the states within `source`, in units of the latter."""
+    then: Floats = states.logits[target] / states.rms[source][:, None]
     then -= states.x[source].astype(np.float32) @ router.T
     return then

@@ -30,7 +30,7 @@ from smallthinker.expert_store.queues import QueueKind, open_queue, queue_bytes
 from smallthinker.expert_store.storage_profile import StorageProfile, load_profile
 from smallthinker.expert_store.store import Store
 from smallthinker.huge_pages import HugePages
-from smallthinker.layers import LOOK_AHEAD, Decoder, never
+from smallthinker.layers import LOOK_AHEAD, Decoder, Observers, never
 from smallthinker.lossy_head import DEFAULT_THRESHOLD, HeadPredictor, LossyHead
 from smallthinker.memory_plan import (
     CHUNKS,
@@ -43,7 +43,6 @@ from smallthinker.memory_plan import (
 )
 from smallthinker.memory_watch import MemoryWatch
 from smallthinker.profile import Clocks, Stopwatch, kernel_times
-from smallthinker.router.exact import Route
 from smallthinker.router.predictor import find_predictor
 from smallthinker.tokenizer import Tokenizer
 
@@ -330,17 +329,9 @@ class Engine:
             self.keep(self._current)
             self._current = None
 
-    def observe(
-        self,
-        observer: Callable[[int, npt.NDArray[np.float32], Route], None] | None,
-        final: Callable[[npt.NDArray[np.float32]], None] | None = None,
-    ) -> None:
-        """Call `observer(layer, x [T, d], route)` at each layer from now on, before it computes, and `final(x)` with
-        what goes into the head's norm; None ends that.
-
-        x is the engine's own memory, to be copied if kept and never written to.
-        """
-        self._decoder.observer, self._decoder.final_observer = observer, final
+    def observe(self, observers: Observers | None) -> None:
+        """Show these what is computed from now on; None ends that."""
+        self._decoder.observers = observers or Observers()
 
     def router_weights(self, layer: int) -> npt.NDArray[np.float32]:
         """The router's matrix [E, d] of a layer."""

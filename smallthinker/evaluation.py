@@ -28,6 +28,7 @@ from smallthinker.expert_store import host
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind
 from smallthinker.expert_store.store import Store
+from smallthinker.layers import Observers
 from smallthinker.lossy_head import DEFAULT_THRESHOLD, HeadPredictor, LossyHead
 from smallthinker.memory_plan import choose_context
 from smallthinker.scoring import (
@@ -183,7 +184,7 @@ def _run(engine: Engine, windows: Windows, take: Callable[[Floats, Ids], None], 
         at += len(x)
         progress(at, len(windows.targets), "tokens")
 
-    run_observed(engine, windows.sequences, final=final)
+    run_observed(engine, windows.sequences, Observers(final=final))
 
 
 def _spool() -> IO[bytes]:

@@ -40,6 +40,22 @@ def never() -> bool:
     return False
 
 
+class Observers(NamedTuple):
+    """What a Decoder shows while it computes. x is its own memory, to be copied if kept and never written to.
+
+    routed sees each layer's input x [T, d] and its route before anything is computed; attended, x once the layer's
+    attention has been added; final, what goes into the head's norm.
+    """
+
+    routed: Callable[[int, Floats, Route], None] | None = None
+    attended: Callable[[int, Floats], None] | None = None
+    final: Callable[[Floats], None] | None = None
+
+    @property
+    def watch_layers(self) -> bool:
+        return self.routed is not None or self.attended is not None
+
+
 class _Caches(NamedTuple):
     """Of each span: its KV cache, its first position and its number of tokens."""
 
@@ -83,9 +99,7 @@ class Decoder:
         self.experts, self.pool, self.prefetch = experts, pool, prefetch
         self.lossy_head = lossy_head
         self.live_neurons = self.neurons = 0
-        # sees each layer's input x [T, d] and its route before anything is computed; must not change them
-        self.observer: Callable[[int, Floats, Route], None] | None = None
-        self.final_observer: Callable[[Floats], None] | None = None  # sees the final states, what goes into the head
+        self.observers = Observers()
         self.dense: dict[str, npt.NDArray[Any]] = {name: store.dense(name) for name in store.dense_names()}
         self.router = ExactRouter(
             pool,
@@ -160,7 +174,7 @@ class Decoder:
         for layer in range(self.config.num_hidden_layers):
             if cancelled():
                 raise CancelledError("cancelled")
-            if is_few and self.observer is None:
+            if is_few and not self.observers.watch_layers:
                 of_layer = self._layer_of_token if len(ids) == 1 else self._layer_of_tokens
                 of_layer(layer, x, normed, caches, cos, sin, weights)
             else:
@@ -173,9 +187,9 @@ class Decoder:
             waited = self.experts.stall_sec - waited
             look.trial.token((time.perf_counter() - began) * each, waited * each, self.experts.wanted - wanted)
             if len(ids) == 1:
-                self._expect_next(look, x)
-        if self.final_observer is not None:
-            self.final_observer(x)
+                self._expect(look, FINAL, x)
+        if self.observers.final is not None:
+            self.observers.final(x)
         self.neurons += (
             len(ids) * self.config.num_hidden_layers * self.config.moe_num_active_primary_experts
         ) * self.config.moe_ffn_hidden_size
@@ -187,92 +201,85 @@ class Decoder:
         """One layer for x [1, d], in place."""
         cache = self.experts
         look = self.look_ahead
-        ahead = look.targets(layer) if look is not None else ()
         # exact: from the raw residual, before this layer's norm and attention
-        experts, *guessed = self.router.route_token(layer, x, weights, ahead)
+        experts = self.router.route_token(layer, x, weights)
         if look is not None:
             look.judge(layer, experts)
         slots = cache.resident_slots(layer, experts)
         if slots is not None:  # nothing to read
-            if guessed:
-                self._expect(layer, ahead, guessed)
             self._attend(layer, x, normed, caches, cos, sin)
+            if look is not None:
+                self._expect(look, layer, x)
             self.live_neurons += self.token_experts.add(x, normed, slots, weights)
             return
         if not self.prefetch:
             self._attend(layer, x, normed, caches, cos, sin)
         with cache.request(layer, experts) as ticket:  # misses go to the disk now
-            if guessed:
-                self._expect(layer, ahead, guessed)
             if self.prefetch:
                 self._attend(layer, x, normed, caches, cos, sin)  # arithmetic while the disk works
+            if look is not None:
+                self._expect(look, layer, x)
             for landed in ticket:
                 places, slots = [place for place, _ in landed], [slot for _, slot in landed]
                 self.live_neurons += self.token_experts.compute(normed, places, slots)
         self.token_experts.combine(x, weights)
 
-    def _expect(self, layer: int, ahead: Sequence[int], guessed: list[list[int]]) -> None:
-        """Have what later layers will likely want read in the disk's idle time."""
-        look = self.look_ahead
-        assert look is not None
-        for target, answer in zip(ahead, guessed, strict=True):
-            missing = self.experts.expect(target, answer, look.likelihoods(layer, target))
+    def _expect(self, look: LookAhead, source: int, x: Floats) -> None:
+        """Have what later layers will likely want read in the disk's idle time. x [1, d]: after the attention of layer
+        `source`; or the final state, for the first layers of the next token: the head gives time to read."""
+        ahead = look.targets(source)
+        if not ahead:
+            return
+        for target, answer in zip(ahead, self.router.guess(source, x, ahead), strict=True):
+            missing = self.experts.expect(target, answer, look.likelihoods(source, target))
             if missing:
-                look.remember(layer, target, [(answer[rank], rank) for rank in missing])
-
-    def _expect_next(self, look: LookAhead, x: Floats) -> None:
-        """The same for the first layers of the next token, from this one's final state: the head gives time to read."""
-        ahead = look.next_targets()
-        if ahead:
-            self._expect(FINAL, ahead, self.router.guess_next(x, ahead))
+                look.remember(source, target, [(answer[rank], rank) for rank in missing])
 
     def _layer_of_tokens(
         self, layer: int, x: Floats, normed: Floats, caches: _Caches, cos: Floats, sin: Floats, weights: Floats
     ) -> None:
         """One layer for x [T, d], a few tokens, in place."""
         cache, look, tokens = self.experts, self.look_ahead, len(x)
-        ahead = look.targets(layer) if look is not None else ()
-        experts, pairs, guessed = self.router.route_tokens(layer, x, weights, ahead)
+        experts, pairs = self.router.route_tokens(layer, x, weights)
         if look is not None:
             look.judge(layer, experts)
         slots = cache.resident_slots(layer, experts, [len(of_expert) for of_expert in pairs], tokens)
         if slots is not None:  # nothing to read
-            if guessed:
-                self._expect_of_several(layer, ahead, guessed)
             self._attend(layer, x, normed, caches, cos, sin)
+            if look is not None:
+                self._expect_of_several(look, layer, x)
             self.live_neurons += self.token_experts.add_several(x, normed, slots, pairs, weights)
             return
         if not self.prefetch:
             self._attend(layer, x, normed, caches, cos, sin)
         pairs, ticket = self._request(layer, list(map(ExpertWork, experts, pairs)), tokens)
         with ticket:
-            if guessed:
-                self._expect_of_several(layer, ahead, guessed)
             if self.prefetch:
                 self._attend(layer, x, normed, caches, cos, sin)
+            if look is not None:
+                self._expect_of_several(look, layer, x)
             for landed in ticket:
                 chosen, slots = [pairs[position] for position, _ in landed], [slot for _, slot in landed]
                 self.live_neurons += self.token_experts.compute_several(normed, chosen, slots)
         self.token_experts.combine(x, weights)
 
-    def _expect_of_several(
-        self, layer: int, ahead: Sequence[int], guessed: Sequence[tuple[list[int], list[int]]]
-    ) -> None:
-        """As `_expect`; guessed: for each target its experts, and the best rank that a token gives each."""
-        look = self.look_ahead
-        assert look is not None
-        for target, (wanted, ranks) in zip(ahead, guessed, strict=True):
-            of_rank = look.likelihoods(layer, target)
+    def _expect_of_several(self, look: LookAhead, source: int, x: Floats) -> None:
+        """As `_expect`, for x [T, d]."""
+        ahead = look.targets(source)
+        if not ahead:
+            return
+        for target, (wanted, ranks) in zip(ahead, self.router.guess_tokens(source, x, ahead), strict=True):
+            of_rank = look.likelihoods(source, target)
             likelihoods = [of_rank[rank] for rank in ranks]
             missing = self.experts.expect(target, wanted, likelihoods, 2 * MOST_UNDER_WAY)
             if missing:
-                look.remember(layer, target, [(wanted[place], ranks[place]) for place in missing])
+                look.remember(source, target, [(wanted[place], ranks[place]) for place in missing])
 
     def _layer_of_chunk(self, layer: int, x: Floats, normed: Floats, caches: _Caches, cos: Floats, sin: Floats) -> None:
         """One layer for x [T, d], in place."""
         route = self.router.route(layer, x)
-        if self.observer is not None:
-            self.observer(layer, x, route)
+        if self.observers.routed is not None:
+            self.observers.routed(layer, x, route)
         if not self.prefetch:
             self._attend(layer, x, normed, caches, cos, sin)
         pairs, ticket = self._request(layer, group_by_expert(route.ids), len(x))
@@ -281,6 +288,8 @@ class Decoder:
                 self._expect_next_layer(layer, x)
             if self.prefetch:
                 self._attend(layer, x, normed, caches, cos, sin)
+            if self.observers.attended is not None:
+                self.observers.attended(layer, x)
             # summed in the router's order, whichever lands first
             contributions = np.empty((route.ids.size, x.shape[1]), np.float32)
             for landed in ticket:

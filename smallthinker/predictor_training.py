@@ -37,7 +37,7 @@ class Learned(NamedTuple):
 
 
 class Source:
-    """The states before one layer, and what has to be found out from them only once."""
+    """The states within one layer, and what has to be found out from them only once."""
 
     def __init__(self, states: npt.NDArray[np.float16], threads: int) -> None:
         """states [N, d], each of mean square 1, in the order of the text."""

@@ -5,7 +5,7 @@ Owns the way from token ids to what observers see, and to a Trace. Knows nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
 from smallthinker.expert_store.format import CONFIG_FILE
 from smallthinker.expert_store.progress import Progress, silent
+from smallthinker.layers import Observers
 from smallthinker.router.exact import Route
 from smallthinker.router.trace import RARELY, Trace, Usage, ids_dtype, usage
 
@@ -38,15 +39,10 @@ def gate_values(logits: Floats, gating: str) -> Floats:
     return np.reciprocal(logits, out=logits)
 
 
-def run_observed(
-    engine: Engine,
-    sequences: Iterable[Sequence[int]],
-    observe: Callable[[int, Floats, Route], None] | None = None,
-    final: Callable[[Floats], None] | None = None,
-) -> None:
-    """Prefill each sequence, begun with an empty context and at most the planned context long, with observers as
-    `Engine.observe` takes them; they are gone afterwards. Raises what `Engine.prefill` raises."""
-    engine.observe(observe, final)
+def run_observed(engine: Engine, sequences: Iterable[Sequence[int]], observers: Observers) -> None:
+    """Prefill each sequence, begun with an empty context and at most the planned context long, before these observers;
+    they are gone afterwards. Raises what `Engine.prefill` raises."""
+    engine.observe(observers)
     try:
         for sequence in sequences:
             engine.forget()
@@ -83,7 +79,7 @@ def record(engine: Engine, sequences: Sequence[Sequence[int]], progress: Progres
             at += len(x)
             done(at, total, "tokens")
 
-    run_observed(engine, sequences, observe)
+    run_observed(engine, sequences, Observers(routed=observe))
     starts = np.cumsum([0, *map(len, sequences)], dtype=np.int64)[:-1]
     return Trace(ids, probs, starts, engine.store.record_bytes, engine.store.path.resolve().name)
 

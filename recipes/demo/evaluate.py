@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from smallthinker.engine import Engine
+from smallthinker.layers import Observers
 from smallthinker.router.exact import Route
 
 CONTEXT, STRIDE = 1024, 512
@@ -33,7 +34,7 @@ class UseCounter:
         config = engine.config
         self.counts = np.zeros((config.num_hidden_layers, config.moe_num_primary_experts), np.int64)
         self.tokens = 0
-        engine.observe(self._count)
+        engine.observe(Observers(routed=self._count))
 
     def _count(self, layer: int, x: np.ndarray, route: Route) -> None:
         self.counts[layer] += np.bincount(route.ids.ravel(), minlength=self.counts.shape[1])

@@ -18,12 +18,12 @@ from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.config import ModelConfig
 from smallthinker.expert_store import host
 from smallthinker.expert_store.format import Quant
-from smallthinker.layers import Decoder
+from smallthinker.layers import Decoder, Floats
 from smallthinker.prediction.bench_model import RandomModel, WaitingQueue
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.single_calls import attention_sec, compression, rate
 from smallthinker.profile import KernelTime, kernel_times
-from smallthinker.router.look_ahead import Trial
+from smallthinker.router.look_ahead import LookAhead, Trial
 
 _TOKENS_SEC = 0.3  # of decoding with all experts resident; half of it for each other measurement
 _READ_SEC = 300e-6  # what a wait for a record takes: long enough for the pool's threads to fall asleep
@@ -103,9 +103,9 @@ class _TimedDecoder(Decoder):
         super()._layer_of_chunk(*arguments)
         self.layers_sec += time.perf_counter() - began
 
-    def _expect(self, layer: int, ahead: Sequence[int], guessed: list[list[int]]) -> None:
+    def _expect(self, look: LookAhead, source: int, x: Floats) -> None:
         began = time.perf_counter()
-        super()._expect(layer, ahead, guessed)
+        super()._expect(look, source, x)
         self.guess_sec += time.perf_counter() - began
 
 
@@ -151,14 +151,15 @@ def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, misses: b
     kernels = _difference(kernel_times(_kernels.timings(), pool.timings()), before)
     each = tokens * model.config.num_hidden_layers
     of_layers = sum(kernel.sec for name, kernel in kernels.items() if name not in _BESIDE)
-    experts = sum(kernels[name].sec for name in _EXPERTS)
-    guess = decoder.guess_sec / each
+    experts, router = sum(kernels[name].sec for name in _EXPERTS), kernels["router"]
+    guessing = router.sec * (1 - each / router.calls)  # the same product as an exact route's
+    rest = decoder.layers_sec - of_layers - waited - (decoder.guess_sec - guessing)
     return {
-        "router": kernels["router"].sec / each,
+        "router": router.sec / router.calls,
         "experts_sec": experts / each,
-        "attend": (of_layers - experts - kernels["router"].sec) / each,
-        "python": max(decoder.layers_sec - of_layers - waited, 0.0) / each - guess,
-        "guess": guess,
+        "attend": (of_layers - experts - router.sec) / each,
+        "python": max(rest, 0.0) / each,
+        "guess": decoder.guess_sec / each,
         "calls": kernels["experts"].calls / each,
         "beside": (seconds - decoder.layers_sec) / tokens,
         "head": kernels["linear"].sec / tokens,

@@ -153,26 +153,27 @@ class SimulatedEngine:
 
     def _layer_of_token(self, layer: int, experts: list[int], guesses: Sequence[list[int]]) -> None:
         costs, cache, look = self._costs, self._cache, self._look
-        ahead = look.targets(layer) if look is not None else ()
         self._spend(costs.route_sec)
         if look is not None:
             look.judge(layer, experts)
         slots = cache.resident_slots(layer, experts)
         if slots is not None:
-            self._expect(layer, ahead, guesses)
-            self._spend(self._attend_sec(layer) + costs.experts_sec(len(experts)) + costs.hit_python_sec)
+            self._spend(self._attend_sec(layer))
+            self._expect(layer, guesses)
+            self._spend(costs.experts_sec(len(experts)) + costs.hit_python_sec)
             return
         with cache.request(layer, experts) as ticket:
             self._spend(costs.miss_python_sec)
-            self._expect(layer, ahead, guesses)
             self._spend(self._attend_sec(layer))
+            self._expect(layer, guesses)
             for landed in ticket:
                 self._spend(costs.experts_sec(len(landed)) + costs.landed_python_sec)
 
-    def _expect(self, layer: int, ahead: Sequence[int], guesses: Sequence[list[int]]) -> None:
+    def _expect(self, layer: int, guesses: Sequence[list[int]]) -> None:
         look = self._look
-        for target in ahead:
-            assert look is not None
+        if look is None:
+            return
+        for target in look.targets(layer):
             self._spend(self._costs.guess_sec)
             missing = self._cache.expect(target, guesses[target], look.likelihoods(layer, target))
             if missing:

@@ -258,6 +258,18 @@ def test_a_guess_that_came_late_becomes_certain() -> None:
         assert [position for batch in ticket for position, _ in batch] == [0]
 
 
+def test_a_later_guess_for_the_same_layer_withdraws_what_it_no_longer_names() -> None:
+    cache = Cache(6)
+    cache.expect(2, [1, 2, 3], [0.9, 0.9, 0.9])
+    cache.queue.finish(2 * EXPERTS + 1)
+    cache.expect(2, [2, 4], [0.9, 0.9])
+    assert set(cache.queue.under_way) | {2 * EXPERTS + 3} == {2 * EXPERTS + 2, 2 * EXPERTS + 3, 2 * EXPERTS + 4}
+    assert ("cancel", 2 * EXPERTS + 3) in cache.queue.log
+    use(cache, 2, [3, 4])
+    assert cache.counters().late + cache.counters().guessed == 1
+    check_books(cache)
+
+
 def test_a_guess_never_evicts_what_is_likelier() -> None:
     cache = Cache(2)
     use(cache, 0, [0, 1])
@@ -272,7 +284,7 @@ def test_what_is_expected_stays_until_its_layer_has_been_served() -> None:
     cache = Cache(3)
     use(cache, 1, [0])  # the oldest
     use(cache, 0, [0, 1])
-    cache.expect(1, [0], [0.9])
+    cache.expect(1, [0, 5], [0.9, 0.0])
     use(cache, 2, [0, 1])
     assert cache.is_resident(1, 0)
     assert cache.resident_slots(1, [0]) is not None

@@ -113,7 +113,7 @@ def test_no_layer_is_ahead_by_nothing() -> None:
 def test_a_guess_about_the_next_token_is_judged_at_the_next_token() -> None:
     look = switched_on(LookAhead(4, 2, (1, 2), next_token=True))
     look.begin_token()
-    assert look.next_targets() == (0, 1)
+    assert look.targets(-1) == (0, 1)
     before = look.likelihoods(-1, 0)
     look.remember(-1, 0, [(5, 0), (6, 1)])
     look.begin_token()
@@ -139,8 +139,8 @@ def test_the_next_token_is_no_longer_guessed_where_that_is_seldom_right_but_watc
     asked = []
     for _ in range(40):
         look.begin_token()
-        asked.append(look.next_targets())
-        for target in look.next_targets():
+        asked.append(look.targets(-1))
+        for target in look.targets(-1):
             look.remember(-1, target, [(5, 0), (6, 1)])
         for layer in range(2):
             look.judge(layer, [1, 2])
@@ -151,7 +151,7 @@ def test_the_next_token_is_no_longer_guessed_where_that_is_seldom_right_but_watc
 def test_without_a_predictor_only_this_token_is_guessed() -> None:
     look = switched_on(LookAhead(4, 2, (1, 2)))
     look.begin_token()
-    assert look.next_targets() == ()
+    assert look.targets(-1) == ()
     assert look.targets(0) == (1, 2) and look.targets(3) == ()
 
 
@@ -159,7 +159,7 @@ def test_a_trial_without_it_asks_for_nothing() -> None:
     look = switched_on(LookAhead(4, 2, (1, 2), next_token=True))
     look.begin_token()
     look.trial.on = False
-    assert look.next_targets() == ()
+    assert look.targets(-1) == ()
     look.begin_token()
     assert look.targets(0) == ()
 
@@ -168,7 +168,7 @@ def test_a_trial_without_it_asks_for_nothing() -> None:
 def test_models_of_few_layers_have_fewer_targets(layers: int) -> None:
     look = switched_on(LookAhead(layers, 2, (1, 2), next_token=True))
     look.begin_token()
-    assert look.next_targets() == (0, 1)[:layers]
+    assert look.targets(-1) == (0, 1)[:layers]
     assert set(look.precision()) == {0, 1, 2}
 
 

@@ -92,7 +92,7 @@ def _renamed(header: dict[str, Any], body: bytes) -> bytes:
 
 
 def _other_version(header: dict[str, Any], body: bytes) -> bytes:
-    header["__metadata__"]["format_version"] = "2"
+    header["__metadata__"]["format_version"] = "1"
     return body
 
 

@@ -23,6 +23,7 @@ from smallthinker.errors import CheckpointError, RequestError, StoreWriteError
 from smallthinker.evaluation import Setting, Switches, compare, perplexity
 from smallthinker.evaluation_results import Perplexity
 from smallthinker.expert_store.convert import convert
+from smallthinker.layers import Observers
 from smallthinker.tracing import run_observed
 
 if TYPE_CHECKING:
@@ -203,10 +204,10 @@ def test_progress_counts_to_its_total(stores: tuple[dict[str, Path], ReferenceMo
 def test_observers_are_gone_after_a_run_even_a_failed_one(hybrid_store: Path) -> None:
     seen: list[int] = []
     with Engine(hybrid_store, context=8) as engine:
-        run_observed(engine, [[1, 2], [1, 2, 3]], final=lambda x: seen.append(len(x)))
+        run_observed(engine, [[1, 2], [1, 2, 3]], Observers(final=lambda x: seen.append(len(x))))
         assert seen == [2, 3]  # each from an empty context
         with pytest.raises(RequestError):
-            run_observed(engine, [[1], [10**6]], final=lambda x: seen.append(len(x)))
+            run_observed(engine, [[1], [10**6]], Observers(final=lambda x: seen.append(len(x))))
         engine.prefill([1, 2, 3])
     assert seen == [2, 3, 1]
 

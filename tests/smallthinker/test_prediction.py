@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from prediction_settings import FOUR_B, SMALL, costs, setting
 
 from smallthinker.engine import Engine
+from smallthinker.layers import Observers
 from smallthinker.memory_plan import MIB
 from smallthinker.prediction.advice import LEAST_GAIN, best_changes, recommended_bytes
 from smallthinker.prediction.compute_costs import ComputeCosts
@@ -36,7 +37,7 @@ def test_the_simulation_counts_the_hits_and_misses_of_the_engine(hybrid_store: P
             engine.prefill([*range(token + 1)])
         real = engine.experts.counters()
         engine.forget()
-        engine.observe(lambda layer, x, route: routes.append(route.ids[0].copy()))
+        engine.observe(Observers(lambda layer, x, route: routes.append(route.ids[0].copy())))
         for token in range(tokens):
             engine.prefill([*range(token + 1)])
     ids = np.array(routes).reshape(tokens, config.num_hidden_layers, -1)

@@ -12,6 +12,7 @@ import pytest
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
 from smallthinker.expert_store.synth import synth
+from smallthinker.layers import Observers
 from smallthinker.router.exact import Route
 from smallthinker.tracing import gate_values, random_usage, record, split
 
@@ -62,7 +63,7 @@ def test_an_observer_changes_nothing_and_can_be_taken_away(hybrid_store: Path) -
     with Engine(hybrid_store, context=64) as engine:
         plain = engine.prefill(list(range(10)))[0], engine.decode(3)
         engine.forget()
-        engine.observe(observe)
+        engine.observe(Observers(routed=observe))
         watched = engine.prefill(list(range(10)))[0], engine.decode(3)
         assert seen == [10] * 4 + [1] * 4
         engine.observe(None)
@@ -97,7 +98,7 @@ def test_a_bias_is_skew_times_the_spread_of_the_tokens_in_every_layer(
     logits: dict[int, np.ndarray] = {}
     with Engine(store, context=512, chunk=512) as engine:
         routers = [engine.router_weights(layer) for layer in range(4)]
-        engine.observe(lambda layer, x, route: logits.__setitem__(layer, x @ routers[layer].T))
+        engine.observe(Observers(lambda layer, x, route: logits.__setitem__(layer, x @ routers[layer].T)))
         engine.prefill(np.random.default_rng(2).integers(0, 1000, 512).tolist())
         live, all_neurons = engine.neuron_counts()
     for of_layer in logits.values():
