@@ -51,7 +51,7 @@ class NativeQueue:
         speculative_depth: int = 1,
         pace: _storage.Device | None = None,
     ) -> None:
-        """slots: uint8 [slots, record_bytes], aligned to 4096 bytes; kept alive until the queue is gone.
+        """slots: uint8 [slots, record_bytes], aligned to 4096 bytes; kept alive until the queue is closed or gone.
 
         chunk_bytes: of one read, a multiple of 4096. depth: chunks in flight, at most 64; speculative_depth: as long as
         only speculative ones wait. pace: a slower device, before which no chunk comes back; not with uring. Raises

@@ -158,7 +158,7 @@ class ThreadedQueue:
                 f"workers: expected at least 1, and as many as speculative ones; found {workers}, {speculative_workers}"
             )
         _check_slots(slots)
-        self._num_records = num_records
+        self._num_records, self._num_slots = num_records, len(slots)
         self._state = _State(reader, slots, speculative_workers)
         self._threads = [
             threading.Thread(target=self._state.run, name=f"smallthinker-io-{i}", daemon=True) for i in range(workers)
@@ -175,7 +175,7 @@ class ThreadedQueue:
 
     def submit(self, record: int, slot: int, speculative: bool = False) -> None:
         state = self._state
-        for what, index, count in (("record", record, self._num_records), ("slot", slot, len(state.slots))):
+        for what, index, count in (("record", record, self._num_records), ("slot", slot, self._num_slots)):
             if not 0 <= index < count:
                 raise IndexError(f"{what} {index}: expected 0 to {count - 1}")
         with state.lock:
@@ -252,4 +252,5 @@ def _stop_and_join(state: _State, threads: list[threading.Thread]) -> None:
     for thread in threads:
         if thread is not threading.current_thread() and thread.ident is not None:  # the collector may run this anywhere
             thread.join()
+    state.slots = state.slots[:0].copy()  # not kept any longer
     state.reader.close()

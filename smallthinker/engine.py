@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -165,14 +166,14 @@ class Engine:
             self.threads = threads or host.physical_cores()
             layers, experts = self.config.num_hidden_layers, self.config.moe_num_primary_experts
             policy = DEFAULT_POLICY(layers, experts, self.config.moe_num_active_primary_experts)
-            self.experts = ExpertCache(slots, self._queue, policy, experts)
+            self.experts = cache = ExpertCache(slots, self._queue, policy, experts)
             self._kv_kind = kv
             self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa
             saved = None if kv_dir is None else self._saved_conversations(Path(kv_dir), parse_size(kv_dir_bytes))
-            self._conversations = Conversations(
-                lambda: KVCache(self.config, self.plan.context, self.plan.chunk, kv), sequences, saved
-            )
+            # What is handed to others knows nothing of `self`: a cycle would keep all memory until it is collected.
+            make_kv = partial(KVCache, self.config, self.plan.context, self.plan.chunk, kv)
+            self._conversations = Conversations(make_kv, sequences, saved)
             self._current: Conversation | None = None
             self._huge_pages = HugePages(self.experts)
             resources.callback(self._huge_pages.close)
@@ -193,7 +194,7 @@ class Engine:
                 lossy_head=self.lossy_head,
             )
             self._watch = MemoryWatch(
-                lambda: self.experts.held,
+                lambda: cache.held,
                 fewest=self.config.moe_num_active_primary_experts,
                 most=self.plan.most_slots,
                 record_bytes=store.record_bytes,

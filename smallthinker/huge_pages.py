@@ -36,11 +36,12 @@ class HugePages:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop before the memory is freed. May be called twice, and without `go_ahead`."""
+        """Stop before the memory is freed, and hold none of it. May be called twice, and without `go_ahead`."""
         self._stopped = True
         self._experts.took_free.set()
         if self._thread.ident is not None:
             self._thread.join()
+        self._dense = None
 
     def _work(self) -> None:
         assert self._dense is not None

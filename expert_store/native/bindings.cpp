@@ -124,8 +124,11 @@ class BoundQueue {
   }
 
   void close() {
-    const py::gil_scoped_release unlocked;
-    queue_->close();
+    {
+      const py::gil_scoped_release unlocked;
+      queue_->close();
+    }
+    slots_ = py::array();  // nobody writes there any more, and they may be most of the memory
   }
 
  private:

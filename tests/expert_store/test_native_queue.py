@@ -71,7 +71,7 @@ def test_sizes_that_contradict_each_other_are_refused(store: Store, wrong: dict[
         _storage.ReadQueue(str(store.experts_file.path), **fitting(store) | wrong)
 
 
-def test_the_slots_live_as_long_as_the_queue(store: Store) -> None:
+def test_the_slots_live_until_the_queue_is_closed(store: Store) -> None:
     slots = make_slots(store, 4)
     gone = weakref.ref(slots)
     queue = NativeQueue(store, slots, "buffered", chunk_bytes=4096, depth=2)
@@ -80,7 +80,6 @@ def test_the_slots_live_as_long_as_the_queue(store: Store) -> None:
         queue.submit(slot, slot)
     assert gone() is not None
     queue.close()
-    del queue
     assert gone() is None
 
 
