@@ -14,11 +14,14 @@ class Frequency:
         experts: int,
         *,
         even_chance: float,
-        memory_tokens: float,
+        memory_tokens: Sequence[float],
         prior_tokens: float,
+        judged_tokens: float,
+        trust: float,
         least_chance: float,
     ) -> None:
-        """even_chance: of each key's use per token, before anything is known. Raises ValueError."""
+        """even_chance: of each key's use per token, before anything is known. memory_tokens: what each average is over.
+        judged_tokens: what their weights follow. Raises ValueError."""
 
     def insert(self, key: int) -> None: ...
     def remove(self, key: int) -> None:
@@ -26,11 +29,8 @@ class Frequency:
 
     def clear(self) -> None: ...
     def use(self, layer: int, keys: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1) -> None: ...
-    def rate(self) -> float:
-        """What the next token weighs in the averages."""
-
-    def average(self, layer: int, keys: Sequence[int], shares: Sequence[float], rate: float) -> None:
-        """Let these keys' shares, 0 for the layer's others, count with that weight."""
+    def blend(self, layer: int, keys: Sequence[int], shares: Sequence[float], weight: float) -> None:
+        """Let these keys' shares, 0 for the layer's others, count as that part of a token, without judging by them."""
 
     def step(self, tokens: int = 1) -> None: ...
     def victim(self, pinned: Collection[int], layer: int) -> int | None: ...

@@ -3,8 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cmath>
 #include <optional>
+#include <vector>
 
 #include "frequency.h"
 
@@ -29,8 +29,12 @@ void use(Frequency& frequency, int64_t layer, const py::iterable& keys, const st
     if (counts->size() != list.size()) throw py::value_error("counts: expected one for each key");
     for (size_t i = 0; i < shares.size(); ++i) shares[i] = (*counts)[i] / tokens;
   }
-  const double rate = frequency.rate();
-  frequency.average(layer, list, shares, tokens == 1 ? rate : 1 - std::pow(1 - rate, tokens));
+  frequency.use(layer, list, shares, tokens);
+}
+
+void step(Frequency& frequency, double tokens) {
+  if (!(tokens >= 1)) throw py::value_error("tokens: expected at least 1");
+  frequency.step(tokens);
 }
 
 void remove_key(Frequency& frequency, int64_t key) {
@@ -43,9 +47,10 @@ std::optional<int64_t> victim(Frequency& frequency, const py::iterable& pinned, 
 }
 
 py::array_t<float> state(const Frequency& frequency) {
-  py::array_t<float> chances(frequency.keys());
-  std::copy(frequency.chances().begin(), frequency.chances().end(), chances.mutable_data());
-  return chances;
+  const std::vector<double> chances = frequency.chances();
+  py::array_t<float> state(frequency.keys());
+  std::copy(chances.begin(), chances.end(), state.mutable_data());
+  return state;
 }
 
 void restore(Frequency& frequency, const py::array_t<double, py::array::c_style | py::array::forcecast>& state,
@@ -61,19 +66,19 @@ PYBIND11_MODULE(_cache, m) {
   using namespace smallthinker;
   m.doc() = "What the expert cache asks between two kernels (cache/native/).";
   py::class_<Frequency>(m, "Frequency")
-      .def(py::init([](int64_t layers, int64_t experts, double even_chance, double memory_tokens, double prior_tokens,
-                       double least_chance) {
-             return Frequency(layers, experts, even_chance, {memory_tokens, prior_tokens, least_chance});
+      .def(py::init([](int64_t layers, int64_t experts, double even_chance, const std::vector<double>& memory_tokens,
+                       double prior_tokens, double judged_tokens, double trust, double least_chance) {
+             return Frequency(layers, experts, even_chance,
+                              {memory_tokens, prior_tokens, judged_tokens, trust, least_chance});
            }),
            py::arg("layers"), py::arg("experts"), py::kw_only(), py::arg("even_chance"), py::arg("memory_tokens"),
-           py::arg("prior_tokens"), py::arg("least_chance"))
+           py::arg("prior_tokens"), py::arg("judged_tokens"), py::arg("trust"), py::arg("least_chance"))
       .def("insert", &Frequency::insert, py::arg("key"))
       .def("remove", &remove_key, py::arg("key"))
       .def("clear", &Frequency::clear)
       .def("use", &use, py::arg("layer"), py::arg("keys"), py::arg("counts") = py::none(), py::arg("tokens") = 1)
-      .def("rate", &Frequency::rate)
-      .def("average", &Frequency::average, py::arg("layer"), py::arg("keys"), py::arg("shares"), py::arg("rate"))
-      .def("step", &Frequency::step, py::arg("tokens") = 1)
+      .def("blend", &Frequency::blend, py::arg("layer"), py::arg("keys"), py::arg("shares"), py::arg("weight"))
+      .def("step", &step, py::arg("tokens") = 1)
       .def("victim", &victim, py::arg("pinned"), py::arg("layer"))
       .def("score", &Frequency::chance, py::arg("key"))
       .def("state", &state)

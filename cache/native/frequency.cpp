@@ -24,12 +24,21 @@ int64_t checked_keys(int64_t layers, int64_t experts) {
 Frequency::Frequency(int64_t layers, int64_t experts, double even_chance, const Memory& memory)
     : layers_(layers),
       experts_(experts),
+      per_token_(even_chance * static_cast<double>(experts)),
       memory_(memory),
-      chance_(static_cast<size_t>(checked_keys(layers, experts)), even_chance),
-      lateness_(chance_.size()),
-      resident_(chance_.size()) {
-  if (!(memory.tokens >= 1 && memory.prior_tokens >= 1 && memory.least_chance > 0)) {
-    throw std::invalid_argument("memory: expected at least 1 token, 1 prior token and a chance above 0");
+      lateness_(static_cast<size_t>(checked_keys(layers, experts))),
+      resident_(lateness_.size()) {
+  const bool are_tokens = std::all_of(memory.tokens.begin(), memory.tokens.end(), [](double n) { return n >= 1; });
+  if (memory.tokens.empty() || !are_tokens || !(memory.prior_tokens >= 1 && memory.judged_tokens >= 1)) {
+    throw std::invalid_argument("memory: expected at least one average, and at least 1 token for each length");
+  }
+  if (!(even_chance > 0 && memory.trust >= 0 && memory.least_chance > 0)) {
+    throw std::invalid_argument("memory: expected chances above 0 and a trust of at least 0");
+  }
+  const double even = 1 / static_cast<double>(memory.tokens.size());
+  for (const double tokens : memory.tokens) {
+    Average& average = averages_.emplace_back(Average{tokens, even});
+    average.chance.assign(resident_.size(), even_chance);
   }
   be_late(0, keys());
 }
@@ -38,24 +47,50 @@ bool Frequency::remove(int64_t key) { return std::exchange(resident_[at(key)], u
 
 void Frequency::clear() { std::fill(resident_.begin(), resident_.end(), uint8_t{0}); }
 
-double Frequency::rate() const { return std::max(1 / memory_.tokens, 1 / (tokens_ + memory_.prior_tokens)); }
+std::vector<double> Frequency::chances() const {
+  std::vector<double> chances(resident_.size());
+  for (size_t key = 0; key < chances.size(); ++key) chances[key] = mixed(key);
+  return chances;
+}
 
-void Frequency::average(int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares, double rate) {
-  const int64_t first = first_of(layer), end = first + experts_;
-  if (keys.size() != shares.size()) throw std::invalid_argument("expected a share for each key");
-  for (const int64_t key : keys) {
-    if (key < first || key >= end) {
-      throw std::out_of_range("key " + std::to_string(key) + ": layer " + std::to_string(layer) + " has " +
-                              std::to_string(first) + " to " + std::to_string(end - 1));
+void Frequency::use(int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares, double tokens) {
+  check(layer, keys, shares);
+  const auto first = static_cast<size_t>(first_of(layer)), end = first + static_cast<size_t>(experts_);
+  for (Average& average : averages_) {
+    double error = 0;
+    for (size_t key = first; key < end; ++key) error += average.chance[key] * average.chance[key];
+    for (size_t i = 0; i < keys.size(); ++i) {
+      error += shares[i] * (shares[i] - 2 * average.chance[static_cast<size_t>(keys[i])]);
     }
+    average.loss += tokens * error / (per_token_ * static_cast<double>(layers_));
+    const double once = rate(average);
+    add(average, layer, keys, shares, tokens == 1 ? once : 1 - std::pow(1 - once, tokens));
   }
-  for (int64_t key = first; key < end; ++key) chance_[static_cast<size_t>(key)] *= 1 - rate;
-  for (size_t i = 0; i < keys.size(); ++i) chance_[static_cast<size_t>(keys[i])] += rate * shares[i];
-  be_late(first, end);
+  be_late(first_of(layer), first_of(layer) + experts_);
+}
+
+void Frequency::blend(int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares, double weight) {
+  check(layer, keys, shares);
+  for (Average& average : averages_) add(average, layer, keys, shares, rate(average) * weight);
+  be_late(first_of(layer), first_of(layer) + experts_);
+}
+
+void Frequency::step(double tokens) {
+  tokens_ += tokens;
+  const double kept = std::pow(1 - 1 / memory_.judged_tokens, tokens);
+  double best = -std::numeric_limits<double>::infinity(), sum = 0;
+  for (Average& average : averages_) {
+    average.credit = kept * average.credit - (1 - kept) * memory_.judged_tokens * average.loss / tokens;
+    average.loss = 0;
+    best = std::max(best, average.credit);
+  }
+  for (Average& average : averages_) sum += average.weight = std::exp(memory_.trust * (average.credit - best));
+  for (Average& average : averages_) average.weight /= sum;
+  be_late(0, keys());
 }
 
 void Frequency::restore(const double* chances, double tokens) {
-  std::copy_n(chances, chance_.size(), chance_.begin());
+  for (Average& average : averages_) std::copy_n(chances, average.chance.size(), average.chance.begin());
   tokens_ = tokens;
   be_late(0, keys());
 }
@@ -85,6 +120,34 @@ int64_t Frequency::victim(const std::vector<int64_t>& pinned, int64_t layer) {
   return worst;
 }
 
+void Frequency::check(int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares) const {
+  const int64_t first = first_of(layer), end = first + experts_;
+  if (keys.size() != shares.size()) throw std::invalid_argument("expected a share for each key");
+  for (const int64_t key : keys) {
+    if (key < first || key >= end) {
+      throw std::out_of_range("key " + std::to_string(key) + ": layer " + std::to_string(layer) + " has " +
+                              std::to_string(first) + " to " + std::to_string(end - 1));
+    }
+  }
+}
+
+void Frequency::add(Average& average, int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares,
+                    double rate) {
+  const auto first = static_cast<size_t>(first_of(layer)), end = first + static_cast<size_t>(experts_);
+  for (size_t key = first; key < end; ++key) average.chance[key] *= 1 - rate;
+  for (size_t i = 0; i < keys.size(); ++i) average.chance[static_cast<size_t>(keys[i])] += rate * shares[i];
+}
+
+double Frequency::rate(const Average& average) const {
+  return std::max(1 / average.tokens, 1 / (tokens_ + memory_.prior_tokens));
+}
+
+double Frequency::mixed(size_t key) const {
+  double chance = 0;
+  for (const Average& average : averages_) chance += average.weight * average.chance[key];
+  return chance;
+}
+
 size_t Frequency::at(int64_t key) const {
   if (key < 0 || key >= keys()) {
     throw std::out_of_range("key " + std::to_string(key) + ": expected 0 to " + std::to_string(keys() - 1));
@@ -101,7 +164,7 @@ int64_t Frequency::first_of(int64_t layer) const {
 
 void Frequency::be_late(int64_t first, int64_t end) {
   for (auto key = static_cast<size_t>(first); key < static_cast<size_t>(end); ++key) {
-    lateness_[key] = 1 / std::max(chance_[key], memory_.least_chance);
+    lateness_[key] = 1 / std::max(mixed(key), memory_.least_chance);
   }
 }
 

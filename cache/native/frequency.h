@@ -1,5 +1,9 @@
 // How often each expert is used, and which of the residents is expected to be used last. Pure: no memory, no clock.
 // What it means is in cache/policies.py; here it is fast, since it is asked between two kernels.
+//
+// Several averages, each over another stretch of the past, foretell what the next token uses. What is reckoned with is
+// their mixture, weighted by how well each has foretold lately: exponential weights (Littlestone and Warmuth 1994) on
+// squared errors, with a past that fades.
 #pragma once
 
 #include <cstddef>
@@ -11,29 +15,29 @@ namespace smallthinker {
 class Frequency {
  public:
   struct Memory {
-    double tokens;        // about so many tokens are averaged over
-    double prior_tokens;  // that were seen before the first, as it were
-    double least_chance;  // of use per token that is reckoned with
+    std::vector<double> tokens;  // about so many tokens each of the averages is over
+    double prior_tokens;         // that were seen before the first, as it were
+    double judged_tokens;        // about so many tokens the averages are judged by
+    double trust;                // how much more the better of them weighs
+    double least_chance;         // of use per token that is reckoned with
   };
 
   // A key is layer * experts + expert. Throws std::invalid_argument for no keys or a memory that isn't positive.
   Frequency(int64_t layers, int64_t experts, double even_chance, const Memory& memory);
 
-  int64_t keys() const { return static_cast<int64_t>(chance_.size()); }
-  int64_t experts() const { return experts_; }
-  double tokens() const { return tokens_; }
-  double chance(int64_t key) const { return chance_[at(key)]; }
-  const std::vector<double>& chances() const { return chance_; }
+  int64_t keys() const { return static_cast<int64_t>(resident_.size()); }
+  double chance(int64_t key) const { return mixed(at(key)); }  // of use by the next token
+  std::vector<double> chances() const;
 
   void insert(int64_t key) { resident_[at(key)] = 1; }
   bool remove(int64_t key);  // false: it wasn't resident
   void clear();
 
-  // What the next token weighs in the average.
-  double rate() const;
-  // Lets `shares` of so many tokens, one for each of these keys of the layer and 0 for its others, count by `rate`.
-  void average(int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares, double rate);
-  void step(double tokens) { tokens_ += tokens; }
+  // So many tokens use these keys of the layer, each by its share of them, and none of its others.
+  void use(int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares, double tokens);
+  // Lets such shares count as `weight` of a token, without judging by them.
+  void blend(int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares, double weight);
+  void step(double tokens);
   // Begins with these chances, keys() of them, as if so many tokens had shown them.
   void restore(const double* chances, double tokens);
 
@@ -41,14 +45,28 @@ class Frequency {
   int64_t victim(const std::vector<int64_t>& pinned, int64_t layer);
 
  private:
+  struct Average {
+    double tokens;
+    double weight;           // in the mixture
+    double loss = 0;         // in this step, of all its tokens
+    double credit = 0;       // less than 0: the fading sum of losses
+    std::vector<double> chance;
+  };
+
   size_t at(int64_t key) const;           // throws std::out_of_range
   int64_t first_of(int64_t layer) const;  // key; throws std::out_of_range
+  void check(int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares) const;
+  void add(Average& average, int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares, double rate);
+  double rate(const Average& average) const;  // what the next token weighs in it
+  double mixed(size_t key) const;
   void be_late(int64_t first, int64_t end);
 
   const int64_t layers_, experts_;
+  const double per_token_;  // experts that a token uses in a layer
   const Memory memory_;
   double tokens_ = 0;
-  std::vector<double> chance_, lateness_;  // lateness: tokens until the next use, but for the layers on the way
+  std::vector<Average> averages_;
+  std::vector<double> lateness_;  // tokens until the next use, but for the layers on the way
   std::vector<uint8_t> resident_;
 };
 

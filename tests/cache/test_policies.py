@@ -140,8 +140,16 @@ def test_lru_keeps_nothing_of_a_cycle_that_is_too_long_and_frequency_does() -> N
     assert hits(Frequency(4, 2, 1), ids, None, 3) >= 19 * 2
 
 
+class LongMemory(Frequency):
+    MEMORY_TOKENS = (200.0,)
+
+
+class ShortMemory(Frequency):
+    MEMORY_TOKENS = (12.0,)
+
+
 def test_a_chunk_counts_each_expert_as_often_as_tokens_chose_it() -> None:
-    one_by_one, at_once = Frequency(1, 3, 1), Frequency(1, 3, 1)
+    one_by_one, at_once = LongMemory(1, 3, 1), LongMemory(1, 3, 1)
     for p in (one_by_one, at_once):
         for _ in range(200):  # past the first tokens, which count for more
             p.use(0, [0])
@@ -193,6 +201,26 @@ def test_what_another_text_left_behind_gives_way_to_this_one() -> None:
         p.use(0, [2])
         p.step()
     assert p.score(2) > p.score(1)
+
+
+def chosen(rng: np.random.Generator, texts: int, length: int) -> np.ndarray:
+    """ids [texts * length, layers, 2] of tokens that choose by how popular experts are in their text."""
+    tokens = []
+    for _ in range(texts):
+        popular = rng.standard_normal((4, 16))
+        logits = popular + rng.standard_normal((length, 4, 16))
+        tokens.append(np.argsort(-logits, axis=2)[:, :, :2])
+    return np.concatenate(tokens)
+
+
+@pytest.mark.parametrize(("texts", "length"), [(20, 60), (1, 1200)])
+def test_the_past_counts_for_as_long_as_it_tells_what_comes(texts: int, length: int) -> None:
+    """Of texts that want different experts, and of one text, about as much is hit as with the memory that suits it."""
+    ids = chosen(np.random.default_rng(0), texts, length)
+    rates = {p: hits(p(4, 16, 2), ids, None, 20) / ids.size for p in (Frequency, LongMemory, ShortMemory)}
+    best, other = (ShortMemory, LongMemory) if texts > 1 else (LongMemory, ShortMemory)
+    assert rates[Frequency] > rates[best] - 0.01
+    assert rates[best] > rates[other] + (0.05 if texts > 1 else 0.005)
 
 
 def test_learning_survives_a_cleared_cache() -> None:
