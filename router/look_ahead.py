@@ -56,12 +56,9 @@ class Trial:
     SPELLS = 6
     REST = 128  # tokens until the next trial; twice as many each time that nothing has changed
     MOST_REST = 1024
-    # Of the time without it, what it may take at most. A few tokens don't show what wrong guesses evict, and being on
-    # by luck cost 14 % on a disk whose bytes count; with this much to win first, simulated runs lost a fifth as much.
-    AT_MOST = 0.97
 
     def __init__(self) -> None:
-        self.on = self._winner = False  # it costs a slow disk more than it gives a fast one
+        self.on = self._winner = True  # nine guesses of ten are right
         self._rest = self.REST
         self._left = self.WARM_UP  # tokens until the next trial begins
         self._ways = {True: _Way(), False: _Way()}
@@ -71,8 +68,6 @@ class Trial:
         weren't kept. Decides about the next."""
         if self._left > 0:
             self._left -= 1
-            if self._left == 0:
-                self.on = True
             return
         self._ways[self.on].add(seconds, waited_sec, records)
         wanted = [way.records for way in self._ways.values()]
@@ -81,7 +76,7 @@ class Trial:
             self.on = not self.on
         if done == self.SPELL * self.SPELLS:
             mean = sum(map(sum, wanted)) / done
-            self.on = self._ways[True].cost(mean) <= self.AT_MOST * self._ways[False].cost(mean)
+            self.on = self._ways[True].cost(mean) <= self._ways[False].cost(mean)
             self._rest = min(2 * self._rest, self.MOST_REST) if self.on == self._winner else self.REST
             self._winner, self._left = self.on, self._rest
             self._ways = {True: _Way(), False: _Way()}
