@@ -47,6 +47,8 @@ class ExpertCache:
         self.slots, self._queue, self._policy, self._experts_per_layer = slots, queue, policy, experts_per_layer
         self._record_bytes = slots.shape[1]
         self._slot_of: dict[int, int] = {}  # record -> slot, for records that are whole
+        # the same for who can't ask a dict: int32 [records], -1 for the others; not to be written to
+        self.slot_table = np.full(len(policy.state()), -1, np.int32)
         self._reading: dict[int, int] = {}  # record -> slot, for reads under way
         self._preloading: list[int] = []  # of `_reading`: in the order in which they were asked for
         self._withdrawn: set[int] = set()  # of `_reading`: nobody wants them any more
@@ -133,6 +135,21 @@ class ExpertCache:
         self._used.append((layer, records, counts, tokens))
         self._serving = records
         return slots
+
+    def layers_in_table(self, layer: int, layers: int) -> int:
+        """From `layer` on, the first of `layers` whose experts must be asked for although `slot_table` has them: reads
+        were guessed for it, which end with it; `layers` where there is none. Nothing is to be had from the table while
+        the books may be wrong."""
+        return layer if self._in_use else min((at for at in self._guesses if at >= layer), default=layers)
+
+    def used_from_table(self, layer: int, experts: Sequence[Sequence[int]]) -> None:
+        """One token found its experts of this layer, and of those that follow it, in `slot_table`."""
+        for of_layer in experts:
+            first = layer * self._experts_per_layer
+            self._serving = [first + expert for expert in of_layer]
+            self._tally.hits += len(of_layer)
+            self._used.append((layer, self._serving, None, 1))
+            layer += 1
 
     def request(
         self, layer: int, experts: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1
@@ -266,7 +283,7 @@ class ExpertCache:
                 self._pinned.discard(record)
                 self._tally.preloaded += error is None
             if error is None:
-                self._slot_of[record] = slot
+                self._slot_of[record] = self.slot_table[record] = slot
                 self._tally.landed(record)
                 if withdrawn:  # it was whole before it could be stopped
                     self._policy.insert(record)
@@ -335,6 +352,7 @@ class ExpertCache:
             return None
         self._policy.remove(victim)
         self._tally.evicted(victim)
+        self.slot_table[victim] = -1
         return self._slot_of.pop(victim)
 
     def _pop_free(self) -> int:
@@ -350,6 +368,7 @@ class ExpertCache:
         self._told.clear()
         self._serving = []
         self._slot_of.clear()
+        self.slot_table.fill(-1)
         self._reading.clear()
         self._preloading.clear()
         self._withdrawn.clear()

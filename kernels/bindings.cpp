@@ -1,5 +1,5 @@
 // The Python module: checks arguments, releases the GIL, calls a kernel. Shapes and meanings are in _kernels.pyi.
-#include "bound_layers.h"
+#include "token_layers.h"
 #include "checks.h"
 #include "thread_pool.h"
 #include "timings.h"
@@ -375,6 +375,24 @@ PYBIND11_MODULE(_kernels, m) {
            arg("weights"))
       .def("compute_several", &BoundTokenExperts::compute_several, arg("normed"), arg("pairs"), arg("slots"))
       .def("combine", &BoundTokenExperts::combine_all, arg("x"), arg("weights"));
+
+  py::class_<BoundTokenLayers> token_layers(m, "TokenLayers");
+  token_layers
+      .def(py::init<BoundTokenRouter&, const std::vector<py::object>&, BoundTokenExperts&>(), arg("router"), arg("attention"),
+           arg("experts"), py::keep_alive<1, 2>(), py::keep_alive<1, 4>())
+      .def("run",
+           [](BoundTokenLayers& self, int64_t first, int64_t last, py::array& x, py::array& normed, py::array& weights,
+              const py::array& slots, const py::array& ahead, const std::vector<const BoundKvLayer*>& caches,
+              int64_t start, const py::array& cos, const py::array& sin, py::array& ids) {
+             const BoundTokenLayers::End end =
+                 self.run(first, last, x, normed, weights, slots, ahead, caches, start, cos, sin, ids);
+             return py::make_tuple(end.layer, static_cast<int>(end.stop), end.live_neurons);
+           },
+           arg("first"), arg("last"), arg("x"), arg("normed"), arg("weights"), arg("slots"), arg("ahead"), arg("caches"),
+           arg("start"), arg("cos"), arg("sin"), arg("ids"));
+  token_layers.attr("BEGIN") = static_cast<int>(BoundTokenLayers::Stop::begin);
+  token_layers.attr("ROUTED") = static_cast<int>(BoundTokenLayers::Stop::routed);
+  token_layers.attr("ATTENDED") = static_cast<int>(BoundTokenLayers::Stop::attended);
 
   m.def("packed_bytes", &bind_packed_bytes, arg("quant"), arg("layout"), arg("rows"), arg("cols"));
   m.def("record_sections", &bind_record_sections, arg("quant"), arg("hidden"), arg("ffn"));

@@ -77,6 +77,22 @@ class BoundTokenRouter {
     return routes;
   }
 
+  // For who has checked the arguments and let go of the GIL: `route` of one token into ids [k] and weights [k], and
+  // `guess` of one target into ids.
+  void choose(int64_t layer, const float* x, int32_t* ids, float* weights) {
+    choose_by(matrices_[static_cast<size_t>(layer)], x, ids, weights);
+  }
+  void guess_one(int64_t source, int64_t target, const float* x, int32_t* ids) {
+    const auto predictor = predictors_.find({source, target});
+    std::vector<float> unused(static_cast<size_t>(k_));
+    choose_by(predictor != predictors_.end() ? predictor->second : matrices_[static_cast<size_t>(target)], x, ids,
+              unused.data());
+  }
+  int64_t layers() const { return static_cast<int64_t>(matrices_.size()); }
+  int64_t experts() const { return experts_; }
+  int64_t dim() const { return dim_; }
+  int64_t k() const { return k_; }
+
   // What the layers `targets` would choose for x, best first: as their predictors for `source` say or, without one, as
   // their own routers do of the same x.
   std::vector<std::vector<int32_t>> guess(int64_t source, const py::array& x, const std::vector<int64_t>& targets) {
@@ -129,6 +145,13 @@ class BoundTokenRouter {
     }
     compute(answers, from, tokens, nullptr);
     return answers;
+  }
+
+  void choose_by(const Matrix& matrix, const float* x, int32_t* ids, float* weights) {
+    Timed timed(pool_.timings(), "router");
+    std::vector<float> logits(static_cast<size_t>(experts_));
+    linear(pool_, {{matrix, logits.data()}}, x, 1);
+    smallthinker::route(logits.data(), 1, experts_, k_, gating_, ids, weights);
   }
 
   // Weights are those of the first answer, if they are wanted.
@@ -219,26 +242,38 @@ class BoundAttentionLayer {
     std::vector<Span> spans;
     int64_t left = tokens;
     for (size_t i = 0; i < caches.size(); ++i) {
-      if (caches[i] == nullptr) fail("caches[", i, "]: expected a KvLayer, found None");
-      const KvCache& cache = caches[i]->cache();
-      if (cache.kv_heads != kv_heads_ || cache.head_dim != layer_.head_dim) {
-        fail("caches[", i, "]: expected ", kv_heads_, " heads of ", layer_.head_dim, ", found ", cache.kv_heads, " of ",
-             cache.head_dim);
-      }
-      for (size_t j = 0; j < i; ++j) {
-        if (caches[j]->cache().keys == cache.keys) fail("caches[", i, "]: is there twice");
-      }
       if (counts[i] < 1 || counts[i] > left) fail("counts[", i, "]: expected 1 to ", left, ", found ", counts[i]);
-      check_start(starts[i], counts[i]);
-      check_capacity(cache, starts[i], counts[i], layer_.window);
-      spans.push_back({cache, starts[i], counts[i]});
+      spans.push_back(span(caches[i], static_cast<int64_t>(i), starts[i], counts[i]));
+      for (size_t j = 0; j < i; ++j) {
+        if (spans[j].cache.keys == spans[i].cache.keys) fail("caches[", i, "]: is there twice");
+      }
       left -= counts[i];
     }
     if (left != 0) fail("counts: expected ", tokens, " tokens in all, found ", tokens - left);
     if (tokens == 0) return;
     py::gil_scoped_release unlocked;
-    attention_layer(pool_, layer_, to, spans, c, s, norm);
+    add_to(to, spans, c, s, norm);
   }
+
+  // The i-th of some caches, for `tokens` tokens from position `start` on.
+  Span span(const BoundKvLayer* kv, int64_t i, int64_t start, int64_t tokens) const {
+    if (kv == nullptr) fail("caches[", i, "]: expected a KvLayer, found None");
+    const KvCache& cache = kv->cache();
+    if (cache.kv_heads != kv_heads_ || cache.head_dim != layer_.head_dim) {
+      fail("caches[", i, "]: expected ", kv_heads_, " heads of ", layer_.head_dim, ", found ", cache.kv_heads, " of ",
+           cache.head_dim);
+    }
+    check_start(start, tokens);
+    check_capacity(cache, start, tokens, layer_.window);
+    return {cache, start, tokens};
+  }
+
+  // For who has checked the arguments and let go of the GIL.
+  void add_to(float* x, const std::vector<Span>& spans, const float* cos, const float* sin, float* normed) {
+    attention_layer(pool_, layer_, x, spans, cos, sin, normed);
+  }
+  int64_t dim() const { return layer_.o.rows; }
+  int64_t head_dim() const { return layer_.head_dim; }
 
  private:
   ThreadPool& pool_;
@@ -315,9 +350,19 @@ class BoundTokenExperts {
     py::gil_scoped_release unlocked;  // before the lock, which another thread may hold and want the GIL
     std::lock_guard<std::mutex> lock(mutex_);
     if (floats(tokens) > contributions_.size()) fail("x: expected at most the tokens that were computed, found ", tokens);
-    Timed timed(pool_.timings(), "combine");
-    combine(pool_, to, contributions_.data(), w, tokens, call_.k, call_.hidden);
+    combine_locked(to, w, tokens);
   }
+
+  // For who has checked the arguments and let go of the GIL: `add` for slots [k].
+  int64_t add_to(float* x, const float* normed, const int32_t* slots, const float* weights) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    const int64_t live = run_locked(normed, 1, counting_, counting_.data(), slots, call_.k);
+    combine_locked(x, weights, 1);
+    return live;
+  }
+  int64_t slots() const { return kept_.shape(0); }
+  int64_t hidden() const { return call_.hidden; }
+  int64_t k() const { return call_.k; }
 
  private:
   static void check_pair(const char* name, int64_t pair, int64_t pairs) {
@@ -332,17 +377,27 @@ class BoundTokenExperts {
     if (slots.empty()) return 0;
     py::gil_scoped_release unlocked;
     std::lock_guard<std::mutex> lock(mutex_);
+    return run_locked(from, tokens, offsets, pairs.data(), slots.data(), static_cast<int64_t>(slots.size()));
+  }
+
+  int64_t run_locked(const float* from, int64_t tokens, const std::vector<int32_t>& offsets, const int32_t* pairs,
+                     const int32_t* slots, int64_t n_experts) {
     if (floats(tokens) > contributions_.size()) contributions_.resize(floats(tokens));
     ExpertCall call = call_;
     call.tokens = tokens;
-    call.n_experts = static_cast<int64_t>(slots.size());
-    call.slot_ids = slots.data();
+    call.n_experts = n_experts;
+    call.slot_ids = slots;
     call.offsets = offsets.data();
-    call.pairs = pairs.data();
+    call.pairs = pairs;
     call.x = from;
     call.out = contributions_.data();
     Timed timed(pool_.timings(), "experts");
     return experts(pool_, call);
+  }
+
+  void combine_locked(float* x, const float* weights, int64_t tokens) {
+    Timed timed(pool_.timings(), "combine");
+    combine(pool_, x, contributions_.data(), weights, tokens, call_.k, call_.hidden);
   }
 
   ThreadPool& pool_;

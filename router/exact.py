@@ -43,7 +43,7 @@ class ExactRouter:
         self._num_experts = num_experts
         self._k = num_experts_per_tok
         self._gating: Literal["softmax", "sigmoid"] = gating
-        self._of_token = _kernels.TokenRouter(
+        self.of_token = _kernels.TokenRouter(
             pool, list(weights), num_experts, hidden_size, num_experts_per_tok, gating, predictor or {}
         )
 
@@ -56,24 +56,24 @@ class ExactRouter:
 
     def route_token(self, layer: int, x: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]) -> list[int]:
         """The same for one token, x [1, d], in a third of Python's time: ids, best first; fills weights [1, k]."""
-        return self._of_token.route(layer, x, weights)
+        return self.of_token.route(layer, x, weights)
 
     def route_tokens(
         self, layer: int, x: npt.NDArray[np.float32], weights: npt.NDArray[np.float32]
     ) -> tuple[list[int], list[list[int]]]:
         """The same for a few tokens, x [T, d], weights [T, k]: the distinct experts, ascending, and the pairs of each,
         as in `planner.ExpertWork`."""
-        return self._of_token.route_several(layer, x, weights)
+        return self.of_token.route_several(layer, x, weights)
 
     def guess(self, source: int, x: npt.NDArray[np.float32], targets: Sequence[int]) -> list[list[int]]:
         """What each layer in `targets` will choose for one token, best first, as its predictor says of the state x
         [1, d] after the attention of layer `source`; without one, what it would choose if x didn't change until there.
         Source FINAL is what goes into the head, for the next token's layers; it needs a predictor."""
-        return self._of_token.guess(source, x, targets)
+        return self.of_token.guess(source, x, targets)
 
     def guess_tokens(
         self, source: int, x: npt.NDArray[np.float32], targets: Sequence[int]
     ) -> list[tuple[list[int], list[int]]]:
         """The same for a few tokens, x [T, d]: of each target its distinct experts, with the best rank that a token
         gives each."""
-        return self._of_token.guess_several(source, x, targets)
+        return self.of_token.guess_several(source, x, targets)

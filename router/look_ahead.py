@@ -13,6 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 # A wrong guess costs the certain reads at most the chunk that is under way; a right one saves a part of a wait.
 WORTH = 0.5
 _WATCH = 16  # a guess that isn't worth making is made for the record, without a read, every so many tokens
@@ -99,6 +102,7 @@ class LookAhead:
         self._sources = range(-1 if next_token else 0, num_layers)
         self._nothing: dict[int, tuple[int, ...]] = dict.fromkeys(range(-1, num_layers), ())
         self._chosen = self._targets = self._nothing
+        self._next_layers = self._nothing, np.full(num_layers, -1, np.int32)
         self._tokens = 0
         self.trials = Trial(), Trial()  # for one token, and for several
         self.trial = self.trials[False]
@@ -109,6 +113,15 @@ class LookAhead:
         if source < 0:  # the trial has just been told of a token, and may have turned
             return self._chosen[source] if self.trial.on else ()
         return self._targets[source]
+
+    def next_layers(self) -> npt.NDArray[np.int32]:
+        """int32 [layers], in place of `targets` for who looks one layer ahead: the next layer where it is asked for, -1
+        where nothing is, -2 where it's something else."""
+        if self._next_layers[0] is not self._targets:
+            ahead = [self._targets[layer] for layer in range(self._num_layers)]
+            found = [-1 if not of else layer + 1 if of == (layer + 1,) else -2 for layer, of in enumerate(ahead)]
+            self._next_layers = self._targets, np.array(found, np.int32)
+        return self._next_layers[1]
 
     def begin_token(self, several: bool = False) -> None:
         """Decide for one token, or one each of several sequences, what is worth asking. Several have a trial of their

@@ -265,6 +265,43 @@ class TokenExperts:
         """x [T, hidden] += the sum over j of weights[t, j] * what was computed last for pair t * k + j, the same bits
         as `add`. Raises ValueError for more tokens than any call before computed."""
 
+class TokenLayers:
+    """The layers of one token whose experts are all in slots, without Python between them.
+
+    attention: of each layer. `run` ends before a layer that isn't there (BEGIN: it was to go no further; ROUTED: an
+    expert is missing, the route is known, nothing is computed), or within one (ATTENDED: attention has been added, and
+    what is guessed of a later layer is missing).
+    """
+
+    BEGIN: int
+    ROUTED: int
+    ATTENDED: int
+
+    def __init__(self, router: TokenRouter, attention: list[AttentionLayer], experts: TokenExperts) -> None: ...
+    def run(
+        self,
+        first: int,
+        last: int,
+        x: F32,
+        normed: F32,
+        weights: F32,
+        slots: I32,
+        ahead: I32,
+        caches: list[KvLayer],
+        start: int,
+        cos: F32,
+        sin: F32,
+        ids: I32,
+    ) -> tuple[int, int, int]:
+        """x [1, d] through the layers from `first` to `last` - 1, in place -> the layer where it ended, why, and how
+        many neurons of experts were computed.
+
+        slots [L * E]: where each expert is, -1 where it isn't. ahead [L]: the layer whose experts are guessed once this
+        one's attention has been added, -1 for none, -2 to end there. caches: of every layer, for one token from
+        position `start` on; cos, sin [1, D / 2]. ids [L + 1, k] gets the routes and behind them the last guess, weights
+        [1, k] the last route's, normed [1, d] the last norm.
+        """
+
 def combine(pool: ThreadPool, x: F32, contributions: F32, weights: F32) -> None:
     """x[t] += weights[t, j] * contributions[t * k + j], j ascending.
 

@@ -123,6 +123,10 @@ class Decoder:
             experts.slots,
         )
         self.attention = [self._attention_layer(layer) for layer in range(config.num_hidden_layers)]
+        self.token_layers = _kernels.TokenLayers(self.router.of_token, self.attention, self.token_experts)
+        # of one token, and behind them the last guess of a later layer's
+        self._routes = np.empty((config.num_hidden_layers + 1, config.moe_num_active_primary_experts), np.int32)
+        self._no_layers = np.full(config.num_hidden_layers, -1, np.int32)
 
     def _attention_layer(self, layer: int) -> _kernels.AttentionLayer:
         c, name = self.config, f"layers.{layer}."
@@ -171,14 +175,16 @@ class Decoder:
         look = self.look_ahead if is_few else None
         if look is not None:
             look.begin_token(several=len(ids) > 1)
-        for layer in range(self.config.num_hidden_layers):
-            if cancelled():
-                raise CancelledError("cancelled")
-            if is_few and not self.observers.watch_layers:
-                of_layer = self._layer_of_token if len(ids) == 1 else self._layer_of_tokens
-                of_layer(layer, x, normed, caches, cos, sin, weights)
-            else:
-                self._layer_of_chunk(layer, x, normed, caches, cos, sin)
+        if is_few and len(ids) == 1 and not self.observers.watch_layers:
+            self._layers_of_token(x, normed, caches, cos, sin, weights, cancelled)
+        else:
+            for layer in range(self.config.num_hidden_layers):
+                if cancelled():
+                    raise CancelledError("cancelled")
+                if is_few and not self.observers.watch_layers:
+                    self._layer_of_tokens(layer, x, normed, caches, cos, sin, weights)
+                else:
+                    self._layer_of_chunk(layer, x, normed, caches, cos, sin)
         for kv, n in zip(caches.kvs, counts, strict=True):
             kv.advance(n)
         self.experts.step(len(ids))
@@ -195,14 +201,59 @@ class Decoder:
         ) * self.config.moe_ffn_hidden_size
         return self._head(x if all_logits or len(x) == len(spans) else x[np.cumsum(counts) - 1])
 
-    def _layer_of_token(
-        self, layer: int, x: Floats, normed: Floats, caches: _Caches, cos: Floats, sin: Floats, weights: Floats
+    def _layers_of_token(
+        self,
+        x: Floats,
+        normed: Floats,
+        caches: _Caches,
+        cos: Floats,
+        sin: Floats,
+        weights: Floats,
+        cancelled: Callable[[], bool],
     ) -> None:
-        """One layer for x [1, d], in place."""
-        cache = self.experts
-        look = self.look_ahead
-        # exact: from the raw residual, before this layer's norm and attention
-        experts = self.router.route_token(layer, x, weights)
+        """All layers for x [1, d], in place: without Python as long as nothing is missing, and one by one where
+        something is."""
+        cache, look, layers = self.experts, self.look_ahead, self.config.num_hidden_layers
+        ahead = self._no_layers if look is None else look.next_layers()
+        (kv,), (start,) = caches.kvs, caches.starts
+        layer = 0
+        while layer < layers:
+            if cancelled():
+                raise CancelledError("cancelled")
+            last = cache.layers_in_table(layer, layers)
+            at, why, live = self.token_layers.run(
+                layer, last, x, normed, weights, cache.slot_table, ahead, kv.layers, start, cos, sin, self._routes
+            )
+            self.live_neurons += live
+            attended = why == self.token_layers.ATTENDED
+            cache.used_from_table(layer, self._routes[layer : at + attended].tolist())
+            layer = at
+            if attended:
+                assert look is not None
+                slots = cache.slot_table[layer * self.config.moe_num_primary_experts + self._routes[layer]].tolist()
+                self._expect(look, layer, x, [self._routes[layers].tolist()] if ahead[layer] >= 0 else None)
+                self.live_neurons += self.token_experts.add(x, normed, slots, weights)
+                layer += 1
+            elif layer < layers:
+                # exact: from the raw residual, before this layer's norm and attention
+                is_routed = why == self.token_layers.ROUTED
+                experts = self._routes[layer].tolist() if is_routed else self.router.route_token(layer, x, weights)
+                self._layer_of_token(layer, experts, x, normed, caches, cos, sin, weights)
+                layer += 1
+
+    def _layer_of_token(
+        self,
+        layer: int,
+        experts: list[int],
+        x: Floats,
+        normed: Floats,
+        caches: _Caches,
+        cos: Floats,
+        sin: Floats,
+        weights: Floats,
+    ) -> None:
+        """One layer for x [1, d], in place, with the experts and weights [1, k] of its route."""
+        cache, look = self.experts, self.look_ahead
         if look is not None:
             look.judge(layer, experts)
         slots = cache.resident_slots(layer, experts)
@@ -224,13 +275,14 @@ class Decoder:
                 self.live_neurons += self.token_experts.compute(normed, places, slots)
         self.token_experts.combine(x, weights)
 
-    def _expect(self, look: LookAhead, source: int, x: Floats) -> None:
+    def _expect(self, look: LookAhead, source: int, x: Floats, answers: list[list[int]] | None = None) -> None:
         """Have what later layers will likely want read in the disk's idle time. x [1, d]: after the attention of layer
-        `source`; or the final state, for the first layers of the next token: the head gives time to read."""
+        `source`; or the final state, for the first layers of the next token: the head gives time to read. answers: of
+        the layers that look ahead names, where they have been asked already."""
         ahead = look.targets(source)
         if not ahead:
             return
-        for target, answer in zip(ahead, self.router.guess(source, x, ahead), strict=True):
+        for target, answer in zip(ahead, answers or self.router.guess(source, x, ahead), strict=True):
             missing = self.experts.expect(target, answer, look.likelihoods(source, target))
             if missing:
                 look.remember(source, target, [(answer[rank], rank) for rank in missing])

@@ -93,9 +93,9 @@ class _TimedDecoder(Decoder):
     def run(self, tokens: Sequence[int]) -> None:
         self.forward([(self.kv, tokens)])
 
-    def _layer_of_token(self, *arguments: Any) -> None:
+    def _layers_of_token(self, *arguments: Any) -> None:
         began = time.perf_counter()
-        super()._layer_of_token(*arguments)
+        super()._layers_of_token(*arguments)
         self.layers_sec += time.perf_counter() - began
 
     def _layer_of_chunk(self, *arguments: Any) -> None:
@@ -103,9 +103,9 @@ class _TimedDecoder(Decoder):
         super()._layer_of_chunk(*arguments)
         self.layers_sec += time.perf_counter() - began
 
-    def _expect(self, look: LookAhead, source: int, x: Floats) -> None:
+    def _expect(self, look: LookAhead, source: int, x: Floats, answers: list[list[int]] | None = None) -> None:
         began = time.perf_counter()
-        super()._expect(look, source, x)
+        super()._expect(look, source, x, answers)
         self.guess_sec += time.perf_counter() - began
 
 

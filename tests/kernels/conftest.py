@@ -21,6 +21,7 @@ if command := os.environ.get("KERNELS_DRIVER"):
         "test_thread_pool.py",
         "test_timings.py",
         "test_token_experts.py",
+        "test_token_layers.py",
     ]
     settings.register_profile("driver", max_examples=20, deadline=None)
 

@@ -170,6 +170,35 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         _kernels.TokenRouter(POOL, [zeros(16 * 20, dtype=f32).view(u8)], 8, 20, 2, "softmax").route_several,
         {"layer": 0, "x": zeros(3, 20), "weights": zeros(3, 2)},
     ),
+    "token_router.guess": (
+        _kernels.TokenRouter(POOL, [zeros(16 * 20, dtype=f32).view(u8)], 8, 20, 2, "softmax").guess,
+        {"source": 0, "x": zeros(1, 20), "targets": [0]},
+    ),
+    "token_router.guess_several": (
+        _kernels.TokenRouter(POOL, [zeros(16 * 20, dtype=f32).view(u8)], 8, 20, 2, "softmax").guess_several,
+        {"source": 0, "x": zeros(3, 20), "targets": [0]},
+    ),
+    "token_layers.run": (
+        _kernels.TokenLayers(
+            _kernels.TokenRouter(POOL, [zeros(16 * 64, dtype=f32).view(u8)] * 2, 8, 64, 2, "softmax"),
+            [_kernels.AttentionLayer(**ATTENTION_LAYER)] * 2,
+            _kernels.TokenExperts(POOL, "q4_0", 64, 32, 2, zeros(3, SECTIONS[2], dtype=u8)),
+        ).run,
+        {
+            "first": 0,
+            "last": 2,
+            "x": zeros(1, 64),
+            "normed": zeros(1, 64),
+            "weights": zeros(1, 2),
+            "slots": zeros(16, dtype=i32),
+            "ahead": np.array([1, -1], i32),
+            "caches": [kv_layer(), KV_LAYER],
+            "start": 13,
+            "cos": zeros(1, 4),
+            "sin": zeros(1, 4),
+            "ids": zeros(3, 2, dtype=i32),
+        },
+    ),
     "token_experts.add_several": (
         _kernels.TokenExperts(POOL, "q4_0", 64, 32, 2, zeros(3, SECTIONS[2], dtype=u8)).add_several,
         {
@@ -230,6 +259,10 @@ OUTPUTS = [
         ("token_experts.add", "normed"),
         ("token_experts.add", "weights"),
         ("token_router.route_several", "x"),
+        ("token_router.guess", "x"),
+        ("token_router.guess_several", "x"),
+        ("token_layers.run", "cos"),
+        ("token_layers.run", "sin"),
         ("token_experts.add_several", "normed"),
         ("token_experts.add_several", "weights"),
         ("attention_layer.forward", "cos"),
@@ -239,7 +272,13 @@ OUTPUTS = [
     }
 ]
 # Dimensions that nothing else of the call has.
-FREE = {("experts", "slots", 0), ("rope", "x", 1), ("linear_groups", "groups", 0), ("route", "logits", 1)}
+FREE = {
+    ("token_router.guess_several", "x", 0),
+    ("experts", "slots", 0),
+    ("rope", "x", 1),
+    ("linear_groups", "groups", 0),
+    ("route", "logits", 1),
+}
 
 
 def call(name: str, **changes: Any) -> Any:

@@ -86,7 +86,8 @@ def test_any_schedule_gives_each_sequence_the_bits_that_it_has_alone(
                 if not spans:
                     continue
                 if rng.random() < 0.1:  # given up in the middle, then computed again
-                    answers = iter([False] * int(rng.integers(3)))
+                    is_one = sum(len(new) for _, new in spans) == 1  # may ask but once, where it finds all experts
+                    answers = iter([False] * (0 if is_one else int(rng.integers(3))))
                     with pytest.raises(CancelledError):
                         engine.step(spans, cancelled=partial(next, answers, True))
                 logits = engine.step(spans)
