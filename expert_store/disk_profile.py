@@ -18,7 +18,7 @@ from smallthinker.expert_store.small_files import write_hint
 from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
 
-_FORMAT: Final = 2  # of the file, and of what the figures mean
+_FORMAT: Final = 3  # of the file, and of what the figures mean
 _MOST_FILE_BYTES = 64 << 10
 # A real disk that gives this share of an emulated one's bandwidth is good enough to stand for it.
 _GOOD_ENOUGH = 0.95

@@ -34,7 +34,6 @@ _TRIAL_SEC = 0.025  # one measurement, on a disk that is fast enough for several
 _LATENCY_READS, _LATENCY_SHARE = 16, 0.1
 _GRID_SHARE = 0.75  # of the time; the rest is for the other kinds, at the best point
 _CLOSE = 0.95  # as good as the best: a busy disk doesn't give the same figure twice
-_SPECULATIVE_CLOSE = 0.85  # what speculative reading may lose, so that a certain read finds less in its way
 # How much faster another kind must be than direct reads by threads. What goes through the page cache takes half a core
 # for each 1.3 GB/s, where direct reads take a tenth, and arithmetic wants both cores.
 _HANDICAPS: dict[NativeKind, float] = {"uring": 1.05, "buffered": 1.3, "mmap": 1.3}
@@ -131,8 +130,9 @@ def emulated_profile(storage: StorageProfile, record_bytes: int, real: DiskProfi
 
 
 def _speculative_depth(best: _Trial, grid: list[_Trial]) -> int:
+    """A certain read waits for the speculative chunks under way: no more of them than it takes."""
     alike = [trial for trial in grid if trial.chunk_bytes == best.chunk_bytes and trial.samples]
-    enough = _SPECULATIVE_CLOSE * best.bytes_per_sec
+    enough = _CLOSE * best.bytes_per_sec
     return min(trial.depth for trial in alike if trial is best or trial.bytes_per_sec >= enough)
 
 
