@@ -33,7 +33,7 @@ _MOST_ROUNDS = 5
 _TRIAL_SEC = 0.025  # one measurement, on a disk that is fast enough for several records in that time
 _LATENCY_READS, _LATENCY_SHARE = 16, 0.1
 _GRID_SHARE = 0.75  # of the time; the rest is for the other kinds, at the best point
-_CLOSE = 0.85  # as good as the best: a busy disk gives another figure each time, and more in flight costs for certain
+_CLOSE = 0.85  # as good as the best: a busy disk gives another figure each time, and what is in flight is waited for
 # How much faster another kind must be than direct reads by threads. What goes through the page cache takes half a core
 # for each 1.3 GB/s, where direct reads take a tenth, and arithmetic wants both cores.
 _HANDICAPS: dict[NativeKind, float] = {"uring": 1.05, "buffered": 1.3, "mmap": 1.3}
