@@ -151,8 +151,8 @@ class _Trial:
 
 
 def choose(trials: list[_Trial]) -> _Trial | None:
-    """The fewest bytes in flight, then the fewest chunks, among those about as fast as the fastest: what is in flight is
-    what a certain read has to wait for, and what a withdrawn one still costs."""
+    """The fewest bytes in flight, then the fewest chunks, among those about as fast as the fastest: for what is in
+    flight a certain read has to wait, and a withdrawn one still takes it."""
     measured = [trial for trial in trials if trial.samples]
     if not measured:
         return None
