@@ -1,6 +1,7 @@
-"""Runs a process under the kernel's own throttle of a disk: the emulator's check, where root and block cgroups exist.
+"""The kernel's own throttle of a disk: tells what this process is allowed, and runs one under a throttle, the emulator's
+check, where root and block cgroups exist.
 
-Owns the cgroup, which is removed afterwards. Imposes a profile's random bandwidth and requests per second; latency and
+Owns the cgroup that it makes, which is removed afterwards. Imposes a profile's random bandwidth and requests per second; latency and
 depth stay the disk's, and what the page cache holds is not throttled. Linux only.
 """
 
@@ -8,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +38,7 @@ def real_throttle(profile: StorageProfile, path: str | Path, pid: int | None = N
         raise ProfileError(
             f"throttle: cannot find the block cgroup of process {pid}: {e.strerror}; {_REMEDY}"
         ) from None
-    folder = parent / f"smallthinker-{secrets.token_hex(6)}"
+    folder = parent / f"smallthinker-{os.urandom(6).hex()}"
     bandwidth, requests = int(profile.random_bytes_per_sec), max(1, int(profile.random_iops))
     try:
         if not v1 and "io" not in (parent / "cgroup.subtree_control").read_text().split():
@@ -60,6 +60,34 @@ def real_throttle(profile: StorageProfile, path: str | Path, pid: int | None = N
         yield folder
     finally:
         _leave(folder, home)
+
+
+def allowed_bytes_per_sec(path: str | Path) -> float | None:
+    """How fast this process may read the disk behind `path`, by the throttles of its cgroups; None where there is none,
+    or it can't be told."""
+    try:
+        device = disk_of(Path(path))
+        v1, parent, home = _cgroups_of(os.getpid())
+        if v1:  # a throttle is of its own cgroup alone
+            found = [_limit_in(home / "blkio.throttle.read_bps_device", device, "")]
+        else:
+            inside = [home, *home.parents]
+            of_all = inside[: inside.index(parent)] if parent in inside else [home]
+            found = [_limit_in(folder / "io.max", device, "rbps=") for folder in of_all]
+    except (OSError, ProfileError):
+        return None
+    return min((limit for limit in found if limit is not None), default=None)
+
+
+def _limit_in(file: Path, device: str, prefix: str) -> float | None:
+    """Bytes per second for `device`, of lines like '8:0 1048576' or '8:0 rbps=1048576 wbps=max'."""
+    with contextlib.suppress(OSError):
+        for line in file.read_text().splitlines():
+            number, *limits = line.split()
+            if number == device:
+                values = [limit.removeprefix(prefix) for limit in limits if limit.startswith(prefix)]
+                return next((float(value) for value in values if value.isdigit()), None)
+    return None
 
 
 def disk_of(path: Path) -> str:

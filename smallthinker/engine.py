@@ -28,6 +28,7 @@ from smallthinker.expert_store import host
 from smallthinker.expert_store.disk_profile import DiskProfile, shortfall
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind, open_queue, queue_bytes
+from smallthinker.expert_store.real_throttle import allowed_bytes_per_sec
 from smallthinker.expert_store.storage_profile import StorageProfile, load_profile
 from smallthinker.expert_store.store import Store
 from smallthinker.huge_pages import HugePages
@@ -142,6 +143,7 @@ class Engine:
             if self.storage is not None:
                 profile = emulated_profile(self.storage, store.record_bytes, real)
             self.disk_profile = profile  # `measured` is False where nobody asked the disk
+            self.disk_bytes_per_sec_allowed = allowed_bytes_per_sec(path)  # by the kernel; None where it sets no limit
             self.storage_warning = None if self.storage is None else shortfall(self.storage, profile, real)
             ahead = find_predictor(store) if predictor and look_ahead and prefetch and not fits else None
             extra = (lossy.packed_bytes if lossy is not None else 0) + (ahead.nbytes if ahead is not None else 0)

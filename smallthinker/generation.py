@@ -211,7 +211,7 @@ class _Meter:
         self._engine, self._prompt_tokens, self._reused_tokens, self._seed = engine, prompt_tokens, reused_tokens, seed
         self._tokens = 0
         disk = engine.disk_profile
-        self._probed = disk.bandwidth_bytes_per_sec if disk.measured else None
+        self._disk = disk.bandwidth_bytes_per_sec if disk.measured else None, engine.disk_bytes_per_sec_allowed
         self.sampling, self.text = Stopwatch(), Stopwatch()
         self._asked = asked
         self._began = self._first_token = self._last_token = time.perf_counter()
@@ -249,8 +249,8 @@ class _Meter:
             ttft_sec=self._first_token - self._asked,
             decode_sec=self._last_token - self._first_token,
             load_sec=engine.load_sec,
-            prefill=Phase.of(prefill, first - self._at_start, self._probed),
-            decode=Phase.of(decode, end - first, self._probed),
+            prefill=Phase.of(prefill, first - self._at_start, *self._disk),
+            decode=Phase.of(decode, end - first, *self._disk),
             sampling_sec=self.sampling.sec,
             text_sec=self.text.sec,
             peak_memory_bytes=host.peak_memory_bytes(),

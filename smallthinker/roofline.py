@@ -51,7 +51,7 @@ class Phase:
 
     wall_sec is arithmetic_sec (in kernels) + stall_sec (nothing to compute until a read that was certain by then came
     back) + python_sec (the rest). disk_bytes_per_sec_probed: what a probe of the disk found, at some other time; None
-    where none was made.
+    where none was made. disk_bytes_per_sec_allowed: what the kernel lets this process read; None: it sets no limit.
     """
 
     tokens: int
@@ -60,9 +60,16 @@ class Phase:
     python_sec: float
     experts: CacheCounters
     disk_bytes_per_sec_probed: float | None = None
+    disk_bytes_per_sec_allowed: float | None = None
 
     @classmethod
-    def of(cls, clocks: Clocks, experts: CacheCounters, disk_bytes_per_sec_probed: float | None) -> Phase:
+    def of(
+        cls,
+        clocks: Clocks,
+        experts: CacheCounters,
+        disk_bytes_per_sec_probed: float | None,
+        disk_bytes_per_sec_allowed: float | None = None,
+    ) -> Phase:
         """clocks, experts: what they counted during the phase; their stalls are the same ones."""
         return cls(
             clocks.tokens,
@@ -71,6 +78,7 @@ class Phase:
             clocks.python_sec,
             experts,
             disk_bytes_per_sec_probed,
+            disk_bytes_per_sec_allowed,
         )
 
     @property
@@ -93,14 +101,19 @@ class Phase:
     def roofline(self) -> Roofline:
         """With the larger bandwidth of the two, the probed and the seen one, which gives the higher roof: a disk shared
         with others changes by the minute, and a bad minute must not flatter the engine. What was seen is also why no
-        run beats its roofline: the disk was busy for at least that long.
+        run beats its roofline: the disk was busy for at least that long. No more counts than the kernel allows: its
+        throttle lets through at once what it saved up while nothing was read, which looks faster than it is. What it
+        saved up before the phase is the one thing that a share is cut off at 1 for.
         """
         tokens = max(1, self.tokens)
         bandwidth = max(self.disk_bytes_per_sec_probed or 0.0, self.disk_bytes_per_sec_seen or 0.0)
+        bandwidth = min(bandwidth, self.disk_bytes_per_sec_allowed or bandwidth)
         disk_sec = self.needed_bytes / bandwidth if bandwidth else 0.0
         least = max(self.arithmetic_sec, disk_sec)
         return Roofline(
-            self.arithmetic_sec / tokens, disk_sec / tokens, least / self.wall_sec if self.wall_sec > 0 else 0.0
+            self.arithmetic_sec / tokens,
+            disk_sec / tokens,
+            min(least / self.wall_sec, 1.0) if self.wall_sec > 0 else 0.0,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,5 +144,6 @@ class Phase:
             "busy_sec": experts.busy_sec,
             "disk_bytes_per_sec_probed": self.disk_bytes_per_sec_probed,
             "disk_bytes_per_sec_seen": self.disk_bytes_per_sec_seen,
+            "disk_bytes_per_sec_allowed": self.disk_bytes_per_sec_allowed,
             "roofline": self.roofline.to_dict(),
         }

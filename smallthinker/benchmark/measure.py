@@ -55,19 +55,18 @@ def _profile(job: Row) -> StorageProfile | None:
     return None if job["storage"] is None else StorageProfile.from_dict(job["storage"])
 
 
-def disk_bytes_per_sec(engine: Engine, throttle: StorageProfile | None) -> float | None:
-    """What the disk gives, for the ceiling: as it was probed, or no more than what the kernel lets through."""
+def disk_bytes_per_sec(engine: Engine, throttle: StorageProfile | None) -> tuple[float | None, float | None]:
+    """What the disk gives, for the ceiling: as it was probed, and what the kernel lets through."""
     disk = engine.disk_profile
     probed = disk.bandwidth_bytes_per_sec if disk.measured else None
     if throttle is None:
-        return probed
-    given = throttle.bytes_per_sec(disk.chunk_bytes, disk.depth)
-    return given if probed is None else min(given, probed)
+        return probed, engine.disk_bytes_per_sec_allowed
+    return probed, throttle.bytes_per_sec(disk.chunk_bytes, disk.depth)
 
 
 def run(engine: Engine, answers: list[Answer], greedy: bool, throttle: StorageProfile | None) -> Row:
     """The figures of the answers, one after another, and of the engine that gave them."""
-    probed = disk_bytes_per_sec(engine, throttle)
+    disk = disk_bytes_per_sec(engine, throttle)
     return {
         "load_sec": engine.load_sec,
         "slots": engine.plan.slots,
@@ -76,13 +75,13 @@ def run(engine: Engine, answers: list[Answer], greedy: bool, throttle: StoragePr
         "threads": engine.threads,
         "isa": engine.isa,
         "answers": [
-            {"start": start} | answer_figures(engine, answer, greedy, probed)
+            {"start": start} | answer_figures(engine, answer, greedy, disk)
             for start, answer in zip(STARTS, answers, strict=True)
         ],
     }
 
 
-def answer_figures(engine: Engine, answer: Answer, greedy: bool, probed: float | None) -> Row:
+def answer_figures(engine: Engine, answer: Answer, greedy: bool, disk: tuple[float | None, float | None]) -> Row:
     """One answer into an empty context: its speeds, its two phases, and the most slots that decoding had."""
     engine.forget()
     sampling, most_slots, cpu = Stopwatch(), 0, time.process_time()
@@ -101,7 +100,7 @@ def answer_figures(engine: Engine, answer: Answer, greedy: bool, probed: float |
     decode_sec = time.perf_counter() - decoding
     end = engine.clocks(), engine.experts.counters()
     prefill, decode = (
-        (Phase.of(c1 - c0, e1 - e0, probed), c1 - c0)
+        (Phase.of(c1 - c0, e1 - e0, *disk), c1 - c0)
         for (c0, e0), (c1, e1) in ((before, between), (between, end))
     )  # fmt: skip
     return {

@@ -10,7 +10,7 @@ import pytest
 
 from smallthinker.errors import ProfileError
 from smallthinker.expert_store import real_throttle as module
-from smallthinker.expert_store.real_throttle import real_throttle
+from smallthinker.expert_store.real_throttle import allowed_bytes_per_sec, real_throttle
 from smallthinker.expert_store.storage_profile import load_profile
 
 EMMC = load_profile("emmc")
@@ -54,6 +54,39 @@ def test_version_2_asks_for_the_controller_and_writes_both_limits(
         assert read(cgroups / "cgroup.subtree_control") == "+io"
         assert read(folder / "io.max") == "8:0 rbps=250000000 riops=1"
     assert read(home / "cgroup.procs") == "77"
+
+
+def test_what_version_1_allows_is_told(cgroups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = cgroups / "blkio"
+    home.mkdir()
+    monkeypatch.setattr(module, "_cgroups_of", lambda _: (True, home, home))
+    assert allowed_bytes_per_sec("/anything") is None
+    (home / "blkio.throttle.read_bps_device").write_text("8:16 1\n8:0 314572800\n")
+    assert allowed_bytes_per_sec("/anything") == 314572800
+    (home / "blkio.throttle.read_bps_device").write_text("8:16 1\n")
+    assert allowed_bytes_per_sec("/anything") is None
+
+
+def test_of_what_version_2_allows_the_least_on_the_way_up_is_told(
+    cgroups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = cgroups / "user" / "app"
+    home.mkdir(parents=True)
+    monkeypatch.setattr(module, "_cgroups_of", lambda _: (False, cgroups, home))
+    assert allowed_bytes_per_sec("/anything") is None
+    (home / "io.max").write_text("8:0 rbps=max wbps=5 riops=max wiops=max\n")
+    assert allowed_bytes_per_sec("/anything") is None
+    (home / "io.max").write_text("8:0 rbps=300 wbps=5 riops=max wiops=max\n")
+    (home.parent / "io.max").write_text("8:16 rbps=7\n8:0 wbps=5 rbps=200\n")
+    assert allowed_bytes_per_sec("/anything") == 200
+
+
+def test_where_no_disk_is_behind_the_path_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(_: Path) -> str:
+        raise ProfileError("no disk")
+
+    monkeypatch.setattr(module, "disk_of", none)
+    assert allowed_bytes_per_sec("/anything") is None
 
 
 def test_without_rights_or_cgroups_it_is_one_clear_error(cgroups: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,18 @@ def test_wasted_bytes_raise_no_roof_but_show_what_the_disk_gave() -> None:
     assert phase(0.1, read, probed=240 * MB).roofline.disk_sec_per_token == pytest.approx(0.025)
 
 
+def test_what_a_throttle_saved_up_while_idle_is_no_faster_disk() -> None:
+    """It allows 100 MB in the 2 s; 90 came in the 0.6 s in which reads were under way."""
+    read = CacheCounters(certain_bytes=90 * MB, stall_sec=0.5, busy_sec=0.6)
+    clocks = Clocks(10, 2.0, read.stall_sec, {"experts": KernelTime(1, 0.1)})
+    free, throttled = (Phase.of(clocks, read, 200 * MB, allowed) for allowed in (None, 50 * MB))
+    assert free.roofline.share == pytest.approx(0.225)  # by the probe
+    assert throttled.roofline.share == pytest.approx(0.9)
+    assert throttled.to_dict()["disk_bytes_per_sec_allowed"] == 50 * MB
+    saved_before = Phase.of(clocks, read, 200 * MB, 40 * MB).roofline
+    assert saved_before.share == 1.0 and saved_before.disk_sec_per_token == pytest.approx(0.225)
+
+
 def test_nothing_read_and_nothing_computed_divide_by_nothing() -> None:
     in_memory = phase(1.5, CacheCounters(hits=40), probed=100 * MB)
     assert in_memory.disk_bytes_per_sec_seen is None
