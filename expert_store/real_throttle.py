@@ -1,8 +1,8 @@
-"""The kernel's own throttle of a disk: tells what this process is allowed, and runs one under a throttle, the emulator's
-check, where root and block cgroups exist.
+"""The kernel's own throttle of a disk: tells what this process is allowed, and runs one under a throttle, which is the
+emulator's check, where root and block cgroups exist.
 
-Owns the cgroup that it makes, which is removed afterwards. Imposes a profile's random bandwidth and requests per second; latency and
-depth stay the disk's, and what the page cache holds is not throttled. Linux only.
+Owns the cgroup that it makes, which is removed afterwards. Imposes a profile's random bandwidth and requests per
+second; latency and depth stay the disk's, and what the page cache holds is not throttled. Linux only.
 """
 
 from __future__ import annotations
