@@ -40,7 +40,7 @@ class BoundTokenLayers {
   }
 
   // x [1, d] through the layers from `first` to `last` - 1, in place, as long as they find what they need. slots[layer *
-  // E + expert]: where an expert is, or -1. caches: of every layer, one token from `start` on. ids [layers + 1, k] gets
+  // E + expert]: where an expert is, or -1; there may be more. caches: of every layer, one token from `start` on. ids [layers + 1, k] gets
   // the routes and behind them the last guess, weights [1, k] the last route's. ahead[layer]: the layer that is guessed
   // once attention has been added, or -1; -2 stops there.
   End run(int64_t first, int64_t last, py::array& x, py::array& normed, py::array& weights, const py::array& slots,
@@ -51,7 +51,9 @@ class BoundTokenLayers {
     float* norm = output<float>(normed, "normed", {1, router_.dim()});
     float* w = output<float>(weights, "weights", {1, k});
     int32_t* routes = output<int32_t>(ids, "ids", {layers + 1, k});
-    const int32_t* slot_of = input<int32_t>(slots, "slots", {layers * router_.experts()});
+    const int32_t* slot_of = input<int32_t>(slots, "slots", {-1});
+    const int64_t records = layers * router_.experts();
+    if (slots.size() < records) fail("slots: expected at least ", records, " records, found ", slots.size());
     const int32_t* guessed = input<int32_t>(ahead, "ahead", {layers});
     const int64_t half = attention_[0]->head_dim() / 2;
     const float* c = input<float>(cos, "cos", {1, half});

@@ -63,6 +63,7 @@ def check_books(cache: Cache) -> None:
     assert sorted(taken) == list(range(len(cache.slots)))
     for record, slot in cache._slot_of.items():
         assert (cache.slots[slot] == record).all()
+    assert {record: slot for record, slot in enumerate(cache.slot_table.tolist()) if slot >= 0} == cache._slot_of
     assert set(cache.queue.under_way) <= set(cache._reading)
 
 
