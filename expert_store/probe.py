@@ -33,7 +33,7 @@ _MOST_ROUNDS = 5
 _TRIAL_SEC = 0.025  # one measurement, on a disk that is fast enough for several records in that time
 _LATENCY_READS, _LATENCY_SHARE = 16, 0.1
 _GRID_SHARE = 0.75  # of the time; the rest is for the other kinds, at the best point
-_CLOSE = 0.85  # as good as the best: a busy disk gives another figure each time, and what is in flight is waited for
+_CLOSE = 0.95  # as good as the best: a busy disk doesn't give the same figure twice
 # How much faster another kind must be than direct reads by threads. What goes through the page cache takes half a core
 # for each 1.3 GB/s, where direct reads take a tenth, and arithmetic wants both cores.
 _HANDICAPS: dict[NativeKind, float] = {"uring": 1.05, "buffered": 1.3, "mmap": 1.3}
@@ -151,13 +151,13 @@ class _Trial:
 
 
 def choose(trials: list[_Trial]) -> _Trial | None:
-    """The fewest bytes in flight, then the fewest chunks, among those about as fast as the fastest: for what is in
-    flight a certain read has to wait, and a withdrawn one still takes it."""
+    """The fewest chunks in flight, then the smallest, among those about as fast as the fastest: what is in flight is
+    what a certain read has to wait for."""
     measured = [trial for trial in trials if trial.samples]
     if not measured:
         return None
     enough = _CLOSE * max(trial.bytes_per_sec for trial in measured)
-    return min((t for t in measured if t.bytes_per_sec >= enough), key=lambda t: (t.depth * t.chunk_bytes, t.depth))
+    return min((t for t in measured if t.bytes_per_sec >= enough), key=lambda t: (t.depth, t.chunk_bytes))
 
 
 def choose_kind(trials: list[_Trial]) -> _Trial | None:

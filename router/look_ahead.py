@@ -1,8 +1,8 @@
 """Look-ahead: which experts later layers will likely want, guessed from the state within an earlier one.
 
 The residual stream changes little from layer to layer, so the router of a later layer, asked early, is often right, and
-what a store's predictor has learned more often. It is asked once attention has been added, which changes the stream
-more than the experts that are still to come. With a predictor, the first layers are guessed from the final state of the
+what a store's predictor has learned more often. Best once attention has been added: then only the experts of one layer
+are still to come. With a predictor, the first layers are guessed from the final state of the
 token before: that state counts as a layer -1. How often is measured as the exact routes become known, for every
 layer, distance and rank, over those guesses that meant a read: experts that are resident are guessed more easily. A
 guess that is too seldom right is no longer made, only watched now and then. Knows nothing about slots or files:
@@ -61,7 +61,7 @@ class Trial:
     MOST_REST = 1024
 
     def __init__(self) -> None:
-        self.on = self._winner = True  # nine guesses of ten are right
+        self.on = self._winner = True  # most guesses are right
         self._rest = self.REST
         self._left = self.WARM_UP  # tokens until the next trial begins
         self._ways = {True: _Way(), False: _Way()}

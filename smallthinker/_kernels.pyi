@@ -296,10 +296,10 @@ class TokenLayers:
         """x [1, d] through the layers from `first` to `last` - 1, in place -> the layer where it ended, why, and how
         many neurons of experts were computed.
 
-        slots [L * E or more]: where each expert is, -1 where it isn't. ahead [L]: the layer whose experts are guessed once this
-        one's attention has been added, -1 for none, -2 to end there. caches: of every layer, for one token from
-        position `start` on; cos, sin [1, D / 2]. ids [L + 1, k] gets the routes and behind them the last guess, weights
-        [1, k] the last route's, normed [1, d] the last norm.
+        slots [L * E or more]: where each expert is, -1 where it isn't. ahead [L]: the layer whose experts are guessed
+        once this one's attention has been added, -1 for none, -2 to end there. caches: of every layer, for one token
+        from position `start` on; cos, sin [1, D / 2]. ids [L + 1, k] gets the routes and behind them the last guess,
+        weights [1, k] the last route's, normed [1, d] the last norm.
         """
 
 def combine(pool: ThreadPool, x: F32, contributions: F32, weights: F32) -> None:

@@ -266,6 +266,8 @@ class Decoder:
         if not self.prefetch:
             self._attend(layer, x, normed, caches, cos, sin)
         with cache.request(layer, experts) as ticket:  # misses go to the disk now
+            if look is not None:  # for when it is through with those before attention is
+                self._expect(look, layer, x)
             if self.prefetch:
                 self._attend(layer, x, normed, caches, cos, sin)  # arithmetic while the disk works
             if look is not None:
@@ -306,6 +308,8 @@ class Decoder:
             self._attend(layer, x, normed, caches, cos, sin)
         pairs, ticket = self._request(layer, list(map(ExpertWork, experts, pairs)), tokens)
         with ticket:
+            if look is not None:
+                self._expect_of_several(look, layer, x)
             if self.prefetch:
                 self._attend(layer, x, normed, caches, cos, sin)
             if look is not None:

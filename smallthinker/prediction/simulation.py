@@ -1,6 +1,7 @@
 """A run on a clock of its own: the engine's expert cache, policy and look-ahead over a simulated disk.
 
-Owns the order of events of one layer, which is `layers.Decoder`'s with every kernel replaced by its measured time. So
+Owns the order of events of one layer, which is `layers.Decoder`'s with every kernel replaced by its measured time, but
+for the guesses that a layer makes before its attention, where it misses something, and again after it. So
 hits, wrong guesses, late reads and the trial of the look-ahead are not estimated but happen. Pure: the same
 arguments give the same figures. A test holds the counts against those of the engine.
 """
