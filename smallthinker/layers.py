@@ -64,6 +64,18 @@ class _Caches(NamedTuple):
     counts: list[int]
 
 
+class _Step(NamedTuple):
+    """What the layers of one step share: the states x [T, d], which each changes in place, and normed [T, d], the last
+    norm of them; cos, sin [T, D / 2] of the positions; weights [T, k] of the last route."""
+
+    x: Floats
+    normed: Floats
+    caches: _Caches
+    cos: Floats
+    sin: Floats
+    weights: Floats
+
+
 class DenseWeights(Protocol):
     """Of a `Store`, what a Decoder asks for: a model's shapes, and its weights by their names in format.dense_table."""
 
@@ -170,21 +182,22 @@ class Decoder:
         normed = np.empty_like(x)
         cos, sin = self._rope_angles(caches)
         weights = np.empty((len(ids), self.config.moe_num_active_primary_experts), np.float32)
+        step = _Step(x, normed, caches, cos, sin, weights)
         began, waited, wanted = time.perf_counter(), self.experts.stall_sec, self.experts.wanted
         is_few = len(ids) < _MANY_TOKENS
         look = self.look_ahead if is_few else None
         if look is not None:
             look.begin_token(several=len(ids) > 1)
         if is_few and len(ids) == 1 and not self.observers.watch_layers:
-            self._layers_of_token(x, normed, caches, cos, sin, weights, cancelled)
+            self._layers_of_token(step, cancelled)
         else:
             for layer in range(self.config.num_hidden_layers):
                 if cancelled():
                     raise CancelledError("cancelled")
                 if is_few and not self.observers.watch_layers:
-                    self._layer_of_tokens(layer, x, normed, caches, cos, sin, weights)
+                    self._layer_of_tokens(layer, step)
                 else:
-                    self._layer_of_chunk(layer, x, normed, caches, cos, sin)
+                    self._layer_of_chunk(layer, step)
         for kv, n in zip(caches.kvs, counts, strict=True):
             kv.advance(n)
         self.experts.step(len(ids))
@@ -201,18 +214,10 @@ class Decoder:
         ) * self.config.moe_ffn_hidden_size
         return self._head(x if all_logits or len(x) == len(spans) else x[np.cumsum(counts) - 1])
 
-    def _layers_of_token(
-        self,
-        x: Floats,
-        normed: Floats,
-        caches: _Caches,
-        cos: Floats,
-        sin: Floats,
-        weights: Floats,
-        cancelled: Callable[[], bool],
-    ) -> None:
+    def _layers_of_token(self, step: _Step, cancelled: Callable[[], bool]) -> None:
         """All layers for x [1, d], in place: without Python as long as nothing is missing, and one by one where
         something is."""
+        x, normed, caches, cos, sin, weights = step
         cache, look, layers = self.experts, self.look_ahead, self.config.num_hidden_layers
         ahead = self._no_layers if look is None else look.next_layers()
         (kv,), (start,) = caches.kvs, caches.starts
@@ -238,38 +243,29 @@ class Decoder:
                 # exact: from the raw residual, before this layer's norm and attention
                 is_routed = why == self.token_layers.ROUTED
                 experts = self._routes[layer].tolist() if is_routed else self.router.route_token(layer, x, weights)
-                self._layer_of_token(layer, experts, x, normed, caches, cos, sin, weights)
+                self._layer_of_token(layer, experts, step)
                 layer += 1
 
-    def _layer_of_token(
-        self,
-        layer: int,
-        experts: list[int],
-        x: Floats,
-        normed: Floats,
-        caches: _Caches,
-        cos: Floats,
-        sin: Floats,
-        weights: Floats,
-    ) -> None:
+    def _layer_of_token(self, layer: int, experts: list[int], step: _Step) -> None:
         """One layer for x [1, d], in place, with the experts and weights [1, k] of its route."""
+        x, normed, weights = step.x, step.normed, step.weights
         cache, look = self.experts, self.look_ahead
         if look is not None:
             look.judge(layer, experts)
         slots = cache.resident_slots(layer, experts)
         if slots is not None:  # nothing to read
-            self._attend(layer, x, normed, caches, cos, sin)
+            self._attend(layer, step)
             if look is not None:
                 self._expect(look, layer, x)
             self.live_neurons += self.token_experts.add(x, normed, slots, weights)
             return
         if not self.prefetch:
-            self._attend(layer, x, normed, caches, cos, sin)
+            self._attend(layer, step)
         with cache.request(layer, experts) as ticket:  # misses go to the disk now
             if look is not None:  # for when it is through with those before attention is
                 self._expect(look, layer, x)
             if self.prefetch:
-                self._attend(layer, x, normed, caches, cos, sin)  # arithmetic while the disk works
+                self._attend(layer, step)  # arithmetic while the disk works
             if look is not None:
                 self._expect(look, layer, x)
             for landed in ticket:
@@ -289,29 +285,28 @@ class Decoder:
             if missing:
                 look.remember(source, target, [(answer[rank], rank) for rank in missing])
 
-    def _layer_of_tokens(
-        self, layer: int, x: Floats, normed: Floats, caches: _Caches, cos: Floats, sin: Floats, weights: Floats
-    ) -> None:
+    def _layer_of_tokens(self, layer: int, step: _Step) -> None:
         """One layer for x [T, d], a few tokens, in place."""
+        x, normed, weights = step.x, step.normed, step.weights
         cache, look, tokens = self.experts, self.look_ahead, len(x)
         experts, pairs = self.router.route_tokens(layer, x, weights)
         if look is not None:
             look.judge(layer, experts)
         slots = cache.resident_slots(layer, experts, [len(of_expert) for of_expert in pairs], tokens)
         if slots is not None:  # nothing to read
-            self._attend(layer, x, normed, caches, cos, sin)
+            self._attend(layer, step)
             if look is not None:
                 self._expect_of_several(look, layer, x)
             self.live_neurons += self.token_experts.add_several(x, normed, slots, pairs, weights)
             return
         if not self.prefetch:
-            self._attend(layer, x, normed, caches, cos, sin)
+            self._attend(layer, step)
         pairs, ticket = self._request(layer, list(map(ExpertWork, experts, pairs)), tokens)
         with ticket:
             if look is not None:
                 self._expect_of_several(look, layer, x)
             if self.prefetch:
-                self._attend(layer, x, normed, caches, cos, sin)
+                self._attend(layer, step)
             if look is not None:
                 self._expect_of_several(look, layer, x)
             for landed in ticket:
@@ -331,19 +326,20 @@ class Decoder:
             if missing:
                 look.remember(source, target, [(wanted[place], ranks[place]) for place in missing])
 
-    def _layer_of_chunk(self, layer: int, x: Floats, normed: Floats, caches: _Caches, cos: Floats, sin: Floats) -> None:
+    def _layer_of_chunk(self, layer: int, step: _Step) -> None:
         """One layer for x [T, d], in place."""
+        x, normed = step.x, step.normed
         route = self.router.route(layer, x)
         if self.observers.routed is not None:
             self.observers.routed(layer, x, route)
         if not self.prefetch:
-            self._attend(layer, x, normed, caches, cos, sin)
+            self._attend(layer, step)
         pairs, ticket = self._request(layer, group_by_expert(route.ids), len(x))
         with ticket:
             if self.look_ahead is not None and len(x) >= _MANY_TOKENS and layer + 1 < self.config.num_hidden_layers:
                 self._expect_next_layer(layer, x)
             if self.prefetch:
-                self._attend(layer, x, normed, caches, cos, sin)
+                self._attend(layer, step)
             if self.observers.attended is not None:
                 self.observers.attended(layer, x)
             # summed in the router's order, whichever lands first
@@ -366,7 +362,8 @@ class Decoder:
         ticket = self.experts.request(layer, [entry.expert for entry in work], list(map(len, pairs)), tokens)
         return pairs, ticket
 
-    def _attend(self, layer: int, x: Floats, normed: Floats, caches: _Caches, cos: Floats, sin: Floats) -> None:
+    def _attend(self, layer: int, step: _Step) -> None:
+        x, normed, caches, cos, sin, _ = step
         layers = [kv.layers[layer] for kv in caches.kvs]
         self.attention[layer].forward(x, layers, caches.starts, caches.counts, cos, sin, normed)
 
