@@ -12,8 +12,8 @@ import numpy.typing as npt
 from smallthinker.errors import StoreFormatError
 from smallthinker.expert_store.format import HOT_FILE
 from smallthinker.expert_store.header import encode_header, read_header
-from smallthinker.expert_store.small_files import write_hint
 from smallthinker.expert_store.store import Store
+from smallthinker.files import write_hint
 
 Floats = npt.NDArray[np.float32]
 _TENSOR, _ALIGN = "chances", 64

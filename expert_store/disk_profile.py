@@ -14,9 +14,9 @@ from typing import Any, Final
 from smallthinker.expert_store import host
 from smallthinker.expert_store.format import PROFILE_FILE
 from smallthinker.expert_store.native_queue import NativeKind
-from smallthinker.expert_store.small_files import write_hint
 from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
+from smallthinker.files import write_hint
 
 _FORMAT: Final = 3  # of the file, and of what the figures mean
 _MOST_FILE_BYTES = 64 << 10

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from smallthinker.errors import ProfileError
-from smallthinker.expert_store.small_files import write_whole
+from smallthinker.files import write_whole
 
 BUNDLED: Final = ("nvme", "sata-ssd", "ufs", "emmc", "sd-card", "hdd")
 SCOPES: Final = ("class", "device")

@@ -1,0 +1,117 @@
+"""Files: others' read with their kind and size checked first, our own written whole or not at all.
+
+A leaf: knows nothing of what a file holds but that JSON is JSON. Faults are OSError and ValueError with a short text;
+callers make them the project's own errors, with the path and what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+MAX_SMALL_BYTES = 64 << 20
+"""Over every configuration, template and tokenizer that is published (Gemma's tokenizer.json has 33 MB)."""
+
+_MAX_DIGITS = 400  # of a whole number: more than any double has; Python's own limit is 4,300, and an error of its own
+
+
+@contextmanager
+def open_regular(path: Path, max_bytes: int | None = None) -> Iterator[BinaryIO]:
+    """The file, opened to be read, if it is an ordinary one and at most so large. Never waits for a pipe's writer.
+
+    Raises OSError, also for a pipe, a device, a socket, a folder, and a file over max_bytes.
+    """
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(fd, "rb") as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "expected an ordinary file, found a pipe, socket or device")
+        if max_bytes is not None and status.st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"expected at most {max_bytes} bytes, found {status.st_size}")
+        yield file
+
+
+def read_small(path: Path, max_bytes: int = MAX_SMALL_BYTES) -> bytes:
+    """All of an ordinary file of at most max_bytes. Raises OSError, as `open_regular`."""
+    with open_regular(path, max_bytes) as file:
+        data = file.read(max_bytes + 1)  # it may have grown since
+    if len(data) > max_bytes:
+        raise OSError(errno.EFBIG, f"expected at most {max_bytes} bytes, found more")
+    return data
+
+
+def parse_json(data: bytes | str) -> Any:
+    """What JSON says, if it says one thing: no key twice, no NaN or Infinity, no number beyond a double's range or
+    of hundreds of digits, no nesting beyond the interpreter's stack. Raises ValueError, in one short line."""
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8")
+        return json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_whole, parse_float=_number
+        )
+    except UnicodeDecodeError as e:
+        raise ValueError(f"byte {e.start} is no UTF-8") from None
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for at, key in enumerate(names) if key in names[:at])
+        raise ValueError(f"key {twice[:80]!r} is there twice")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"number {text[:20]} is beyond the range of a double")
+    return value
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that becomes `path` at the end, synced; after an exception, `path` is as it was. Raises OSError."""
+    temporary = path.with_name(f".{path.name[:200]}.{os.urandom(8).hex()}")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write, or replace, a small file whole or not at all. Raises OSError."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+def write_hint(path: Path, data: bytes) -> bool:
+    """The same for a file that may as well not be there. False where it can't be written."""
+    try:
+        write_whole(path, data)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,83 @@
+"""Reading files of others and writing our own: what is no ordinary file, too large or ambiguous is refused first."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from smallthinker.files import parse_json, read_small, replacing, write_whole
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**300), 10**300)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+def test_a_pipe_without_a_writer_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="expected an ordinary file"):
+        read_small(tmp_path / "pipe")
+
+
+def test_devices_folders_and_sockets_are_refused(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        for path in (Path("/dev/zero"), tmp_path, tmp_path / "socket"):
+            with pytest.raises(OSError):
+                read_small(path)
+
+
+def test_a_file_over_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(20 << 30)
+    with pytest.raises(OSError, match="expected at most 1024 bytes, found 21474836480"):
+        read_small(path, 1024)
+
+
+@given(value=JSON_VALUES)
+def test_what_json_writes_is_read_as_it_was(value: object) -> None:
+    import json
+
+    assert parse_json(json.dumps(value)) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1, "a": 2}',
+        '{"b": [{"a": 1, "c": 2, "a": 1}]}',
+        "NaN",
+        "[-Infinity]",
+        "1" * 5000,
+        "-" + "1" * 401,
+        "1e400",
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        b'"\xff"',
+        "",
+        "{",
+    ],
+)
+def test_json_that_says_no_one_thing_is_refused_in_a_short_line(text: str | bytes) -> None:
+    with pytest.raises(ValueError) as refused:
+        parse_json(text)
+    assert len(str(refused.value)) < 200
+
+
+def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_whole(path, b"old")
+    with pytest.raises(RuntimeError), replacing(path) as file:
+        file.write(b"half of the ne")
+        raise RuntimeError
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
