@@ -90,7 +90,7 @@ def _number(text: str) -> float:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes `path` at the end, synced; after an exception, `path` is as it was. Raises OSError."""
+    """A file to write that becomes `path` at the end, synced; an exception leaves `path` as it was. Raises OSError."""
     temporary = path.with_name(f".{path.name[:200]}.{os.urandom(8).hex()}")
     try:
         with temporary.open("xb") as file:

@@ -31,7 +31,7 @@ def test_devices_folders_and_sockets_are_refused(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
         for path in (Path("/dev/zero"), tmp_path, tmp_path / "socket"):
-            with pytest.raises(OSError):
+            with pytest.raises(OSError, match=r"ordinary|directory|No such device"):
                 read_small(path)
 
 
@@ -68,7 +68,7 @@ def test_what_json_writes_is_read_as_it_was(value: object) -> None:
     ],
 )
 def test_json_that_says_no_one_thing_is_refused_in_a_short_line(text: str | bytes) -> None:
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match=".") as refused:
         parse_json(text)
     assert len(str(refused.value)) < 200
 
