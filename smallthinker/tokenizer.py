@@ -1,22 +1,18 @@
 """Text to token ids and back, and chat messages to text.
 
-Wraps the `tokenizers` library; chat templates run in a jinja2 sandbox, since they come from a file. Knows nothing about
-models beyond the size of their vocabulary.
+Wraps the `tokenizers` library; `chat_template` makes one text of messages. Knows nothing about models beyond the size of
+their vocabulary.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
+from smallthinker.chat_template import ChatTemplate, load_chat_template
 from smallthinker.errors import TokenizerError
-
-_MAX_TEMPLATE_BYTES = 1 << 20
 
 
 class Message(TypedDict):
@@ -24,17 +20,6 @@ class Message(TypedDict):
 
     role: str
     content: str
-
-
-@dataclass(frozen=True)
-class ChatTemplate:
-    """What turns messages into a prompt. `variables`: the names that it asks for beside the messages, such as `tools`
-    or `enable_thinking`; what it doesn't ask for would be ignored."""
-
-    source: str
-    variables: frozenset[str]
-    template: Any
-    special_tokens: Mapping[str, str]
 
 
 class Tokenizer:
@@ -101,22 +86,14 @@ class Tokenizer:
     @cached_property
     def chat_template(self) -> ChatTemplate:
         """Raises TokenizerError when the store has none, or a broken one."""
-        return _load_chat_template(self._folder)
+        return load_chat_template(self._folder)
 
     def render_chat(self, messages: Iterable[Message | Mapping[str, Any]], **variables: Any) -> str:
         """The prompt that the model's chat template makes of the messages, ready for the assistant's answer.
 
         variables: what else the template asks for (`tools`, `enable_thinking`). Raises TokenizerError.
         """
-        chat = self.chat_template
-        from jinja2 import TemplateError
-
-        known = {**chat.special_tokens, **variables, "messages": list(messages), "add_generation_prompt": True}
-        try:
-            text: str = chat.template.render(known)
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as e:  # the template's own mistakes
-            raise TokenizerError(f"{self._folder / 'tokenizer_config.json'}: chat_template failed: {e}") from None
-        return text
+        return self.chat_template.render(messages, variables)
 
 
 class StreamDecoder:
@@ -151,45 +128,6 @@ class StreamDecoder:
     def _new_text(self) -> str:
         before = self._tokenizer.decode(self._context)
         return self._tokenizer.decode(self._context + self._pending)[len(before) :]
-
-
-def _load_chat_template(folder: Path) -> ChatTemplate:
-    from jinja2 import TemplateError, meta
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    path = folder / "tokenizer_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise TokenizerError(f"{path}: not found; chat needs the model's chat_template") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
-        raise TokenizerError(f"{path}: cannot read the tokenizer configuration: {e}") from None
-    source = config.get("chat_template") if isinstance(config, dict) else None
-    if isinstance(source, list):  # several named templates: the one named default
-        source = next((t.get("template") for t in source if isinstance(t, dict) and t.get("name") == "default"), None)
-    if not isinstance(source, str) or len(source) > _MAX_TEMPLATE_BYTES:
-        raise TokenizerError(f"{path}: chat_template: expected a template text, found {type(source).__name__}")
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-    try:
-        template = environment.from_string(source)
-        variables = meta.find_undeclared_variables(environment.parse(source))
-    except TemplateError as e:
-        raise TokenizerError(f"{path}: chat_template is not a valid template: {e}") from None
-    special = {key: _token_text(config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    return ChatTemplate(source, frozenset(variables), template, special)
-
-
-def _token_text(value: Any) -> str:
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else ""
 
 
 @cache
