@@ -1,4 +1,4 @@
-"""From messages to the text of a prompt: the model's chat template, in a jinja2 sandbox, as it comes from a file.
+"""From messages to the text of a prompt: the chat template of a model, in a sandbox, since it comes from a file.
 
 Knows nothing about tokens.
 """

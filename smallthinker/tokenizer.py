@@ -1,7 +1,7 @@
 """Text to token ids and back, and chat messages to text.
 
-Wraps the `tokenizers` library; `chat_template` makes one text of messages. Knows nothing about models beyond the size of
-their vocabulary.
+Wraps the `tokenizers` library; `chat_template` makes one text of messages. Knows nothing about models beyond the size
+of their vocabulary.
 """
 
 from __future__ import annotations
