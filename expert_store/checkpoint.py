@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from smallthinker.errors import CheckpointError, StoreFormatError
 from smallthinker.expert_store.format import CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Quant
 from smallthinker.expert_store.header import ITEM_BYTES, FileHeader, TensorEntry, read_header
 from smallthinker.expert_store.weight_files import WeightFiles
+from smallthinker.files import parse_json
 
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 SINGLE_FILE = "model.safetensors"
@@ -152,14 +153,14 @@ class Checkpoint:
                 files[TOKENIZER_CONFIG_FILE] = tokenizer_config.read_bytes()
             template = folder / CHAT_TEMPLATE_FILE
             if template.is_file():
-                settings = json.loads(files.get(TOKENIZER_CONFIG_FILE, b"{}"))
+                settings = parse_json(files.get(TOKENIZER_CONFIG_FILE, b"{}"))
                 if not isinstance(settings, dict):
                     raise CheckpointError(f"{tokenizer_config}: expected a JSON object")
                 settings["chat_template"] = template.read_text(encoding="utf-8")
                 files[TOKENIZER_CONFIG_FILE] = json.dumps(settings, indent=1).encode("ascii")
         except OSError as e:
             raise CheckpointError(f"{e.filename or folder}: cannot read: {e.strerror or e}") from e
-        except (ValueError, RecursionError) as e:
+        except ValueError as e:
             if isinstance(e, CheckpointError):
                 raise
             raise CheckpointError(f"{folder}: not valid JSON or UTF-8: {e}") from e
@@ -231,8 +232,8 @@ def shard_names(index: bytes, where: str) -> list[str]:
     if len(index) > MAX_INDEX_BYTES:
         raise CheckpointError(f"{where}: expected at most {MAX_INDEX_BYTES} bytes")
     try:
-        raw: Any = json.loads(index)
-    except (ValueError, RecursionError) as e:
+        raw = parse_json(index)
+    except ValueError as e:
         raise CheckpointError(f"{where}: not valid JSON: {e}") from None
     weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):

@@ -16,7 +16,7 @@ from smallthinker.expert_store.format import PROFILE_FILE
 from smallthinker.expert_store.native_queue import NativeKind
 from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
-from smallthinker.files import write_hint
+from smallthinker.files import parse_json, write_hint
 
 _FORMAT: Final = 3  # of the file, and of what the figures mean
 _MOST_FILE_BYTES = 64 << 10
@@ -59,7 +59,7 @@ class DiskProfile:
             ("bandwidth_bytes_per_sec", self.bandwidth_bytes_per_sec),
             ("latency_sec", self.latency_sec),
         ):
-            if type(figure) not in (int, float) or not (math.isfinite(figure) and figure > 0):
+            if type(figure) not in (int, float) or not 0 < figure < math.inf:
                 raise ValueError(f"{name}: expected a number above 0, found {figure!r}")
         if type(self.measured) is not bool:
             raise ValueError(f"measured: expected true or false, found {self.measured!r}")
@@ -96,11 +96,11 @@ def load_profile(store: Store) -> DiskProfile | None:
     try:
         if path.stat().st_size > _MOST_FILE_BYTES:
             return None
-        found = json.loads(path.read_bytes())
+        found = parse_json(path.read_bytes())
         if not isinstance(found, dict) or found.get("key") != _key(store) or not isinstance(found["profile"], dict):
             return None
         return DiskProfile.from_dict(found["profile"])
-    except (OSError, ValueError, KeyError, RecursionError):  # not there, or not ours: it costs a probe
+    except (OSError, ValueError, KeyError):  # not there, or not ours: it costs a probe
         return None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from smallthinker.errors import StoreFormatError
+from smallthinker.files import parse_json
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the bound of the safetensors library too
@@ -82,7 +83,9 @@ def read_header(path: Path, max_header_bytes: int = MAX_HEADER_BYTES) -> FileHea
     position = data_start
     for entry in entries:
         if entry.start != position:
-            raise fault(path, entry.start, f"start of tensor '{entry.name}'", f"byte {position}", f"byte {entry.start}")
+            raise fault(
+                path, entry.start, f"start of tensor '{_short(entry.name)}'", f"byte {position}", f"byte {entry.start}"
+            )
         position = entry.stop
     if position != file_bytes:
         raise fault(path, position, "end of the last tensor", f"the file's end, {file_bytes}", position)
@@ -90,22 +93,9 @@ def read_header(path: Path, max_header_bytes: int = MAX_HEADER_BYTES) -> FileHea
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in seen:
-                raise fault(path, LENGTH_BYTES, "header", "every name once", f"'{key}' twice")
-            seen[key] = value
-        return seen
-
-    def no_constant(name: str) -> Any:
-        raise ValueError(f"{name} is not a number")
-
     try:
-        raw = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
-    except StoreFormatError:
-        raise
-    except (ValueError, RecursionError) as e:  # also UnicodeDecodeError and integers of thousands of digits
+        raw = parse_json(text)
+    except ValueError as e:
         raise fault(path, LENGTH_BYTES, "header", "valid JSON", str(e)) from None
     if not isinstance(raw, dict):
         raise fault(path, LENGTH_BYTES, "header", "a JSON object", type(raw).__name__)

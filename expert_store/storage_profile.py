@@ -8,7 +8,6 @@ on one machine is another thing: disk_profile.py.
 from __future__ import annotations
 
 import json
-import math
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -65,7 +64,7 @@ class StorageProfile:
             raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, found {_short(self.scope)}")
         for key, (least, most) in _RANGES.items():
             value = getattr(self, key)
-            if type(value) not in (int, float) or not (math.isfinite(value) and least <= value <= most):
+            if type(value) not in (int, float) or not least <= value <= most:
                 raise ValueError(f"{key}: expected a number from {least:g} to {most:g}, found {_short(value)}")
         if type(self.queue_depth) is not int or not 1 <= self.queue_depth <= _MOST_DEPTH:
             found = _short(self.queue_depth)

@@ -56,6 +56,7 @@ from smallthinker.expert_store.random_weights import (
 )
 from smallthinker.expert_store.skew import noise_bytes, normal_biases, router_spreads
 from smallthinker.expert_store.writer import StoreWriter, TensorFileWriter, write_synced
+from smallthinker.files import parse_json
 
 NO_QUANT = "none"
 
@@ -119,7 +120,7 @@ def _raw_config(shape: str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"shape: expected {', '.join(PUBLISHED)} or a config.json, found {shape!r}")
     ModelConfig.from_json(path)  # its errors have the path
-    raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    raw: dict[str, Any] = parse_json(path.read_bytes())
     return raw
 
 

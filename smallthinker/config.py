@@ -6,7 +6,6 @@ config.json, and nothing about stores, memory or kernels.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from smallthinker.errors import ConfigError
+from smallthinker.files import parse_json
 
 ARCHITECTURE = "SmallThinkerForCausalLM"
 
@@ -91,10 +91,10 @@ class ModelConfig:
         """Read a config.json. Raises ConfigError, with the path and the key."""
         path = Path(path)
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = parse_json(path.read_bytes())
         except OSError as e:
             raise ConfigError(f"{path}: cannot read the model configuration: {e.strerror or e}") from e
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+        except ValueError as e:
             raise ConfigError(f"{path}: not valid JSON: {e}") from e
         try:
             return cls.from_dict(raw)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NoReturn
 MAX_SMALL_BYTES = 64 << 20
 """Over every configuration, template and tokenizer that is published (Gemma's tokenizer.json has 33 MB)."""
 
-_MAX_DIGITS = 400  # of a whole number: more than any double has; Python's own limit is 4,300, and an error of its own
+_MAX_DIGITS = 308  # of a whole number, so that every one is a double too; Python's limit is 4,300, and another error
 
 
 @contextmanager
@@ -49,8 +49,8 @@ def read_small(path: Path, max_bytes: int = MAX_SMALL_BYTES) -> bytes:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """What JSON says, if it says one thing: no key twice, no NaN or Infinity, no number beyond a double's range or
-    of hundreds of digits, no nesting beyond the interpreter's stack. Raises ValueError, in one short line."""
+    """What JSON says, if it says one thing: no key twice, no NaN or Infinity, no number beyond a double's range,
+    no nesting beyond the interpreter's stack. Raises ValueError, in one short line."""
     try:
         text = data if isinstance(data, str) else data.decode("utf-8")
         return json.loads(
@@ -65,9 +65,9 @@ def parse_json(data: bytes | str) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [key for key, _ in pairs]
-        twice = next(key for at, key in enumerate(names) if key in names[:at])
-        raise ValueError(f"key {twice[:80]!r} is there twice")
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {twice[:80]!a} is there twice")
     return found
 
 

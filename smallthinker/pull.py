@@ -8,7 +8,6 @@ second try goes on with.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from smallthinker.expert_store.checkpoint import (
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.format import CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, check_quant, table
 from smallthinker.expert_store.progress import Progress, silent
+from smallthinker.files import parse_json
 from smallthinker.hub import Hub, HubFile, part_of
 from smallthinker.hub_gguf import choose_model, gguf_config_on_hub, gguf_models
 
@@ -214,10 +214,8 @@ class Pull:
         if CONFIG_FILE not in self._hub.files:
             raise CheckpointError(f"{repo}: has no {CONFIG_FILE}: not a model; {_ELSEWHERE}")
         try:
-            raw = json.loads(self._hub.read(self._hub.files[CONFIG_FILE], _MAX_CONFIG_BYTES))
-        except (ValueError, RecursionError) as e:
-            if isinstance(e, DownloadError):
-                raise
+            raw = parse_json(self._hub.read(self._hub.files[CONFIG_FILE], _MAX_CONFIG_BYTES))
+        except ValueError as e:
             raise ConfigError(f"{repo}: {CONFIG_FILE}: not valid JSON: {e}") from None
         try:
             return ModelConfig.from_dict(raw)

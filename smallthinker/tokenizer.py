@@ -36,6 +36,9 @@ class Tokenizer:
             self._tokenizer = HFTokenizer.from_file(str(path))
         except Exception as e:  # the library raises bare Exception
             raise TokenizerError(f"{path}: not a tokenizer that the tokenizers library can load: {e}") from None
+        # what a trainer set for its batches would cut or fill up every prompt
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
         highest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         if highest >= vocab_size:
             raise TokenizerError(

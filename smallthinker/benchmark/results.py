@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from smallthinker.benchmark.matrix import Cell
 from smallthinker.benchmark.schema_check import check_row
 from smallthinker.errors import ResultsError
 from smallthinker.expert_store import host
+from smallthinker.files import parse_json
 
 FILE = "results.jsonl"
 _MOST_BYTES = 256 << 20
@@ -151,8 +152,8 @@ def _parse(path: Path) -> tuple[Results, int]:
     for number, line in enumerate(raw[:whole_bytes].splitlines(), 1):
         where = f"{path}: line {number}"
         try:
-            row = json.loads(line, parse_constant=_no_number)
-        except (ValueError, RecursionError) as e:
+            row = parse_json(line)
+        except ValueError as e:
             raise ResultsError(f"{where}: expected JSON: {e}; remove the line, or measure again") from None
         check_row(row, where)
         if (row["kind"] == "environment") != (number == 1):
@@ -161,10 +162,6 @@ def _parse(path: Path) -> tuple[Results, int]:
     if not rows:
         raise ResultsError(f"{path}: expected results, found no whole line; remove the file, or give another")
     return Results(path, rows[0], rows[1:]), whole_bytes
-
-
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
 
 
 def _append(path: Path, row: Row) -> None:

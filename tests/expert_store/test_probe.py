@@ -228,6 +228,9 @@ def test_a_profile_that_no_queue_would_take_is_ignored(values: dict[str, Any], o
 def test_a_profile_that_is_none_is_ignored(text: str, own_store: Store) -> None:
     (own_store.path / PROFILE_FILE).write_bytes(text.encode("utf-8", "surrogateescape"))
     assert load_profile(own_store) is None
+    huge = f'{{"key": {json.dumps(disk_profile._key(own_store))}, "profile": {{"latency_sec": {10**400}}}}}'
+    (own_store.path / PROFILE_FILE).write_text(huge)
+    assert load_profile(own_store) is None
     content = {"key": disk_profile._key(own_store), "profile": 3}
     (own_store.path / PROFILE_FILE).write_text(json.dumps(content))
     assert load_profile(own_store) is None

@@ -65,6 +65,8 @@ def test_a_written_profile_is_read_back_as_it_was(profile: StorageProfile) -> No
         ("latency_sec", "inf", "number from"),
         ("latency_sec", "-1e-3", "number from"),
         ("latency_sec", "true", "number from"),
+        ("latency_sec", "1" + "0" * 400, "number from"),
+        ("queue_depth", "1" + "0" * 400, "whole number"),
         ("random_iops", "0", "number from"),
         ("sequential_bytes_per_sec", "1e300", "number from"),
         ("random_bytes_per_sec", "999", "number from"),

@@ -49,6 +49,16 @@ def test_special_tokens_in_a_prompt_are_single_ids(folder: Path) -> None:
     assert tokenizer.encode("<|endoftext|>") == [298]
 
 
+def test_what_a_trainer_set_for_its_batches_neither_cuts_nor_fills_a_prompt(folder: Path, tmp_path: Path) -> None:
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    raw["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    raw["padding"] = {"strategy": {"Fixed": 64}, "direction": "Left", "pad_to_multiple_of": None}
+    raw["padding"] |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    text = "longer than four tokens"
+    assert Tokenizer(tmp_path, 300).encode(text) == Tokenizer(folder, 300).encode(text)
+
+
 def test_the_chat_template_ends_ready_for_an_answer(folder: Path) -> None:
     text = Tokenizer(folder, 300).render_chat([{"role": "user", "content": "Hello?"}])
     assert text == "<|im_start|>user\nHello?<|im_end|>\n<|im_start|>assistant\n"
