@@ -6,9 +6,19 @@ expected and what to do.
 
 from __future__ import annotations
 
+from copyreg import __newobj__  # type: ignore[attr-defined]
+from typing import Any
+
 
 class SmallThinkerError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose. Can be copied and pickled, so that it gets out of a
+    worker process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        reduced = super().__reduce__()
+        assert isinstance(reduced, tuple)  # a string stands for a global
+        made, args, *state = reduced
+        return (__newobj__, (made, *args), *state)  # not through __init__, which may want more than `args` has
 
 
 class ConfigError(SmallThinkerError, ValueError):

@@ -23,7 +23,7 @@ from smallthinker.errors import (
 DONT_REPEAT = {"x-should-retry": "false"}
 
 
-class ApiError(Exception):
+class ApiError(SmallThinkerError):
     """An answer that is an error. `param`: the field of the request that is at fault; `code`: for programs."""
 
     def __init__(
