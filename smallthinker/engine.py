@@ -12,15 +12,18 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from smallthinker import _kernels
+from smallthinker.arguments import callback, choice, flag, number, whole
+from smallthinker.arguments import path as path_argument
 from smallthinker.cache.conversations import Conversation, Conversations
 from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
 from smallthinker.cache.hot_set import LEAST_BYTES, load_hot_set, save_hot_set
+from smallthinker.cache.kv_cache import QUANTS as KV_QUANTS
 from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind, kv_touched_bytes, rings
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.errors import ContextLengthError, RequestError
@@ -36,6 +39,7 @@ from smallthinker.layers import LOOK_AHEAD, Decoder, Observers, never
 from smallthinker.lossy_head import DEFAULT_THRESHOLD, HeadPredictor, LossyHead
 from smallthinker.memory_plan import (
     CHUNKS,
+    MAX_BYTES,
     MIB,
     choose_context,
     default_budget,
@@ -58,6 +62,7 @@ HOT_TOKENS = 64
 KV_DIR_BYTES = 4 << 30  # of saved conversations, unless told otherwise
 # Caches, and answers in one step: more than a processor that decodes a few tokens at once gains from.
 MOST_SEQUENCES = 64
+MOST_THREADS = 256  # of a pool of the kernels
 
 
 class Engine:
@@ -67,7 +72,7 @@ class Engine:
         self,
         path: str | Path,
         *,
-        memory: str | int | None = None,
+        memory: str | float | None = None,
         context: int | None = None,
         kv: KvKind = "f16",
         threads: int | None = None,
@@ -80,7 +85,7 @@ class Engine:
         max_slots: int | None = None,
         sequences: int = 1,
         kv_dir: str | Path | None = None,
-        kv_dir_bytes: str | int = KV_DIR_BYTES,
+        kv_dir_bytes: str | float = KV_DIR_BYTES,
         hot_set: bool = True,
         lossy_head: str | Path | None = None,
         lossy_threshold: float = DEFAULT_THRESHOLD,
@@ -108,13 +113,29 @@ class Engine:
         reserved: bytes of the budget that the plan leaves to the caller.
         """
         began = time.perf_counter()
-        if threads is not None and not 1 <= threads <= 1024:
-            raise RequestError(f"threads: expected 1 to 1024, found {threads}")
-        if not 1 <= sequences <= MOST_SEQUENCES:
-            raise RequestError(f"sequences: expected 1 to {MOST_SEQUENCES}, found {sequences}")
+        # every argument before anything is opened or computed
+        path_argument("path", path)
+        threads = None if threads is None else whole("threads", threads, 1, MOST_THREADS)
+        context = None if context is None else whole("context", context, 1)
+        sequences, reserved = (
+            whole("sequences", sequences, 1, MOST_SEQUENCES),
+            whole("reserved", reserved, 0, MAX_BYTES),
+        )
+        choice("kv", kv, KV_QUANTS)
+        choice("reader", reader, get_args(QueueKind))
+        for name, value in (("prefetch", prefetch), ("predictor", predictor), ("hot_set", hot_set)):
+            flag(name, value)
+        for name, file in (("lossy_head", lossy_head), ("kv_dir", kv_dir)):
+            if file is not None:
+                path_argument(name, file)
+        lossy_threshold = number("lossy_threshold", lossy_threshold, lambda _: True, "a finite number")
         if lossy_head is None and lossy_threshold != DEFAULT_THRESHOLD:
             raise RequestError("lossy_threshold: has no meaning without lossy_head, the predictor's file")
+        if storage is not None and not isinstance(storage, StorageProfile):
+            path_argument("storage", storage)
+        callback("progress", progress)
         budget = None if memory is None else parse_size(memory)
+        kv_dir_bytes = parse_size(kv_dir_bytes, "kv_dir_bytes")
         self.storage = load_profile(storage) if isinstance(storage, (str, Path)) else storage
         before_tokenizer = host.resident_bytes()
         with ExitStack() as resources:
@@ -172,7 +193,7 @@ class Engine:
             self._kv_kind = kv
             self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa
-            saved = None if kv_dir is None else self._saved_conversations(Path(kv_dir), parse_size(kv_dir_bytes))
+            saved = None if kv_dir is None else self._saved_conversations(Path(kv_dir), kv_dir_bytes)
             # What is handed to others knows nothing of `self`: a cycle would keep all memory until it is collected.
             make_kv = partial(KVCache, self.config, self.plan.context, self.plan.chunk, kv)
             self._conversations = Conversations(make_kv, sequences, saved)

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from smallthinker.arguments import callback, flag, refuse, texts, token_ids, whole
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
 from smallthinker.expert_store import host
@@ -41,20 +42,20 @@ class GenerationParams(SamplingParams):
     """What to generate, and how to pick its tokens.
 
     `max_tokens` None: up to 256, or what the context leaves if that is less. `stop`: the answer ends before any of
-    these texts. `ignore_eos` goes on after an end-of-text token.
+    these texts, of which one may stand alone. `ignore_eos` goes on after an end-of-text token.
     """
 
     max_tokens: int | None = None
-    stop: Sequence[str] = ()
+    stop: str | Sequence[str] | None = ()
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         """Raises RequestError, naming the parameter."""
         super().__post_init__()
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise RequestError(f"max_tokens: expected 1 or more, found {self.max_tokens}")
-        if isinstance(self.stop, str):
-            raise RequestError(f"stop: expected a list of texts, found the text {self.stop!r}")
+        if self.max_tokens is not None:
+            self._set("max_tokens", whole("max_tokens", self.max_tokens, 1))
+        self._set("stop", texts("stop", self.stop))
+        self._set("ignore_eos", flag("ignore_eos", self.ignore_eos))
 
 
 @dataclass(frozen=True)
@@ -117,23 +118,26 @@ class Answer:
 
         Raises ContextLengthError and RequestError here, before anything is computed.
         """
+        if not isinstance(params, GenerationParams):
+            refuse("params", "GenerationParams", params)
+        self.prompt = prompt = token_ids("prompt", prompt)
         if not prompt:
             raise RequestError("prompt: expected text, found nothing")
-        if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
-            raise RequestError(f"logprobs: expected 0 to {MOST_LOGPROBS}, found {logprobs}")
+        if logprobs is not None:
+            logprobs = whole("logprobs", logprobs, 0, MOST_LOGPROBS)
+        callback("logits_processor", logits_processor)
         engine.check_prompt(prompt)
         room = engine.plan.context - len(prompt)
         self.limit = params.max_tokens or max(1, min(DEFAULT_MAX_TOKENS, room))
         engine.check_fits(len(prompt), self.limit)
         if params.seed is None:  # drawn here and reported, so that a good answer can be had again
             params = replace(params, seed=int.from_bytes(os.urandom(4), "little"))
-        self.prompt = list(prompt)
         self.ids: list[int] = []
         self.reason: FinishReason | None = None
         self._params, self._logprobs, self._process = params, logprobs, logits_processor
         self._found: list[TokenLogprobs] = []
         self._text: list[str] = []
-        self._decoder, self._stops = engine.tokenizer.stream(), StopStrings(params.stop)
+        self._decoder, self._stops = engine.tokenizer.stream(), StopStrings(texts("stop", params.stop))
         self._sampler = Sampler(params, self.prompt)
         self._eos = () if params.ignore_eos else engine.config.eos_token_ids
         self._engine, self._asked = engine, time.perf_counter()

@@ -5,14 +5,16 @@ Prints nothing, installs no signal handlers, keeps no global state: several mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from smallthinker import arguments
+from smallthinker.arguments import flag, is_list, refuse, token_ids, whole
 from smallthinker.cache.kv_cache import KvKind
 from smallthinker.config import ModelConfig
 from smallthinker.engine import KV_DIR_BYTES, Engine
@@ -23,6 +25,7 @@ from smallthinker.generation import Completion, GenerationParams, LogitsProcesso
 from smallthinker.layers import LOOK_AHEAD
 from smallthinker.lossy_head import DEFAULT_THRESHOLD
 from smallthinker.memory_plan import MemoryPlan
+from smallthinker.messages import plain_messages
 from smallthinker.request import Request
 from smallthinker.scheduler import MOST_WAITING, Scheduler
 from smallthinker.tokenizer import Message, Tokenizer
@@ -32,7 +35,7 @@ DEMO_STORE = Path(__file__).parent / "demo"
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-Prompt = str | Sequence[Message]
+Prompt = str | Sequence[Message | Mapping[str, Any]]
 
 
 class Options(TypedDict, total=False):
@@ -46,7 +49,7 @@ class Options(TypedDict, total=False):
     repeat_last_n: int
     seed: int | None
     max_tokens: int | None
-    stop: Sequence[str]
+    stop: str | Sequence[str] | None
     ignore_eos: bool
 
 
@@ -102,7 +105,8 @@ class LLM:
     >>> with LLM(memory="1GiB") as llm:
     ...     print(llm.generate("Once upon a time", max_tokens=50).text)
 
-    A prompt is text, or messages ({"role": ..., "content": ...}) that the model's chat template turns into text.
+    A prompt is text, or messages as in OpenAI's API ({"role": ..., "content": ...}; see smallthinker.messages), which
+    the model's chat template turns into text.
     Everything may be called from any thread: answers that are asked for at the same time wait for each other.
     """
 
@@ -110,7 +114,7 @@ class LLM:
         self,
         path: str | Path | None = None,
         *,
-        memory: str | int | None = None,
+        memory: str | float | None = None,
         context: int | None = None,
         kv: KvKind = "f16",
         threads: int | None = None,
@@ -122,7 +126,7 @@ class LLM:
         lossy_threshold: float = DEFAULT_THRESHOLD,
         sequences: int = 1,
         kv_dir: str | Path | None = None,
-        kv_dir_bytes: str | int = KV_DIR_BYTES,
+        kv_dir_bytes: str | float = KV_DIR_BYTES,
         max_waiting: int = MOST_WAITING,
         progress: Progress = silent,
         reserved: int = 0,
@@ -146,6 +150,7 @@ class LLM:
         Raises a SmallThinkerError: StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError,
         ContextLengthError, RequestError, StoreReadError, ProfileError, CheckpointError.
         """
+        max_waiting = whole("max_waiting", max_waiting, 1)
         self._engine = Engine(
             DEMO_STORE if path is None else path,
             memory=memory,
@@ -155,7 +160,7 @@ class LLM:
             reader=reader,
             storage=storage,
             prefetch=prefetch,
-            look_ahead=LOOK_AHEAD if look_ahead else (),
+            look_ahead=LOOK_AHEAD if flag("look_ahead", look_ahead) else (),
             lossy_head=lossy_head,
             lossy_threshold=lossy_threshold,
             sequences=sequences,
@@ -217,9 +222,15 @@ class LLM:
     def submit(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Request:
         """Like `stream`, token by token: see Request."""
         tokenizer = self._engine.tokenizer
-        text = prompt if isinstance(prompt, str) else tokenizer.render_chat(prompt)
+        if not isinstance(prompt, str) and not is_list(prompt):
+            refuse("prompt", "text or a list of messages", prompt)
+        rendered = (
+            arguments.text("prompt", prompt)
+            if isinstance(prompt, str)
+            else tokenizer.render_chat(plain_messages(prompt))
+        )
         return self.scheduler.submit(
-            tokenizer.encode(text),
+            tokenizer.encode(rendered),
             logits_processor=options.pop("logits_processor", None),
             logprobs=options.pop("logprobs", None),
             timeout_sec=options.pop("timeout_sec", None),
@@ -228,10 +239,12 @@ class LLM:
         )
 
     def tokenize(self, text: str) -> list[int]:
-        return self._engine.tokenizer.encode(text)
+        """Raises RequestError."""
+        return self._engine.tokenizer.encode(arguments.text("text", text))
 
     def detokenize(self, ids: Iterable[int]) -> str:
-        return self._engine.tokenizer.decode(list(ids))
+        """Raises RequestError."""
+        return self._engine.tokenizer.decode(token_ids("ids", ids))
 
     def cancel(self) -> None:
         """End every answer that is being written or waits, from any thread, with reason 'cancelled' within a layer."""

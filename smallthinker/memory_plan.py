@@ -6,14 +6,16 @@ libraries, tokenizer) is measured by the caller and handed in: it differs betwee
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 from smallthinker import _kernels
+from smallthinker.arguments import refuse, whole
 from smallthinker.cache.kv_cache import KvKind, kv_cache_bytes, kv_touched_bytes
 from smallthinker.config import ModelConfig
-from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
+from smallthinker.errors import ContextLengthError, MemoryBudgetError
 
 MIB = 1 << 20
 DEFAULT_CONTEXT = 4096
@@ -30,6 +32,7 @@ DEFAULT_MARGIN = 0.15
 # Layers whose experts must fit beside the scratch of a chunk: one computes while the next is read.
 _STREAMED_LAYERS = 2
 
+MAX_BYTES = 2**63 - 1
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE)
 
 
@@ -79,15 +82,22 @@ class MemoryPlan:
         return "\n".join(lines)
 
 
-def parse_size(text: str | int) -> int:
-    """'1GiB', '800M', '1.5g' or a number of bytes -> bytes. K, M, G and T are powers of 1024, however spelled."""
-    if isinstance(text, int):
-        return text
-    match = _SIZE.fullmatch(text.strip())
-    if not match:
-        raise RequestError(f"memory: expected a size such as 1GiB, 800M or a number of bytes, found {text!r}")
-    exponent = " kmgt".index(match[2].lower()) if match[2] else 0
-    return int(float(match[1]) * 1024**exponent)
+def parse_size(size: str | float, name: str = "memory") -> int:
+    """'1GiB', '800M', '1.5g' or a number of bytes -> bytes. K, M, G and T are powers of 1024, however spelled.
+
+    Raises RequestError, which says that it is `name`'s.
+    """
+    expected = "a size such as 1GiB, 800M or a number of bytes"
+    if isinstance(size, float) and size.is_integer():
+        size = int(size)
+    if not isinstance(size, str):
+        return whole(name, size, 0, MAX_BYTES, expected)
+    match = _SIZE.fullmatch(size.strip())
+    exponent = " kmgt".index(match[2].lower()) if match and match[2] else 0
+    found = float(match[1]) * 1024**exponent if match else math.inf
+    if not found <= MAX_BYTES:
+        refuse(name, expected, size)
+    return int(found)
 
 
 def choose_context(config: ModelConfig, context: int | None) -> int:

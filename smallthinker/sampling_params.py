@@ -5,10 +5,9 @@ Knows nothing about how it is done (sampling.py), nor numpy: the command line's 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from smallthinker.errors import RequestError
+from smallthinker.arguments import number, whole
 
 
 @dataclass(frozen=True)
@@ -29,16 +28,18 @@ class SamplingParams:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        """Raises RequestError, naming the parameter."""
-        _check("temperature", self.temperature, 0 <= self.temperature < math.inf, "a number of 0 or more")
-        _check("top_k", self.top_k, self.top_k >= 0, "0 (off) or more")
-        _check("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, at most 1 (off)")
-        _check("min_p", self.min_p, 0 <= self.min_p < 1, "0 (off) or more, below 1")
-        _check("repeat_penalty", self.repeat_penalty, 0 < self.repeat_penalty < math.inf, "above 0; 1 is off")
-        _check("repeat_last_n", self.repeat_last_n, self.repeat_last_n >= 0, "0 (off) or more")
-        _check("seed", self.seed, self.seed is None or 0 <= self.seed < 2**64, "0 to 2**64 - 1")
+        """Makes plain numbers of numpy's. Raises RequestError, naming the parameter."""
+        self._set("temperature", number("temperature", self.temperature, lambda t: t >= 0, "a number of 0 or more"))
+        self._set("top_k", whole("top_k", self.top_k, 0, expected="0 (off) or a larger whole number"))
+        self._set("top_p", number("top_p", self.top_p, lambda p: 0 < p <= 1, "a number above 0, at most 1 (off)"))
+        self._set("min_p", number("min_p", self.min_p, lambda p: 0 <= p < 1, "a number of 0 (off) or more, below 1"))
+        self._set(
+            "repeat_penalty",
+            number("repeat_penalty", self.repeat_penalty, lambda r: r > 0, "a number above 0; 1 is off"),
+        )
+        self._set("repeat_last_n", whole("repeat_last_n", self.repeat_last_n, 0))
+        if self.seed is not None:
+            self._set("seed", whole("seed", self.seed, 0, 2**64 - 1, "a whole number from 0 to 2**64 - 1, or None"))
 
-
-def _check(name: str, value: object, ok: bool, expected: str) -> None:
-    if not ok:
-        raise RequestError(f"{name}: expected {expected}, found {value}")
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # frozen for everybody else

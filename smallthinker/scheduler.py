@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from smallthinker.arguments import callback, number, whole
 from smallthinker.cache.conversations import Conversation
 from smallthinker.engine import Engine
 from smallthinker.errors import CancelledError, QueueFullError, RequestError
@@ -94,9 +95,7 @@ class Scheduler:
 
     def __init__(self, engine: Engine, *, max_waiting: int = MOST_WAITING) -> None:
         """max_waiting: requests that may wait beside those that run. Raises RequestError."""
-        if max_waiting < 1:
-            raise RequestError(f"max_waiting: expected 1 or more, found {max_waiting}")
-        self._engine, self._most_waiting = engine, max_waiting
+        self._engine, self._most_waiting = engine, whole("max_waiting", max_waiting, 1)
         self._changed = threading.Condition()
         self._waiting: deque[_Entry] = deque()
         self._running: list[_Entry] = []
@@ -124,8 +123,9 @@ class Scheduler:
 
         Raises QueueFullError, and ContextLengthError and RequestError for what can never be computed.
         """
-        if timeout_sec is not None and not timeout_sec > 0:
-            raise RequestError(f"timeout_sec: expected a number above 0, found {timeout_sec}")
+        if timeout_sec is not None:
+            timeout_sec = number("timeout_sec", timeout_sec, lambda sec: sec > 0, "a number above 0, or None")
+        callback("on_prefill", on_prefill)
         answer = Answer(self._engine, prompt_ids, params, logits_processor=logits_processor, logprobs=logprobs)
         deadline = None if timeout_sec is None else time.monotonic() + timeout_sec
         with self._changed:

@@ -73,7 +73,7 @@ def as_api_error(error: BaseException) -> ApiError:
         return bad_request(str(error), "messages", "context_length_exceeded")
     if isinstance(error, RequestError):
         param = str(error).partition(":")[0]
-        return bad_request(str(error), param if param.isidentifier() else None)
+        return bad_request(str(error), param if param.replace(".", "").isidentifier() else None)
     if isinstance(error, TokenizerError):
         return bad_request(str(error).partition(": ")[2] or str(error), "messages")  # without the path on this machine
     if isinstance(error, CancelledError):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from smallthinker.llm import LLM
+from smallthinker.messages import plain_messages
 from smallthinker.server.errors import bad_request
 from smallthinker.server.output import THINK
-from smallthinker.server.schemas import ChatMessage, Content, Tool
+from smallthinker.server.schemas import Tool
 from smallthinker.server.settings import Limits
 from smallthinker.server.tools import plain_tools, without_template_support
 
@@ -45,13 +45,13 @@ def encode(llm: LLM, text: str) -> list[int]:
 def chat_prompt(
     llm: LLM,
     limits: Limits,
-    messages: Sequence[ChatMessage],
+    messages: Sequence[Mapping[str, Any]],
     *,
     tools: Sequence[Tool] = (),
     enable_thinking: bool | None = None,
     template_values: Mapping[str, Any] | None = None,
 ) -> Prompt:
-    """Raises ApiError, and TokenizerError when the model's template refuses the conversation."""
+    """Raises ApiError, RequestError, and TokenizerError when the model's template refuses the conversation."""
     if len(messages) > limits.messages:
         raise bad_request(f"messages: at most {limits.messages} are taken, found {len(messages)}", "messages")
     template = llm.tokenizer.chat_template
@@ -63,7 +63,7 @@ def chat_prompt(
     unknown = next((name for name in values if name not in template.variables or name in ("messages", "tools")), None)
     if unknown is not None:
         raise bad_request(f"{unknown}: this model's chat template has no such switch", unknown, "unsupported_parameter")
-    plain = [_plain(message, f"messages.{at}") for at, message in enumerate(messages)]
+    plain = plain_messages(messages)
     if "tools" in template.variables:
         values["tools"] = plain_tools(tools) or None
     else:
@@ -71,40 +71,3 @@ def chat_prompt(
     text = llm.tokenizer.render_chat(plain, **values)
     opened = text.rstrip().endswith(THINK)
     return Prompt(encode(llm, text), thinks=THINK in template.source, thinking=opened)
-
-
-def text_of(content: Content | None) -> str:
-    if content is None:
-        return ""
-    return content if isinstance(content, str) else "".join(part.text for part in content)
-
-
-def _plain(message: ChatMessage, param: str) -> dict[str, Any]:
-    """As chat templates expect it: text for content, and arguments as values rather than as JSON in a string."""
-    if message.tool_calls and message.role != "assistant":
-        raise bad_request(f"{param}.tool_calls: only an assistant calls functions", f"{param}.tool_calls")
-    if message.content is None and not message.tool_calls:
-        raise bad_request(f"{param}.content: expected text", f"{param}.content")
-    role = "system" if message.role == "developer" else message.role
-    plain: dict[str, Any] = {"role": role, "content": text_of(message.content)}
-    for name in ("name", "tool_call_id", "reasoning_content"):
-        if getattr(message, name) is not None:
-            plain[name] = getattr(message, name)
-    if message.tool_calls:
-        plain["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)},
-            }
-            for call in message.tool_calls
-        ]
-    return plain
-
-
-def _arguments(text: str) -> Any:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    return value if isinstance(value, dict) else text

@@ -20,7 +20,6 @@ from smallthinker.server.prompts import Prompt, chat_prompt
 from smallthinker.server.response_items import Items
 from smallthinker.server.sampling_options import generation_params, processor_maker
 from smallthinker.server.schemas import (
-    ChatMessage,
     JsonObjectFormat,
     ResponseJsonSchema,
     ResponseMessage,
@@ -46,12 +45,12 @@ async def responses(request: Request) -> Response:
 def _prepare(service: Service, asked: ResponsesRequest) -> _Answer:
     """On a worker thread. Raises ApiError and SmallThinkerErrors."""
     llm, limits = service.llm, service.settings.limits
-    messages = [ChatMessage(role="system", content=asked.instructions)] if asked.instructions else []
+    messages: list[dict[str, Any]] = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
     if isinstance(asked.input, str):
-        messages.append(ChatMessage(role="user", content=asked.input))
+        messages.append({"role": "user", "content": asked.input})
     else:
         said = [item for item in asked.input if isinstance(item, ResponseMessage)]
-        messages += [ChatMessage(role=message.role, content=message.content) for message in said]
+        messages += [{"role": message.role, "content": message.content} for message in said]
     if not messages:
         raise bad_request("input: expected a message", "input")
     prompt = chat_prompt(llm, limits, messages, enable_thinking=asked.enable_thinking)

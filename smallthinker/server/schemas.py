@@ -27,39 +27,8 @@ class Strict(BaseModel):
         return {key: value for key, value in given.items() if value is not None or key in known}
 
 
-class TextPart(Strict):
-    type: Literal["text", "input_text", "output_text"]
-    text: str
-    annotations: list[Any] | None = None  # as `responses` gives them back; has no meaning here
-    logprobs: list[Any] | None = None
-
-
-Content = str | list[TextPart]
-
-
-class FunctionCall(Strict):
-    name: str
-    arguments: str
-
-
-class ToolCall(Strict):
-    id: str
-    type: Literal["function"] = "function"
-    function: FunctionCall
-    index: int | None = None
-
-
-class ChatMessage(Strict):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content | None = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-    refusal: None = None
-    annotations: list[Any] | None = None
-    audio: None = None
-    function_call: None = None
+# Of one message; checked by smallthinker.messages, as those of the Python interface are.
+Message = dict[str, Any]
 
 
 class Function(Strict):
@@ -145,7 +114,7 @@ class Sampling(Asked):
 
 
 class ChatRequest(Sampling):
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -168,7 +137,7 @@ class CompletionRequest(Sampling):
 class TokenizeRequest(Strict):
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
 
 
 class ResponseTextFormat(Strict):
@@ -192,7 +161,7 @@ class ResponseText(Strict):
 class ResponseMessage(Strict):
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    content: str | list[dict[str, Any]]
     id: str | None = None
     status: Literal["completed", "in_progress", "incomplete"] | None = None
 
