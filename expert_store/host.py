@@ -269,34 +269,70 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def held_bytes() -> int:
+    """Of that, what stays: without pages of files, which the system gives back and which count as available."""
+    resident = resident_bytes()
+    return resident - min(_own_status("RssFile") or 0, resident)
+
+
 def memory_limit_bytes() -> int | None:
     """The least limit of the enclosing memory cgroups; None where none is below the machine's memory."""
     import psutil
 
-    least = int(psutil.virtual_memory().total)
-    limited = False
+    total = int(psutil.virtual_memory().total)
+    found = []
     with contextlib.suppress(OSError):
-        for directory, v2 in _memory_cgroups(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup")):
-            with contextlib.suppress(OSError, ValueError):  # "max" is no limit
-                limit = int((directory / ("memory.max" if v2 else "memory.limit_in_bytes")).read_text())
-                least, limited = min(limit, least), limited or limit < least
-    return least if limited else None
+        groups = _memory_cgroups(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup"))
+        found = [_limit_of_cgroup(directory, v2, _memory_stat(directory)) for directory, v2 in groups]
+    return min((limit for limit in found if limit is not None and limit < total), default=None)
 
 
 def memory_of_cgroup(directory: Path, v2: bool) -> Memory | None:
-    """Of one memory cgroup; None without a limit. Reclaimable page cache doesn't count as used."""
-    names = ("memory.max", "memory.current") if v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
-    try:
-        limit, usage = ((directory / name).read_text().strip() for name in names)
-        stat = (directory / "memory.stat").read_text()
-    except OSError:
+    """Of one memory cgroup with those inside it; None without a limit. What the kernel gives back at once doesn't count
+    as used: pages of files, however recently they were read, but for those that must be written first, and slabs.
+
+    Pages of shared memory and locked ones are on none of the lists that are counted. Version 1 doesn't tell of slabs.
+    """
+    stat = _memory_stat(directory)
+    limit = _limit_of_cgroup(directory, v2, stat)
+    usage = _number_in(directory / ("memory.current" if v2 else "memory.usage_in_bytes"))
+    if limit is None or usage is None:
         return None
-    if limit == "max":
-        return None
-    key = "inactive_file" if v2 else "total_inactive_file"
-    reclaimable = next((int(line.split()[1]) for line in stat.splitlines() if line.split()[0] == key), 0)
-    used = max(int(usage) - reclaimable, 0)
-    return Memory(int(limit), used, max(int(limit) - used, 0))
+
+    def of_all(name: str) -> int:  # in version 1 the plain names are of the group without those inside it
+        return stat.get(name, 0) if v2 else stat.get(f"total_{name}", stat.get(name, 0))
+
+    files = of_all("active_file") + of_all("inactive_file")
+    busy = sum(map(of_all, ("file_dirty", "file_writeback") if v2 else ("dirty", "writeback")))
+    used = max(usage - max(files - busy, 0) - of_all("slab_reclaimable"), 0)
+    return Memory(limit, used, max(limit - used, 0))
+
+
+def _limit_of_cgroup(directory: Path, v2: bool, stat: dict[str, int]) -> int | None:
+    """Beyond memory.high the kernel takes back what it can and lets the group wait: as good as the end. In version 1
+    the statistics know of limits further out that a container can't see."""
+    if v2:
+        limits = [_number_in(directory / "memory.max"), _number_in(directory / "memory.high")]
+    else:
+        limits = [_number_in(directory / "memory.limit_in_bytes"), stat.get("hierarchical_memory_limit")]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _memory_stat(directory: Path) -> dict[str, int]:
+    stat = {}
+    with contextlib.suppress(OSError):
+        for line in (directory / "memory.stat").read_text().splitlines():
+            name, _, value = line.partition(" ")
+            if value.isdecimal():
+                stat[name] = int(value)
+    return stat
+
+
+def _number_in(path: Path) -> int | None:
+    """What a file of a cgroup says; None where there is no such file, or "max"."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(path.read_text())
+    return None
 
 
 def _memory_cgroups(proc_cgroup: str, root: Path) -> list[tuple[Path, bool]]:
@@ -320,11 +356,9 @@ def peak_memory_bytes() -> int:
 
     Linux: VmHWM, not ru_maxrss, which a child inherits from the process that started it.
     """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
+    peak = _own_status("VmHWM")
+    if peak is not None:
+        return peak
     if sys.platform == "win32":
         import psutil
 
@@ -333,6 +367,15 @@ def peak_memory_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _own_status(name: str) -> int | None:
+    """A size in /proc/self/status, bytes; None where there is none."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 def cpu_name() -> str:

@@ -204,7 +204,7 @@ def _room_bytes(facts: dict[str, Any]) -> int:
     promised = (facts["overcommit"] or {}).get("left_bytes")
     if promised is not None:
         left.append(promised)
-    return host.resident_bytes() + int(min(left))
+    return host.held_bytes() + int(min(left))
 
 
 def floor_bytes(store: Store) -> tuple[int, int]:
@@ -269,7 +269,7 @@ def _chosen(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _default_budget(facts: dict[str, Any]) -> dict[str, Any]:
     from smallthinker.memory_plan import DEFAULT_MARGIN
 
-    budget = host.resident_bytes() + int(facts["memory_available_bytes"] * (1 - DEFAULT_MARGIN))
+    budget = host.held_bytes() + int(facts["memory_available_bytes"] * (1 - DEFAULT_MARGIN))
     limit = facts["memory_limit_bytes"]
     if limit is not None and limit < budget:
         return {"value": limit, "why": "the cgroup's limit"}

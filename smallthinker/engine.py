@@ -149,7 +149,7 @@ class Engine:
                 resources.callback(lossy.close)
             limit = host.memory_limit_bytes()
             if budget is None:
-                budget = default_budget(resident, host.available_memory_bytes(), limit)
+                budget = default_budget(host.held_bytes(), host.available_memory_bytes(), limit)
             budget = min(budget, limit or budget)  # more would end the process
             # no room for what Python's start left behind
             is_tight = limit is not None and limit < budget + LIBRARY_PAGES_BYTES

@@ -116,9 +116,9 @@ def page_table_bytes(budget_bytes: int, weights_bytes: int) -> int:
     return min(budget_bytes, weights_bytes) // PAGE_TABLE_SHARE
 
 
-def default_budget(resident_bytes: int, available_bytes: int, limit_bytes: int | None) -> int:
-    """What a process that holds `resident_bytes` takes when nobody names a budget: what is free, less a margin."""
-    budget = resident_bytes + int(available_bytes * (1 - DEFAULT_MARGIN))
+def default_budget(held_bytes: int, available_bytes: int, limit_bytes: int | None) -> int:
+    """What a process that holds `held_bytes` takes when nobody names a budget: what is free, less a margin."""
+    budget = held_bytes + int(available_bytes * (1 - DEFAULT_MARGIN))
     return min(budget, limit_bytes or budget)
 
 

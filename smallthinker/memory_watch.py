@@ -75,7 +75,7 @@ def next_target(
 def levels(own_bytes: int, overhead_bytes: int) -> list[Level]:
     """The machine's memory and that of each enclosing cgroup with a limit.
 
-    own_bytes: resident in this process. overhead_bytes: what the budget grants beside that.
+    own_bytes: held by this process. overhead_bytes: what the budget grants beside that.
     """
     machine = host.machine_memory()
     found = [Level(machine.total_bytes, machine.available_bytes, max(machine.used_bytes - own_bytes, 0))]
@@ -107,7 +107,7 @@ class MemoryWatch:
 
     def _run(self) -> None:
         while not self._stop.wait(PERIOD_SEC):
-            found = levels(host.resident_bytes(), self._overhead_bytes)
+            found = levels(host.held_bytes(), self._overhead_bytes)
             self.target = next_target(
                 self.target,
                 held=self._held(),

@@ -80,7 +80,7 @@ def handle(args: argparse.Namespace) -> int:
     if args.prompt < 1 or args.max_tokens < 1:
         raise RequestError("--prompt and --max-tokens: expected at least 1")
     model = find_model(args.model or str(DEMO_STORE), args.quant)
-    free = default_budget(host.resident_bytes(), host.available_memory_bytes(), host.memory_limit_bytes())
+    free = default_budget(host.held_bytes(), host.available_memory_bytes(), host.memory_limit_bytes())
     sizes = sorted(parse_size(size) for size in args.memory) if args.memory else [free]
     context = choose_context(model.config, args.context)
     if args.prompt + args.max_tokens > context:

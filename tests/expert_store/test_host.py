@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,14 +50,78 @@ def write_group(path: Path, files: dict[str, str]) -> Path:
 
 
 V2 = {"memory.max": "1000", "memory.current": "700", "memory.stat": "anon 300\ninactive_file 250\nactive_file 1"}
-V1 = {"memory.limit_in_bytes": "1000", "memory.usage_in_bytes": "700", "memory.stat": "total_inactive_file 250"}
+V1 = {"memory.limit_in_bytes": "1000", "memory.usage_in_bytes": "700", "memory.stat": "total_inactive_file 251"}
 
 
 @pytest.mark.parametrize(("files", "v2"), [(V2, True), (V1, False)])
 def test_a_cgroup_has_its_limit_less_what_cannot_be_reclaimed(tmp_path: Path, files: dict[str, str], v2: bool) -> None:
-    assert host.memory_of_cgroup(write_group(tmp_path, files), v2) == (1000, 450, 550)
+    assert host.memory_of_cgroup(write_group(tmp_path, files), v2) == (1000, 449, 551)
     assert host.memory_of_cgroup(tmp_path / "none", v2) is None
     assert host.memory_of_cgroup(write_group(tmp_path / "max", V2 | {"memory.max": "max"}), True) is None
+
+
+STATS = {
+    True: ("anon shmem kernel unevictable", "active_file inactive_file slab_reclaimable", "file_dirty file_writeback"),
+    False: ("rss shmem unevictable", "active_file inactive_file", "dirty writeback"),
+}
+
+
+@given(st.data(), st.booleans())
+def test_what_the_kernel_gives_back_at_once_is_available_and_nothing_else(data: st.DataObject, v2: bool) -> None:
+    """Written as the kernel does: an own part and, in version 1, that of the groups inside, in other lines."""
+    sizes = st.integers(0, 1 << 40)
+    kept, clean, busy = ({name: data.draw(sizes) for name in names.split()} for names in STATS[v2])
+    files = sum(clean.values())
+    for name in busy:
+        busy[name] = min(busy[name], files // 2)
+    lines = {name: value if v2 else data.draw(sizes) for name, value in (kept | clean | busy).items()}
+    if v2:
+        files = clean["active_file"] + clean["inactive_file"]
+        lines |= {name: min(value, files // 2) for name, value in busy.items()}
+    else:
+        lines |= {f"total_{name}": value for name, value in (kept | clean | busy).items()}
+    dirty = sum(lines[name if v2 else f"total_{name}"] for name in busy)
+    usage, limit = sum(kept.values()) + sum(clean.values()), data.draw(st.integers(1, 1 << 43))
+    names = ("memory.max", "memory.current") if v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    order = data.draw(st.permutations([f"{name} {value}" for name, value in lines.items()]))
+    with tempfile.TemporaryDirectory() as folder:
+        text = {names[0]: str(limit), names[1]: str(usage), "memory.stat": "\n".join(order)}
+        memory = host.memory_of_cgroup(write_group(Path(folder), text), v2)
+    assert memory is not None
+    assert memory.used_bytes == sum(kept.values()) + dirty
+    assert memory.available_bytes == max(limit - memory.used_bytes, 0)
+
+
+@pytest.mark.parametrize(
+    ("files", "v2", "limit"),
+    [
+        (V2 | {"memory.high": "800"}, True, 800),
+        (V2 | {"memory.max": "max", "memory.high": "800"}, True, 800),
+        (V2 | {"memory.high": "max"}, True, 1000),
+        (V1 | {"memory.stat": "hierarchical_memory_limit 900"}, False, 900),
+        (V1 | {"memory.stat": "hierarchical_memory_limit 9223372036854771712\n\nodd line here"}, False, 1000),
+    ],
+)
+def test_a_limit_is_wherever_the_kernel_begins_to_hold_a_group_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], v2: bool, limit: int
+) -> None:
+    group = write_group(tmp_path, files)
+    memory = host.memory_of_cgroup(group, v2)
+    assert memory is not None and memory.total_bytes == limit
+    monkeypatch.setattr(host, "_memory_cgroups", lambda *_: [(group, v2)])
+    assert host.memory_limit_bytes() == limit
+
+
+def test_pages_of_files_are_resident_and_not_held(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(64 << 20))
+    before = host.held_bytes()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        resident = host.resident_bytes()
+        assert sum(mapped[:: mmap.PAGESIZE]) == 0
+        assert host.resident_bytes() - resident > 48 << 20
+        if sys.platform == "linux":
+            assert host.held_bytes() - before < 16 << 20
 
 
 @pytest.mark.parametrize(
