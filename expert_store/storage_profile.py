@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from smallthinker.errors import ProfileError
-from smallthinker.files import write_whole
+from smallthinker.files import read_small, write_whole
 
 BUNDLED: Final = ("nvme", "sata-ssd", "ufs", "emmc", "sd-card", "hdd")
 SCOPES: Final = ("class", "device")
@@ -124,8 +124,7 @@ def load_profile(name_or_path: str | Path) -> StorageProfile:
     path = _FOLDER / f"{name_or_path}.toml" if bundled else Path(name_or_path)
     names = ", ".join(BUNDLED)
     try:
-        with path.open("rb") as file:
-            raw = file.read(_MOST_FILE_BYTES + 1)
+        raw = read_small(path, _MOST_FILE_BYTES)
     except (OSError, ValueError) as e:  # ValueError: a zero byte in the path
         why = (e.strerror if isinstance(e, OSError) else None) or str(e)
         raise ProfileError(
@@ -133,8 +132,6 @@ def load_profile(name_or_path: str | Path) -> StorageProfile:
             f"give one of these, or measure a disk with `smallthinker probe -o FILE`"
         ) from None
     remedy = f"correct it, measure again with `smallthinker probe -o FILE`, or give one of {names}"
-    if len(raw) > _MOST_FILE_BYTES:
-        raise ProfileError(f"{path}: expected at most {_MOST_FILE_BYTES} bytes, found more; {remedy}")
     try:
         return StorageProfile.from_dict(tomllib.loads(raw.decode()))
     except (ValueError, RecursionError) as e:  # TOML's and UTF-8's errors are ValueErrors
@@ -150,10 +147,10 @@ def profile_toml(profile: StorageProfile) -> str:
     return "".join(lines)
 
 
-def save_profile_toml(profile: StorageProfile, path: str | Path) -> None:
+def save_profile_toml(profile: StorageProfile, path: str | Path, *, replace: bool = True) -> None:
     """Write, or replace, the file in one step. Raises ProfileError."""
     try:
-        write_whole(Path(path), profile_toml(profile).encode())
+        write_whole(Path(path), profile_toml(profile).encode(), replace=replace)
     except (OSError, ValueError) as e:
         why = (e.strerror if isinstance(e, OSError) else None) or str(e)
         raise ProfileError(f"{path}: cannot write the profile: {why}; give another file") from None

@@ -16,7 +16,6 @@ Shape letters: d hidden_size, E experts of a layer.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from smallthinker.errors import StoreFormatError, StoreReadError, StoreWriteErro
 from smallthinker.expert_store.format import PREDICTOR_FILE, Quant, align, packed_bytes
 from smallthinker.expert_store.header import FileHeader, encode_header, fault, read_header
 from smallthinker.expert_store.store import Store
+from smallthinker.files import replacing
 
 FORMAT_NAME = "smallthinker-predictor"
 FORMAT_VERSION = "2"  # 1: of the state before source
@@ -119,21 +119,14 @@ def save_predictor(store: Store, matrices: Mapping[Pair, npt.NDArray[np.uint8]])
     metadata = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "routers": routers_checksum(store)}
     order = pairs(store.config.num_hidden_layers)
     header = encode_header([(_name(pair), "U8", (align(size, _ALIGN),)) for pair in order], metadata, _ALIGN)
-    temporary = path.with_name(f".{PREDICTOR_FILE}.{os.urandom(4).hex()}")
     try:
-        try:
-            with temporary.open("xb") as file:
-                file.write(header)
-                for pair in order:
-                    matrix = matrices[pair]
-                    assert matrix.shape == (size,) and matrix.dtype == np.uint8
-                    file.write(np.ascontiguousarray(matrix).data)
-                    file.write(padding)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as file:
+            file.write(header)
+            for pair in order:
+                matrix = matrices[pair]
+                assert matrix.shape == (size,) and matrix.dtype == np.uint8
+                file.write(np.ascontiguousarray(matrix).data)
+                file.write(padding)
     except OSError as e:
         raise StoreWriteError(
             f"{path}: cannot write the predictor: {e.strerror or e}; make room, or the store's folder writable"

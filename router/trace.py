@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from smallthinker.errors import StoreFormatError, StoreReadError, StoreWriteError
 from smallthinker.expert_store.header import FileHeader, encode_header, fault, read_header
+from smallthinker.files import replacing
 
 FORMAT_NAME = "smallthinker-trace"
 FORMAT_VERSION = "1"
@@ -68,8 +69,8 @@ def ids_dtype(experts: int) -> type[np.uint8] | type[np.uint16]:
     return np.uint8 if experts <= 256 else np.uint16
 
 
-def save_trace(trace: Trace, path: Path) -> None:
-    """Raises StoreWriteError."""
+def save_trace(trace: Trace, path: Path, *, replace: bool = True) -> None:
+    """Write it whole or not at all. Raises StoreWriteError."""
     arrays = [np.ascontiguousarray(array) for array in (trace.ids, trace.probs, trace.starts)]
     types = ["U8" if trace.ids.dtype == np.uint8 else "U16", "F16", "I64"]
     metadata = {
@@ -80,7 +81,7 @@ def save_trace(trace: Trace, path: Path) -> None:
     }
     table = [(name, kind, array.shape) for name, kind, array in zip(TENSORS, types, arrays, strict=True)]
     try:
-        with path.open("wb") as file:
+        with replacing(path, replace=replace) as file:
             file.write(encode_header(table, metadata, _ALIGN))
             for kind, array in zip(types, arrays, strict=True):
                 file.write(array.astype(_NUMPY[kind], copy=False).data)

@@ -10,13 +10,16 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 MAX_SMALL_BYTES = 64 << 20
 """Over every configuration, template and tokenizer that is published (Gemma's tokenizer.json has 33 MB)."""
+
+_MOST_NAME_BYTES = 200  # of a name that something is added to: file systems take 255
 
 _MAX_DIGITS = 308  # of a whole number, so that every one is a double too; Python's limit is 4,300, and another error
 
@@ -88,23 +91,76 @@ def _number(text: str) -> float:
     return value
 
 
+def check_output(path: Path, inputs: Iterable[Path] = (), *, replace: bool = False) -> None:
+    """Whether a file may be written there, asked before anything is computed for it.
+
+    Raises OSError: its folder isn't there; it is a folder, a pipe or a device; it is one of the inputs, by whatever
+    name; it exists already and is not to be replaced.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{folder} is no folder")
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return
+    for source in inputs:
+        if _is_same(source, status):
+            raise OSError(errno.EINVAL, f"it is {source}, which this command reads; give another name")
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder; give the name of a file")
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "expected no file or an ordinary one, found a pipe, socket or device")
+    if not replace:
+        raise FileExistsError(errno.EEXIST, "exists already; give another name, or --force to replace it")
+
+
+def _is_same(path: Path, status: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.stat(), status)
+    except OSError:  # not there, or nothing that could be read
+        return False
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes `path` at the end, synced; an exception leaves `path` as it was. Raises OSError."""
-    temporary = path.with_name(f".{path.name[:200]}.{os.urandom(8).hex()}")
+def replacing(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
+    """A file to write that becomes `path` at the end, synced; an exception leaves `path` as it was.
+
+    A link to a file stays, and what it leads to is replaced. Raises OSError: also for a pipe or device there, and
+    without `replace` for whatever is there by then.
+    """
+    path = Path(os.path.realpath(path))
+    check_output(path, replace=replace)
+    temporary = path.with_name(f"{hidden_name(path.name)}.{os.urandom(8).hex()}")
     try:
         with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if replace or not _link(temporary, path):
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def _link(file: Path, name: Path) -> bool:
+    """Give a file a second name that must be new. False on a file system without such, where it is new as of now."""
+    try:
+        os.link(file, name)
+    except OSError:
+        check_output(name)
+        return False
+    return True
+
+
+def hidden_name(name: str) -> str:
+    """What the temporary of a file or folder of this name begins with; short where nothing could be added to it."""
+    return f".{name}" if len(os.fsencode(name)) <= _MOST_NAME_BYTES else f".{sha256(os.fsencode(name)).hexdigest()}"
+
+
+def write_whole(path: Path, data: bytes, *, replace: bool = True) -> None:
     """Write, or replace, a small file whole or not at all. Raises OSError."""
-    with replacing(path) as file:
+    with replacing(path, replace=replace) as file:
         file.write(data)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+MOST_TEXT_BYTES = 1 << 30  # the tokens of more would need tens of GiB
 COMPRESSION_LEVEL = 3  # of quantised weights, higher ones make nothing smaller; see docs/benchmarks.md
 
 
@@ -174,13 +176,29 @@ def generation_options(args: argparse.Namespace) -> Options:
     }
 
 
-def read_text(path: Path) -> str:
-    from smallthinker.errors import RequestError
+def check_out(out: Path, inputs: Iterable[Path], force: bool) -> None:
+    """Before anything is computed: whether a command may write this file. inputs: what it reads; of a store, all of its
+    files. Raises StoreWriteError."""
+    from smallthinker.errors import StoreWriteError
+    from smallthinker.expert_store.format import ALL_FILES
+    from smallthinker.files import check_output
 
     try:
-        return path.read_bytes().decode("utf-8")  # line ends as they are: they are tokens and bytes too
-    except (OSError, UnicodeDecodeError) as e:
-        why = e.strerror if isinstance(e, OSError) else f"byte {e.start} is no UTF-8"
+        read = [file for path in inputs for file in (path, *(path / name for name in ALL_FILES))]
+        check_output(out, read, replace=force)
+    except (OSError, ValueError) as e:  # ValueError: a zero byte in a path
+        why = (e.strerror if isinstance(e, OSError) else None) or str(e)
+        raise StoreWriteError(f"{out}: cannot write: {why}") from None
+
+
+def read_text(path: Path) -> str:
+    from smallthinker.errors import RequestError
+    from smallthinker.files import read_small
+
+    try:
+        return read_small(path, MOST_TEXT_BYTES).decode("utf-8")  # line ends as they are: they are tokens and bytes too
+    except (OSError, ValueError) as e:
+        why = f"byte {e.start} is no UTF-8" if isinstance(e, UnicodeDecodeError) else getattr(e, "strerror", None) or e
         raise RequestError(f"{path}: expected a text file in UTF-8: {why}; give another --text") from None
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command
+from smallthinker.commands.options import Commands, ProgressBar, add_command, check_out
 
 if TYPE_CHECKING:
     from smallthinker.expert_store.device_probe import DeviceReport
@@ -36,25 +36,23 @@ def add(commands: Commands) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
-    from smallthinker.errors import ProfileError
     from smallthinker.expert_store.device_probe import probe_device
     from smallthinker.expert_store.probe_file import probe_file
     from smallthinker.expert_store.storage_profile import LONGEST_NAME, save_profile_toml
 
     out: Path | None = args.out
-    if out is not None:  # before half a minute has been spent
-        if out.exists() and not (args.force and out.is_file()):
-            raise ProfileError(f"{out}: exists already; give another name, or --force to replace a file")
-        if not out.absolute().parent.is_dir():
-            raise ProfileError(f"{out}: cannot write the profile: {out.absolute().parent} is no folder")
+    if out is not None:
+        check_out(out, [args.path], args.force)
     with ProgressBar("writing") as writing, probe_file(args.path, writing) as file:
+        if out is not None:
+            check_out(out, [args.path, file.path], args.force)
         with ProgressBar("measuring", "point") as measuring:
             is_name = out is not None and out.stem.isprintable() and len(out.stem) <= LONGEST_NAME
             name = out.stem if out is not None and is_name else "measured"
             report = probe_device(file, name, progress=measuring)
         shown = file.shown
     if out is not None:
-        save_profile_toml(report.profile, out)
+        save_profile_toml(report.profile, out, replace=args.force)
     if args.json:
         print(json.dumps(report.to_dict() | {"out": None if out is None else str(out)}))
         return 0

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command, read_text
+from smallthinker.commands.options import Commands, ProgressBar, add_command, check_out, read_text
 
 
 def add(commands: Commands) -> None:
@@ -29,20 +29,19 @@ def add(commands: Commands) -> None:
 
 def handle(args: argparse.Namespace) -> int:
     from smallthinker.engine import Engine
-    from smallthinker.errors import RequestError, StoreWriteError
+    from smallthinker.errors import RequestError
     from smallthinker.llm import DEMO_STORE
     from smallthinker.router.trace import save_trace, usage
     from smallthinker.tracing import record, split, usage_text
 
     if args.tokens is not None and args.tokens < 1:
         raise RequestError(f"--tokens: expected at least 1, found {args.tokens}")
-    if args.out.exists() and not args.force:
-        raise StoreWriteError(f"{args.out}: exists already; give another name, or --force to replace it")
+    check_out(args.out, [args.text, Path(args.store or DEMO_STORE)], args.force)
     text = read_text(args.text)
     with ProgressBar("tracing", "token") as progress, Engine(args.store or DEMO_STORE, memory=args.memory) as engine:
         tokens = engine.tokenizer.encode(text)[: args.tokens]
         trace = record(engine, split(tokens, engine.plan.context), progress)
-    save_trace(trace, args.out)
+    save_trace(trace, args.out, replace=args.force)
     use = usage(trace.ids, trace.starts, trace.experts)
     facts: dict[str, Any] = {
         "tokens": trace.tokens,

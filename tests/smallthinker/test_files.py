@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallthinker.files import parse_json, read_small, replacing, write_whole
+from smallthinker.files import check_output, parse_json, read_small, replacing, write_whole
 
 JSON_VALUES = st.recursive(
     st.none()
@@ -82,3 +82,43 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path: Path) -
         raise RuntimeError
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_write_replaces_what_a_link_leads_to_and_no_device_or_pipe(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("file")
+    write_whole(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == b"new"
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/null"), tmp_path):
+        with pytest.raises(OSError, match=r"pipe, socket or device|it is a folder"):
+            write_whole(path, b"new")
+    assert not Path("/dev/null").is_file()
+
+
+def test_what_must_be_new_never_takes_the_place_of_what_came_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(FileExistsError), replacing(path, replace=False) as file:
+        file.write(b"ours")
+        path.write_bytes(b"another's")
+    assert path.read_bytes() == b"another's"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\u20ac" * 85])
+def test_the_longest_names_can_be_written(tmp_path: Path, name: str) -> None:
+    write_whole(tmp_path / name, b"whole", replace=False)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_an_output_is_no_input_under_any_name(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x")
+    (tmp_path / "soft").symlink_to(source)
+    (tmp_path / "hard").hardlink_to(source)
+    for name in ("source", "soft", "hard"):
+        with pytest.raises(OSError, match="which this command reads"):
+            check_output(tmp_path / name, [tmp_path / "nothing", source], replace=True)
+    check_output(tmp_path / "new", [source])
+    with pytest.raises(OSError, match="no folder"):
+        check_output(source / "below", [])
