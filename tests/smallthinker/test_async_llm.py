@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gate import Gate
 
 from smallthinker import LLM, AsyncLLM
 from smallthinker.errors import StoreFormatError
@@ -41,13 +42,16 @@ def test_awaited_answers_are_those_of_a_thread(hybrid_store: Path) -> None:
 def test_a_cancelled_task_and_a_dropped_stream_end_their_answers(hybrid_store: Path) -> None:
     async def run() -> None:
         async with await AsyncLLM.load(hybrid_store) as llm:
-            long: Any = OPTIONS | {"max_tokens": 450}
+            gates = Gate(1), Gate(1)
+            long: Any = OPTIONS | {"max_tokens": 450, "logits_processor": gates[0]}
             stream = llm.stream("The sea", **long)
             request = stream.request
             await stream.__anext__()
             del stream
+            gates[0].open()
             assert (await request.aresult()).finish_reason == "cancelled"
 
+            long["logits_processor"] = gates[1]
             request = llm.llm.submit("The sea", **long)
             waiting = llm.llm.submit("The sky", **long)
             task = asyncio.create_task(waiting.aresult())
@@ -56,6 +60,7 @@ def test_a_cancelled_task_and_a_dropped_stream_end_their_answers(hybrid_store: P
             with pytest.raises(asyncio.CancelledError):
                 await task
             request.cancel()
+            gates[1].open()
             assert (await waiting.aresult()).finish_reason == "cancelled"
             assert (await llm.generate("The sea", **OPTIONS)).finish_reason == "length"
 

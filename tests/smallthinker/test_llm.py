@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from gate import Gate, until
 
 from smallthinker import LLM
 from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
@@ -60,18 +61,14 @@ def test_messages_go_through_the_chat_template(llm: LLM) -> None:
 
 def test_cancel_from_another_thread_ends_the_answer(hybrid_store: Path) -> None:
     with LLM(hybrid_store, threads=1) as llm:
-        started = threading.Event()
-
-        def cancel() -> None:
-            started.wait()
-            llm.cancel()
-
-        thread = threading.Thread(target=cancel)
-        thread.start()
-        with llm.stream(PROMPT, max_tokens=400, seed=1, ignore_eos=True) as stream:
-            for _ in stream:
-                started.set()
-                thread.join()
+        gate = Gate(1)
+        with llm.stream(PROMPT, max_tokens=400, seed=1, ignore_eos=True, logits_processor=gate) as stream:
+            next(stream)
+            thread = threading.Thread(target=llm.cancel)
+            thread.start()
+            thread.join()
+            gate.open()
+            list(stream)
         assert stream.completion is not None
         assert stream.completion.finish_reason == "cancelled"
         assert llm.generate(PROMPT, max_tokens=3, ignore_eos=True).finish_reason == "length"
@@ -101,18 +98,24 @@ def test_answers_asked_for_at_once_are_all_written(llm: LLM) -> None:
 
 
 def test_a_dropped_stream_is_not_written_to_its_end(llm: LLM) -> None:
-    stream = llm.stream(PROMPT, max_tokens=450, seed=1, ignore_eos=True)
+    gate = Gate(1)
+    stream = llm.stream(PROMPT, max_tokens=450, seed=1, ignore_eos=True, logits_processor=gate)
     request = stream.request
     next(stream)
     del stream
+    gate.open()
     assert request.result().finish_reason == "cancelled"
 
 
 def test_closing_in_the_middle_of_a_stream_ends_it(hybrid_store: Path) -> None:
-    llm = LLM(hybrid_store)
-    stream = llm.stream(PROMPT, max_tokens=200, seed=1, ignore_eos=True)
+    llm, gate = LLM(hybrid_store), Gate(1)
+    stream = llm.stream(PROMPT, max_tokens=200, seed=1, ignore_eos=True, logits_processor=gate)
     next(stream)
-    llm.close()
+    closer = threading.Thread(target=llm.close)
+    closer.start()
+    until(lambda: stream.request.ending)
+    gate.open()
+    closer.join()
     list(stream)
     assert stream.completion is not None
     assert stream.completion.finish_reason == "cancelled"

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gate import Gate, until
 
 from smallthinker.engine import Engine
 from smallthinker.errors import ContextLengthError, QueueFullError, RequestError, StoreReadError
@@ -36,19 +37,15 @@ def scheduler(engine: Engine) -> Iterator[Scheduler]:
 
 
 class Held:
-    """A request that stays at its first token until `let_go`: its logits processor waits."""
+    """A request that stays before its first token until `let_go`."""
 
     def __init__(self, scheduler: Scheduler, params: GenerationParams = SHORT, **options: Any) -> None:
-        self._go, self._there = threading.Event(), threading.Event()
-        self.request = scheduler.submit(PROMPT, params, logits_processor=self._wait, **options)
-        self._there.wait()
-
-    def _wait(self, ids: Sequence[int], logits: np.ndarray) -> None:
-        self._there.set()
-        self._go.wait()
+        self._gate = Gate()
+        self.request = scheduler.submit(PROMPT, params, logits_processor=self._gate, **options)
+        self._gate.wait()
 
     def let_go(self) -> Request:
-        self._go.set()
+        self._gate.open()
         return self.request
 
 
@@ -91,9 +88,11 @@ def test_a_request_that_waits_can_be_cancelled_and_makes_room(scheduler: Schedul
 
 
 def test_cancelling_ends_an_answer_and_says_so(scheduler: Scheduler) -> None:
-    request = scheduler.submit(PROMPT, LONG)
+    gate = Gate(1)
+    request = scheduler.submit(PROMPT, LONG, logits_processor=gate)
     tokens = [next(request)]
     request.cancel()
+    gate.open()
     tokens += request
     assert isinstance(tokens[-1], Finished)
     assert tokens[-1].completion.finish_reason == "cancelled"
@@ -184,8 +183,10 @@ def test_a_broken_callback_breaks_its_own_answer_only(hybrid_store: Path) -> Non
     with Engine(hybrid_store, sequences=4) as engine:
         scheduler = Scheduler(engine)
         expected = scheduler.submit(PROMPT, LONG).result().token_ids
-        good = scheduler.submit(PROMPT, LONG)
+        gate = Gate(1)
+        good = scheduler.submit(PROMPT, LONG, logits_processor=gate)
         next(good)
+        gate.open()
         for options, error in (
             ({"logits_processor": fail}, ZeroDivisionError),
             ({"on_prefill": fail}, ZeroDivisionError),
@@ -219,7 +220,8 @@ def test_a_long_prompt_does_not_stop_the_answers_that_are_being_written(hybrid_s
     """They get a token in every step in which a piece of it is computed, and the pieces are small."""
     with Engine(hybrid_store, sequences=3, chunk=32) as engine:
         scheduler = Scheduler(engine)
-        writing = [scheduler.submit(PROMPT[:n], LONG) for n in (5, 7)]
+        gate = Gate(1)
+        writing = [scheduler.submit(PROMPT[:n], LONG, logits_processor=gate) for n in (5, 7)]
         for request in writing:
             next(request)
         pieces: list[int] = []
@@ -229,7 +231,9 @@ def test_a_long_prompt_does_not_stop_the_answers_that_are_being_written(hybrid_s
             pieces.append(done)
             steps.append(scheduler.stats().new_tokens)
 
-        scheduler.submit([1] * 300, SHORT, on_prefill=note).result()
+        prompt = scheduler.submit([1] * 300, SHORT, on_prefill=note)
+        gate.open()
+        prompt.result()
         for request in writing:
             request.cancel()
             request.result()
@@ -252,12 +256,16 @@ def test_totals_count_what_happened(scheduler: Scheduler, engine: Engine) -> Non
 
 def test_closing_ends_what_runs_and_what_waits(engine: Engine) -> None:
     scheduler = Scheduler(engine)
-    requests = [scheduler.submit(PROMPT, LONG) for _ in range(4)]
+    gate = Gate(1)
+    requests = [scheduler.submit(PROMPT, LONG, logits_processor=gate) for _ in range(4)]
     next(requests[0])
+    closer = threading.Thread(target=scheduler.close)
+    closer.start()
+    until(lambda: requests[-1].ending)
+    gate.open()
+    closer.join()
     scheduler.close()
-    scheduler.close()
-    assert all(request.result().finish_reason in ("cancelled", "length") for request in requests)
-    assert requests[-1].result().finish_reason == "cancelled"
+    assert [request.result().finish_reason for request in requests] == ["cancelled"] * 4
     with pytest.raises(RequestError, match="closed"):
         scheduler.submit(PROMPT, SHORT)
 
