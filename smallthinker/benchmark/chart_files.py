@@ -8,13 +8,20 @@ from html import escape
 from pathlib import Path
 
 from smallthinker.benchmark.chart_style import VARIABLES, Chart
+from smallthinker.files import write_whole
+
+MARK = "smallthinker bench"
+_METADATA = {"png": {"Software": MARK}, "svg": {"Creator": MARK, "Date": None}}
 
 
 def save(chart: Chart, folder: Path) -> list[Path]:
-    """As PNG and SVG, the same bytes for the same figures."""
-    paths = [folder / f"{chart.name}.{kind}" for kind in ("png", "svg")]
-    for path, metadata in zip(paths, ({"Software": None}, {"Date": None}), strict=True):
-        chart.figure.savefig(path, dpi=160, metadata=metadata)
+    """As PNG and SVG, the same bytes for the same figures, with MARK in them. Raises OSError."""
+    paths = []
+    for kind, metadata in _METADATA.items():
+        buffer = io.BytesIO()
+        chart.figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)
+        paths.append(folder / f"{chart.name}.{kind}")
+        write_whole(paths[-1], buffer.getvalue())
     return paths
 
 

@@ -17,7 +17,7 @@ from smallthinker.benchmark.matrix import Cell
 from smallthinker.benchmark.schema_check import check_row
 from smallthinker.errors import ResultsError
 from smallthinker.expert_store import host
-from smallthinker.files import parse_json
+from smallthinker.files import parse_json, read_small, write_whole
 
 FILE = "results.jsonl"
 _MOST_BYTES = 256 << 20
@@ -44,16 +44,24 @@ class Results:
         return next((row for row in self.of_kind("routing") if row["prompt_tokens"] == prompt_tokens), None)
 
     def append(self, row: Row) -> None:
-        """One line more, on the disk before this returns."""
-        _append(self.path, row)
+        """One line more, on the disk before this returns, or none. Raises ResultsError."""
+        try:
+            _append(self.path, row)
+        except OSError as e:
+            raise _cannot_write(self.path, e) from None
         self.rows.append(row)
 
     def keep(self, wanted: Callable[[Row], bool]) -> None:
-        """Only these rows from now on. The file is replaced in one step."""
-        self.rows = [row for row in self.rows if wanted(row)]
-        temporary = self.path.with_name(f".{self.path.name}.new")
-        temporary.write_text("".join(map(_line, [self.environment, *self.rows])), encoding="utf-8")
-        temporary.replace(self.path)
+        """Only these rows from now on. The file is replaced in one step. Raises ResultsError."""
+        kept = [row for row in self.rows if wanted(row)]
+        try:
+            write_whole(self.path, "".join(map(_line, [self.environment, *kept])).encode())
+        except OSError as e:
+            raise _cannot_write(self.path, e) from None
+        self.rows = kept
+
+    def prompts(self) -> set[int]:
+        return {row["prompt_tokens"] for row in self.rows}
 
 
 def cell_of(row: Row) -> Cell:
@@ -112,11 +120,11 @@ def _begin(path: Path, environment: Row, force: bool, notice: Notice) -> Results
                     f"{path}: holds other results: {other}; give another --out, or --force to replace them"
                 )
             notice(f"{path}: replaced, since its {other}")
-            path.unlink()
-        _append(path, environment)
     except OSError as e:
-        raise ResultsError(f"{path}: cannot write: {e.strerror or e}; give another --out") from None
-    return Results(path, environment)
+        raise _cannot_write(path, e) from None
+    new = Results(path, environment)
+    new.keep(lambda _: True)
+    return new
 
 
 def difference(before: Row, now: Row) -> str | None:
@@ -138,11 +146,7 @@ def difference(before: Row, now: Row) -> str | None:
 def _parse(path: Path) -> tuple[Results, int]:
     """The rows, and the bytes of whole lines."""
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ResultsError(
-                f"{path}: expected a results file of at most {_MOST_BYTES >> 20} MiB, found a larger one"
-            )
-        raw = path.read_bytes()
+        raw = read_small(path, _MOST_BYTES)
     except OSError as e:
         raise ResultsError(
             f"{path}: expected a results file of `smallthinker bench`, or its folder: {e.strerror or e}"
@@ -164,11 +168,26 @@ def _parse(path: Path) -> tuple[Results, int]:
     return Results(path, rows[0], rows[1:]), whole_bytes
 
 
+def routing_file(folder: Path, prompt_tokens: int) -> Path:
+    """Where a benchmark keeps the routing of its answers."""
+    return folder / f"routing-{prompt_tokens}.trace"
+
+
 def _append(path: Path, row: Row) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(_line(row))
-        file.flush()
-        os.fsync(file.fileno())
+    line = memoryview(_line(row).encode())
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            while line:
+                line = line[file.write(line) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)  # a full disk: not half a line
+            raise
+
+
+def _cannot_write(path: Path, e: OSError) -> ResultsError:
+    return ResultsError(f"{path}: cannot write: {e.strerror or e}; make room, or give another --out")
 
 
 def _line(row: Row) -> str:

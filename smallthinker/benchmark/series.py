@@ -15,7 +15,7 @@ from smallthinker.benchmark.bound import best_hit_rate, decode_use
 from smallthinker.benchmark.cgroup import MemoryGroup, joining, memory_limit
 from smallthinker.benchmark.disk import make_cold, random_bytes_per_sec
 from smallthinker.benchmark.matrix import RAW, STARTS, Answer, Cell, Settings
-from smallthinker.benchmark.results import Results, Row
+from smallthinker.benchmark.results import Results, Row, routing_file
 from smallthinker.errors import ResultsError
 from smallthinker.expert_store.disk_profile import DiskProfile, load_profile
 from smallthinker.expert_store.real_throttle import real_throttle
@@ -82,7 +82,7 @@ class Series:
 
     def _routing(self, prompt_tokens: int, results: Results, watch: Watch) -> Trace:
         """Which experts the answers' tokens use, recorded once: it is the same at every budget and on every disk."""
-        path = results.path.parent / f"routing-{prompt_tokens}.trace"
+        path = routing_file(results.path.parent, prompt_tokens)
         if not (path.exists() and results.routing(prompt_tokens)):
             watch.started(f"routing of {prompt_tokens} + {self.settings.tokens} tokens")
             found = self._child(self._job(None, prompt_tokens) | {"trace": str(path)}, [])

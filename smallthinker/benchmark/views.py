@@ -1,15 +1,60 @@
-"""Everything that is made of a results file, written beside it."""
+"""Everything that is made of a results file, written beside it; and what there is no place for.
+
+Each file has a mark by which it is known as ours again: others are never replaced unasked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from smallthinker.benchmark.results import Results
+from smallthinker.benchmark.chart_files import MARK
+from smallthinker.benchmark.results import FILE, Results, routing_file
 from smallthinker.benchmark.summary import CellSummary, summarise
 from smallthinker.benchmark.table import markdown
 from smallthinker.errors import ResultsError
+from smallthinker.files import check_output, open_regular, write_whole
+from smallthinker.router.trace import FORMAT_NAME
+
+_CHARTS = ("decode", "time", "hits", "prefill", "experts")
+_MARKS = {
+    ".md": b"Medians, with the least and the most of all runs. Ceilings are rooflines of the very runs",
+    ".html": b'<p class="kind">smallthinker bench</p>',
+    ".trace": FORMAT_NAME.encode(),
+    ".png": f"Software\0{MARK}".encode(),
+    ".svg": f"<dc:title>{MARK}</dc:title>".encode(),
+    ".jsonl": b"",  # its reader looks at every line
+}
+_MARKED_BYTES = 1 << 18  # from a file's beginning
+
+
+def check_folder(folder: Path, prompts: Iterable[int], store: Path, inputs: Iterable[Path], *, force: bool) -> None:
+    """Whether a store's results for these prompt lengths may be written there. Raises ResultsError: a file would be
+    replaced that is none of ours, unless `force`, or one of the inputs, or the folder is the store itself."""
+    inputs = list(inputs)
+    if os.path.realpath(folder) == os.path.realpath(store):
+        raise ResultsError(f"{folder}: is the store that is measured; give another --out")
+    for path in _files(folder, prompts):
+        try:
+            if not os.path.lexists(path):
+                continue
+            check_output(path, inputs, replace=True)
+            with open_regular(path) as file:
+                is_ours = _MARKS[path.suffix] in file.read(_MARKED_BYTES)
+        except OSError as e:
+            raise ResultsError(f"{path}: cannot write: {e.strerror or e}; give another --out") from None
+        if not is_ours and not force:
+            raise ResultsError(
+                f"{path}: is no file of this benchmark, and would be replaced; move it, give another --out, or --force"
+            )
+
+
+def _files(folder: Path, prompts: Iterable[int]) -> list[Path]:
+    charts = [f"{name}-{n}.{kind}" for n in prompts for name in _CHARTS for kind in ("png", "svg")]
+    traces = [routing_file(folder, n) for n in prompts]
+    return [*(folder / name for name in (FILE, "results.md", "report.html", *charts)), *traces]
 
 
 class Views(NamedTuple):
@@ -32,7 +77,7 @@ def write_views(results: Results, notice: Callable[[str], None]) -> Views:
     text = markdown(results, summaries)
     files = [results.path, folder / "results.md"]
     try:
-        files[1].write_text(text, encoding="utf-8")
+        write_whole(files[1], text.encode())
         try:
             files = _draw(results, summaries, folder) + files
         except ResultsError as e:
@@ -51,5 +96,5 @@ def _draw(results: Results, summaries: list[CellSummary], folder: Path) -> list[
 
     charts = draw_all(summaries, results.of_kind("routing"))
     report = folder / "report.html"
-    report.write_text(report_html(results, summaries, charts), encoding="utf-8")
+    write_whole(report, report_html(results, summaries, charts).encode())
     return [report, *(path for chart in charts for path in save(chart, folder))]

@@ -74,7 +74,11 @@ def add(commands: Commands) -> None:
         help="folder for results.jsonl, results.md, plots and report.html; what it holds already isn't measured again "
         "(default: bench-MODEL)",
     )
-    add("--force", action="store_true", help="measure again what the folder holds already")
+    add(
+        "--force",
+        action="store_true",
+        help="measure again what the folder holds already, and replace files in it that aren't a benchmark's",
+    )
 
 
 def handle(args: argparse.Namespace) -> int:
@@ -100,7 +104,7 @@ def _notice(text: str) -> None:
 def _measure(args: argparse.Namespace) -> int:
     from smallthinker.benchmark.request import Request, plan
     from smallthinker.benchmark.results import begin, cell_of
-    from smallthinker.benchmark.views import write_views
+    from smallthinker.benchmark.views import check_folder, write_views
     from smallthinker.llm import DEMO_STORE
 
     defaults = _QUICK if args.quick else _DEFAULTS
@@ -122,7 +126,10 @@ def _measure(args: argparse.Namespace) -> int:
     )
     series, environment = plan(request)
     folder = args.out or Path(f"bench-{environment['model']['name']}")
+    inputs = [*map(Path, args.profile), *([] if args.text is None else [args.text])]
+    check_folder(folder, request.prompts, request.store, inputs, force=args.force)
     with begin(folder, environment, force=args.force, notice=_notice) as results:
+        check_folder(folder, results.prompts(), request.store, inputs, force=args.force)
         if args.force:
             asked = set(series.cells)
             results.keep(lambda row: row["kind"] == "routing" or cell_of(row) not in asked)

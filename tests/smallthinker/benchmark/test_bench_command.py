@@ -192,3 +192,38 @@ def test_a_memory_limit_counts_what_its_child_takes_and_is_gone_afterwards() -> 
     except RequestError as e:
         pytest.skip(str(e))
     assert not group.folder.exists()
+
+
+OURS = ("results.md", "report.html", "decode-8.png", "experts-8.svg", "routing-8.trace")
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_file_that_is_no_benchmarks_is_not_replaced_unasked(
+    hybrid_store: Path, tmp_path: Path, children: list[Row], name: str, is_link: bool, capsys: Any
+) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (tmp_path / "mine").write_text("about smallthinker bench, but mine\n")
+    (folder / name).symlink_to("../mine") if is_link else (folder / name).write_bytes((tmp_path / "mine").read_bytes())
+    assert main(arguments(hybrid_store, folder)) == EXIT_USAGE
+    error = capsys.readouterr().err
+    assert name in error and "--force" in error and error.count("\n") == 1
+    assert children == [] and [path.name for path in folder.iterdir()] == [name]
+    assert (folder / name).read_text() == (tmp_path / "mine").read_text() == "about smallthinker bench, but mine\n"
+
+
+def test_a_benchmark_is_not_written_into_its_store_or_over_its_text(
+    hybrid_store: Path, tmp_path: Path, children: list[Row], capsys: Any
+) -> None:
+    (tmp_path / "link").symlink_to(hybrid_store)
+    before = sorted(path.name for path in hybrid_store.iterdir())
+    for out in (hybrid_store, tmp_path / "link"):
+        assert main(arguments(hybrid_store, out, "--force")) == EXIT_USAGE
+        assert "is the store that is measured" in capsys.readouterr().err
+    assert sorted(path.name for path in hybrid_store.iterdir()) == before
+    (tmp_path / "text").write_text("a text " * 40)
+    (tmp_path / "report.html").hardlink_to(tmp_path / "text")
+    assert main(arguments(hybrid_store, tmp_path, "--force", "--text", str(tmp_path / "text"))) == EXIT_USAGE
+    assert "which this command reads" in capsys.readouterr().err
+    assert children == []

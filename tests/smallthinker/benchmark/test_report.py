@@ -11,7 +11,7 @@ from made_up_results import made_up
 
 from smallthinker.benchmark.results import Results
 from smallthinker.benchmark.summary import PART_NAMES, summarise
-from smallthinker.benchmark.views import Views, write_views
+from smallthinker.benchmark.views import Views, check_folder, write_views
 from smallthinker.errors import ResultsError
 
 
@@ -34,6 +34,14 @@ def test_everything_is_written_beside_the_results(tmp_path: Path) -> None:
     }
     assert {path.name for path in found.files} == expected == {path.name for path in tmp_path.iterdir()}
     assert all(path.stat().st_size > 0 for path in found.files)
+    check_folder(tmp_path, [32], tmp_path / "store", [], force=False)  # each is known again
+    for path in (path for path in found.files if path.suffix != ".jsonl"):
+        content = path.read_bytes()
+        path.write_text("mine")
+        with pytest.raises(ResultsError, match=re.escape(path.name)):
+            check_folder(tmp_path, [32], tmp_path / "store", [], force=False)
+        check_folder(tmp_path, [32], tmp_path / "store", [], force=True)
+        path.write_bytes(content)
     assert len(found.summaries) == 3 * 2 * 2 and found.markdown.count("\n| ") == 1 + 3 * 2 * 2
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import json
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +143,25 @@ def test_dropping_rows_keeps_the_others_as_they_were(tmp_path: Path) -> None:
     assert found.rows == results.rows and {row["profile"] for row in found.rows} == {"raw"}
     write(Results(tmp_path / "again.jsonl", found.environment, found.rows))
     assert read_results(tmp_path / "again.jsonl", fail).rows == found.rows
+
+
+def test_a_full_disk_leaves_the_results_as_they_were(tmp_path: Path) -> None:
+    """A limit on a file's size is what any process has of a full disk."""
+    with begin(tmp_path, ENVIRONMENT, force=False, notice=fail) as results:
+        results.append(run(100, "raw", 0, 5.0))
+        before = results.path.read_bytes()
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, hard))
+        try:
+            with pytest.raises(ResultsError, match="cannot write: File too large"):
+                results.append(run(100, "raw", 1, 5.0))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) - 100, hard))
+            with pytest.raises(ResultsError, match="cannot write: File too large"):
+                results.keep(lambda _: True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            signal.signal(signal.SIGXFSZ, previous)
+    assert results.path.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+    assert read_results(tmp_path, fail).rows == results.rows == [run(100, "raw", 0, 5.0)]
