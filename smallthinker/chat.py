@@ -12,8 +12,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from smallthinker.errors import ContextLengthError, SmallThinkerError
+from smallthinker.errors import ContextLengthError, SmallThinkerError, one_line
 from smallthinker.llm import LLM, Options
+from smallthinker.terminal import answer_stream, read_input
 from smallthinker.tokenizer import Message
 
 HELP = """\
@@ -40,7 +41,7 @@ class Chat:
             print("/help lists the commands.")
         while True:
             try:
-                line = input("> " if sys.stdin.isatty() else "").strip()
+                line = _next_line().strip()
             except EOFError:
                 if sys.stdin.isatty():
                     print()
@@ -89,9 +90,9 @@ class Chat:
             with interrupts_cancel(self._llm):
                 for piece in self._stream():
                     parts.append(piece)
-                    print(piece, end="", flush=True)
+                    print(piece, end="", flush=True, file=answer_stream())
         except SmallThinkerError as e:
-            print(f"error: {e}", file=sys.stderr)
+            print(f"error: {one_line(e)}", file=sys.stderr)
             self.messages.pop()
             return
         print()
@@ -113,6 +114,16 @@ class Chat:
             yield from stream
         if self._profile and stream.completion is not None:
             print(f"\n{stream.completion.profile.table()}", end="", file=sys.stderr)
+
+
+def _next_line() -> str:
+    """Raises EOFError at the end of the input, RequestError when it can't be read."""
+    if sys.stdin.isatty():
+        return input("> ")
+    line = read_input(line=True)
+    if not line:
+        raise EOFError
+    return line
 
 
 @contextlib.contextmanager

@@ -1,48 +1,99 @@
-"""The command line: arguments in, an exit code out. With `commands` the only place that prints, reads the environment's
-streams or exits."""
+"""The command line: arguments in, an exit code out. With `commands` and `terminal` the only place that prints, reads
+the environment's streams or exits."""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
+from smallthinker import terminal
 from smallthinker.commands import COMMANDS
-from smallthinker.commands.options import EXIT_INTERRUPTED, EXIT_USAGE, Parser
-from smallthinker.errors import SmallThinkerError
+from smallthinker.commands.options import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, Parser
+from smallthinker.errors import SmallThinkerError, one_line
+
+DEBUG_VARIABLE = "SMALLTHINKER_DEBUG"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, 2 for anything wrong with input or system, 130 for Ctrl-C.
-    SIGTERM and SIGHUP raise SystemExit with 143 and 129, once a command has cleaned up."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if args.command is None:
-        parser.print_help(sys.stderr)
-        return EXIT_USAGE
+    """Run one command. Returns the exit code: 0, 2 for anything wrong with input or system, 70 for a fault of this
+    program, 130 for Ctrl-C. SIGTERM and SIGHUP raise SystemExit with 143 and 129, once a command has cleaned up."""
+    with terminal.standard_streams():
+        try:
+            return _run(argv)
+        except terminal.OutputError as e:
+            terminal.drop_output()
+            if e.errno == errno.EPIPE:  # `smallthinker run ... | head`: the reader has what it wanted
+                return 0
+            return _tell("smallthinker", EXIT_USAGE, f"standard output: cannot be written: {e.strerror}")
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    name = "smallthinker"
     try:
+        parser = _parser()
+        args = parser.parse_args(argv)
+        if args.command is None:
+            parser.print_help(sys.stderr)
+            return EXIT_USAGE
+        name = f"smallthinker {args.command}"
         with _signals_unwind():
             code: int = args.handler(args)
         sys.stdout.flush()
         return code
-    except SmallThinkerError as e:
-        print(f"smallthinker {args.command}: error: {' '.join(str(e).split())}", file=sys.stderr)
-        return EXIT_USAGE
-    except ImportError as e:
-        if not str(e).startswith("SMALLTHINKER_ISA"):  # the user's own setting, found wrong when the kernels load
-            raise
-        print(f"smallthinker {args.command}: error: {e}", file=sys.stderr)
-        return EXIT_USAGE
+    except SystemExit:  # of --help and of wrong arguments
+        sys.stdout.flush()
+        raise
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `smallthinker run ... | head`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter's last flush complains
-        return 0
+    except terminal.OutputError:
+        raise
+    except Exception as e:
+        if os.environ.get(DEBUG_VARIABLE) == "1":
+            traceback.print_exc()
+        return _tell(name, *_fault(e))
+
+
+def _tell(name: str, code: int, message: object) -> int:
+    print(f"{name}: error: {one_line(message)}", file=sys.stderr)
+    return code
+
+
+def _fault(error: Exception) -> tuple[int, str]:
+    """The exit code and what is said of an error."""
+    said = str(error) or type(error).__name__
+    if isinstance(error, SmallThinkerError):
+        return EXIT_USAGE, said
+    if _lacks_room(error):
+        return EXIT_USAGE, (
+            f"no memory or threads left: {said}; give --memory less, end other programs, or raise the limits of this "
+            "shell (`ulimit -a` shows them)"
+        )
+    if isinstance(error, OSError) and error.strerror is not None:  # the system's word, about a path or about nothing
+        return EXIT_USAGE, f"{os.fspath(error.filename)!s}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, ImportError):
+        if said.startswith("SMALLTHINKER_ISA"):  # the user's own setting, found wrong when the kernels load
+            return EXIT_USAGE, said
+        return EXIT_USAGE, f"cannot load {error.name or 'a part'}: {said}; install smallthinker again, for this Python"
+    return EXIT_INTERNAL, (
+        f"internal error: {type(error).__name__}: {one_line(said, 400)}; this is a fault of smallthinker: please "
+        f"report this line, the command, its traceback (again with {DEBUG_VARIABLE}=1) and what `smallthinker doctor` "
+        "prints"
+    )
+
+
+def _lacks_room(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EAGAIN)):
+        return True
+    signs = ("can't start new thread", os.strerror(errno.EAGAIN), "failed to map segment", "cannot allocate memory")
+    return isinstance(error, RuntimeError | ImportError) and any(sign in str(error) for sign in signs)
 
 
 @contextmanager

@@ -1,13 +1,41 @@
 """The project's own errors: one class per kind of fault that a user, a file or the system can cause.
 
 A leaf: imports nothing, anyone may import it. Every message is one line that says where, what was found, what was
-expected and what to do.
+expected and what to do. A message may hold what a file or a client made up: `shown` for a value in it, `one_line` where
+it is told.
 """
 
 from __future__ import annotations
 
 from copyreg import __newobj__  # type: ignore[attr-defined]
 from typing import Any
+
+MAX_MESSAGE_CHARACTERS = 1000
+
+
+def shown(value: object, longest: int = 80) -> str:
+    """A value of a file or a user for a message: its repr, printable and bounded; 'nothing' for None."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, str | bytes | bytearray):
+        value = value[: longest + 1]
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # nested without end; a number of over 4,300 digits
+        text = f"a {type(value).__name__} too large to show"
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def one_line(message: object, longest: int = MAX_MESSAGE_CHARACTERS) -> str:
+    """A message as it may be printed, logged or sent: one line, printable, its middle left out where it is long."""
+    text = str(message)
+    if len(text) > 4 * longest:
+        text = f"{text[: 2 * longest]}{text[-2 * longest :]}"
+    text = " ".join(text.split())
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if len(text) > longest:
+        text = f"{text[: longest * 3 // 5]} ... {text[-(longest * 2 // 5 - 5) :]}"
+    return text
 
 
 class SmallThinkerError(Exception):

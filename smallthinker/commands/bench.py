@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from smallthinker.commands.options import EXIT_INTERRUPTED, Commands, add_command, add_running, read_text
+from smallthinker.commands.options import EXIT_INTERRUPTED, Commands, add_command, add_running, read_text, whole
+from smallthinker.errors import one_line
+from smallthinker.terminal import bar_stream
 
 _USAGE = """smallthinker bench [MODEL] [options]
        smallthinker bench compare A B [--json]
@@ -46,13 +48,13 @@ def add(commands: Commands) -> None:
         default=["raw"],
         help="raw for the real disk, nvme, sata-ssd, ufs, emmc, sd-card, hdd, or a profile's file (default: raw)",
     )
-    add("--context", metavar="N", nargs="+", type=int, help="prompt lengths in tokens (default: 128)")
-    add("--tokens", metavar="N", type=int, help="decoded after each prompt (default: 64)")
-    add("--repeats", metavar="N", type=int, help="processes for each cell, in turns (default: 3)")
+    add("--context", metavar="N", nargs="+", type=whole, help="prompt lengths in tokens (default: 128)")
+    add("--tokens", metavar="N", type=whole, help="decoded after each prompt (default: 64)")
+    add("--repeats", metavar="N", type=whole, help="processes for each cell, in turns (default: 3)")
     add("--quick", action="store_true", help="fewer tokens and repeats: the demo model in under a minute")
     add = parser.add_argument_group("tokens").add_argument
     add("--text", metavar="FILE", type=Path, help="tokens of this text, UTF-8 (default: random ids)")
-    add("--seed", metavar="N", type=int, default=0, help="of random ids (default: 0)")
+    add("--seed", metavar="N", type=whole, default=0, help="of random ids (default: 0)")
     add(
         "--greedy",
         action="store_true",
@@ -185,7 +187,7 @@ class _Bar:
         from tqdm import tqdm
 
         self._steps = steps
-        self._bar = tqdm(total=steps, desc="measuring", unit="run", disable=None, dynamic_ncols=True)
+        self._bar = tqdm(total=steps, desc="measuring", unit="run", disable=None, dynamic_ncols=True, file=bar_stream())
 
     def __enter__(self) -> _Bar:
         return self
@@ -194,7 +196,7 @@ class _Bar:
         self._bar.close()
 
     def started(self, what: str) -> None:
-        self._bar.set_postfix_str(what)
+        self._bar.set_postfix_str(one_line(what))
 
     def ended(self, measured: bool) -> None:
         """What was there already took no time: it must not make the rest look quick."""

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command
+from smallthinker.commands.options import Commands, ProgressBar, add_command, whole
 
 
 def add(commands: Commands) -> None:
@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--memory", metavar="SIZE", nargs="+", help="memory for experts alone, e.g. 512MiB 1GiB")
     sizes.add_argument(
-        "--slots", metavar="N", nargs="+", type=int, help="experts in memory (default: 10, 25, 34, 50, 75 %% of all)"
+        "--slots", metavar="N", nargs="+", type=whole, help="experts in memory (default: 10, 25, 34, 50, 75 %% of all)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command, read_text
+from smallthinker.commands.options import Commands, ProgressBar, add_command, read_text, whole
 
 
 def add(commands: Commands) -> None:
@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--text", metavar="FILE", type=Path, required=True, help="text like what the model will write, UTF-8"
     )
-    parser.add_argument("--tokens", type=int, metavar="N", help="only the first N tokens (default: 8192)")
+    parser.add_argument("--tokens", type=whole, metavar="N", help="only the first N tokens (default: 8192)")
     parser.add_argument("--memory", metavar="SIZE", help="ceiling for running the model, e.g. 1GiB")
     parser.add_argument("--force", action="store_true", help="replace an existing predictor")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -11,6 +11,7 @@ from smallthinker.commands.options import (
     add_sampling_options,
     generation_options,
     load,
+    text,
 )
 
 
@@ -18,7 +19,7 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands, "chat", handle, "talk with a model", "smallthinker chat -m ./4b-store --memory 1GiB --temperature 0.7"
     )
-    parser.add_argument("--system", metavar="TEXT", help="a system message that opens the conversation")
+    parser.add_argument("--system", type=text, metavar="TEXT", help="a system message that opens the conversation")
     add_model_options(parser)
     add_sampling_options(parser)
 

@@ -7,7 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command, add_running, add_switches, read_text
+from smallthinker.commands.options import (
+    Commands,
+    ProgressBar,
+    add_command,
+    add_running,
+    add_switches,
+    read_text,
+    whole,
+)
 
 
 def add(commands: Commands) -> None:
@@ -47,12 +55,12 @@ def add(commands: Commands) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", metavar="FILE", type=Path, required=True, help="text to predict, UTF-8")
-    parser.add_argument("--tokens", type=int, metavar="N", help="only the first N tokens (default: all)")
+    parser.add_argument("--tokens", type=whole, metavar="N", help="only the first N tokens (default: all)")
     parser.add_argument(
-        "--context", type=int, metavar="N", help="tokens of a window (default: the model's, at most 4096)"
+        "--context", type=whole, metavar="N", help="tokens of a window (default: the model's, at most 4096)"
     )
     parser.add_argument(
-        "--stride", type=int, metavar="N", help="new tokens of each window after the first (default: half of it)"
+        "--stride", type=whole, metavar="N", help="new tokens of each window after the first (default: half of it)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     group = parser.add_argument_group("model")

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+from smallthinker import terminal
+from smallthinker.errors import one_line, shown
 
 if TYPE_CHECKING:
     from smallthinker.expert_store.progress import Progress
     from smallthinker.llm import LLM, Options
 
 EXIT_USAGE = 2
+EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h
+MAX_DIGITS = 20  # those of 2**64
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 MOST_TEXT_BYTES = 1 << 30  # the tokens of more would need tens of GiB
 COMPRESSION_LEVEL = 3  # of quantised weights, higher ones make nothing smaller; see docs/benchmarks.md
@@ -22,7 +29,25 @@ class Parser(argparse.ArgumentParser):
     """Errors in one line; argparse's own come after a paragraph of usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
+
+
+def text(value: str) -> str:
+    """An argument that is text: UTF-8 even where the locale knows only ASCII."""
+    try:
+        return os.fsencode(value).decode("utf-8") if any("\ud800" <= c <= "\udfff" for c in value) else value
+    except UnicodeDecodeError as e:
+        raise argparse.ArgumentTypeError(f"expected text in UTF-8, byte {e.start} is none: {shown(value)}") from None
+    except UnicodeEncodeError as e:
+        raise argparse.ArgumentTypeError(f"expected text, character {e.start} is none: {shown(value)}") from None
+
+
+def whole(value: str) -> int:
+    """An argument that is a whole number; none has a use for more digits than these."""
+    if len(value) <= MAX_DIGITS:
+        with contextlib.suppress(ValueError):
+            return int(value)
+    raise argparse.ArgumentTypeError(f"expected a whole number of at most {MAX_DIGITS} digits, found {shown(value)}")
 
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
@@ -40,7 +65,7 @@ def add_command(commands: Commands, name: str, handler: Any, summary: str, examp
 def add_compression(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compress",
-        type=int,
+        type=whole,
         nargs="?",
         const=COMPRESSION_LEVEL,
         metavar="LEVEL",
@@ -60,7 +85,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="ceiling for the whole process, e.g. 1GiB (default: what is free, less a margin)",
     )
     group.add_argument(
-        "--context", type=int, metavar="N", help="tokens of prompt and answer together (default: at most 4096)"
+        "--context", type=whole, metavar="N", help="tokens of prompt and answer together (default: at most 4096)"
     )
     add_running(group)
     group.add_argument(
@@ -79,7 +104,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def add_running(group: Group) -> None:
     """How an engine runs; no output depends on it."""
-    group.add_argument("--threads", type=int, metavar="N", help="arithmetic threads (default: physical cores)")
+    group.add_argument("--threads", type=whole, metavar="N", help="arithmetic threads (default: physical cores)")
     group.add_argument(
         "--reader",
         choices=["auto", "direct", "uring", "mmap", "buffered"],
@@ -115,13 +140,13 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("generation")
 
-    def add(flag: str, kind: type, metavar: str, default: object, text: str) -> None:
+    def add(flag: str, kind: Callable[[str], object], metavar: str, default: object, text: str) -> None:
         group.add_argument(flag, type=kind, metavar=metavar, default=default, help=text)
 
-    add("--max-tokens", int, "N", None, "longest answer (default: 256, or what the context leaves)")
+    add("--max-tokens", whole, "N", None, "longest answer (default: 256, or what the context leaves)")
     group.add_argument("--ignore-eos", action="store_true", help="go on after an end-of-text token")
     add("--temperature", float, "T", Defaults.temperature, f"0 is greedy (default: {Defaults.temperature})")
-    add("--top-k", int, "K", Defaults.top_k, f"keep the K likeliest tokens; 0 is off (default: {Defaults.top_k})")
+    add("--top-k", whole, "K", Defaults.top_k, f"keep the K likeliest tokens; 0 is off (default: {Defaults.top_k})")
     add("--top-p", float, "P", Defaults.top_p, f"keep tokens up to this mass; 1 is off (default: {Defaults.top_p})")
     add(
         "--min-p",
@@ -131,8 +156,10 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         f"keep tokens this likely, relative to the best (default: {Defaults.min_p})",
     )
     add("--repeat-penalty", float, "X", Defaults.repeat_penalty, "weaken recent tokens; 1 is off (default: 1)")
-    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
-    add("--seed", int, "N", None, "the same seed gives the same text (default: a new one each time)")
+    group.add_argument(
+        "--stop", action="append", type=text, default=[], metavar="TEXT", help="end before this text; repeatable"
+    )
+    add("--seed", whole, "N", None, "the same seed gives the same text (default: a new one each time)")
 
 
 def load(args: argparse.Namespace, **more: Any) -> LLM:
@@ -226,7 +253,15 @@ class ProgressBar:
         from tqdm import tqdm
 
         scaled = self._unit == "B"
-        self._bar = tqdm(desc=self._what, unit=self._unit, unit_scale=scaled, unit_divisor=1024, disable=None, delay=2)
+        self._bar = tqdm(
+            desc=self._what,
+            unit=self._unit,
+            unit_scale=scaled,
+            unit_divisor=1024,
+            disable=None,
+            delay=2,
+            file=terminal.bar_stream(),
+        )
 
         def progress(done: int, total: int, what: str) -> None:
             self._bar.total = total

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command
+from smallthinker.commands.options import Commands, ProgressBar, add_command, whole
 
 if TYPE_CHECKING:
     from smallthinker.expert_store.format import Quant
@@ -42,14 +42,16 @@ def add(commands: Commands) -> None:
         metavar="PROFILE",
         help="a disk: nvme, sata-ssd, ufs, emmc, sd-card, hdd or a file of `smallthinker probe` (default: measure)",
     )
-    parser.add_argument("--context", type=int, metavar="N", help="tokens of prompt and answer (default: at most 4096)")
+    parser.add_argument(
+        "--context", type=whole, metavar="N", help="tokens of prompt and answer (default: at most 4096)"
+    )
     parser.add_argument("--kv", choices=["f16", "q8"], default="f16", help="numbers of the KV cache (default: f16)")
-    parser.add_argument("--threads", type=int, metavar="N", help="arithmetic threads (default: physical cores)")
+    parser.add_argument("--threads", type=whole, metavar="N", help="arithmetic threads (default: physical cores)")
     parser.add_argument(
         "--quant", choices=["q4_0", "q8_0", "f16"], help="weight format to convert to (default: q4_0, or the store's)"
     )
-    parser.add_argument("--prompt", type=int, default=128, metavar="N", help="tokens of a prompt (default: 128)")
-    parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="tokens of an answer (default: 128)")
+    parser.add_argument("--prompt", type=whole, default=128, metavar="N", help="tokens of a prompt (default: 128)")
+    parser.add_argument("--max-tokens", type=whole, default=128, metavar="N", help="tokens of an answer (default: 128)")
     routing = parser.add_mutually_exclusive_group()
     routing.add_argument("--trace", metavar="FILE", type=Path, help="routing that `smallthinker trace` recorded")
     routing.add_argument(
@@ -75,8 +77,8 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.prediction.report import Budgets, Report
 
     resident = host.resident_bytes()  # before anything that a run would not do
-    if args.threads is not None and not 1 <= args.threads <= 1024:
-        raise RequestError(f"--threads: expected 1 to 1024, found {args.threads}")
+    if args.threads is not None and not 1 <= args.threads <= 256:
+        raise RequestError(f"--threads: expected 1 to 256, found {args.threads}")
     if args.prompt < 1 or args.max_tokens < 1:
         raise RequestError("--prompt and --max-tokens: expected at least 1")
     model = find_model(args.model or str(DEMO_STORE), args.quant)

@@ -7,7 +7,15 @@ import json
 import sys
 from pathlib import Path
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command, add_compression, written, written_text
+from smallthinker.commands.options import (
+    Commands,
+    ProgressBar,
+    add_command,
+    add_compression,
+    text,
+    written,
+    written_text,
+)
 
 
 def add(commands: Commands) -> None:
@@ -19,9 +27,12 @@ def add(commands: Commands) -> None:
         "smallthinker pull PowerInfer/SmallThinker-4BA0.6B-Instruct ./4b-store --dry-run; "
         "smallthinker pull OWNER/NAME-GGUF ./4b-store --file '*q4_0*'",
     )
-    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub; only safetensors, GGUF, JSON are fetched")
+    parser.add_argument(
+        "repo", type=text, metavar="REPO", help="OWNER/NAME on the hub; only safetensors, GGUF, JSON are fetched"
+    )
     parser.add_argument(
         "--file",
+        type=text,
         metavar="NAME",
         help="take this GGUF file of the repository, or the one that a pattern as '*Q8_0*' fits (default: safetensors "
         "where there are any, else the GGUF file that is of --quant)",
@@ -33,9 +44,14 @@ def add(commands: Commands) -> None:
         "--quant", choices=["q4_0", "q8_0", "f16"], default="q4_0", help="weight format (default: q4_0)"
     )
     add_compression(parser)
-    parser.add_argument("--revision", metavar="REV", default="main", help="branch, tag or commit (default: main)")
     parser.add_argument(
-        "--endpoint", metavar="URL", help="another hub (default: HF_ENDPOINT or huggingface.co; HF_TOKEN is its token)"
+        "--revision", type=text, metavar="REV", default="main", help="branch, tag or commit (default: main)"
+    )
+    parser.add_argument(
+        "--endpoint",
+        type=text,
+        metavar="URL",
+        help="another hub (default: HF_ENDPOINT or huggingface.co; HF_TOKEN is its token)",
     )
     parser.add_argument("--keep-download", action="store_true", help="keep the original weights, in OUT.download")
     parser.add_argument("--force", action="store_true", help="replace an existing store, once the new one is whole")

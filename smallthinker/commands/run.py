@@ -14,7 +14,9 @@ from smallthinker.commands.options import (
     add_sampling_options,
     generation_options,
     load,
+    text,
 )
+from smallthinker.terminal import answer_stream, read_input
 
 
 def add(commands: Commands) -> None:
@@ -25,7 +27,7 @@ def add(commands: Commands) -> None:
         "write text that continues a prompt",
         'smallthinker run -m ./4b-store --memory 1GiB --max-tokens 64 "The sea was"',
     )
-    parser.add_argument("prompt", metavar="PROMPT", help="text to continue; - reads it from standard input")
+    parser.add_argument("prompt", type=text, metavar="PROMPT", help="text to continue; - reads it from standard input")
     add_model_options(parser)
     add_sampling_options(parser)
     parser.add_argument(
@@ -34,12 +36,13 @@ def add(commands: Commands) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = read_input() if args.prompt == "-" else args.prompt
     from smallthinker.chat import interrupts_cancel
 
     with load(args) as llm, llm.stream(prompt, **generation_options(args)) as stream, interrupts_cancel(llm):
+        answer = answer_stream()
         for piece in stream:
-            print(piece, end="", flush=True)
+            print(piece, end="", flush=True, file=answer)
         print(flush=True)
         assert stream.completion is not None
         stats = stream.completion.stats

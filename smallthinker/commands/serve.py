@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallthinker.commands.options import Commands, add_command, add_model_options, load
+from smallthinker.commands.options import Commands, add_command, add_model_options, load, text, whole
 
 if TYPE_CHECKING:
     from smallthinker.server.settings import Settings
@@ -29,28 +29,42 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("store", nargs="?", metavar="MODEL", help="a store (default: the bundled demo model)")
     group = parser.add_argument_group("server")
-    group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    group.add_argument("--port", type=int, default=8080, metavar="N", help="0 takes a free one (default: 8080)")
-    group.add_argument("--name", metavar="NAME", help="what the model is called (default: the store's folder)")
-    group.add_argument("--parallel", type=int, default=1, metavar="N", help="answers at the same time (default: 1)")
+    group.add_argument("--host", type=text, default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    group.add_argument("--port", type=whole, default=8080, metavar="N", help="0 takes a free one (default: 8080)")
+    group.add_argument(
+        "--name", type=text, metavar="NAME", help="what the model is called (default: the store's folder)"
+    )
+    group.add_argument("--parallel", type=whole, default=1, metavar="N", help="answers at the same time (default: 1)")
     group.add_argument("--kv-dir", metavar="FOLDER", help="save conversations there, to be continued after a restart")
     group.add_argument("--kv-dir-size", metavar="SIZE", help="what they may take there (default: 4GiB)")
-    group.add_argument("--queue", type=int, metavar="N", help="requests that may wait (default: 64)")
+    group.add_argument("--queue", type=whole, metavar="N", help="requests that may wait (default: 64)")
     group.add_argument(
         "--timeout", type=float, default=3600, metavar="SEC", help="longest answer, waiting included (default: 3600)"
     )
     group.add_argument(
         "--grace", type=float, default=10, metavar="SEC", help="for answers to finish at the end (default: 10)"
     )
-    group.add_argument("--api-key", metavar="KEY", help="clients must show it; other users see it in the process list")
+    group.add_argument(
+        "--api-key", type=text, metavar="KEY", help="clients must show it; other users see it in the process list"
+    )
     group.add_argument(
         "--api-key-file", type=Path, metavar="FILE", help=f"a file with the key (or {KEY_VARIABLE} in the environment)"
     )
     group.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME", help="another name of this machine; repeatable"
+        "--allow-host",
+        type=text,
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name of this machine; repeatable",
     )
     group.add_argument(
-        "--cors", action="append", default=[], metavar="ORIGIN", help="a site whose pages may call; repeatable"
+        "--cors",
+        type=text,
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="a site whose pages may call; repeatable",
     )
     group.add_argument("--access-log", action="store_true", help="a line for each request, without its text")
     group.add_argument("--json", action="store_true", help="say where it listens in JSON")

@@ -7,7 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command, add_compression, written, written_text
+from smallthinker.commands.options import (
+    Commands,
+    ProgressBar,
+    add_command,
+    add_compression,
+    whole,
+    written,
+    written_text,
+)
 from smallthinker.errors import SmallThinkerError
 
 
@@ -28,7 +36,7 @@ def add(commands: Commands) -> None:
         help="weight format; none writes a bf16 Hugging Face checkpoint (default: q4_0)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="the same seed gives the same bytes (default: 0)"
+        "--seed", type=whole, default=0, metavar="N", help="the same seed gives the same bytes (default: 0)"
     )
     parser.add_argument(
         "--skew",

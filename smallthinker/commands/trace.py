@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command, check_out, read_text
+from smallthinker.commands.options import Commands, ProgressBar, add_command, check_out, read_text, whole
 
 
 def add(commands: Commands) -> None:
@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("store", metavar="STORE", nargs="?", help="a store (default: the bundled demo model)")
     parser.add_argument("--text", metavar="FILE", type=Path, required=True, help="text to run through the model, UTF-8")
     parser.add_argument("-o", "--out", metavar="TRACE", type=Path, required=True, help="file to write")
-    parser.add_argument("--tokens", type=int, metavar="N", help="only the first N tokens (default: all)")
+    parser.add_argument("--tokens", type=whole, metavar="N", help="only the first N tokens (default: all)")
     parser.add_argument("--memory", metavar="SIZE", help="ceiling for the whole process, e.g. 1GiB")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
