@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     program, 130 for Ctrl-C. SIGTERM and SIGHUP raise SystemExit with 143 and 129, once a command has cleaned up."""
     with terminal.standard_streams():
         try:
+            _spare_address_space()
             return _run(argv)
         except terminal.OutputError as e:
             terminal.drop_output()
@@ -59,6 +60,16 @@ def _run(argv: Sequence[str] | None) -> int:
         if os.environ.get(DEBUG_VARIABLE) == "1":
             traceback.print_exc()
         return _tell(name, *_fault(e))
+
+
+def _spare_address_space() -> None:
+    """OpenBLAS, which numpy loads, starts a thread a core and ends the process where it can't."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _tell(name: str, code: int, message: object) -> int:

@@ -138,9 +138,9 @@ class Scheduler:
                     f"try again in {retry:.0f} s",
                     retry,
                 )
+            self._start()
             request = Request(next(self._ids), deadline)
             self._waiting.append(_Entry(request, answer, on_prefill))
-            self._start()
             self._changed.notify_all()
         return request
 
@@ -193,8 +193,9 @@ class Scheduler:
 
     def _start(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="smallthinker", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="smallthinker", daemon=True)
+            thread.start()  # may fail, where a limit is reached: then there is none to wait for
+            self._thread = thread
             # a daemon thread that is stopped in the middle of a kernel would take the process down with it
             closing = weakref.WeakMethod(self.close)
             self._at_exit = lambda: (close := closing()) and close()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from smallthinker.chat_template import ChatTemplate, load_chat_template
-from smallthinker.errors import RequestError, TokenizerError, shown
+from smallthinker.errors import TokenizerError
 
 
 class Message(TypedDict):
@@ -49,27 +49,15 @@ class Tokenizer:
         self._folder = folder
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of the text, special tokens in it recognised, none added. Raises RequestError for text that has no
-        UTF-8, with halves of surrogate pairs in it."""
-        ids: list[int] = self._encoding(text).ids
+        """Token ids of the text, special tokens in it recognised, none added."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """As `encode`, and of each token the characters [start, end) of the text that it comes from. Tokens that share
         a character, each with some of its bytes, have spans that overlap."""
-        encoding = self._encoding(text)
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
-
-    def _encoding(self, text: str) -> Any:
-        try:
-            return self._tokenizer.encode(text, add_special_tokens=False)
-        except TypeError:
-            at = next((at for at, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
-            if at is None:
-                raise
-            what = "a byte that is no UTF-8" if "\udc80" <= text[at] <= "\udcff" else "half a surrogate pair"
-            found = f"{what} at character {at}: {shown(text[at : at + 20])}"
-            raise RequestError(f"prompt: expected text, found {found}; give valid Unicode") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids. Special tokens, and ids that the tokenizer doesn't know, decode to nothing."""

@@ -113,7 +113,7 @@ def test_input_that_is_closed_is_one_line() -> None:
 
 
 def test_an_address_space_that_is_too_small_is_one_line() -> None:
-    for kib in (140_000, 170_000, 200_000):
+    for kib in (120_000, 145_000, 170_000):
         done = shell(f"ulimit -v {kib}; {COMMAND} run --max-tokens 2 Once")
         assert done.returncode in (0, 2), done.stderr
         if done.returncode == 2:
@@ -163,7 +163,7 @@ def test_any_bytes_are_a_prompt_or_one_line(data: bytes) -> None:
 def test_chat_tells_which_line_is_no_text_and_goes_on() -> None:
     code, out, err = in_process("chat", "--max-tokens", "3", stdin=b"a\xff\nOnce\n/quit\n")
     assert out.strip()
-    assert err.count("UTF-8") == 1
+    assert "\\udcff" in err
     assert_one_line(err)
     assert code in (0, 2)
     code, _, err = in_process("chat", "--system", "a\udcff")
@@ -175,9 +175,9 @@ def test_chat_tells_which_line_is_no_text_and_goes_on() -> None:
 @settings(max_examples=30)
 def test_half_a_surrogate_pair_is_no_text(demo: LLM, text: str, lone: str) -> None:
     for prompt in (lone + text, text + lone):
-        with pytest.raises(RequestError, match="prompt: expected text"):
+        with pytest.raises(RequestError, match="expected valid Unicode"):
             demo.generate(prompt)
-        with pytest.raises(RequestError, match="prompt: expected text"):
+        with pytest.raises(RequestError, match="expected valid Unicode"):
             demo.chat([{"role": "user", "content": prompt}])
     assert demo.detokenize(demo.tokenize(text)) == text
 
