@@ -53,7 +53,8 @@ def convert(
     with closing(open_checkpoint(Path(checkpoint))) as source:
         config = source.config
         layout = RecordLayout.of(kind, config.hidden_size, config.moe_ffn_hidden_size)
-        with StoreWriter(Path(out), config, kind, source.small_files(), force, progress, compress=compress) as writer:
+        files, inputs = source.small_files(), [Path(checkpoint)]
+        with StoreWriter(Path(out), config, kind, files, force, progress, compress=compress, inputs=inputs) as writer:
             for spec in writer.dense_specs:
                 writer.write_dense(spec, _dense_pieces(source, spec))
             records = iter(writer.expert_specs)

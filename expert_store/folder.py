@@ -18,6 +18,7 @@ from types import TracebackType
 
 from smallthinker.errors import StoreWriteError
 from smallthinker.expert_store import host
+from smallthinker.files import hidden_name
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -27,22 +28,33 @@ class AtomicFolder:
 
     `own_files` are the names (shell patterns) that `out` may hold when `force` replaces it: a folder with anything else
     in it was not made by us and is never replaced. With `force`, the old folder stays until the new one is synced.
-    Raises StoreWriteError: `out` exists, less than `needed_bytes` free, no permission.
+    Nothing that is read for it, `inputs` and what lies in them, may lie in `out`. Raises StoreWriteError: `out` exists,
+    less than `needed_bytes` free, no permission.
     """
 
-    def __init__(self, out: Path, needed_bytes: int, own_files: Collection[str], force: bool = False) -> None:
-        self.out = Path(out).resolve()  # a symlink to a store is followed: what it points to is replaced
+    def __init__(
+        self,
+        out: Path,
+        needed_bytes: int,
+        own_files: Collection[str],
+        force: bool = False,
+        inputs: Collection[Path] = (),
+    ) -> None:
+        try:
+            self.out = Path(os.path.realpath(out))  # of a symlink to a store, what it points to is replaced
+        except ValueError as e:
+            raise StoreWriteError(f"{str(out)!r}: cannot write: {e}; choose another name") from None
         self.needed_bytes = needed_bytes
+        self._inputs = inputs
         self.force = force
         self._own_files = tuple(own_files)
         self._lock = -1
 
     def __enter__(self) -> AtomicFolder:
+        self.check()
         try:
-            if not self.out.parent.is_dir():
-                raise StoreWriteError(f"{self.out}: the folder {self.out.parent} doesn't exist; create it first")
             self._clean_stale()
-            self._check_target()
+            self._check_target()  # anew, since a folder that a kill left without its name has it again
             free = shutil.disk_usage(self.out.parent).free
             if free < self.needed_bytes:
                 raise StoreWriteError(
@@ -67,6 +79,15 @@ class AtomicFolder:
             shutil.rmtree(self.temporary, ignore_errors=True)
             host.unlock_folder(self._lock)
 
+    def check(self) -> None:
+        """Whether there is a place for the folder; writes nothing. Raises StoreWriteError."""
+        try:
+            if not self.out.parent.is_dir():
+                raise StoreWriteError(f"{self.out}: the folder {self.out.parent} doesn't exist; create it first")
+            self._check_target()
+        except OSError as e:
+            raise self.error(e) from e
+
     def error(self, e: OSError) -> StoreWriteError:
         """What happened as the project's own error; a full disk says how much is needed and how much is free."""
         if isinstance(e, StoreWriteError):
@@ -84,6 +105,13 @@ class AtomicFolder:
             return
         if not self.out.is_dir():
             raise StoreWriteError(f"{self.out}: exists and is not a folder; choose another name")
+        if Path.cwd().is_relative_to(self.out) or self.out.is_mount():
+            what = "a mounted disk" if self.out.is_mount() else "the folder that this command runs in"
+            raise StoreWriteError(f"{self.out}: is {what}, which can't be replaced by a new one; give a name inside it")
+        for source in self._inputs:
+            for path in (source, *(source.iterdir() if source.is_dir() else ())):
+                if Path(os.path.realpath(path)).is_relative_to(self.out):
+                    raise StoreWriteError(f"{self.out}: holds {path}, which this is made from; choose another name")
         names = {entry.name for entry in self.out.iterdir()}
         if names and not self.force:
             raise StoreWriteError(f"{self.out}: exists already; --force (force=True) replaces it")
@@ -95,11 +123,11 @@ class AtomicFolder:
 
     @property
     def _prefix(self) -> str:
-        return f".{self.out.name}.partial-"
+        return f"{hidden_name(self.out.name)}.partial-"
 
     @property
     def _replaced(self) -> Path:
-        return self.out.parent / f".{self.out.name}.replaced"
+        return self.out.parent / f"{hidden_name(self.out.name)}.replaced"
 
     def _make_temporary(self) -> Path:
         while True:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ from smallthinker.expert_store.random_weights import (
 )
 from smallthinker.expert_store.skew import noise_bytes, normal_biases, router_spreads
 from smallthinker.expert_store.writer import StoreWriter, TensorFileWriter, write_synced
-from smallthinker.files import parse_json
+from smallthinker.files import parse_json, read_small
 
 NO_QUANT = "none"
 
@@ -93,19 +93,20 @@ def synth(
         raise ConfigError(f"skew: expected a number from 0 to {MAX_SKEW:g}, found {skew}")
     raw = _raw_config(shape)
     config = ModelConfig.from_dict(raw)
+    inputs = [] if shape in PUBLISHED else [Path(shape)]
     files = {CONFIG_FILE: json.dumps(raw, indent=1).encode("ascii")} | byte_tokenizer_files(config)
     if quant == NO_QUANT:
         if compress is not None:
             raise ConfigError("compress: expected a store's quantisation, found a checkpoint, which has no records")
         uneven = _Skew(config, skew, None, seed) if skew else None
-        _write_checkpoint(config, Path(out), files, seed, force, progress or silent, shard_bytes, uneven)
+        _write_checkpoint(config, Path(out), files, seed, force, progress or silent, shard_bytes, uneven, inputs)
         return Path(out)
     if quant not in QUANTS:
         raise ConfigError(f"quantisation: expected one of {', '.join((*QUANTS, NO_QUANT))}, found {quant!r}")
     kind = check_quant(quant)
     hidden, ffn = config.hidden_size, config.moe_ffn_hidden_size
     uneven = _Skew(config, skew, kind, seed) if skew else None
-    with StoreWriter(Path(out), config, kind, files, force, progress, compress=compress) as writer:
+    with StoreWriter(Path(out), config, kind, files, force, progress, compress=compress, inputs=inputs) as writer:
         for spec in writer.dense_specs:
             writer.write_dense(spec, _dense_pieces(spec, RandomBytes(seed, spec.name), uneven))
         for spec in writer.expert_specs:
@@ -120,7 +121,7 @@ def _raw_config(shape: str) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"shape: expected {', '.join(PUBLISHED)} or a config.json, found {shape!r}")
     ModelConfig.from_json(path)  # its errors have the path
-    raw: dict[str, Any] = parse_json(path.read_bytes())
+    raw: dict[str, Any] = parse_json(read_small(path))
     return raw
 
 
@@ -218,6 +219,7 @@ def _write_checkpoint(
     progress: Progress,
     shard_bytes: int,
     skew: _Skew | None,
+    inputs: Collection[Path],
 ) -> None:
     tensors = [(name, shape, 2 * int(np.prod(shape))) for name, shape in checkpoint_tensors(config)]
     total = sum(nbytes for _, _, nbytes in tensors)
@@ -234,7 +236,7 @@ def _write_checkpoint(
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         files = files | {INDEX_FILE: json.dumps(index, indent=1).encode("ascii")}
     done = 0
-    with AtomicFolder(out, total, (*ALL_FILES, INDEX_FILE, "model*.safetensors"), force) as folder:
+    with AtomicFolder(out, total, (*ALL_FILES, INDEX_FILE, "model*.safetensors"), force, inputs) as folder:
         try:
             for name, content in files.items():
                 write_synced(folder.temporary / name, content)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -114,7 +114,7 @@ class StoreWriter:
 
     `files` are the small files by name, config.json and tokenizer.json among them. Leaving the block without an
     exception publishes the store at `out`; anything else leaves what was there before. `compress` is the level that
-    experts are compressed with; room for them uncompressed is asked of the disk all the same.
+    experts are compressed with; room for them uncompressed is asked of the disk all the same. `inputs`: what is read.
     Raises StoreWriteError: `out` exists without `force`, disk full, no permission; ConfigError for a level.
     """
 
@@ -128,6 +128,7 @@ class StoreWriter:
         progress: Progress | None = None,
         engine_version: str | None = None,
         compress: int | None = None,
+        inputs: Collection[Path] = (),
     ) -> None:
         self._quant = quant
         self._compressor = None if compress is None else Compressor(quant, compress)
@@ -140,7 +141,7 @@ class StoreWriter:
         self._done_bytes = 0
         headers = sum(len(self._header(specs, [0] * len(specs))) for specs in (self.dense_specs, self.expert_specs))
         needed = self.total_bytes + headers + sum(map(len, self._files.values()))
-        self._folder = AtomicFolder(out, needed, ALL_FILES, force)
+        self._folder = AtomicFolder(out, needed, ALL_FILES, force, inputs)
         self._writers: dict[str, TensorFileWriter] = {}
 
     def __enter__(self) -> StoreWriter:

@@ -130,14 +130,16 @@ class Hub:
         with closing(self._pieces(file, 0)) as pieces:
             yield io.BufferedReader(_PieceReader(pieces))
 
-    def download(self, file: HubFile, path: Path, arrived: Arrived) -> None:
+    def download(self, file: HubFile, path: Path, arrived: Arrived, *, replace: bool = True) -> None:
         """Have the file at `path`, from the cache, from an earlier try or from the hub, its checksum compared.
 
         What has come stays beside it as `part_of(path, file)` if this fails, unless the checksum says it is wrong.
-        Raises DownloadError, OSError.
+        Raises DownloadError, also without `replace` where there is another file at `path`; OSError.
         """
         if path.is_file() and path.stat().st_size == file.size and _is(path, file, arrived):
             return
+        if not replace and os.path.lexists(path):
+            raise DownloadError(f"{path}: is another file than {self.repo} has; move it, or give --force")
         path.unlink(missing_ok=True)
         cached = self.cached(file)
         if cached is not None and _is(cached, file, arrived):

@@ -8,6 +8,7 @@ second try goes on with.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,13 +27,23 @@ from smallthinker.expert_store.checkpoint import (
     shard_names,
 )
 from smallthinker.expert_store.convert import convert
-from smallthinker.expert_store.format import CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, check_quant, table
+from smallthinker.expert_store.folder import AtomicFolder
+from smallthinker.expert_store.format import (
+    ALL_FILES,
+    CONFIG_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    check_quant,
+    table,
+)
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.files import parse_json
 from smallthinker.hub import Hub, HubFile, part_of
 from smallthinker.hub_gguf import choose_model, gguf_config_on_hub, gguf_models
 
 _SMALL_FILES = (CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE, INDEX_FILE)
+_OURS = ".smallthinker-pull"  # in the folder of a download: the files in it are from a hub, and may be replaced
+_MOST_NAME_BYTES = 255
 _ELSEWHERE = "choose the repository with the original weights or a GGUF file of them"
 _MAX_CONFIG_BYTES = 1 << 20
 _BESIDE_WEIGHTS_BYTES = 64 << 20  # a store's headers and tokenizer, and what a file system keeps for itself
@@ -103,11 +114,10 @@ class Pull:
         kind = check_quant(quant)
         self._hub, self._force = hub, force
         out = out or Path(f"{hub.repo.split('/')[-1]}-{quant}")
-        if not out.absolute().parent.is_dir():
-            raise StoreWriteError(f"{out}: the folder {out.absolute().parent} doesn't exist; create it first")
-        if out.exists() and not force and not (out.is_dir() and not any(out.iterdir())):
-            raise StoreWriteError(f"{out}: exists already; --force replaces it")
+        AtomicFolder(out, 0, ALL_FILES, force).check()
         self.download = out.with_name(f"{out.name}.download")
+        if len(os.fsencode(self.download.name)) > _MOST_NAME_BYTES:
+            raise StoreWriteError(f"{out}: expected a name to which .download can be added, found a longer one")
         models = gguf_models(hub.files)
         has_safetensors = INDEX_FILE in hub.files or SINGLE_FILE in hub.files
         self._from_gguf = gguf is not None or bool(models and not has_safetensors)
@@ -144,8 +154,7 @@ class Pull:
         with self.locked():
             self.fetch(downloading)
             self.convert(compress, converting)
-            if not keep_download:
-                self.remove_download()
+            self.finish(keep_download)
         return self.plan.store
 
     @contextmanager
@@ -154,6 +163,8 @@ class Pull:
         self.check_space()
         try:
             self.download.mkdir(exist_ok=True)
+            if self._force or not any(self.download.iterdir()):
+                (self.download / _OURS).touch()
             lock = host.lock_folder(self.download, wait=False)
         except OSError as e:
             raise StoreWriteError(f"{self.download}: cannot write: {e.strerror or e}") from e
@@ -174,12 +185,16 @@ class Pull:
             progress(done, self.plan.download_bytes, "")
 
         try:
+            is_ours = (self.download / _OURS).exists()
             for name in set(_SMALL_FILES) - {file.name for file in self.plan.files}:
-                (self.download / name).unlink(
-                    missing_ok=True
-                )  # another model's, from an earlier try: would be converted
+                # another model's, from an earlier try: would be converted
+                if not is_ours and (self.download / name).exists():
+                    raise DownloadError(
+                        f"{self.download / name}: is no part of {self._hub.repo}; move it, or give --force"
+                    )
+                (self.download / name).unlink(missing_ok=True)
             for file in self.plan.files:
-                self._hub.download(file, self._local(file), arrived)
+                self._hub.download(file, self._local(file), arrived, replace=is_ours)
         except DownloadError:
             raise
         except OSError as e:
@@ -190,12 +205,15 @@ class Pull:
         source = self._local(self.plan.files[0]) if self._from_gguf else self.download
         convert(source, self.plan.store, self.plan.quant, self._force, progress, compress)
 
-    def remove_download(self) -> None:
-        """What was fetched, and the folder if there is nothing else in it."""
-        names = {self._local(file).name for file in self.plan.files}
+    def finish(self, keep_download: bool = False) -> None:
+        """Remove what was fetched, and the folder if there is nothing else in it. A download that is kept is the user's
+        own from now on: no later pull replaces or removes a file of it unasked."""
+        if not (self.download / _OURS).exists():
+            return
+        names = set() if keep_download else {self._local(file).name for file in self.plan.files}
         with contextlib.suppress(OSError):
             for path in self.download.iterdir():
-                if path.name in names or path.suffix == ".part":
+                if path.name in (*names, _OURS) or path.suffix == ".part":
                     path.unlink()
             self.download.rmdir()
 

@@ -76,8 +76,7 @@ def handle(args: argparse.Namespace) -> int:
                 pull.fetch(progress)
             with ProgressBar("converting") as progress:
                 pull.convert(args.compress, progress)
-            if not args.keep_download:
-                pull.remove_download()
+            pull.finish(args.keep_download)
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command goes on with {pull.download}", file=sys.stderr)
         raise

@@ -254,3 +254,36 @@ def test_a_disk_that_fills_up_meanwhile_ends_in_one_error_and_is_left_clean(
     with pytest.raises(StoreWriteError, match="disk full"):
         synth(str(tiny_config), small_disk / "store", "q4_0", progress=fill, compress=compress)
     assert names(small_disk) == ["filler"]
+
+
+def test_a_store_never_takes_the_place_of_what_it_is_made_from(tmp_path: Path, tiny_store: Path) -> None:
+    (tmp_path / "link").symlink_to(tiny_store)
+    (tmp_path / "config.json").symlink_to(tiny_store / "config.json")
+    before = contents(tiny_store)
+    for shape in (tiny_store / "config.json", tmp_path / "config.json"):
+        for out in (tiny_store, tmp_path / "link"):
+            with pytest.raises(StoreWriteError, match=r"holds .*config\.json, which this is made from"):
+                synth(str(shape), out, "q4_0", force=True)
+    assert contents(tiny_store) == before
+
+
+def test_the_folder_that_a_command_runs_in_is_not_replaced(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for out in (".", tmp_path / "empty", "../empty"):
+        with pytest.raises(StoreWriteError, match="the folder that this command runs in"):
+            synth(str(tiny_config), out, "q4_0")
+    assert synth(str(tiny_config), "store", "q4_0").is_dir()
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\u20ac" * 85])
+def test_a_store_may_have_the_longest_name(tiny_config: Path, tmp_path: Path, name: str) -> None:
+    assert Store.open(synth(str(tiny_config), tmp_path / name, "q4_0")).num_experts > 0
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 2500, "a\0b", "\udcff" * 300])
+def test_a_name_that_no_store_can_have_is_one_error(tiny_config: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(StoreWriteError):
+        synth(str(tiny_config), f"{tmp_path}/{name}", "q4_0")

@@ -197,12 +197,45 @@ def test_the_folder_of_the_download_gives_the_store_nothing_else_and_loses_nothi
 ) -> None:
     folder = tmp_path / "store.download"
     folder.mkdir()
+    (folder / ".smallthinker-pull").touch()  # from an earlier try
     (folder / "chat_template.jinja").write_text("another model's")
     (folder / "model.safetensors").write_bytes(b"another model's")
     (folder / "notes.txt").write_text("the user's")
     store = Pull(connect(hub), tmp_path / "store").run()
     assert store_files(store) == store_files(convert(checkpoint, tmp_path / "direct", "q4_0"))
     assert (folder / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "chat_template.jinja", "model.safetensors.index.json"])
+def test_a_folder_with_files_of_the_users_is_left_as_it_is(hub: FakeHub, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "store.download"
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    with pytest.raises(DownloadError, match=rf"{name}: .* move it, or give --force"):
+        Pull(connect(hub), tmp_path / "store").run()
+    assert (folder / name).read_text() == "mine" and not (tmp_path / "store").exists()
+    store = Pull(connect(hub), tmp_path / "store", force=True).run()
+    assert store.is_dir() and not folder.exists()
+
+
+def test_a_download_that_was_kept_is_used_and_stays(hub: FakeHub, tmp_path: Path) -> None:
+    Pull(connect(hub), tmp_path / "store").run(keep_download=True)
+    kept = store_files(tmp_path / "store.download")
+    shutil.rmtree(tmp_path / "store")
+    hub.requests = []
+    Pull(connect(hub), tmp_path / "store").run()
+    assert store_files(tmp_path / "store.download") == kept
+    assert not [name for name, _ in hub.fetched() if name.endswith(".safetensors")]
+
+
+@pytest.mark.parametrize("out", [".", "mounted", "x" * 250, "x" * 300, "a\0b"])
+def test_a_place_where_no_store_can_be_is_refused_before_anything_is_fetched(
+    hub: FakeHub, tmp_path: Path, out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreWriteError, match=r"which can't be replaced|name|null"):
+        Pull(connect(hub), Path("/proc" if out == "mounted" else out))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_with_keep_download_the_checkpoint_stays_and_converts(hub: FakeHub, tmp_path: Path) -> None:
@@ -322,7 +355,7 @@ def test_a_store_that_is_there_is_refused_at_once_and_replaced_by_force_only_at_
     store = Pull(connect(hub), tmp_path / "store").run()
     before = store_files(store)
     hub.requests = []
-    with pytest.raises(StoreWriteError, match="exists already; --force replaces it"):
+    with pytest.raises(StoreWriteError, match=r"exists already; --force .force=True. replaces it"):
         Pull(connect(hub), store)
     assert hub.fetched() == []
     hub.damaged = {max(hub.repos[REPO], key=lambda name: len(hub.repos[REPO][name]) * name.endswith("tensors"))}
