@@ -88,8 +88,8 @@ class AsyncLLM:
         """See `LLM.stream`; returns at once."""
         return AsyncTextStream(self.llm.submit(prompt, **options))
 
-    def tokenize(self, text: str) -> list[int]:
-        return self.llm.tokenize(text)
+    def tokenize(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        return self.llm.tokenize(text, special_tokens=special_tokens)
 
     def detokenize(self, ids: Iterable[int]) -> str:
         return self.llm.detokenize(ids)

@@ -18,6 +18,7 @@ from smallthinker.arguments import flag, is_list, refuse, token_ids, whole
 from smallthinker.cache.kv_cache import KvKind
 from smallthinker.config import ModelConfig
 from smallthinker.engine import KV_DIR_BYTES, Engine
+from smallthinker.errors import RequestError
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind
 from smallthinker.expert_store.storage_profile import StorageProfile
@@ -54,12 +55,13 @@ class Options(TypedDict, total=False):
 
 
 class CallOptions(Options, total=False):
-    """Those, and what else `Scheduler.submit` takes."""
+    """Those, what else `Scheduler.submit` takes, and how a prompt's text is read: see LLM."""
 
     logits_processor: LogitsProcessor | None
     logprobs: int | None
     timeout_sec: float | None
     on_prefill: Callable[[int, int], None] | None
+    special_tokens: bool
 
 
 class TextStream:
@@ -106,7 +108,8 @@ class LLM:
     ...     print(llm.generate("Once upon a time", max_tokens=50).text)
 
     A prompt is text, or messages as in OpenAI's API ({"role": ..., "content": ...}; see smallthinker.messages), which
-    the model's chat template turns into text.
+    the model's chat template turns into text. Names of special tokens (`<|im_end|>`) in either are plain text; only a
+    template's own stand for tokens, and those of a text with `special_tokens=True`.
     Everything may be called from any thread: answers that are asked for at the same time wait for each other.
     """
 
@@ -202,7 +205,8 @@ class LLM:
 
     def generate(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Completion:
         """Write the whole answer. Options are the fields of GenerationParams (temperature, max_tokens, seed, stop ...)
-        and logits_processor, logprobs, timeout_sec and on_prefill of `Scheduler.submit`.
+        and logits_processor, logprobs, timeout_sec and on_prefill of `Scheduler.submit`; and special_tokens, for a text
+        whose special tokens are to act as such.
 
         Raises ContextLengthError, RequestError and QueueFullError before anything is computed; StoreReadError when the
         disk fails.
@@ -222,15 +226,17 @@ class LLM:
     def submit(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Request:
         """Like `stream`, token by token: see Request."""
         tokenizer = self._engine.tokenizer
-        if not isinstance(prompt, str) and not is_list(prompt):
+        special_tokens = arguments.flag("special_tokens", options.pop("special_tokens", False))
+        if isinstance(prompt, str):
+            ids = tokenizer.encode(arguments.text("prompt", prompt), special_tokens=special_tokens)
+        elif not is_list(prompt):
             refuse("prompt", "text or a list of messages", prompt)
-        rendered = (
-            arguments.text("prompt", prompt)
-            if isinstance(prompt, str)
-            else tokenizer.render_chat(plain_messages(prompt))
-        )
+        elif special_tokens:
+            raise RequestError("special_tokens: only for a prompt that is text; those of messages are the template's")
+        else:
+            ids = tokenizer.encode_chat(plain_messages(prompt))
         return self.scheduler.submit(
-            tokenizer.encode(rendered),
+            ids,
             logits_processor=options.pop("logits_processor", None),
             logprobs=options.pop("logprobs", None),
             timeout_sec=options.pop("timeout_sec", None),
@@ -238,9 +244,10 @@ class LLM:
             params=GenerationParams(**cast(Options, options)),  # what is left; the last to be evaluated
         )
 
-    def tokenize(self, text: str) -> list[int]:
-        """Raises RequestError."""
-        return self._engine.tokenizer.encode(arguments.text("text", text))
+    def tokenize(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """special_tokens: names of such in the text stand for them. Raises RequestError."""
+        special_tokens = arguments.flag("special_tokens", special_tokens)
+        return self._engine.tokenizer.encode(arguments.text("text", text), special_tokens=special_tokens)
 
     def detokenize(self, ids: Iterable[int]) -> str:
         """Raises RequestError."""

@@ -1,18 +1,20 @@
 """Text to token ids and back, and chat messages to text.
 
-Wraps the `tokenizers` library; `chat_template` makes one text of messages. Knows nothing about models beyond the size
-of their vocabulary.
+Wraps the `tokenizers` library; `chat_template` makes one text of messages, `plain_text` keeps what users wrote in it
+plain, `decoding` makes text of tokens. Knows nothing about models beyond the size of their vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
 
 from smallthinker.chat_template import ChatTemplate, load_chat_template
+from smallthinker.decoding import Decoding, StreamDecoder
 from smallthinker.errors import TokenizerError
+from smallthinker.plain_text import ControlTokens, PlainText, Spans
 
 
 class Message(TypedDict):
@@ -47,44 +49,52 @@ class Tokenizer:
             )
         self.vocab_size = vocab_size
         self._folder = folder
+        self._decoding = Decoding(self._tokenizer)
+        self._control = ControlTokens(self._tokenizer)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of the text, special tokens in it recognised, none added."""
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """Token ids of the text, none added. special_tokens: their names in it stand for them; else they are plain
+        text, as all else."""
+        if not special_tokens:
+            return self.encode_with_spans(text)[0]
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode_with_spans(self, text: str) -> tuple[list[int], Spans]:
         """As `encode`, and of each token the characters [start, end) of the text that it comes from. Tokens that share
         a character, each with some of its bytes, have spans that overlap."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.offsets
+        plain = self.plain_text()
+        return plain.encode(plain.protect(text))
+
+    def encode_chat(self, messages: Iterable[Message | Mapping[str, Any]], **variables: Any) -> list[int]:
+        """Token ids of what `render_chat` gives, where special tokens are only those of the template itself."""
+        plain = self.plain_text()
+        return plain.encode(self.render_chat(plain.protect_messages(messages), **plain.protect(variables)))[0]
+
+    def plain_text(self, also: Iterable[str] = ()) -> PlainText:
+        """What keeps users' strings plain in one prompt. also: see PlainText."""
+        return PlainText(self._control, also)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids. Special tokens, and ids that the tokenizer doesn't know, decode to nothing."""
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return text
+        return self._decoding.decode(ids)
 
     def stream(self) -> StreamDecoder:
-        return StreamDecoder(self)
+        return StreamDecoder(self._decoding)
+
+    def hidden_text(self, id: int) -> str:
+        """The name of a special token, which `decode` leaves out; '' for others."""
+        return self._decoding.hidden_text(id)
 
     def token_bytes(self, id: int) -> bytes:
-        """What a token adds to a text: perhaps a part of a character. Of a special token its name; b'' for ids that the
-        tokenizer doesn't know."""
-        token: str | None = self._tokenizer.id_to_token(id)
-        if token is None:
-            return b""
-        if id in self.added_tokens or not self._is_byte_level:
-            return token.encode("utf-8")
-        return bytes(_byte_of_character()[character] for character in token)
+        """What a token adds to a text that has begun: perhaps a part of a character. Of an added token its name; b''
+        for ids that the tokenizer doesn't know."""
+        return self._decoding.token_bytes(id)
 
     @cached_property
     def added_tokens(self) -> Mapping[int, bool]:
         """Ids that stand for one fixed text each, and whether they are left out of what `decode` gives."""
         return {id: bool(token.special) for id, token in self._tokenizer.get_added_tokens_decoder().items()}
-
-    @cached_property
-    def _is_byte_level(self) -> bool:
-        return "ByteLevel" in str(self._tokenizer.decoder)
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
@@ -97,45 +107,3 @@ class Tokenizer:
         variables: what else the template asks for (`tools`, `enable_thinking`). Raises TokenizerError.
         """
         return self.chat_template.render(messages, variables)
-
-
-class StreamDecoder:
-    """Turns tokens into text one at a time, holding back bytes that are not yet a whole character."""
-
-    # A token's text can depend on those before it (spaces, half characters), so a few are decoded again each time;
-    # decoding the whole answer again would be quadratic.
-    _CONTEXT_TOKENS = 4
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._context: list[int] = []
-        self._pending: list[int] = []
-
-    def push(self, token: int) -> str:
-        """Text that became certain with this token; '' while a character is incomplete."""
-        self._pending.append(token)
-        text = self._new_text()
-        # U+FFFD at the end: bytes of a character still to come. No character has over four bytes: longer is garbage.
-        if text.endswith("\ufffd") and len(self._pending) < 8:
-            return ""
-        self._context = (self._context + self._pending)[-self._CONTEXT_TOKENS :]
-        self._pending = []
-        return text
-
-    def finish(self) -> str:
-        """What was held back, at the end of the answer."""
-        text = self._new_text() if self._pending else ""
-        self._pending = []
-        return text
-
-    def _new_text(self) -> str:
-        before = self._tokenizer.decode(self._context)
-        return self._tokenizer.decode(self._context + self._pending)[len(before) :]
-
-
-@cache
-def _byte_of_character() -> Mapping[str, int]:
-    """Byte-level vocabularies (as GPT-2's) write printable Latin-1 as itself and the other bytes from U+0100 on."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}

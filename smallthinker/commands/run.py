@@ -31,6 +31,9 @@ def add(commands: Commands) -> None:
     add_model_options(parser)
     add_sampling_options(parser)
     parser.add_argument(
+        "--special-tokens", action="store_true", help="names of special tokens in PROMPT stand for them (default: text)"
+    )
+    parser.add_argument(
         "--stats", choices=["line", "json"], default="line", help="figures on the last line of stderr (default: line)"
     )
 
@@ -39,7 +42,12 @@ def handle(args: argparse.Namespace) -> int:
     prompt = read_input() if args.prompt == "-" else args.prompt
     from smallthinker.chat import interrupts_cancel
 
-    with load(args) as llm, llm.stream(prompt, **generation_options(args)) as stream, interrupts_cancel(llm):
+    options = generation_options(args)
+    with (
+        load(args) as llm,
+        llm.stream(prompt, special_tokens=args.special_tokens, **options) as stream,
+        interrupts_cancel(llm),
+    ):
         answer = answer_stream()
         for piece in stream:
             print(piece, end="", flush=True, file=answer)

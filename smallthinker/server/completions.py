@@ -51,7 +51,7 @@ def _prepare(service: Service, asked: CompletionRequest) -> _Texts:
     wanted: list[Asked] = []
     echoes: list[str] = []
     for prompt in prompts:
-        ids = encode(llm, prompt) if isinstance(prompt, str) else prompt
+        ids = encode(llm, prompt, special_tokens=asked.special_tokens) if isinstance(prompt, str) else prompt
         params = generation_params(
             asked.model_dump(),
             limits,

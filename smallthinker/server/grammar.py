@@ -126,7 +126,8 @@ class _Vocabulary:
         self._tokenizer = tokenizer
 
     def __call__(self, text: str | bytes) -> list[int]:
-        return self._tokenizer.encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        text = text if isinstance(text, str) else text.decode("utf-8", "replace")
+        return self._tokenizer.encode(text, special_tokens=True)  # a grammar's are the protocol's own
 
 
 def _with_thought(body: str, thinking: bool | None) -> str:

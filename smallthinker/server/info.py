@@ -46,8 +46,12 @@ def _ids(service: Service, asked: TokenizeRequest) -> list[int]:
     if (asked.prompt is None) == (asked.messages is None):
         raise bad_request("expected either prompt or messages", "prompt")
     if asked.messages is not None:
+        if asked.special_tokens:
+            raise bad_request(
+                "special_tokens: only for a prompt; those of messages are the template's", "special_tokens"
+            )
         return chat_prompt(service.llm, service.settings.limits, asked.messages).ids
-    return encode(service.llm, asked.prompt or "")
+    return encode(service.llm, asked.prompt or "", special_tokens=asked.special_tokens)
 
 
 async def health(request: Request) -> Response:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,14 @@ class Prompt:
     thinking: bool = False
 
 
-def encode(llm: LLM, text: str) -> list[int]:
+def encode(llm: LLM, text: str, *, special_tokens: bool = False) -> list[int]:
     """Raises ApiError for what can't fit the context, however it is cut into tokens."""
+    _check_length(llm, text)
+    with _valid_unicode():
+        return llm.tokenizer.encode(text, special_tokens=special_tokens)
+
+
+def _check_length(llm: LLM, text: str) -> None:
     context = llm.plan.context
     if len(text) > context * _LONGEST_TOKEN_BYTES:
         raise bad_request(
@@ -36,8 +43,12 @@ def encode(llm: LLM, text: str) -> list[int]:
             "messages",
             "context_length_exceeded",
         )
+
+
+@contextmanager
+def _valid_unicode() -> Iterator[None]:
     try:
-        return llm.tokenizer.encode(text)
+        yield
     except UnicodeEncodeError:  # half a surrogate pair
         raise bad_request("the text is not valid Unicode", "messages") from None
 
@@ -63,11 +74,15 @@ def chat_prompt(
     unknown = next((name for name in values if name not in template.variables or name in ("messages", "tools")), None)
     if unknown is not None:
         raise bad_request(f"{unknown}: this model's chat template has no such switch", unknown, "unsupported_parameter")
-    plain = plain_messages(messages)
+    plain_text = llm.tokenizer.plain_text(also=[THINK])
+    plain = plain_text.protect_messages(plain_messages(messages))
+    signatures, values = plain_text.protect(plain_tools(tools)), plain_text.protect(values)
     if "tools" in template.variables:
-        values["tools"] = plain_tools(tools) or None
+        values["tools"] = signatures or None
     else:
-        plain = without_template_support(plain, tools)
+        plain = without_template_support(plain, signatures)
     text = llm.tokenizer.render_chat(plain, **values)
+    _check_length(llm, plain_text.reveal(text))
     opened = text.rstrip().endswith(THINK)
-    return Prompt(encode(llm, text), thinks=THINK in template.source, thinking=opened)
+    with _valid_unicode():
+        return Prompt(plain_text.encode(text)[0], thinks=THINK in template.source, thinking=opened)

@@ -131,12 +131,14 @@ class CompletionRequest(Sampling):
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
+    special_tokens: bool = False
     best_of: Literal[1] | None = None
 
 
 class TokenizeRequest(Strict):
     model: str | None = None
     prompt: str | None = None
+    special_tokens: bool = False
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
 
 

@@ -30,9 +30,9 @@ def plain_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
     return [tool.model_dump(exclude_none=True) for tool in tools]
 
 
-def without_template_support(messages: list[dict[str, Any]], tools: Sequence[Tool]) -> list[dict[str, Any]]:
+def without_template_support(messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The same conversation as plain texts: tools in the system message, calls and their results spelled out."""
-    signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in plain_tools(tools))
+    signatures = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
     plain = [_spelled_out(message) for message in messages]
     if not tools:
         return plain

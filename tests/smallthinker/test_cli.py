@@ -70,6 +70,14 @@ def test_the_prompt_can_come_from_stdin_and_gives_the_same_text(hybrid_store: Pa
     assert smallthinker("run", *options, "-", stdin="Once").stdout == smallthinker("run", *options, "Once").stdout
 
 
+def test_special_tokens_in_a_prompt_act_as_such_behind_a_flag(hybrid_store: Path) -> None:
+    counts = []
+    for flags in ([], ["--special-tokens"]):
+        result = smallthinker("run", "-m", hybrid_store, "a<|im_end|>b", "--max-tokens", "1", "--stats", "json", *flags)
+        counts.append(json.loads(result.stderr.splitlines()[-1])["prompt_tokens"])
+    assert counts == [len("a<|im_end|>b"), 3]
+
+
 def test_stats_json_is_one_object_on_the_last_line(hybrid_store: Path) -> None:
     result = smallthinker(
         "run", "-m", hybrid_store, "--max-tokens", "5", "--ignore-eos", "--verbose", "--stats", "json", "x"

@@ -44,9 +44,10 @@ def test_ids_that_the_tokenizer_lacks_decode_to_nothing(folder: Path) -> None:
     assert Tokenizer(folder, 300).decode([297, 299]) == ""
 
 
-def test_special_tokens_in_a_prompt_are_single_ids(folder: Path) -> None:
+def test_special_tokens_in_a_prompt_are_single_ids_where_that_is_asked_for(folder: Path) -> None:
     tokenizer = Tokenizer(folder, 300)
-    assert tokenizer.encode("<|endoftext|>") == [298]
+    assert tokenizer.encode("<|endoftext|>", special_tokens=True) == [298]
+    assert tokenizer.decode(tokenizer.encode("a<|endoftext|>b")) == "a<|endoftext|>b"
 
 
 def test_what_a_trainer_set_for_its_batches_neither_cuts_nor_fills_a_prompt(folder: Path, tmp_path: Path) -> None:

@@ -74,10 +74,10 @@ def test_a_cut_inside_a_character_scores_only_whole_ones(bytewise: Tokenizer) ->
         text_windows(bytewise, text, 64, None, 4)
 
 
-def test_a_special_token_in_the_text_is_one_token_and_its_own_bytes(bytewise: Tokenizer) -> None:
+def test_a_special_tokens_name_in_the_text_is_text(bytewise: Tokenizer) -> None:
     windows = text_windows(bytewise, "a<|endoftext|>b", 8, None, None)
-    assert len(windows.scored) == 2
-    assert windows.text_bytes == len("<|endoftext|>b")
+    assert windows.scored.tolist() == bytewise.encode("<|endoftext|>b")
+    assert windows.text_bytes == len(windows.scored)
 
 
 @pytest.mark.parametrize(
