@@ -96,10 +96,19 @@ class Tokenizer:
         """Ids that stand for one fixed text each, and whether they are left out of what `decode` gives."""
         return {id: bool(token.special) for id, token in self._tokenizer.get_added_tokens_decoder().items()}
 
-    @cached_property
+    @property
     def chat_template(self) -> ChatTemplate:
         """Raises TokenizerError when the store has none, or a broken one."""
-        return load_chat_template(self._folder)
+        if isinstance(self._chat_template, TokenizerError):
+            raise TokenizerError(*self._chat_template.args)
+        return self._chat_template
+
+    @cached_property
+    def _chat_template(self) -> ChatTemplate | TokenizerError:
+        try:
+            return load_chat_template(self._folder)
+        except TokenizerError as e:
+            return e
 
     def render_chat(self, messages: Iterable[Message | Mapping[str, Any]], **variables: Any) -> str:
         """The prompt that the model's chat template makes of the messages, ready for the assistant's answer.
