@@ -86,6 +86,11 @@ class Tokenizer:
         """The name of a special token, which `decode` leaves out; '' for others."""
         return self._decoding.hidden_text(id)
 
+    @property
+    def special_names(self) -> frozenset[str]:
+        """All that `hidden_text` may give."""
+        return self._decoding.special_names
+
     def token_bytes(self, id: int) -> bytes:
         """What a token adds to a text that has begun: perhaps a part of a character. Of an added token its name; b''
         for ids that the tokenizer doesn't know."""
