@@ -19,6 +19,7 @@ from smallthinker.errors import StoreReadError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.read_queue import Finished, ReadCounters
 from smallthinker.expert_store.readers import Reader
+from smallthinker.forks import Home
 
 
 @dataclass(eq=False)
@@ -45,6 +46,7 @@ class _State:
     counters: ReadCounters = field(default_factory=ReadCounters)
     running: int = 0
     busy_from: float = 0.0
+    home: Home = field(default_factory=Home)
     forgetting: bool = False  # what runs now will be told to nobody
     closing: bool = False
 
@@ -174,7 +176,7 @@ class ThreadedQueue:
         return self._state.reader.name
 
     def submit(self, record: int, slot: int, speculative: bool = False) -> None:
-        state = self._state
+        state = self._here()
         for what, index, count in (("record", record, self._num_records), ("slot", slot, self._num_slots)):
             if not 0 <= index < count:
                 raise IndexError(f"{what} {index}: expected 0 to {count - 1}")
@@ -191,7 +193,7 @@ class ThreadedQueue:
             state.work.notify()
 
     def promote(self, record: int) -> None:
-        state = self._state
+        state = self._here()
         with state.lock:
             read = state.reads.get(record)
             if read is None or not read.speculative or read.over:
@@ -203,7 +205,7 @@ class ThreadedQueue:
                 state.work.notify()
 
     def cancel(self, record: int) -> bool:
-        state = self._state
+        state = self._here()
         with state.lock:
             read = state.reads.get(record)
             for waiting in (state.certain, state.speculative):
@@ -214,10 +216,11 @@ class ThreadedQueue:
         return False
 
     def poll(self) -> list[Finished]:
-        return self._state.tell() if self._state.ended else []
+        state = self._here()
+        return state.tell() if state.ended else []
 
     def wait(self) -> list[Finished]:
-        state = self._state
+        state = self._here()
         with state.lock:
             while not state.ended:
                 if not state.reads or state.forgetting:
@@ -226,16 +229,20 @@ class ThreadedQueue:
             return state.tell()
 
     def drain(self) -> None:
-        self._state.drain()
+        self._here().drain()
 
     def counters(self) -> ReadCounters:
-        state = self._state
+        state = self._here()
         with state.lock:
             so_far = time.perf_counter() - state.busy_from if state.running else 0.0
             return replace(state.counters, busy_sec=state.counters.busy_sec + so_far)
 
     def close(self) -> None:
         self._stop()
+
+    def _here(self) -> _State:
+        self._state.home.check()
+        return self._state
 
 
 def _check_slots(slots: npt.NDArray[np.uint8]) -> None:
@@ -248,6 +255,8 @@ def _check_slots(slots: npt.NDArray[np.uint8]) -> None:
 
 
 def _stop_and_join(state: _State, threads: list[threading.Thread]) -> None:
+    if not state.home.is_here:  # nobody is there to be stopped, and the reader's files are the other process's, too
+        return
     state.stop()
     for thread in threads:
         if thread is not threading.current_thread() and thread.ident is not None:  # the collector may run this anywhere

@@ -1,6 +1,7 @@
 // The Python module: checks arguments, releases the GIL, calls a kernel. Shapes and meanings are in _kernels.pyi.
 #include "token_layers.h"
 #include "checks.h"
+#include "forks_bindings.h"
 #include "thread_pool.h"
 #include "timings.h"
 
@@ -28,10 +29,12 @@ const Isa& default_isa() {
   return isa;
 }
 
-std::unique_ptr<ThreadPool> make_pool(int threads, const std::optional<std::string>& isa) {
+using OwnedPool = std::unique_ptr<ThreadPool, DeleteAtHome>;
+
+OwnedPool make_pool(int threads, const std::optional<std::string>& isa) {
   if (threads < 1 || threads > kMostThreads) fail("threads: expected 1 to ", kMostThreads, ", found ", threads);
   if (isa && isa->empty()) fail("isa: expected a name or None");
-  return std::make_unique<ThreadPool>(threads, isa ? find_isa(*isa) : default_isa());
+  return OwnedPool(new ThreadPool(threads, isa ? find_isa(*isa) : default_isa()));
 }
 
 int64_t bind_packed_bytes(const std::string& quant, const std::string& layout, int64_t rows, int64_t cols) {
@@ -302,6 +305,8 @@ PYBIND11_MODULE(_kernels, m) {
   namespace py = pybind11;
   using py::arg;
 
+  translate_forked();
+  poolless_timings();
   default_isa();  // a wrong SMALLTHINKER_ISA fails the import, not the first token
   m.attr("BLOCK") = kBlock;
   m.attr("TILE_ROWS") = kTileRows;
@@ -330,7 +335,7 @@ PYBIND11_MODULE(_kernels, m) {
   });
   m.def("timings", [] { return bind_timings(poolless_timings()); });
 
-  py::class_<ThreadPool>(m, "ThreadPool")
+  py::class_<ThreadPool, OwnedPool>(m, "ThreadPool")
       .def(py::init(&make_pool), arg("threads"), arg("isa") = py::none())
       .def_property_readonly("threads", &ThreadPool::threads)
       .def_property_readonly("isa", [](const ThreadPool& pool) { return std::string(pool.isa().name); })

@@ -348,6 +348,7 @@ class BoundTokenExperts {
     const int64_t tokens = x.shape(0);
     const float* w = input<float>(weights, "weights", {tokens, call_.k});
     py::gil_scoped_release unlocked;  // before the lock, which another thread may hold and want the GIL
+    pool_.home().check();  // else the lock may be held for ever
     std::lock_guard<std::mutex> lock(mutex_);
     if (floats(tokens) > contributions_.size()) fail("x: expected at most the tokens that were computed, found ", tokens);
     combine_locked(to, w, tokens);
@@ -355,6 +356,7 @@ class BoundTokenExperts {
 
   // For who has checked the arguments and let go of the GIL: `add` for slots [k].
   int64_t add_to(float* x, const float* normed, const int32_t* slots, const float* weights) {
+    pool_.home().check();  // else the lock may be held for ever
     std::lock_guard<std::mutex> lock(mutex_);
     const int64_t live = run_locked(normed, 1, counting_, counting_.data(), slots, call_.k);
     combine_locked(x, weights, 1);
@@ -376,6 +378,7 @@ class BoundTokenExperts {
     for (size_t i = 0; i < slots.size(); ++i) check_slot("slots", static_cast<int64_t>(i), slots[i], kept_.shape(0));
     if (slots.empty()) return 0;
     py::gil_scoped_release unlocked;
+    pool_.home().check();  // else the lock may be held for ever
     std::lock_guard<std::mutex> lock(mutex_);
     return run_locked(from, tokens, offsets, pairs.data(), slots.data(), static_cast<int64_t>(slots.size()));
   }

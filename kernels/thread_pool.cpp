@@ -47,6 +47,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::release_scratch() {
+  home_.check();
   std::lock_guard<std::mutex> alone(session_mutex_);
   scratch_.reset();
   scratch_bytes_ = 0;

@@ -12,6 +12,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "forks.h"
 #include "isa.h"
 #include "timings.h"
 
@@ -33,12 +34,17 @@ class ThreadPool {
   const Isa& isa() const { return isa_; }
   int64_t scratch_bytes() const { return scratch_bytes_.load(std::memory_order_relaxed); }
   void release_scratch();
-  Timings& timings() { return timings_; }  // of the kernels that ran on this pool
+  const Home& home() const { return home_; }
+  // Of the kernels that ran on this pool. Throws Forked, as does a session.
+  Timings& timings() {
+    home_.check();
+    return timings_;
+  }
 
   // One kernel call's exclusive use of the pool. A second calling thread waits here.
   class Session {
    public:
-    explicit Session(ThreadPool& pool) : pool_(pool), lock_(pool.session_mutex_) {}
+    explicit Session(ThreadPool& pool) : pool_(checked(pool)), lock_(pool.session_mutex_) {}
 
     int threads() const { return pool_.threads(); }
     const Isa& isa() const { return pool_.isa_; }
@@ -75,6 +81,11 @@ class ThreadPool {
     template <class Piece>
     static void forbid_rest(uint8_t*, const Piece&) {}
 #endif
+    static ThreadPool& checked(ThreadPool& pool) {
+      pool.home_.check();
+      return pool;
+    }
+
     template <class Piece>
     static int64_t stride(const Piece& piece) { return round_up(piece.bytes(), 64) + kGap; }
 
@@ -98,6 +109,7 @@ class ThreadPool {
   uint64_t wait_for_job(uint64_t seen);
   uint8_t* reserve(int64_t bytes);
 
+  const Home home_;
   const Isa& isa_;
   std::mutex session_mutex_;
   std::unique_ptr<uint8_t[], FreeAligned> scratch_;

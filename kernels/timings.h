@@ -7,6 +7,10 @@
 #include <mutex>
 #include <vector>
 
+#ifndef _WIN32
+#include <pthread.h>
+#endif
+
 namespace smallthinker {
 
 class Timings {
@@ -29,6 +33,9 @@ class Timings {
     entries_.push_back({name, 1, sec});
   }
 
+  void lock() const { mutex_.lock(); }
+  void unlock() const { mutex_.unlock(); }
+
   std::vector<Entry> entries() const {
     std::lock_guard<std::mutex> lock(mutex_);
     return entries_;
@@ -39,9 +46,13 @@ class Timings {
   std::vector<Entry> entries_;
 };
 
-// Of kernels that take no pool, over the whole process.
+// Of kernels that take no pool, over the whole process. A fork waits until nobody is writing here.
 inline Timings& poolless_timings() {
   static Timings timings;
+#ifndef _WIN32
+  static const int error = pthread_atfork([] { timings.lock(); }, [] { timings.unlock(); }, [] { timings.unlock(); });
+  static_cast<void>(error);
+#endif
   return timings;
 }
 

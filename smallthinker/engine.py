@@ -6,7 +6,9 @@ text or sampling; purely token ids in, logits out.
 
 from __future__ import annotations
 
+import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -34,6 +36,7 @@ from smallthinker.expert_store.queues import QueueKind, open_queue, queue_bytes
 from smallthinker.expert_store.real_throttle import allowed_bytes_per_sec
 from smallthinker.expert_store.storage_profile import StorageProfile, load_profile
 from smallthinker.expert_store.store import Store
+from smallthinker.forks import Home
 from smallthinker.huge_pages import HugePages
 from smallthinker.layers import LOOK_AHEAD, Decoder, Observers, never
 from smallthinker.lossy_head import DEFAULT_THRESHOLD, HeadPredictor, LossyHead
@@ -66,7 +69,8 @@ MOST_THREADS = 256  # of a pool of the kernels
 
 
 class Engine:
-    """One model, ready to compute. Not thread-safe: one caller at a time."""
+    """One model, ready to compute. Not thread-safe but for `close`: one caller at a time. In a process that was forked
+    from this one, `close` does nothing, and what needs threads raises ForkedError."""
 
     def __init__(
         self,
@@ -237,6 +241,7 @@ class Engine:
         self.least_slots = self.plan.most_slots
         self._computing, self._computed_tokens, self._decoded_tokens = Stopwatch(), 0, 0
         self.load_sec = time.perf_counter() - began
+        self._home, self._closing, self._closed = Home(), threading.RLock(), False
 
     @property
     def pool(self) -> _kernels.ThreadPool:
@@ -295,6 +300,7 @@ class Engine:
         A conversation gets at most `plan.chunk` tokens, all together as many or one for each. Raises CancelledError
         when `cancelled()` turns true (nothing has been appended then), StoreReadError.
         """
+        self._home.check()
         tokens = sum(len(new) for _, new in spans)
         with self._computing:
             self._share_memory(spans, tokens)
@@ -315,6 +321,7 @@ class Engine:
         Continues from the longest beginning that is held, so a conversation's next turn computes only what is new.
         Raises RequestError for no tokens or an id outside the vocabulary, ContextLengthError, CancelledError.
         """
+        self._home.check()
         self.check_prompt(tokens)
         self._leave()
         self._current, reused = self.open(tokens)
@@ -334,6 +341,7 @@ class Engine:
 
     def all_logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits [T, V] at every position of a fresh sequence, for evaluation."""
+        self._home.check()
         self.check_fits(len(tokens), 0)
         self.forget()
         self._current, _ = self.open(tokens)
@@ -400,16 +408,32 @@ class Engine:
         return self._decoder.live_neurons, self._decoder.neurons
 
     def close(self) -> None:
-        """Stop the I/O thread, close the files, free the memory. May be called twice."""
-        if self._learns and self._decoded_tokens >= HOT_TOKENS:
-            save_hot_set(self.store, self.experts.hot_experts())
-            self._learns = False
-        self._conversations.save()
-        self._resources.close()
-        vars(self).pop("_decoder", None)  # and with it every view of the weights
-        self.lossy_head = None
-        self.experts.free()
-        self._conversations.free()
+        """Stop the threads, close the files, free the memory. May be called again, from any threads at once."""
+        if not self._home.is_here:
+            return
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            if self._learns and self._decoded_tokens >= HOT_TOKENS:
+                save_hot_set(self.store, self.experts.hot_experts())
+            self._conversations.save()
+            self._resources.close()
+            vars(self).pop("_decoder", None)  # and with it every view of the weights
+            self.lossy_head = None
+            self.experts.free()
+            self._conversations.free()
+
+    def __del__(self) -> None:
+        # nothing is learned or saved: whoever wants that closes
+        if vars(self).get("_closed", True) or not self._home.is_here:  # none where the constructor raised
+            return
+        self._closed = True
+        try:
+            what = "an Engine was dropped and not closed: use it in a with block"
+            warnings.warn(what, ResourceWarning, stacklevel=2, source=self)
+        finally:
+            self._resources.close()
 
     def __enter__(self) -> Engine:
         return self

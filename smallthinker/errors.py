@@ -111,3 +111,14 @@ class TokenizerError(SmallThinkerError, ValueError):
 
 class CancelledError(SmallThinkerError):
     """Work was cancelled from another thread."""
+
+
+class ForkedError(SmallThinkerError, RuntimeError):
+    """A model was used in a process that was forked from the one that loaded it: threads don't come along."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(
+            message
+            or "this process was forked from the one that loaded the model, whose threads did not come along; load a "
+            "model in here, or start processes with multiprocessing's 'spawn' or 'forkserver'"
+        )

@@ -5,6 +5,7 @@ Prints nothing, installs no signal handlers, keeps no global state: several mode
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +32,8 @@ from smallthinker.request import Request
 from smallthinker.scheduler import MOST_WAITING, Scheduler
 from smallthinker.tokenizer import Message, Tokenizer
 
+# The collector may drop an LLM on a thread that holds a lock which the LLM's own needs to end: the longest to wait.
+_DROPPED_SEC = 5.0
 DEMO_STORE = Path(__file__).parent / "demo"
 
 if TYPE_CHECKING:
@@ -110,7 +113,8 @@ class LLM:
     A prompt is text, or messages as in OpenAI's API ({"role": ..., "content": ...}; see smallthinker.messages), which
     the model's chat template turns into text. Names of special tokens (`<|im_end|>`) in either are plain text; only a
     template's own stand for tokens, and those of a text with `special_tokens=True`.
-    Everything may be called from any thread: answers that are asked for at the same time wait for each other.
+    Everything may be called from any thread: answers that are asked for at the same time wait for each other. Not in a
+    process that was forked from the one that loaded it: threads don't come along, and ForkedError says so.
     """
 
     def __init__(
@@ -172,7 +176,11 @@ class LLM:
             progress=progress,
             reserved=reserved,
         )
-        self.scheduler = Scheduler(self._engine, max_waiting=max_waiting)
+        try:
+            self.scheduler = Scheduler(self._engine, max_waiting=max_waiting, at_end=self._engine.close)
+        except BaseException:
+            self._engine.close()
+            raise
 
     @property
     def plan(self) -> MemoryPlan:
@@ -225,6 +233,7 @@ class LLM:
 
     def submit(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Request:
         """Like `stream`, token by token: see Request."""
+        self.scheduler.home.check()
         tokenizer = self._engine.tokenizer
         special_tokens = arguments.flag("special_tokens", options.pop("special_tokens", False))
         if isinstance(prompt, str):
@@ -235,7 +244,7 @@ class LLM:
             raise RequestError("special_tokens: only for a prompt that is text; those of messages are the template's")
         else:
             ids = tokenizer.encode_chat(plain_messages(prompt))
-        return self.scheduler.submit(
+        request = self.scheduler.submit(
             ids,
             logits_processor=options.pop("logits_processor", None),
             logprobs=options.pop("logprobs", None),
@@ -243,6 +252,8 @@ class LLM:
             on_prefill=options.pop("on_prefill", None),
             params=GenerationParams(**cast(Options, options)),  # what is left; the last to be evaluated
         )
+        request.hold(self)
+        return request
 
     def tokenize(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """special_tokens: names of such in the text stand for them. Raises RequestError."""
@@ -258,12 +269,25 @@ class LLM:
         self.scheduler.cancel_all()
 
     def close(self) -> None:
-        """Free files, threads and memory; running answers end first, with reason 'cancelled'. May be called twice."""
+        """Free files, threads and memory; running answers end first, with reason 'cancelled'.
+
+        May be called again, from any threads at once: each returns when all is free. Within a callback or a logits
+        processor it returns before, as the answer that waits for that has to end. In a forked process it does nothing.
+        """
         self.scheduler.close()
-        self._engine.close()
 
     def __enter__(self) -> LLM:
         return self
+
+    def __del__(self) -> None:
+        scheduler = vars(self).get("scheduler")  # none where the constructor raised
+        if scheduler is None or scheduler.closed:
+            return
+        try:
+            what = "an LLM was dropped and not closed: use it in a with block"
+            warnings.warn(what, ResourceWarning, stacklevel=2, source=self)
+        finally:
+            scheduler.close(_DROPPED_SEC)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()

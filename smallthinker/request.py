@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Literal
 
+from smallthinker.forks import Home
 from smallthinker.generation import Completion, Finished, FinishReason, Token
 
 if TYPE_CHECKING:  # 50 ms that a program without an event loop needn't wait
@@ -24,7 +25,7 @@ class Request:
     """Iterate, with `for` in any thread or `async for` in any event loop, for a Token each and one Finished at the end.
 
     One consumer at a time. Nothing is lost while nobody consumes; at most `max_tokens` events wait. Iterating raises
-    what broke the answer (StoreReadError, whatever a logits processor raised).
+    what broke the answer (StoreReadError, whatever a logits processor raised), and ForkedError in a forked process.
     """
 
     def __init__(self, id: int, deadline: float | None) -> None:
@@ -33,6 +34,8 @@ class Request:
         self.state: State = "waiting"
         self.completion: Completion | None = None  # set before Finished can be had
         self._deadline = deadline
+        self._home = Home()
+        self._owner: object = None
         self._ending: FinishReason | None = None
         self._error: BaseException | None = None
         self._events: deque[Event] = deque()
@@ -52,6 +55,12 @@ class Request:
             self._ending = "timeout"
         return self._ending
 
+    def hold(self, owner: object) -> None:
+        """Keep the owner of what computes the answer alive until the answer has ended."""
+        with self._arrived:
+            if self.state != "finished":
+                self._owner = owner
+
     def result(self) -> Completion:
         """Wait for the end. Raises what broke the answer."""
         for _ in self:
@@ -70,6 +79,7 @@ class Request:
         return self
 
     def __next__(self) -> Event:
+        self._home.check()
         with self._arrived:
             while not self._has_news():
                 self._arrived.wait()
@@ -84,6 +94,7 @@ class Request:
     async def __anext__(self) -> Event:
         import asyncio
 
+        self._home.check()
         while True:
             with self._arrived:
                 if self._has_news():
@@ -103,17 +114,22 @@ class Request:
 
     def put(self, event: Event) -> None:
         """The scheduler's: hand over an event; Finished is the last."""
+        owner = None
         with self._arrived:
             if isinstance(event, Finished):
                 self.completion, self.state = event.completion, "finished"
+                owner, self._owner = self._owner, None
             self._events.append(event)
             self._notify()
+        del owner  # without the lock: it may be the last that anybody has of it
 
     def fail(self, error: BaseException) -> None:
         """The scheduler's: the answer is broken."""
         with self._arrived:
             self._error, self.state = error, "finished"
+            owner, self._owner = self._owner, None
             self._notify()
+        del owner
 
     def _has_news(self) -> bool:
         return bool(self._events) or self.state == "finished"

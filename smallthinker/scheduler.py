@@ -22,6 +22,7 @@ from smallthinker.cache.conversations import Conversation
 from smallthinker.engine import Engine
 from smallthinker.errors import CancelledError, QueueFullError, RequestError
 from smallthinker.expert_store import host
+from smallthinker.forks import Home
 from smallthinker.generation import Answer, GenerationParams, LogitsProcessor
 from smallthinker.request import Request
 
@@ -91,10 +92,16 @@ class _Totals:
 
 
 class Scheduler:
-    """`submit` requests; a daemon thread computes them until `close`, which leaves the engine open."""
+    """`submit` requests; a daemon thread computes them until `close`.
 
-    def __init__(self, engine: Engine, *, max_waiting: int = MOST_WAITING) -> None:
-        """max_waiting: requests that may wait beside those that run. Raises RequestError."""
+    In a process that was forked from this one, `close` does nothing and everything else raises ForkedError.
+    """
+
+    def __init__(
+        self, engine: Engine, *, max_waiting: int = MOST_WAITING, at_end: Callable[[], None] = lambda: None
+    ) -> None:
+        """max_waiting: requests that may wait beside those that run. at_end: the last that the thread does; the engine
+        stays open unless that closes it. Raises RequestError."""
         self._engine, self._most_waiting = engine, whole("max_waiting", max_waiting, 1)
         self._changed = threading.Condition()
         self._waiting: deque[_Entry] = deque()
@@ -102,8 +109,15 @@ class Scheduler:
         self._ids = itertools.count(1)
         self._totals = _Totals()
         self._closed = False
-        self._thread: threading.Thread | None = None
+        self.home = Home()
         self._began = time.monotonic()
+        self._at_end = at_end
+        self._thread = threading.Thread(target=self._run, name="smallthinker", daemon=True)
+        self._thread.start()
+        # a daemon thread that is stopped in the middle of a kernel would take the process down with it
+        closing = weakref.WeakMethod(self.close)
+        self._at_exit = lambda: (close := closing()) and close()
+        atexit.register(self._at_exit)
 
     def submit(
         self,
@@ -121,8 +135,9 @@ class Scheduler:
         logprobs: report each token's, and those of so many of the likeliest. timeout_sec: from now, waiting included.
         on_prefill: told (tokens done, tokens of the prompt) as the prompt is computed, on the thread that computes.
 
-        Raises QueueFullError, and ContextLengthError and RequestError for what can never be computed.
+        Raises QueueFullError, ForkedError, and ContextLengthError and RequestError for what can never be computed.
         """
+        self.home.check()
         if timeout_sec is not None:
             timeout_sec = number("timeout_sec", timeout_sec, lambda sec: sec > 0, "a number above 0, or None")
         callback("on_prefill", on_prefill)
@@ -138,7 +153,6 @@ class Scheduler:
                     f"try again in {retry:.0f} s",
                     retry,
                 )
-            self._start()
             request = Request(next(self._ids), deadline)
             self._waiting.append(_Entry(request, answer, on_prefill))
             self._changed.notify_all()
@@ -146,6 +160,7 @@ class Scheduler:
 
     def cancel_all(self) -> None:
         """Cancel everything that runs or waits."""
+        self.home.check()
         with self._changed:
             entries = [*self._running, *self._waiting]
         for entry in entries:
@@ -153,6 +168,7 @@ class Scheduler:
 
     def stats(self) -> SchedulerStats:
         """From any thread."""
+        self.home.check()
         engine, plan, totals = self._engine, self._engine.plan, self._totals
         counters = engine.experts.counters()
         with self._changed:
@@ -177,29 +193,25 @@ class Scheduler:
 
     @property
     def closed(self) -> bool:
-        """Nothing is computed any more: by `close`, or because the thread has died."""
-        return self._closed
+        """Nothing is computed any more: by `close`, because the thread has died, or in a forked process."""
+        return self._closed or not self.home.is_here
 
-    def close(self) -> None:
-        """End every answer, with reason 'cancelled', and the thread. May be called twice, from any other thread."""
+    def close(self, wait_sec: float | None = None) -> None:
+        """End every answer, with reason 'cancelled', and the thread. May be called again and again, from any threads.
+
+        Returns when the thread has ended or `wait_sec` are over; from a callback or a logits processor, for which the
+        thread waits itself, at once.
+        """
+        if not self.home.is_here:
+            return
         with self._changed:
             self._closed = True
+            for entry in (*self._running, *self._waiting):
+                entry.request.cancel()
             self._changed.notify_all()
-            thread = self._thread
-        self.cancel_all()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
-            atexit.unregister(self._at_exit)
-
-    def _start(self) -> None:
-        if self._thread is None:
-            thread = threading.Thread(target=self._run, name="smallthinker", daemon=True)
-            thread.start()  # may fail, where a limit is reached: then there is none to wait for
-            self._thread = thread
-            # a daemon thread that is stopped in the middle of a kernel would take the process down with it
-            closing = weakref.WeakMethod(self.close)
-            self._at_exit = lambda: (close := closing()) and close()
-            atexit.register(self._at_exit)
+        if self._thread is not threading.current_thread():
+            self._thread.join(wait_sec)
+        atexit.unregister(self._at_exit)
 
     def _retry_after_sec(self) -> float:
         """How long until one of those that run will have ended, as the answers so far suggest."""
@@ -217,29 +229,39 @@ class Scheduler:
             for entry in entries:
                 entry.request.fail(error)
             raise
+        finally:
+            self._at_end()
 
     def _serve(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._running or self._closed)
-                if self._closed and not self._waiting and not self._running:
-                    return
-                ended = [entry for entry in self._waiting if entry.request.ending]
-                for entry in ended:
-                    self._waiting.remove(entry)
-                self._running += ended
-                while self._waiting and len(self._running) - len(ended) < self._engine.plan.sequences:
-                    self._running.append(self._waiting.popleft())
-            for entry in list(self._running):
-                if entry.request.ending:
-                    self._finish(entry)
-                elif entry.conversation is None:
-                    try:
-                        self._begin(entry)
-                    except Exception as error:
-                        self._fail(entry, error)
-            if self._running:
-                self._step()
+        while self._take_waiting():
+            self._answer()
+
+    def _take_waiting(self) -> bool:
+        """Wait for something to do. False: there will be nothing any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._running or self._closed)
+            if (self._closed and not self._waiting and not self._running) or not self.home.is_here:
+                return False
+            ended = [entry for entry in self._waiting if entry.request.ending]
+            for entry in ended:
+                self._waiting.remove(entry)
+            self._running += ended
+            while self._waiting and len(self._running) - len(ended) < self._engine.plan.sequences:
+                self._running.append(self._waiting.popleft())
+            return True
+
+    def _answer(self) -> None:
+        # apart from the loop, so that a thread with nothing to do keeps no request alive, nor what its callbacks know
+        for entry in list(self._running):
+            if entry.request.ending:
+                self._finish(entry)
+            elif entry.conversation is None:
+                try:
+                    self._begin(entry)
+                except Exception as error:
+                    self._fail(entry, error)
+        if self._running:
+            self._step()
 
     def _begin(self, entry: _Entry) -> None:
         entry.request.state, entry.began = "running", time.monotonic()

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "../../kernels/forks_bindings.h"
 #include "read_queue.h"
 #include "system.h"
 
@@ -79,7 +80,7 @@ class BoundQueue {
     try {
       const py::gil_scoped_release unlocked;
       auto file = std::make_unique<StoreFile>(path, file_bytes, parsed, first_offset);
-      queue_ = std::make_unique<ReadQueue>(std::move(file), first_offset, num_records, memory, num_slots, limits, pace);
+      queue_.reset(new ReadQueue(std::move(file), first_offset, num_records, memory, num_slots, limits, pace));
     } catch (const Fault& fault) {
       raise_fault(fault);
     }
@@ -89,20 +90,20 @@ class BoundQueue {
 
   bool submit(int64_t record, int64_t slot, bool speculative) {
     try {
-      queue_->submit(record, slot, speculative);
+      queue().submit(record, slot, speculative);
     } catch (const ReadQueue::Closed&) {
       return false;
     }
     return true;
   }
 
-  void promote(int64_t record) { queue_->promote(record); }
-  bool cancel(int64_t record) { return queue_->cancel(record); }
-  py::list poll() { return told(queue_->poll()); }
+  void promote(int64_t record) { queue().promote(record); }
+  bool cancel(int64_t record) { return queue().cancel(record); }
+  py::list poll() { return told(queue().poll()); }
 
   py::list wait() {
     for (;;) {
-      ReadQueue::Ended ended = queue_->poll();
+      ReadQueue::Ended ended = queue().poll();
       if (ended.empty()) {
         const py::gil_scoped_release unlocked;
         ended = queue_->wait(kSignalSlice);
@@ -114,17 +115,17 @@ class BoundQueue {
 
   void drain() {
     const py::gil_scoped_release unlocked;
-    queue_->drain();
+    queue().drain();
   }
 
   py::tuple counters() const {
-    const Counters c = queue_->counters();
+    const Counters c = queue().counters();
     return py::make_tuple(c.certain_reads, c.certain_bytes, c.speculative_reads, c.speculative_bytes, c.withdrawn_bytes,
                           c.busy_sec);
   }
 
   void close() {
-    {
+    if (queue_->home().is_here()) {
       const py::gil_scoped_release unlocked;
       queue_->close();
     }
@@ -132,6 +133,11 @@ class BoundQueue {
   }
 
  private:
+  ReadQueue& queue() const {
+    queue_->home().check();
+    return *queue_;
+  }
+
   py::list told(const ReadQueue::Ended& ended) const {
     py::list list;
     for (const auto& read : ended) {
@@ -143,7 +149,7 @@ class BoundQueue {
   }
 
   py::array slots_;
-  std::unique_ptr<ReadQueue> queue_;
+  std::unique_ptr<ReadQueue, DeleteAtHome> queue_;
 };
 
 }  // namespace
@@ -152,6 +158,7 @@ class BoundQueue {
 PYBIND11_MODULE(_storage, m) {
   using namespace smallthinker;
   m.doc() = "Background reading of records (expert_store/native/).";
+  translate_forked();
   read_error = PyErr_NewException("smallthinker._storage.ReadError", PyExc_Exception, nullptr);
   m.attr("ReadError") = py::reinterpret_borrow<py::object>(read_error);
   py::class_<Device>(m, "Device")

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "../../kernels/forks.h"
 #include "pace.h"
 #include "schedule.h"
 #include "store_file.h"
@@ -32,6 +33,7 @@ class ReadQueue {
   ReadQueue(const ReadQueue&) = delete;
   ReadQueue& operator=(const ReadQueue&) = delete;
 
+  const Home& home() const { return home_; }
   Kind kind() const { return kind_; }
   int64_t record_bytes() const { return limits_.record_bytes; }
 
@@ -54,6 +56,7 @@ class ReadQueue {
     return first_offset_ + chunk.read->record * limits_.record_bytes + chunk.begin;
   }
 
+  const Home home_;
   const Kind kind_;
   std::unique_ptr<StoreFile> file_;
   const int64_t first_offset_, num_records_, num_slots_;

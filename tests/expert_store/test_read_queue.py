@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forking import in_child
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reading import KEEPERS, NATIVE, make_cold, make_slots, needs_proc, open_keeper, opened_keeper, record_bytes
 
-from smallthinker.errors import CancelledError, StoreReadError
+from smallthinker.errors import CancelledError, ForkedError, StoreReadError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.read_queue import Finished, ReadQueue
 from smallthinker.expert_store.store import Store
@@ -44,6 +47,42 @@ def test_every_record_is_the_files_bytes_in_any_order(
         assert counters.busy_sec > 0
     for slot, record in enumerate(order):
         assert slots[slot].tobytes() == record_bytes(store, record)
+
+
+@needs_proc
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("kind", KEEPERS)
+def test_a_forked_process_can_neither_use_nor_harm_a_queue(kind: str, store: Store) -> None:
+    def use() -> list[str]:
+        queue, said = only.pop(), []
+        for call in (
+            partial(queue.submit, 9, 9),
+            partial(queue.promote, 1),
+            partial(queue.cancel, 1),
+            queue.poll,
+            queue.wait,
+            queue.drain,
+            queue.counters,
+        ):
+            with pytest.raises(ForkedError) as caught:
+                call()
+            said.append(str(caught.value))
+        queue.close()
+        del call, queue  # the last that is known of it
+        gc.collect()
+        return said
+
+    slots = make_slots(store, 10)
+    only = [open_keeper(kind, store, slots)]
+    for record in range(8):
+        only[0].submit(record, record, speculative=record % 2 == 0)
+    assert in_child(use).count("forked") == 7
+    told: list[Finished] = []
+    while len(told) < 8:
+        told += only[0].wait()
+    only[0].close()
+    assert sorted(told) == [(record, None) for record in range(8)]
+    assert all(slots[record].tobytes() == record_bytes(store, record) for record in range(8))
 
 
 @pytest.mark.parametrize("kind", NATIVE)

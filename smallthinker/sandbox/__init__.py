@@ -1,1 +1,0 @@
-"""Templates of strangers, rendered within bounds."""
