@@ -5,16 +5,22 @@ Knows nothing about tokens.
 
 from __future__ import annotations
 
-import json
+import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smallthinker.errors import TokenizerError
+from smallthinker.files import parse_json, read_small
 
-_MAX_TEMPLATE_BYTES = 1 << 20
+if TYPE_CHECKING:
+    from smallthinker.sandbox.environment import Sandbox
+
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_SHOWN = 300  # characters of what a template says of itself
+_MAX_DATE_FORMAT = 100
 
 
 @dataclass(frozen=True)
@@ -25,56 +31,72 @@ class ChatTemplate:
     path: Path
     source: str
     variables: frozenset[str]
-    template: Any
+    template: Any = field(repr=False)
     special_tokens: Mapping[str, str]
+    sandbox: Sandbox = field(repr=False)
+    _rendering: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def render(self, messages: Iterable[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
-        """The prompt, ready for the assistant's answer. Raises TokenizerError."""
-        from jinja2 import TemplateError
-
-        known = {**self.special_tokens, **variables, "messages": list(messages), "add_generation_prompt": True}
+        """The prompt, ready for the assistant's answer. Raises TokenizerError, also where it takes too much time or
+        memory: over about two seconds, or 64 MiB."""
+        # templates ask for `tools is not none`, as transformers always hands them
+        known = {"tools": None, "documents": None, **self.special_tokens, **variables}
+        known |= {"messages": list(messages), "add_generation_prompt": True}
         try:
-            text: str = self.template.render(known)
-        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as e:  # the template's own mistakes
-            raise TokenizerError(f"{self.path}: chat_template failed: {e}") from None
-        return text
+            with self._rendering:
+                return self.sandbox.render(self.template, known)
+        except Exception as e:  # a template is a program, and can fail in any way
+            raise TokenizerError(f"{self.path}: chat_template failed: {_said(e)}") from None
 
 
 def load_chat_template(folder: Path) -> ChatTemplate:
     """That of `tokenizer_config.json`. Raises TokenizerError when there is none, or a broken one."""
-    from jinja2 import TemplateError, meta
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from smallthinker.sandbox.environment import Sandbox  # jinja2: 30 ms that `inspect` and `--help` do without
 
     path = folder / "tokenizer_config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(read_small(path))
     except FileNotFoundError:
         raise TokenizerError(f"{path}: not found; chat needs the model's chat_template") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+    except (OSError, ValueError) as e:
         raise TokenizerError(f"{path}: cannot read the tokenizer configuration: {e}") from None
     source = config.get("chat_template") if isinstance(config, dict) else None
     if isinstance(source, list):  # several named templates: the one named default
         source = next((t.get("template") for t in source if isinstance(t, dict) and t.get("name") == "default"), None)
-    if not isinstance(source, str) or len(source) > _MAX_TEMPLATE_BYTES:
+    if not isinstance(source, str):
         raise TokenizerError(f"{path}: chat_template: expected a template text, found {type(source).__name__}")
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
-    environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    sandbox = Sandbox()
+    sandbox.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     try:
-        template = environment.from_string(source)
-        variables = meta.find_undeclared_variables(environment.parse(source))
-    except TemplateError as e:
-        raise TokenizerError(f"{path}: chat_template is not a valid template: {e}") from None
-    special = {key: _token_text(config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
-    return ChatTemplate(path, source, frozenset(variables), template, special)
+        template, variables = sandbox.load(source)
+    except Exception as e:  # jinja2's, and what Python's compiler raises for a program too large or too deep for it
+        raise TokenizerError(f"{path}: chat_template is not a valid template: {_said(e)}") from None
+    special = {key: text for key in _SPECIAL_TOKENS if (text := _token_text(config.get(key))) is not None}
+    return ChatTemplate(path, source, variables, template, special, sandbox)
 
 
-def _token_text(value: Any) -> str:
+def _raise_exception(message: object) -> None:
+    from jinja2 import TemplateError
+
+    raise TemplateError(str(message))
+
+
+def _strftime_now(format: str) -> str:
+    if len(format) > _MAX_DATE_FORMAT:  # the C library may write 256 characters for each
+        raise ValueError(f"strftime_now: expected at most {_MAX_DATE_FORMAT} characters")
+    return datetime.now().strftime(format)
+
+
+def _said(error: Exception) -> str:
+    """In one line, however long or empty a message is."""
+    text = str(error)[: 2 * _SHOWN].split()
+    if isinstance(error, RecursionError) or not text:
+        return "it calls itself without end" if isinstance(error, RecursionError) else type(error).__name__
+    line = " ".join(text)
+    return line if len(line) <= _SHOWN else line[:_SHOWN] + "..."
+
+
+def _token_text(value: Any) -> str | None:
     if isinstance(value, dict):
         value = value.get("content")
-    return value if isinstance(value, str) else ""
+    return value if isinstance(value, str) else None

@@ -23,7 +23,7 @@ class Decoding:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         self._added = frozenset(added)
-        self._special = frozenset(token.content for token in added.values() if token.special)
+        self.special_names = frozenset(token.content for token in added.values() if token.special)
         kinds = _kinds(None if tokenizer.decoder is None else json.loads(tokenizer.decoder.__getstate__()))
         self.is_byte_level = "ByteLevel" in kinds and kinds <= {"ByteLevel", "Fuse"}
         self.is_partly_byte_level = "ByteLevel" in kinds
@@ -36,12 +36,12 @@ class Decoding:
     def token(self, id: int) -> str | None:
         """A token's name, if `decode` takes any notice of it."""
         token: str | None = self._tokenizer.id_to_token(id)
-        return None if token in self._special else token
+        return None if token in self.special_names else token
 
     def hidden_text(self, id: int) -> str:
         """The name of a special token, which `decode` leaves out; '' for others."""
         token: str | None = self._tokenizer.id_to_token(id)
-        return token if token is not None and token in self._special else ""
+        return token if token is not None and token in self.special_names else ""
 
     def byte(self, token: str) -> bytes | None:
         """That of a SentencePiece byte token such as <0x0A>."""

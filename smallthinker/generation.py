@@ -42,12 +42,15 @@ class GenerationParams(SamplingParams):
     """What to generate, and how to pick its tokens.
 
     `max_tokens` None: up to 256, or what the context leaves if that is less. `stop`: the answer ends before any of
-    these texts, of which one may stand alone. `ignore_eos` goes on after an end-of-text token.
+    these texts, of which one may stand alone; names of special tokens count in them as these tokens. `thought`: begin
+    and end of what may come first, where `stop` doesn't count; '' as its begin where the prompt has it. `ignore_eos`
+    goes on after an end-of-text token.
     """
 
     max_tokens: int | None = None
     stop: str | Sequence[str] | None = ()
     ignore_eos: bool = False
+    thought: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         """Raises RequestError, naming the parameter."""
@@ -137,7 +140,9 @@ class Answer:
         self._params, self._logprobs, self._process = params, logprobs, logits_processor
         self._found: list[TokenLogprobs] = []
         self._text: list[str] = []
-        self._decoder, self._stops = engine.tokenizer.stream(), StopStrings(texts("stop", params.stop))
+        self._last = ""  # text that became certain with the token that ended it
+        self._decoder = engine.tokenizer.stream()
+        self._stops = StopStrings(texts("stop", params.stop), engine.tokenizer.special_names, params.thought)
         self._sampler = Sampler(params, self.prompt)
         self._eos = () if params.ignore_eos else engine.config.eos_token_ids
         self._engine, self._asked = engine, time.perf_counter()
@@ -160,6 +165,7 @@ class Answer:
         self._meter.token()
         if id in self._eos:
             self.reason = "stop"
+            self._last = self._stops.push(self._decoder.finish(), self._engine.tokenizer.hidden_text(id))
             return None
         logprobs = None
         if self._logprobs is not None:
@@ -167,7 +173,7 @@ class Answer:
             self._found.append(logprobs)
         self.ids.append(id)
         with self._meter.text:
-            text = self._stops.push(self._decoder.push(id))
+            text = self._stops.push(self._decoder.push(id), self._engine.tokenizer.hidden_text(id))
         self._text.append(text)
         if self._stops.stopped:
             self.reason = "stop"
@@ -181,11 +187,11 @@ class Answer:
         if self._meter is None:
             self.begin()
         assert reason is not None and self._meter is not None
-        rest = ""
+        rest = self._last
         if not self._stops.stopped:
-            rest = self._stops.push(self._decoder.finish()) + self._stops.finish()
-            self._text.append(rest)
+            rest += self._stops.push(self._decoder.finish()) + self._stops.finish()
             reason = "stop" if self._stops.stopped else reason
+        self._text.append(rest)
         self.reason = reason
         logprobs = None if self._logprobs is None else tuple(self._found)
         return Finished(

@@ -16,6 +16,7 @@ from typing import Any
 
 Spans = Sequence[tuple[int, int]]
 _SEAL_DIGITS = 20  # as a number of 64 bits has
+_RARE = range(0x3400, 0x4DB6)  # ideographs: no normaliser takes them away
 # Added tokens that aren't marked special are control tokens, too, where they are written as markup (`<tool_call>`,
 # `</think>`, `[INST]`). Others are words like those of the vocabulary: runs of spaces, names.
 _MARKUP = re.compile(r"[<\[{|].*[>\]}|]", re.DOTALL)
@@ -107,8 +108,12 @@ class PlainText:
     def encode(self, text: str) -> tuple[list[int], Spans]:
         """Token ids of a protected text, and the characters [start, end) of the revealed one that each comes from.
         Without seals, exactly what the tokenizer makes of it."""
-        encoding = self._control.tokenizer.encode(text, add_special_tokens=False)
-        if self.seal not in text:
+        seal, tokenizer = self.seal, self._control.tokenizer
+        if seal in text:  # a short one instead: thousands of them would take seconds
+            short = next((c for c in map(chr, _RARE) if c not in text), seal)
+            text, seal = text.replace(seal, short), short
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        if seal not in text:
             return encoding.ids, encoding.offsets
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
@@ -116,8 +121,8 @@ class PlainText:
 
         def add_until(end: int, last: int) -> None:
             part = text[done:end]
-            if self.seal in part:
-                encoded = _encode_plain(self._control, self.reveal(part), is_first=done == 0)
+            if seal in part:
+                encoded = _encode_plain(self._control, part.replace(seal, ""), is_first=done == 0)
                 found, offsets, shift = encoded[0], encoded[1], done - hidden
             else:
                 found, offsets, shift = encoding.ids[first:last], encoding.offsets[first:last], -hidden
@@ -125,10 +130,10 @@ class PlainText:
             spans.extend((a + shift, b + shift) for a, b in offsets)
 
         for at, (id, (start, end)) in enumerate(zip(encoding.ids, encoding.offsets, strict=True)):
-            is_sealed = end - start == 1 and text.endswith(self.seal, 0, start)
+            is_sealed = end - start == 1 and text.endswith(seal, 0, start)
             if id in self._control.added_ids and start >= done and not is_sealed:
                 add_until(start, at)
-                hidden += text.count(self.seal, done, start) * _SEAL_DIGITS
+                hidden += text.count(seal, done, start) * len(seal)
                 ids.append(id)
                 spans.append((start - hidden, end - hidden))
                 done, first = end, at + 1

@@ -86,6 +86,11 @@ class Tokenizer:
         """The name of a special token, which `decode` leaves out; '' for others."""
         return self._decoding.hidden_text(id)
 
+    @property
+    def special_names(self) -> frozenset[str]:
+        """All that `hidden_text` may give."""
+        return self._decoding.special_names
+
     def token_bytes(self, id: int) -> bytes:
         """What a token adds to a text that has begun: perhaps a part of a character. Of an added token its name; b''
         for ids that the tokenizer doesn't know."""
@@ -96,10 +101,19 @@ class Tokenizer:
         """Ids that stand for one fixed text each, and whether they are left out of what `decode` gives."""
         return {id: bool(token.special) for id, token in self._tokenizer.get_added_tokens_decoder().items()}
 
-    @cached_property
+    @property
     def chat_template(self) -> ChatTemplate:
         """Raises TokenizerError when the store has none, or a broken one."""
-        return load_chat_template(self._folder)
+        if isinstance(self._chat_template, TokenizerError):
+            raise TokenizerError(*self._chat_template.args)
+        return self._chat_template
+
+    @cached_property
+    def _chat_template(self) -> ChatTemplate | TokenizerError:
+        try:
+            return load_chat_template(self._folder)
+        except TokenizerError as e:
+            return e
 
     def render_chat(self, messages: Iterable[Message | Mapping[str, Any]], **variables: Any) -> str:
         """The prompt that the model's chat template makes of the messages, ready for the assistant's answer.

@@ -59,6 +59,7 @@ def _prepare(service: Service, asked: ChatRequest) -> _Chat:
         prompt_tokens=len(prompt.ids),
         context=llm.plan.context,
         max_tokens=asked.max_completion_tokens or asked.max_tokens,
+        thought=prompt.thought,
     )
     make_processor = processor_maker(asked, llm, limits, constraint)
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None

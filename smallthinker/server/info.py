@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from smallthinker.errors import TokenizerError
 from smallthinker.server.errors import ApiError, bad_request
 from smallthinker.server.output import THINK
 from smallthinker.server.prompts import chat_prompt, encode
@@ -70,13 +72,16 @@ async def stats(request: Request) -> Response:
     """See docs/server.md for the shape."""
     service: Service = request.app.state.service
     llm, now = service.llm, service.llm.scheduler.stats()
-    template = llm.tokenizer.chat_template
+    thinks = can_switch_thinking = False
+    with suppress(TokenizerError):  # a model that can't chat
+        template = llm.tokenizer.chat_template
+        thinks, can_switch_thinking = THINK in template.source, "enable_thinking" in template.variables
     return JSONResponse(
         {
             "model": service.name,
             "context": llm.plan.context,
-            "thinks": THINK in template.source,
-            "can_switch_thinking": "enable_thinking" in template.variables,
+            "thinks": thinks,
+            "can_switch_thinking": can_switch_thinking,
             "tokens_per_sec": round(service.activity.tokens_per_sec(), 2),
             "running": now.running,
             "waiting": now.waiting,

@@ -10,7 +10,7 @@ from typing import Any
 from smallthinker.llm import LLM
 from smallthinker.messages import plain_messages
 from smallthinker.server.errors import bad_request
-from smallthinker.server.output import THINK
+from smallthinker.server.output import THINK, THOUGHT
 from smallthinker.server.schemas import Tool
 from smallthinker.server.settings import Limits
 from smallthinker.server.tools import plain_tools, without_template_support
@@ -26,6 +26,13 @@ class Prompt:
     ids: list[int]
     thinks: bool = False
     thinking: bool = False
+
+    @property
+    def thought(self) -> tuple[str, str] | None:
+        """Begin and end of one in the answer."""
+        if self.thinking:
+            return "", THOUGHT
+        return (THINK, THOUGHT) if self.thinks else None
 
 
 def encode(llm: LLM, text: str, *, special_tokens: bool = False) -> list[int]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
 import anyio
 import anyio.to_thread
 
+from smallthinker.errors import TokenizerError
 from smallthinker.llm import LLM
 from smallthinker.server.body import Bodies
 from smallthinker.server.errors import ApiError, bad_request
@@ -27,6 +29,8 @@ class Service:
     def __init__(self, llm: LLM, name: str, settings: Settings) -> None:
         self.llm, self.name, self.settings = llm, name, settings
         self.created = int(time.time())
+        with suppress(TokenizerError):  # said to whoever chats; texts can be completed without one
+            _ = llm.tokenizer.chat_template  # read and compiled before anyone waits for the event loop
         self.grammars = Grammars(llm, settings.limits)
         self.bodies = Bodies(settings.limits)
         self.metrics = Metrics(llm.scheduler)

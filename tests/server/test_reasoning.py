@@ -36,6 +36,21 @@ def test_a_thought_streams_apart_from_the_answer(thinker: Running, monkeypatch: 
     assert (thought, said) == ("A greeting.", "Good day.")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_text_counts_in_the_answer_and_not_in_the_thought(
+    thinker: Running, opened_thinker: Running, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    for running, begin in ((thinker, "<think>"), (opened_thinker, "")):
+        say(monkeypatch, running, f"{begin}\nA day.\n\nOr two.\n</think>\n\nGood day.\n\nAnd more.")
+        answer = running.openai.chat.completions.create(**BASE, stop=["\n\nAnd", "Or", "."], stream=stream)
+        whole = (
+            [chunk.choices[0].delta for chunk in answer] if stream else [answer.choices[0].message]  # type: ignore
+        )
+        thought = "".join((part.model_extra or {}).get("reasoning_content", "") for part in whole)
+        assert thought == "A day.\n\nOr two."
+        assert "".join(part.content or "" for part in whole) == "Good day"
+
+
 def test_a_prompt_that_opens_the_thought_itself_is_understood(
     opened_thinker: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:

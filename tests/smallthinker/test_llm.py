@@ -3,9 +3,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from gate import Gate, until
 
@@ -58,6 +61,20 @@ def test_messages_go_through_the_chat_template(llm: LLM) -> None:
     chat = llm.generate([{"role": "user", "content": "hi"}], **options)  # type: ignore[arg-type]
     assert chat.token_ids == llm.generate(as_text, special_tokens=True, **options).token_ids  # type: ignore[arg-type]
     assert chat.stats.prompt_tokens < llm.generate(as_text, **options).stats.prompt_tokens  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ignore_eos", [False, True])
+def test_a_special_tokens_name_is_a_stop_string(llm: LLM, ignore_eos: bool) -> None:
+    wanted = [*llm.tokenize("ab"), *llm.tokenize("<|im_end|>", special_tokens=True), *llm.tokenize("cd")]
+
+    def say(ids: Sequence[int], logits: npt.NDArray[np.float32]) -> None:
+        logits[np.arange(len(logits)) != wanted[len(ids)]] = -np.inf
+
+    options = {"max_tokens": 5, "logits_processor": say, "ignore_eos": ignore_eos}
+    for stop, text in (("<|im_end|>", "ab"), ("b<|im_end|>", "a"), ("x<|im_end|>", "abcd" if ignore_eos else "ab")):
+        answer = llm.generate("x", stop=[stop], **options)  # type: ignore[arg-type]
+        assert (answer.text, answer.finish_reason) == (text, "length" if text == "abcd" else "stop")
+        assert "".join(llm.stream("x", stop=stop, **options)) == text  # type: ignore[arg-type]
 
 
 def test_nobody_ends_a_turn_but_the_template(llm: LLM) -> None:
