@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
 
 from smallthinker.generation import Completion, Finished, GenerationParams, LogitsProcessor, Token
 from smallthinker.request import Request
-from smallthinker.server.errors import ApiError, shutting_down, timed_out
+from smallthinker.server.errors import shutting_down, timed_out
 from smallthinker.server.service import Service
+from smallthinker.server.sse import EventStream
 
 Result = TypeVar("Result")
 # Some clients give up on a connection that says nothing while a long prompt is computed.
@@ -69,7 +70,8 @@ class Answers:
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Token | Finished] | None]:
         """Raises ApiError when time is over or the server shuts down, and whatever broke an answer."""
-        arrived: asyncio.Queue[tuple[int, Token | Finished | Exception]] = asyncio.Queue()
+        arrived: asyncio.Queue[tuple[int, Token | Finished | Exception] | None] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
 
         async def pump(number: int, request: Request) -> None:
             try:
@@ -82,11 +84,16 @@ class Answers:
         left = len(pumps)
         try:
             while left:
+                # not wait_for: before Python 3.12 it swallows a cancellation that comes together with a token
+                silence = loop.call_later(PING_SEC, arrived.put_nowait, None)
                 try:
-                    number, event = await asyncio.wait_for(arrived.get(), PING_SEC)
-                except asyncio.TimeoutError:
+                    news = await arrived.get()
+                finally:
+                    silence.cancel()
+                if news is None:
                     yield None
                     continue
+                number, event = news
                 if isinstance(event, Exception):
                     raise event
                 if isinstance(event, Finished):
@@ -120,6 +127,24 @@ class ClientGoneError(Exception):
     """Nobody is there to be answered."""
 
 
+class Form(Protocol):
+    """One kind of request, ready to be answered."""
+
+    async def whole(self, answers: Answers) -> dict[str, Any]: ...
+
+    def stream(self, answers: Answers) -> AsyncIterator[bytes]: ...
+
+
+async def respond(request: HttpRequest, answers: Answers, form: Form, *, stream: bool) -> Response:
+    """The answers in this form, as events or in one piece. However that ends, none of them is computed any longer."""
+    if stream:
+        return EventStream(form.stream(answers), answers.close)
+    try:
+        return JSONResponse(await unless_gone(request, form.whole(answers)))
+    finally:
+        answers.close()  # a task that is cancelled before its first step has never heard of them
+
+
 async def unless_gone(request: HttpRequest, work: Coroutine[Any, Any, Result]) -> Result:
     """Do the work unless the client closes the connection first. The request's body must have been read."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
@@ -132,8 +157,9 @@ async def unless_gone(request: HttpRequest, work: Coroutine[Any, Any, Result]) -
         gone.cancel()
         if not task.done():
             task.cancel()
-            with suppress(asyncio.CancelledError, ApiError):
-                await task
+            await asyncio.wait({task})  # raises nothing that it raised; a second cancellation of this one gets through
+            if not task.cancelled():
+                task.exception()  # nobody is left to be told
 
 
 async def _gone(request: HttpRequest) -> None:

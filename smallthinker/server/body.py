@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+import anyio
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
@@ -30,8 +30,9 @@ class Bodies:
         limits, body = self._limits, bytearray()
         try:
             try:
-                await asyncio.wait_for(self._receive(request, body), limits.body_sec)
-            except asyncio.TimeoutError:
+                with anyio.fail_after(limits.body_sec):
+                    await self._receive(request, body)
+            except TimeoutError:
                 raise ApiError(408, f"the body had not arrived after {limits.body_sec:g} s", code="timeout") from None
             except ClientDisconnect:
                 raise ApiError(400, "the connection ended within the body") from None

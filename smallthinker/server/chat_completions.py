@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from smallthinker.generation import Completion, Finished, Token
-from smallthinker.server.answers import Answers, Asked, unless_gone, with_seeds
+from smallthinker.server.answers import Answers, Asked, respond, unless_gone, with_seeds
 from smallthinker.server.constraints import chat_constraint, chosen_functions
 from smallthinker.server.errors import as_api_error, bad_request
 from smallthinker.server.logprobs import chat_logprobs
@@ -21,7 +21,7 @@ from smallthinker.server.prompts import Prompt, chat_prompt
 from smallthinker.server.sampling_options import choices, generation_params, processor_maker
 from smallthinker.server.schemas import ChatRequest
 from smallthinker.server.service import Service
-from smallthinker.server.sse import DONE, PING, EventStream, event
+from smallthinker.server.sse import DONE, PING, event
 from smallthinker.server.usage import Usage, timings
 
 
@@ -31,9 +31,7 @@ async def chat_completions(request: Request) -> Response:
         service.check_model(asked.model)
         chat = await unless_gone(request, service.prepare(_prepare, service, asked))
     answers = Answers(service, with_seeds(chat.asked, chat.n), service.timeout(asked.timeout))
-    if asked.stream:
-        return EventStream(chat.stream(answers), answers.close)
-    return JSONResponse(await unless_gone(request, chat.whole(answers)))
+    return await respond(request, answers, chat, stream=asked.stream)
 
 
 def _prepare(service: Service, asked: ChatRequest) -> _Chat:

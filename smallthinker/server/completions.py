@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from smallthinker.generation import Completion, Finished, Token, TokenLogprobs
-from smallthinker.server.answers import Answers, Asked, unless_gone, with_seeds
+from smallthinker.server.answers import Answers, Asked, respond, unless_gone, with_seeds
 from smallthinker.server.errors import as_api_error, bad_request
 from smallthinker.server.logprobs import finite, token_text
 from smallthinker.server.prompts import encode
 from smallthinker.server.sampling_options import choices, generation_params, processor_maker
 from smallthinker.server.schemas import CompletionRequest
 from smallthinker.server.service import Service
-from smallthinker.server.sse import DONE, PING, EventStream, event
+from smallthinker.server.sse import DONE, PING, event
 from smallthinker.server.usage import Usage, timings
 from smallthinker.tokenizer import Tokenizer
 
@@ -33,9 +33,7 @@ async def completions(request: Request) -> Response:
         service.check_model(asked.model)
         texts = await unless_gone(request, service.prepare(_prepare, service, asked))
     answers = Answers(service, texts.asked, service.timeout(asked.timeout))
-    if asked.stream:
-        return EventStream(texts.stream(answers), answers.close)
-    return JSONResponse(await unless_gone(request, texts.whole(answers)))
+    return await respond(request, answers, texts, stream=asked.stream)
 
 
 def _prepare(service: Service, asked: CompletionRequest) -> _Texts:

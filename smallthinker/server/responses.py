@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from smallthinker.generation import Completion, Finished, Token
-from smallthinker.server.answers import Answers, Asked, unless_gone
+from smallthinker.server.answers import Answers, Asked, respond, unless_gone
 from smallthinker.server.errors import as_api_error, bad_request
 from smallthinker.server.grammar import ANY_OBJECT, Constraint
 from smallthinker.server.output import OutputParser, Part, Reasoning, Said
@@ -27,7 +27,7 @@ from smallthinker.server.schemas import (
     Sampling,
 )
 from smallthinker.server.service import Service
-from smallthinker.server.sse import PING, EventStream
+from smallthinker.server.sse import PING
 from smallthinker.server.usage import Usage
 
 
@@ -37,9 +37,7 @@ async def responses(request: Request) -> Response:
         service.check_model(asked.model)
         answer = await unless_gone(request, service.prepare(_prepare, service, asked))
     answers = Answers(service, [answer.asked], service.timeout(asked.timeout))
-    if asked.stream:
-        return EventStream(answer.stream(answers), answers.close)
-    return JSONResponse(await unless_gone(request, answer.whole(answers)))
+    return await respond(request, answers, answer, stream=asked.stream)
 
 
 def _prepare(service: Service, asked: ResponsesRequest) -> _Answer:

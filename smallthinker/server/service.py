@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import TypeVar
-
-import anyio
-import anyio.to_thread
 
 from smallthinker.errors import TokenizerError
 from smallthinker.llm import LLM
@@ -35,12 +34,13 @@ class Service:
         self.bodies = Bodies(settings.limits)
         self.metrics = Metrics(llm.scheduler)
         self.activity = Activity()
-        # one prompt or grammar at a time: they compete with the model for the processor
-        self._preparing = anyio.CapacityLimiter(1)
+        # one prompt or grammar at a time: they compete with the model for the processor. Not anyio's threads with a
+        # limit: a task that is cancelled gives its place back while its thread goes on
+        self._preparing = ThreadPoolExecutor(1, "smallthinker-prepare")
 
     async def prepare(self, work: Callable[..., Result], *args: object, **kwargs: object) -> Result:
-        """Run on a worker thread, in turn with others' work."""
-        return await anyio.to_thread.run_sync(partial(work, *args, **kwargs), limiter=self._preparing)
+        """Run on a worker thread, in turn with others' work. What is cancelled before it began never does."""
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, partial(work, *args, **kwargs))
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError 404 for a model that isn't here."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from openai import OpenAI
+from starlette.applications import Starlette
 
 from smallthinker import LLM
 from smallthinker.llm import DEMO_STORE
 from smallthinker.request import Request
 from smallthinker.server.app import create_app
 from smallthinker.server.runner import Server, listen
+from smallthinker.server.service import Service
 from smallthinker.server.settings import Settings
 
 NAME = "smallthinker-demo"
@@ -46,7 +49,13 @@ class Running:
     url: str
     llm: LLM
     server: Server
+    app: Starlette
     requests: list[Request] = field(default_factory=list)
+
+    @property
+    def service(self) -> Service:
+        service: Service = self.app.state.service
+        return service
 
     @property
     def openai(self) -> OpenAI:
@@ -65,7 +74,7 @@ def serving(llm: LLM, settings: Settings | None = None, *, grace_sec: float = 0)
     with listen("127.0.0.1", 0) as sock:
         app = create_app(llm, NAME, settings)
         server = Server(app, llm, grace_sec=grace_sec, access_log=False)
-        running = Running(f"http://127.0.0.1:{sock.getsockname()[1]}", llm, server)
+        running = Running(f"http://127.0.0.1:{sock.getsockname()[1]}", llm, server, app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
         try:
@@ -82,6 +91,12 @@ def demo_with_template(folder: Path, template: str) -> Path:
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
     return folder
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    """Wait until it holds: for what has no event of its own. No result depends on how long that takes."""
+    while not condition():
+        time.sleep(0.001)
 
 
 Process = Callable[[Sequence[int], npt.NDArray[np.float32]], None]
