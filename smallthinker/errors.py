@@ -10,7 +10,7 @@ from __future__ import annotations
 from copyreg import __newobj__  # type: ignore[attr-defined]
 from typing import Any
 
-MAX_MESSAGE_CHARACTERS = 1000
+MAX_MESSAGE_CHARACTERS = 900
 
 
 def shown(value: object, longest: int = 80) -> str:

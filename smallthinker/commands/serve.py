@@ -72,7 +72,7 @@ def add(commands: Commands) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
-    from smallthinker.errors import RequestError
+    from smallthinker.errors import RequestError, printable
 
     if args.store is not None and args.model is not None:
         raise RequestError("MODEL: give the store once, as MODEL or as --model")
@@ -89,6 +89,7 @@ def handle(args: argparse.Namespace) -> int:
     settings = _settings(args)
     path = Path(args.model or DEMO_STORE)
     name = args.name or ("smallthinker-demo" if args.model is None else path.resolve().name)
+    name = printable(name)  # it goes into JSON and onto the terminal, and a folder's may be no text
     with listen(args.host, args.port) as sock:  # before the model is loaded: a port that is taken is told at once
         with Store.open(path) as store:
             reserved = reserved_bytes(settings.limits, store.config.vocab_size)

@@ -17,6 +17,7 @@ from smallthinker.errors import (
     RequestError,
     SmallThinkerError,
     TokenizerError,
+    one_line,
 )
 
 # The official clients repeat a request after 408, 409, 429 and 5xx; here that would only compute the same again.
@@ -36,6 +37,7 @@ class ApiError(SmallThinkerError):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
+        message = one_line(message)  # what it repeats is the client's or a file's
         super().__init__(message)
         self.status, self.headers = status, headers
         self.body: dict[str, Any] = {"error": {"message": message, "type": type, "param": param, "code": code}}

@@ -50,6 +50,7 @@ class Server(uvicorn.Server):
                 app,
                 log_level="info" if access_log else "warning",
                 access_log=access_log,
+                use_colors=False,  # standard error shows control characters instead of passing them on
                 lifespan="off",
                 ws="none",
                 server_header=False,

@@ -6,7 +6,7 @@ import contextlib
 import json
 import socket
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 import pytest
@@ -111,6 +111,20 @@ def test_what_is_no_path_and_no_method_is_told_in_the_same_shape(server: Running
     for method, path in (("GET", "/v1/nothing"), ("GET", "/v1/completions"), ("DELETE", "/v1/models"), ("PUT", "/")):
         assert_refused(httpx.request(method, server.url + path))
     assert httpx.get(server.url + "/../../etc/passwd").status_code == 404
+
+
+@given(text=st.text(min_size=1), copies=st.sampled_from([1, 20_000]))
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_a_refusal_repeats_is_short_and_printable(server: Running, text: str, copies: int) -> None:
+    sent = text * copies
+    for path, body in (
+        ("/v1/completions", {"prompt": "x", "model": sent}),
+        ("/v1/chat/completions", {"n": 1, sent: 1}),
+    ):
+        assert assert_refused(server.post(path, **body))["message"].isprintable()
+    path = quote(text, safe="")
+    if path.strip("."):
+        assert assert_refused(httpx.get(f"{server.url}/nowhere/{path}"))["message"].isprintable()
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(demo: LLM) -> None:

@@ -56,6 +56,21 @@ def refused(*options: str, env: dict[str, str] | None = None) -> str:
     return done.stderr
 
 
+def test_the_log_has_a_line_for_each_request_whatever_its_path_says() -> None:
+    with served("--access-log", "--name", "a\x1b[31m\nb") as (process, url):
+        assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "a\\x1b[31m\\nb"
+        for path in (b"/%0aINFO:%1b[31m", b"/\xe2\x80\xae\x9b", b"/" + b"x" * 3000):
+            with socket.create_connection((httpx.URL(url).host, httpx.URL(url).port or 0)) as client:
+                client.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                while client.recv(4096):
+                    pass
+        process.terminate()
+        out, err = process.communicate(timeout=PATIENCE_SEC)
+    lines = [line for line in (out + err).splitlines() if '"GET ' in line]
+    assert 2 <= len(lines) <= 4
+    assert all(line.isprintable() and line.startswith("INFO: ") for line in lines)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_quietly(number: signal.Signals) -> None:
     with served("--memory", "400MiB") as (process, url):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from streams import CONTROL, Terminal, assert_one_line, in_process, streams
 
 from smallthinker.cli import main
 from smallthinker.commands import COMMANDS
@@ -23,50 +21,11 @@ from smallthinker.terminal import visible
 
 NAMES = [module.__name__.rpartition(".")[2].replace("_", "-") for module in COMMANDS]
 COMMAND = f"{sys.executable} -m smallthinker"
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def shell(line: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     """A command as a shell has it: with its redirections."""
     return subprocess.run(["sh", "-c", line], capture_output=True, check=False, env=os.environ | environment)
-
-
-class Terminal(io.TextIOWrapper):
-    def isatty(self) -> bool:
-        return True
-
-
-@contextmanager
-def streams(
-    stdin: bytes = b"", encoding: str = "utf-8", out: type[io.TextIOWrapper] = io.TextIOWrapper
-) -> Iterator[tuple[io.BytesIO, io.BytesIO]]:
-    """sys.stdin, stdout and stderr over bytes."""
-    before = sys.stdin, sys.stdout, sys.stderr
-    written = io.BytesIO(), io.BytesIO()
-    sys.stdin = io.TextIOWrapper(io.BytesIO(stdin), encoding=encoding)
-    sys.stdout, sys.stderr = (out(each, encoding=encoding, write_through=True) for each in written)
-    try:
-        yield written
-    finally:
-        for each in (sys.stdout, sys.stderr):
-            each.detach()
-        sys.stdin, sys.stdout, sys.stderr = before
-
-
-def in_process(*arguments: str, stdin: bytes = b"", encoding: str = "utf-8") -> tuple[int, str, str]:
-    with streams(stdin, encoding) as (out, err):
-        try:
-            code = main(arguments)
-        except SystemExit as e:
-            code = int(e.code or 0)
-        return code, out.getvalue().decode(encoding), err.getvalue().decode(encoding)
-
-
-def assert_one_line(text: str) -> None:
-    assert text.endswith("\n") and text.count("\n") == 1, text
-    assert "error:" in text
-    assert len(text) < MAX_MESSAGE_CHARACTERS + 100
-    assert not CONTROL.search(text), ascii(text)
 
 
 # The streams themselves
@@ -171,7 +130,7 @@ def test_chat_tells_which_line_is_no_text_and_goes_on() -> None:
     assert_one_line(err)
 
 
-@given(text=st.text(st.characters(), min_size=1, max_size=20), lone=st.characters(categories=["Cs"]))
+@given(text=st.text(min_size=1, max_size=20), lone=st.characters(categories=["Cs"]))
 @settings(max_examples=30)
 def test_half_a_surrogate_pair_is_no_text(demo: LLM, text: str, lone: str) -> None:
     for prompt in (lone + text, text + lone):
@@ -266,7 +225,7 @@ def arguments_with(path: str) -> Iterator[tuple[str, ...]]:
 
 
 @given(path=PATHS.filter(lambda path: not path.startswith(("-", "/", ".", "~"))))
-@settings(max_examples=12)
+@settings(max_examples=7)
 def test_any_path_is_one_line(empty: Path, path: str) -> None:
     for arguments in arguments_with(path):
         code, _, err = in_process(*arguments)
