@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smallthinker.config import ARCHITECTURE, ModelConfig
-from smallthinker.errors import ConfigError
+from smallthinker.errors import ConfigError, printable, shown_or_nothing
 
 GGUF_ARCHITECTURE = "smallthinker"
 # Where there is a window, llama.cpp leaves the first of every four layers without one, and without rotated positions.
@@ -34,7 +34,7 @@ def check_architecture(metadata: Mapping[str, Any], where: str) -> None:
     architecture = metadata.get("general.architecture")
     if architecture != GGUF_ARCHITECTURE:
         raise ConfigError(
-            f"{where}: general.architecture: expected '{GGUF_ARCHITECTURE}', found {_short(architecture)}; "
+            f"{where}: general.architecture: expected '{GGUF_ARCHITECTURE}', found {shown_or_nothing(architecture)}; "
             "this engine runs no other models"
         )
 
@@ -108,7 +108,7 @@ class _Keys:
     def fault(self, key: str, expected: object, found: object) -> ConfigError:
         remedy = "this engine can't run it: convert the model again, from its original weights"
         return ConfigError(
-            f"{self._where}: {GGUF_ARCHITECTURE}.{key}: expected {expected}, found {_short(found)}; {remedy}"
+            f"{self._where}: {GGUF_ARCHITECTURE}.{key}: expected {expected}, found {shown_or_nothing(found)}; {remedy}"
         )
 
     def integer(self, key: str, default: int | None = None) -> int:
@@ -143,13 +143,6 @@ class _Keys:
         if self._left:
             key = min(self._left)
             raise ConfigError(
-                f"{self._where}: {GGUF_ARCHITECTURE}.{ascii(key)[1:-1][:80]}: unknown key; this engine can't tell what "
+                f"{self._where}: {GGUF_ARCHITECTURE}.{printable(key, 80)}: unknown key; this engine can't tell what "
                 "it changes in the model"
             )
-
-
-def _short(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    text = ascii(value)
-    return text if len(text) <= 80 else text[:77] + "..."

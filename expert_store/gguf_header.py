@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from smallthinker.errors import CheckpointError
+from smallthinker.errors import CheckpointError, printable
 from smallthinker.expert_store.header import MAX_FILE_BYTES, MAX_HEADER_BYTES
 
 if TYPE_CHECKING:  # importing it takes a tenth of a second
@@ -101,8 +101,8 @@ class _Cursor:
 
     def fault(self, what: str, expected: object, found: object, remedy: str = _DAMAGED) -> CheckpointError:
         """The one shape of a message about a bad file."""
-        what, text = _printable(what), _printable(str(found))
-        return CheckpointError(f"{self.where}: byte {self._last}: {what}: expected {expected}, found {text}; {remedy}")
+        found = f"{printable(what, 160)}: expected {expected}, found {printable(str(found), 160)}"
+        return CheckpointError(f"{self.where}: byte {self._last}: {found}; {remedy}")
 
     def take(self, nbytes: int, what: str) -> bytes:
         self._last = self.offset
@@ -184,8 +184,3 @@ def _placed(cursor: _Cursor, name: str, number: int, shape: tuple[int, ...], sta
     if start + nbytes > cursor.file_bytes:
         raise cursor.fault(what, f"{nbytes} bytes at byte {start}", f"a file of {cursor.file_bytes} bytes")
     return GgufTensor(name, kind, shape, start, nbytes)
-
-
-def _printable(text: str) -> str:
-    """A file's own text for a message: bounded, and one line on any terminal."""
-    return ascii(text[:160])[1:-1].replace("\\'", "'")

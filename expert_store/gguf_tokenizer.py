@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from smallthinker.errors import CheckpointError
+from smallthinker.errors import CheckpointError, shown_or_nothing
 from smallthinker.expert_store.byte_tokenizer import END_OF_TEXT, TURN_END, byte_character
 from smallthinker.expert_store.format import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 
@@ -132,5 +132,5 @@ class GgufTokenizer:
     ) -> CheckpointError:
         if isinstance(found, list):
             found = found[:8]  # it may have millions of entries
-        text = "nothing" if found is None else ascii(found)[:80]
+        text = shown_or_nothing(found)
         return CheckpointError(f"{self._where}: tokenizer.{key}: expected {expected}, found {text}; {remedy}")

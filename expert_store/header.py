@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smallthinker.errors import StoreFormatError
+from smallthinker.errors import StoreFormatError, printable, shown
 from smallthinker.files import parse_json
 
 LENGTH_BYTES = 8
@@ -53,7 +53,8 @@ class FileHeader:
 def fault(path: Path, offset: int, what: str, expected: object, found: object, remedy: str = "") -> StoreFormatError:
     """The one shape of a message about a bad file."""
     remedy = remedy or "the file is damaged, cut short or not a safetensors file: copy or make it again"
-    return StoreFormatError(f"{path}: byte {offset}: {what}: expected {expected}, found {_short(found)}; {remedy}")
+    text = printable(found, 120) if isinstance(found, str) else shown(found)
+    return StoreFormatError(f"{path}: byte {offset}: {what}: expected {expected}, found {text}; {remedy}")
 
 
 def read_header(path: Path, max_header_bytes: int = MAX_HEADER_BYTES) -> FileHeader:
@@ -84,7 +85,7 @@ def read_header(path: Path, max_header_bytes: int = MAX_HEADER_BYTES) -> FileHea
     for entry in entries:
         if entry.start != position:
             raise fault(
-                path, entry.start, f"start of tensor '{_short(entry.name)}'", f"byte {position}", f"byte {entry.start}"
+                path, entry.start, f"start of tensor {shown(entry.name)}", f"byte {position}", f"byte {entry.start}"
             )
         position = entry.stop
     if position != file_bytes:
@@ -104,7 +105,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
 def _entry(path: Path, name: str, value: Any, data_start: int, file_bytes: int) -> TensorEntry:
     def bad(what: str, expected: object, found: object) -> StoreFormatError:
-        return fault(path, LENGTH_BYTES, f"{what} of tensor '{_short(name)}'", expected, found)
+        return fault(path, LENGTH_BYTES, f"{what} of tensor {shown(name)}", expected, found)
 
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise bad("entry", "an object with dtype, shape and data_offsets", value)
@@ -145,12 +146,3 @@ def encode_header(
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-(LENGTH_BYTES + len(text)) % align)
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
-
-
-def _short(value: object) -> str:
-    """A file's own value for a message: bounded, and printable on any terminal."""
-    try:
-        text = (value if isinstance(value, str) else repr(value)).encode("ascii", "backslashreplace").decode()
-    except RecursionError:
-        text = type(value).__name__
-    return text if len(text) <= 120 else text[:117] + "..."

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from smallthinker.errors import ProfileError
+from smallthinker.errors import ProfileError, shown
 from smallthinker.files import read_small, write_whole
 
 BUNDLED: Final = ("nvme", "sata-ssd", "ufs", "emmc", "sd-card", "hdd")
@@ -58,16 +58,16 @@ class StorageProfile:
             text = getattr(self, key)
             if not isinstance(text, str) or not 1 <= len(text) <= longest or not text.isprintable():
                 raise ValueError(
-                    f"{key}: expected one line of 1 to {longest} printable characters, found {_short(text)}"
+                    f"{key}: expected one line of 1 to {longest} printable characters, found {shown(text)}"
                 )
         if self.scope not in SCOPES:
-            raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, found {_short(self.scope)}")
+            raise ValueError(f"scope: expected one of {', '.join(SCOPES)}, found {shown(self.scope)}")
         for key, (least, most) in _RANGES.items():
             value = getattr(self, key)
             if type(value) not in (int, float) or not least <= value <= most:
-                raise ValueError(f"{key}: expected a number from {least:g} to {most:g}, found {_short(value)}")
+                raise ValueError(f"{key}: expected a number from {least:g} to {most:g}, found {shown(value)}")
         if type(self.queue_depth) is not int or not 1 <= self.queue_depth <= _MOST_DEPTH:
-            found = _short(self.queue_depth)
+            found = shown(self.queue_depth)
             raise ValueError(f"queue_depth: expected a whole number from 1 to {_MOST_DEPTH}, found {found}")
 
     def bytes_per_sec(self, request_bytes: int, depth: int = 1) -> float:
@@ -106,7 +106,7 @@ class StorageProfile:
         names = [field.name for field in fields(cls)]
         unknown = sorted(set(values) - set(names))
         if unknown:
-            raise ValueError(f"{_short(unknown[0])}: unknown key; expected {', '.join(names)}")
+            raise ValueError(f"{shown(unknown[0])}: unknown key; expected {', '.join(names)}")
         missing = next((name for name in names if name not in values), None)
         if missing is not None:
             raise ValueError(f"{missing}: expected, found nothing")
@@ -154,8 +154,3 @@ def save_profile_toml(profile: StorageProfile, path: str | Path, *, replace: boo
     except (OSError, ValueError) as e:
         why = (e.strerror if isinstance(e, OSError) else None) or str(e)
         raise ProfileError(f"{path}: cannot write the profile: {why}; give another file") from None
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -14,24 +14,19 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NoReturn, TypeGuard
 
-from smallthinker.errors import RequestError
+from smallthinker.errors import RequestError, shown
 
 MAX_COUNT = 2**31 - 1
-_SHOWN = 60  # characters of a value that a message repeats
 
 
 def refuse(name: str, expected: str, value: object) -> NoReturn:
-    raise RequestError(f"{name}: expected {expected}, found {shown(value)}") from None
+    raise RequestError(f"{name}: expected {expected}, found {found(value)}") from None
 
 
-def shown(value: object) -> str:
-    """A value for a message: short, in one line, without what a terminal would act on."""
-    if value is None or isinstance(value, (bool, float)):
-        return repr(value)
-    if isinstance(value, int):
-        return str(value) if value.bit_length() < 200 else "a number of more than 60 digits"
-    if isinstance(value, str):
-        return repr(value) if len(value) <= _SHOWN else f"{value[:_SHOWN]!r}..."
+def found(value: object) -> str:
+    """What a caller gave, for a message: others than texts and numbers may be large, and tell little."""
+    if value is None or isinstance(value, (str, int, float)):
+        return shown(value, 60)
     return f"a value of type {type(value).__name__}"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from smallthinker.errors import ConfigError
+from smallthinker.errors import ConfigError, shown
 from smallthinker.files import parse_json
 
 ARCHITECTURE = "SmallThinkerForCausalLM"
@@ -268,7 +268,7 @@ class _Keys:
         if value is None:
             return (default,) * layers
         if not isinstance(value, list) or any(type(v) not in (int, bool) or v not in (0, 1) for v in value):
-            raise ConfigError(f"{key}: expected a list of 0 and 1, found {_short(value)}")
+            raise ConfigError(f"{key}: expected a list of 0 and 1, found {shown(value)}")
         if len(value) != layers:
             raise ConfigError(f"{key}: expected {layers} entries (num_hidden_layers), found {len(value)}")
         return tuple(bool(v) for v in value)
@@ -278,7 +278,7 @@ class _Keys:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigError(f"{key}: expected a token id, found {_short(value)}")
+            raise ConfigError(f"{key}: expected a token id, found {shown(value)}")
         return value
 
     def tokens(self, key: str) -> tuple[int, ...]:
@@ -287,21 +287,16 @@ class _Keys:
             return ()
         values = value if isinstance(value, list) else [value]
         if any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in values):
-            raise ConfigError(f"{key}: expected a token id or a list of them, found {_short(value)}")
+            raise ConfigError(f"{key}: expected a token id or a list of them, found {shown(value)}")
         return tuple(values)
 
     def only(self, key: str, supported: Any) -> None:
         """Keys with one value that this engine implements; absent means that value."""
         value = self._get(key)
         if value is not None and (value != supported or type(value) is not type(supported)):
-            raise ConfigError(f"{key}: only {supported!r} is supported, found {_short(value)}")
+            raise ConfigError(f"{key}: only {supported!r} is supported, found {shown(value)}")
 
     def reject_unknown(self) -> None:
         unknown = sorted(set(self.raw) - self.seen)
         if unknown:
             raise ConfigError(f"{unknown[0]}: unknown key; this engine can't tell what it changes in the model")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from smallthinker.errors import one_line
+
 MIB, GIB = 1 << 20, 1 << 30
 # A path: from a slash, a drive or a share up to a space or what ends one in a sentence.
 _PATH = re.compile(r"""(?<![\w.])(?:~|[A-Za-z]:(?=[\\/])|\\)?[\\/][^\s'",;:)\]]*""")
@@ -66,7 +68,7 @@ def _names() -> list[str]:
 
 
 def _row(name: str, value: str) -> str:
-    return f"{name:<12}{value}"
+    return f"{name:<12}{one_line(value)}"
 
 
 def _verdict(facts: dict[str, Any]) -> str:

@@ -14,16 +14,19 @@ MAX_MESSAGE_CHARACTERS = 900
 
 
 def shown(value: object, longest: int = 80) -> str:
-    """A value of a file or a user for a message: its repr, printable and bounded; 'nothing' for None."""
-    if value is None:
-        return "nothing"
+    """A value of a file or a user for a message: its repr, printable and bounded."""
     if isinstance(value, str | bytes | bytearray):
         value = value[: longest + 1]
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # nested without end; a number of over 4,300 digits
-        text = f"a {type(value).__name__} too large to show"
+        text = f"a value of type {type(value).__name__} that is too large to show"
     return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def shown_or_nothing(value: object) -> str:
+    """The same where None stands for what isn't there."""
+    return "nothing" if value is None else shown(value)
 
 
 def one_line(message: object, longest: int = MAX_MESSAGE_CHARACTERS) -> str:
@@ -31,11 +34,14 @@ def one_line(message: object, longest: int = MAX_MESSAGE_CHARACTERS) -> str:
     text = str(message)
     if len(text) > 4 * longest:
         text = f"{text[: 2 * longest]}{text[-2 * longest :]}"
-    text = " ".join(text.split())
+    return printable(" ".join(text.split()), longest)
+
+
+def printable(text: str, longest: int = MAX_MESSAGE_CHARACTERS) -> str:
+    """A name for a message or a table: what isn't printable written out, also line ends; cut where it is long."""
+    text = text if len(text) <= 2 * longest else f"{text[:longest]}{text[-longest:]}"
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    if len(text) > longest:
-        text = f"{text[: longest * 3 // 5]} ... {text[-(longest * 2 // 5 - 5) :]}"
-    return text
+    return text if len(text) <= longest else f"{text[: longest * 3 // 5]} ... {text[-(longest * 2 // 5 - 5) :]}"
 
 
 class SmallThinkerError(Exception):

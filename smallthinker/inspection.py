@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from smallthinker.cache.replay import Replay
+from smallthinker.errors import printable
 from smallthinker.router.trace import Trace
 
 MIB = 1 << 20
@@ -34,7 +35,9 @@ def inspection_text(facts: dict[str, Any]) -> str:
         "dense": f"{_mib(sizes['dense'])}: {dense}",
         "on disk": f"{_mib(sizes['total'])}: {files}",
     }
-    return "\n".join([facts["path"], *(f"  {name:<12}{value}" for name, value in rows.items())])
+    return "\n".join(
+        [printable(facts["path"]), *(f"  {name:<12}{printable(str(value))}" for name, value in rows.items())]
+    )
 
 
 def replay_facts(trace: Trace, replays: list[Replay]) -> dict[str, Any]:
@@ -66,7 +69,7 @@ def replay_text(trace: Trace, replays: list[Replay]) -> str:
             gained = of.recovered(name)
             rows[-1].append(f"{of.hit_rates[name]:.1%}" + ("" if gained is None else f" ({gained:.0%})"))
     rows.append(["optimum", *(f"{of.optimum:.1%}" for of in replays)])
-    title = f"hit rates of {trace.tokens} tokens of {trace.model} (part of the way from lru to the optimum)"
+    title = f"hit rates of {trace.tokens} tokens of {printable(trace.model)} (part of the way from lru to the optimum)"
     return "\n".join([title, *(f"{row[0]:<15}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in rows)])
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from smallthinker.arguments import choice, is_list, refuse, shown, text
+from smallthinker.arguments import choice, found, is_list, refuse, text
 from smallthinker.errors import RequestError
 from smallthinker.files import parse_json
 
@@ -59,7 +59,7 @@ def _content(content: object, place: str) -> str:
 def _part(given: object, place: str) -> str:
     kind = given.get("type") if isinstance(given, Mapping) else None
     if isinstance(kind, str) and kind not in _TEXT_PARTS:
-        raise RequestError(f"{place}.type: expected text, found {shown(kind)}; this model reads only text")
+        raise RequestError(f"{place}.type: expected text, found {found(kind)}; this model reads only text")
     fields = _fields(given, place, '{"type": "text", "text": ...}', ("type", "text"))
     choice(f"{place}.type", kind, _TEXT_PARTS)
     return text(f"{place}.text", fields.get("text"))
@@ -104,5 +104,5 @@ def _fields(given: object, place: str, expected: str, known: tuple[str, ...]) ->
     fields = {key: value for key, value in given.items() if value is not None and key not in _SENT_BACK}
     unknown = next((key for key in fields if key not in known), None)
     if unknown is not None:
-        raise RequestError(f"{place}: expected {', '.join(known)}, found {shown(unknown)}")
+        raise RequestError(f"{place}: expected {', '.join(known)}, found {found(unknown)}")
     return fields
