@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from smallthinker.generation import Completion, Finished, Token
-from smallthinker.server.answers import Answers, Asked, respond, unless_gone, with_seeds
+from smallthinker.server.answers import PING_SEC, Answers, Asked, respond, unless_gone, with_seeds
 from smallthinker.server.constraints import chat_constraint, chosen_functions
 from smallthinker.server.errors import as_api_error, bad_request
 from smallthinker.server.logprobs import chat_logprobs
@@ -154,6 +154,7 @@ class _Chat:
 
     async def stream(self, answers: Answers) -> AsyncIterator[bytes]:
         completions: dict[int, Completion] = {}
+        told = time.monotonic()
         try:
             for number in range(self.n):
                 yield self._chunk(number, {"role": "assistant", "content": ""})
@@ -163,7 +164,13 @@ class _Chat:
                     continue
                 number, event_ = item
                 choice = self._choices[number]
-                for part in self._parts(answers, number, event_):
+                parts = self._parts(answers, number, event_)
+                if parts:
+                    told = time.monotonic()
+                elif time.monotonic() - told > PING_SEC:  # a call is handed on as a whole, and may be a long one
+                    told = time.monotonic()
+                    yield PING
+                for part in parts:
                     choice.add(part)
                     yield self._chunk(number, _delta(part), logprobs=self._take_logprobs(choice))
                 if isinstance(event_, Finished):

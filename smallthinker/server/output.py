@@ -1,21 +1,22 @@
 """An answer's text in parts as it comes: what the model thought, what it says, and the functions that it calls.
 
 Thoughts stand between `<think>` and `</think>` at the very beginning; calls are `<tool_call>{"name": ..., "arguments":
-...}</tool_call>`, as Qwen's and Hermes' templates teach them. Knows nothing about HTTP.
+...}</tool_call>`, as Qwen's and Hermes' templates teach them. A call is handed on when its JSON is complete and right:
+half of one can't be taken back. Knows nothing about HTTP.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
+
+from smallthinker.files import parse_json
 
 THINK, THOUGHT = "<think>", "</think>"
 CALL, CALLED = "<tool_call>", "</tool_call>"
-# The usual order, whose arguments can be handed on before they are complete.
-_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class CallStart:
 
 @dataclass(frozen=True)
 class CallArguments:
-    """A piece of a call's JSON."""
+    """The call's arguments: one JSON object."""
 
     index: int
     text: str
@@ -57,8 +58,11 @@ class OutputParser:
         self._tools = tools
         self._text = ""  # not parsed yet
         self._state = "thinking" if thinking else "opening" if thinks else "saying"
-        self._fresh = thinking  # nothing but space since the state began, and that isn't part of it
-        self._scan: _ObjectScan | None = None  # of the arguments that are being handed on
+        self._mark = CALL  # what the calls that are looked for now began with
+        self._scan = _JsonScan()  # of their JSON
+        self._space = ""  # the end of what has been said, until it is known what follows
+        self._fresh = thinking  # nothing but space since a thought or call, and nothing said before
+        self._has_spoken = self._called_last = False
         self.calls = 0
 
     @property
@@ -78,16 +82,17 @@ class OutputParser:
 
     def finish(self) -> list[Part]:
         parts: list[Part] = []
+        while self._state == "calling":  # without an end: text, with perhaps a call in it
+            self._no_call(parts)
+            while self._advance(parts):
+                pass
         if self._state == "thinking":
             self._emit_reasoning(parts, self._text)
-        elif self._scan is not None:  # cut off within the arguments: what came of them has been said
-            pass
-        elif self._state == "calling":
-            if not self._whole_call(parts, self._text):
-                self._say(parts, CALL + self._text)
-        else:
+        elif self._state != "called" or not CALLED.startswith(self._text.strip()):
             self._say(parts, self._text)
-        self._text = ""
+        if self._space and not self._called_last:
+            parts.append(Said(self._space))
+        self._text = self._space = ""
         return parts
 
     def _advance(self, parts: list[Part]) -> bool:
@@ -95,11 +100,11 @@ class OutputParser:
         if self._state == "opening":
             begun = self._text.lstrip()
             if begun.startswith(THINK):
-                self._turn("thinking", begun[len(THINK) :])
+                self._state, self._text, self._fresh = "thinking", begun[len(THINK) :], True
                 return True
             if THINK.startswith(begun):
                 return False
-            self._turn("saying", self._text)
+            self._state = "saying"
             return True
         if self._state == "thinking":
             before, found, after = self._text.partition(THOUGHT)
@@ -108,11 +113,11 @@ class OutputParser:
             self._emit_reasoning(parts, before.rstrip())
             self._text = after
             if found:
-                self._turn("saying", after)
+                self._state, self._fresh = "saying", True
             return bool(found)
         if self._state == "saying":
             return self._advance_saying(parts)
-        return self._advance_call(parts)
+        return self._advance_called() if self._state == "called" else self._advance_calling(parts)
 
     def _advance_saying(self, parts: list[Part]) -> bool:
         if self._tools is None:
@@ -122,56 +127,80 @@ class OutputParser:
         before, found, after = self._text.partition(CALL)
         if not found:
             before, after = _split_possible(self._text, CALL)
-        self._say(parts, before.rstrip())
+        self._say(parts, before)
         self._text = after
         if found:
-            self._turn("calling", after)
+            self._look_for_calls(CALL)
         return bool(found)
 
-    def _advance_call(self, parts: list[Part]) -> bool:
-        if self._scan is not None:
-            taken = self._scan.push(self._text)
-            if taken:
-                parts.append(CallArguments(self.calls - 1, self._text[:taken]))
-            self._text = self._text[taken:]
-            if self._scan.is_whole and CALLED in self._text:
-                self._scan = None
-                self._turn("saying", self._text.partition(CALLED)[2])
-                return True
-            return False
-        head = _HEAD.match(self._text)
-        name = None if head is None else _parsed(head[1])
-        if head is not None and isinstance(name, str) and name in (self._tools or ()):
-            self._start(parts, name)
-            self._scan = _ObjectScan()
-            self._text = self._text[head.end() :]
+    def _look_for_calls(self, mark: str) -> None:
+        self._state, self._mark, self._scan = "calling", mark, _JsonScan()
+
+    def _advance_calling(self, parts: list[Part]) -> bool:
+        """An object, or a list of them."""
+        begun = self._text.lstrip()
+        if begun and begun[0] not in "{[":
+            self._no_call(parts)
             return True
-        body, found, after = self._text.partition(CALLED)
-        if not found:
+        end = self._scan.find_end(self._text)
+        if end is None:
             return False
-        if not self._whole_call(parts, body):
-            self._say(parts, CALL + body + CALLED)
-        self._turn("saying", after)
+        calls = self._calls_of(self._text[:end])
+        if not calls:
+            self._no_call(parts)
+            return True
+        for name, arguments in calls:
+            parts += (
+                CallStart(self.calls, f"call_{secrets.token_hex(12)}", name),
+                CallArguments(self.calls, arguments),
+            )
+            self.calls += 1
+        self._fresh, self._called_last = not self._has_spoken, True
+        self._state, self._text = "called", self._text[end:]
         return True
 
-    def _whole_call(self, parts: list[Part], body: str) -> bool:
-        call = _parsed(body)
-        if not isinstance(call, dict) or call.get("name") not in (self._tools or ()):
+    def _no_call(self, parts: list[Part]) -> None:
+        self._say(parts, self._mark)
+        self._state = "saying"
+
+    def _advance_called(self) -> bool:
+        """What may follow a call: its end, or another call, with a mark of its own or without."""
+        after = self._text.lstrip()
+        if after.startswith(CALLED):
+            self._state, self._text = "saying", after[len(CALLED) :]
+        elif after.startswith(CALL):
+            self._text = after[len(CALL) :]
+            self._look_for_calls(CALL)
+        elif CALLED.startswith(after) or CALL.startswith(after):
             return False
-        arguments = call.get("arguments", {})
-        self._start(parts, call["name"])
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        parts.append(CallArguments(self.calls - 1, text))
+        elif after[0] in "{[":
+            self._look_for_calls("")
+        else:
+            self._state = "saying"
         return True
 
-    def _start(self, parts: list[Part], name: str) -> None:
-        parts.append(CallStart(self.calls, f"call_{secrets.token_hex(12)}", name))
-        self.calls += 1
+    def _calls_of(self, text: str) -> list[tuple[str, str]]:
+        """Names and arguments; empty unless all of it is calls of functions that there are."""
+        try:
+            found = parse_json(text)
+            calls = [self._call_of(call) for call in (found if isinstance(found, list) else [found])]
+        except (ValueError, RecursionError):
+            return []
+        return [call for call in calls if call is not None] if None not in calls else []
 
-    def _turn(self, state: str, text: str) -> None:
-        # space between a thought or a call and what follows belongs to the template, not to the answer
-        self._fresh = state == "thinking" or self._state in ("thinking", "calling")
-        self._state, self._text = state, text
+    def _call_of(self, call: Any) -> tuple[str, str] | None:
+        """Raises ValueError for arguments that are a text but no JSON."""
+        name = call.get("name") if isinstance(call, dict) else None
+        if not isinstance(name, str) or name not in (self._tools or ()):
+            return None
+        arguments = call.get("arguments")
+        if arguments is None:
+            arguments = call.get("parameters")  # as Llama's templates name them
+        if isinstance(arguments, str):
+            arguments = parse_json(arguments) if arguments.strip() else None
+        if arguments is None:
+            arguments = {}
+        return (name, _json(arguments)) if isinstance(arguments, dict) else None
 
     def _emit_reasoning(self, parts: list[Part], text: str) -> None:
         text = text.lstrip() if self._fresh else text
@@ -180,31 +209,30 @@ class OutputParser:
             parts.append(Reasoning(text))
 
     def _say(self, parts: list[Part], text: str) -> None:
-        text = text.lstrip() if self._fresh else text
-        if text:
-            self._fresh = False
-            parts.append(Said(text))
+        """Space at the end waits: beside a call, at either end of all that is said, it belongs to the template."""
+        text = self._space + text
+        if self._fresh:
+            text = text.lstrip()
+        kept = len(text.rstrip()) if self._tools is not None else len(text)
+        self._space = text[kept:]
+        if kept:
+            self._fresh, self._has_spoken, self._called_last = False, True, False
+            parts.append(Said(text[:kept]))
 
 
-class _ObjectScan:
-    """Finds where a JSON object ends, piece by piece."""
+class _JsonScan:
+    """Finds where a JSON object or list ends in a text that grows."""
 
     def __init__(self) -> None:
-        self._depth, self._quoted, self._escaped = 0, False, False
-        self.is_whole = False
+        self._at, self._depth, self._quoted, self._escaped = 0, 0, False, False
 
-    def push(self, text: str) -> int:
-        """How many characters of the text belong to the object."""
-        if self.is_whole:
-            return 0
-        for at, character in enumerate(text):
-            if self._quoted:
-                if self._escaped:
-                    self._escaped = False
-                elif character == "\\":
-                    self._escaped = True
-                elif character == '"':
-                    self._quoted = False
+    def find_end(self, text: str) -> int | None:
+        for at in range(self._at, len(text)):
+            character = text[at]
+            if self._escaped:
+                self._escaped = False
+            elif self._quoted:
+                self._escaped, self._quoted = character == "\\", character != '"'
             elif character == '"':
                 self._quoted = True
             elif character in "{[":
@@ -212,9 +240,9 @@ class _ObjectScan:
             elif character in "}]":
                 self._depth -= 1
                 if self._depth == 0:
-                    self.is_whole = True
                     return at + 1
-        return len(text)
+        self._at = len(text)
+        return None
 
 
 def _split_possible(text: str, mark: str) -> tuple[str, str]:
@@ -225,8 +253,15 @@ def _split_possible(text: str, mark: str) -> tuple[str, str]:
     return text[:kept], text[kept:]
 
 
-def _parsed(text: str) -> object:
+def _json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if _is_unicode(text) else json.dumps(value)
+
+
+def _is_unicode(text: str) -> bool:
+    """Not with half a surrogate pair, which an escape can write."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -50,7 +50,7 @@ LOOKED = ("look", '{"at": "a \\"}\\" b", "deep": {"er": [1, {}]}}')
         ('<tool_call>{"arguments": {"x": 1}, "name": "ask"}</tool_call>', ("", "", [("ask", '{"x": 1}')])),
         ('<tool_call>{"name": "ask"}</tool_call>', ("", "", [("ask", "{}")])),
         ('<tool_call>{"name": "ask", "arguments": {"x": 1}}', ("", "", [("ask", '{"x": 1}')])),
-        ('<tool_call>{"name": "ask", "arguments": {"x": 1', ("", "", [("ask", '{"x": 1')])),
+        ('<tool_call>{"name": "ask", "arguments": {"x"', ("", '<tool_call>{"name": "ask", "arguments": {"x"', [])),
         ('<tool_call>{"name": "other", "arguments": {}}</tool_call>',
          ("", '<tool_call>{"name": "other", "arguments": {}}</tool_call>', [])),
         ("<tool_call>nonsense</tool_call>!", ("", "<tool_call>nonsense</tool_call>!", [])),
@@ -87,18 +87,105 @@ def test_a_prompt_that_opens_the_thought_leaves_only_its_end_to_the_answer() -> 
     assert parsed(list("So.\n</think>\n\nYes."), thinking=True) == ("So.", "Yes.", [])
 
 
-def test_arguments_are_handed_on_before_the_call_is_complete() -> None:
-    parser = OutputParser(tools=TOOLS)
-    parts = parser.push('<tool_call>{"name": "ask", "arguments": {"question": "wh')
-    assert isinstance(parts[0], CallStart) and parts[1] == CallArguments(0, '{"question": "wh')
-    assert parser.push('o"}') == [CallArguments(0, 'o"}')]
-
-
 def test_without_tools_nothing_is_taken_for_a_call() -> None:
     parser = OutputParser()
     assert parser.push(LOOK) == [Said(LOOK)]
 
 
-def test_arguments_are_json_even_when_the_model_gave_them_otherwise() -> None:
-    _, _, calls = parsed(['<tool_call>{"name": "ask", "arguments": "{\\"x\\": 1}"}</tool_call>'])
-    assert json.loads(calls[0][1]) == {"x": 1}
+def block(*objects: str) -> str:
+    return f"<tool_call>{''.join(objects)}</tool_call>"
+
+
+ASKED = [("ask", '{"x": 1}')]
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        (block('{"name": "ask", "parameters": {"x": 1}}'), ASKED),
+        (block('{"parameters": {"x": 1}, "name": "ask"}'), ASKED),
+        (block('{"name": "ask", "arguments": null, "parameters": {"x": 1}}'), ASKED),
+        (block('{"name": "ask", "arguments": "{\\"x\\": 1}"}'), ASKED),
+        (block('{"name": "ask", "arguments": ""}'), [("ask", "{}")]),
+        (block('{"name": "ask", "arguments": " "}'), [("ask", "{}")]),
+        (block('{"name": "ask", "arguments": null}'), [("ask", "{}")]),
+        (block('{"arguments": {"x": "</tool_call>"}, "name": "ask"}'), [("ask", '{"x": "</tool_call>"}')]),
+        (block('{"name": "ask", "arguments": {"x": "<tool_call>"}}'), [("ask", '{"x": "<tool_call>"}')]),
+        (block('{"name": "ask", "arguments": {"x": "\\ud800"}}'), [("ask", '{"x": "\\ud800"}')]),
+        (block('{"name": "ask", "arguments": {"x": 1}}') * 2, ASKED * 2),
+        (block('{"name": "ask", "arguments": {"x": 1}}' * 2), ASKED * 2),
+        (block('{"name": "ask", "arguments": {"x": 1}}\n' * 2), ASKED * 2),
+        (block('[{"name": "ask", "arguments": {"x": 1}}, {"name": "ask", "parameters": {"x": 1}}]'), ASKED * 2),
+        ('<tool_call>{"name": "ask", "arguments": {"x": 1}}\n' * 2, ASKED * 2),
+        ('<tool_call>{"name": "ask", "arguments": {"x": 1}}</tool_c', ASKED),
+    ],
+)
+def test_a_call_comes_in_many_forms_and_is_one_object(text: str, calls: list[tuple[str, str]]) -> None:
+    assert parsed([text]) == parsed(list(text)) == ("", "", calls)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        block('{"name": "ask", "arguments": [1]}'),
+        block('{"name": "ask", "arguments": "Riga"}'),
+        block('{"name": "ask", "arguments": "[1]"}'),
+        block('{"name": "ask", "arguments": 7}'),
+        block('{"name": "ask", "arguments": true}'),
+        block('{"name": "ask", "arguments": {"x": NaN}}'),
+        block('{"name": "ask", "arguments": {"x": 1, "x": 2}}'),
+        block('{"name": "", "arguments": {}}'),
+        block('{"name": ["ask"], "arguments": {}}'),
+        block('{"arguments": {}}'),
+        block("{'name': 'ask'}"),
+        block("[]"),
+        block('[{"name": "ask"}, {"name": "other"}]'),
+        block('"ask"'),
+        block('{"name": "ask", "arguments": {"x": "y}}'),
+        block('{"name": "ask", "arguments": {"x": ' + "[" * 5000 + "]" * 5000 + "}}"),
+    ],
+)
+def test_what_is_no_call_of_an_object_is_text_as_it_was_written(text: str) -> None:
+    text = f" a {text} b \n"
+    assert parsed([text]) == parsed(list(text)) == ("", text, [])
+
+
+def test_a_call_after_one_that_is_none_is_still_found() -> None:
+    broken = '<tool_call>{"name": "ask", "arguments": {"x": "y}}</tool_call>\n'
+    thought, said, calls = parsed(list(f"{broken}{LOOK} c"))
+    assert thought == "" and said.startswith(broken.strip()) and said.endswith(" c") and calls == [LOOKED]
+
+
+def test_text_on_both_sides_of_calls_keeps_the_space_between() -> None:
+    assert parsed(list(f"I look. {LOOK} And  ask.\n{LOOK}\n")) == ("", "I look.  And  ask.", [LOOKED, LOOKED])
+    assert parsed(list(f"\n{LOOK}\n\nDone. ")) == ("", "Done. ", [LOOKED])
+
+
+NAMES = st.sampled_from(["look", "ask", "other", "", 7, None])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["</tool_call>", '{"x": 1}']),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+OBJECTS = st.one_of(
+    st.fixed_dictionaries({}, optional={"name": NAMES, "arguments": VALUES, "parameters": VALUES}),
+    st.fixed_dictionaries({}, optional={"arguments": VALUES, "name": NAMES}),
+    VALUES,
+).map(json.dumps)
+PIECES = st.one_of(
+    st.sampled_from(["<tool_call>", "</tool_call>", "\n", " ", "{", "}", '"', "a b", LOOK, ",", "[", "]"]),
+    OBJECTS,
+    OBJECTS.map(block),
+)
+
+
+@given(st.lists(PIECES, max_size=6).map("".join), st.lists(st.integers(0, 400), max_size=8))
+def test_an_answer_is_text_and_whole_calls_and_nothing_between(text: str, cuts: list[int]) -> None:
+    at = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    thought, said, calls = parsed([text[a:b] for a, b in itertools.pairwise(at)], thinks=False)
+    assert (thought, said, calls) == parsed([text], thinks=False)
+    for name, arguments in calls:
+        assert name in TOOLS and isinstance(json.loads(arguments), dict)
+        arguments.encode("utf-8")
+    if not calls:
+        assert said == text
