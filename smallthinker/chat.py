@@ -26,7 +26,8 @@ Ctrl-C       stop the answer"""
 
 
 class Chat:
-    """One conversation. `run` returns the exit code. `profile` prints where the time went after every answer."""
+    """One conversation. `run` returns the exit code, and raises SmallThinkerError when an answer fails and nobody sits
+    at a terminal to ask again. `profile` prints where the time went after every answer."""
 
     def __init__(self, llm: LLM, options: Options, system: str | None, *, profile: bool = False) -> None:
         self._llm, self._options, self._profile = llm, options, profile
@@ -92,6 +93,8 @@ class Chat:
                     parts.append(piece)
                     print(piece, end="", flush=True, file=answer_stream())
         except SmallThinkerError as e:
+            if not sys.stdin.isatty():  # a script's questions, of which the next may need this one's answer
+                raise
             print(f"error: {one_line(e)}", file=sys.stderr)
             self.messages.pop()
             return

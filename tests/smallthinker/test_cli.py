@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -248,6 +249,20 @@ def test_a_chat_that_outgrows_its_context_forgets_the_oldest_turn(hybrid_store: 
     assert result.returncode == 0, result.stderr
     assert "forgotten" in result.stderr
     assert "error" not in result.stderr
+
+
+def test_a_piped_chat_ends_at_the_first_question_that_fails(hybrid_store: Path, tmp_path: Path) -> None:
+    too_long = smallthinker(
+        "chat", "-m", hybrid_store, "--context", "64", stdin=f"{'x' * 500}\n/save after.json", cwd=tmp_path
+    )
+    assert_one_clear_error(too_long, "context")
+    assert not (tmp_path / "after.json").exists()
+    store = tmp_path / "store"
+    shutil.copytree(hybrid_store, store)
+    config = json.loads((store / "tokenizer_config.json").read_text())
+    template = "{% for a in messages %}{{ 'a' * 3000000000 }}{% endfor %}"
+    (store / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    assert_one_clear_error(smallthinker("chat", "-m", store, stdin="hello\n"), "chat_template", "time or memory")
 
 
 def test_a_damaged_store_is_found_by_verify_with_tensor_and_offset(hybrid_store: Path, tmp_path: Path) -> None:
