@@ -415,14 +415,16 @@ class Engine:
             if self._closed:
                 return
             self._closed = True
-            if self._learns and self._decoded_tokens >= HOT_TOKENS:
-                save_hot_set(self.store, self.experts.hot_experts())
-            self._conversations.save()
-            self._resources.close()
-            vars(self).pop("_decoder", None)  # and with it every view of the weights
-            self.lossy_head = None
-            self.experts.free()
-            self._conversations.free()
+            try:
+                if self._learns and self._decoded_tokens >= HOT_TOKENS:
+                    save_hot_set(self.store, self.experts.hot_experts())
+                self._conversations.save()
+            finally:
+                self._resources.close()
+                self.lossy_head = None
+                del self._decoder, self._pool  # and with them every view of the weights, and the arithmetic's threads
+                self.experts.free()
+                self._conversations.free()
 
     def __del__(self) -> None:
         # nothing is learned or saved: whoever wants that closes
