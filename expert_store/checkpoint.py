@@ -6,7 +6,6 @@ piece at a time. Knows nothing about stores or quantisation.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +17,12 @@ import numpy.typing as npt
 
 from smallthinker.config import ModelConfig
 from smallthinker.errors import CheckpointError, StoreFormatError
-from smallthinker.expert_store.format import CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Quant
+from smallthinker.expert_store.checkpoint_settings import read_config, settings_files
+from smallthinker.expert_store.format import Quant
 from smallthinker.expert_store.header import ITEM_BYTES, FileHeader, TensorEntry, read_header
 from smallthinker.expert_store.weight_files import WeightFiles
 from smallthinker.files import parse_json
 
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SOURCE_DTYPES = ("BF16", "F16", "F32")
@@ -112,7 +111,7 @@ class Checkpoint:
                 f"{self.path}: expected the folder of a Hugging Face checkpoint or a .gguf file, found "
                 f"{'another file' if self.path.exists() else 'nothing'}"
             )
-        self.config = ModelConfig.from_json(self.path / CONFIG_FILE)
+        self.config = read_config(self.path)
         headers = [self._header(path) for path in self._weight_files()]
         self._entries: dict[str, tuple[Path, TensorEntry]] = {}
         for header in headers:
@@ -141,30 +140,8 @@ class Checkpoint:
         """None: a checkpoint's weights are numbers."""
 
     def small_files(self) -> dict[str, bytes]:
-        """config.json and the tokenizer's files, a separate chat template folded into the tokenizer's configuration."""
-        folder = self.path
-        try:
-            files = {CONFIG_FILE: (folder / CONFIG_FILE).read_bytes()}
-            if not (folder / TOKENIZER_FILE).is_file():
-                raise CheckpointError(f"{folder / TOKENIZER_FILE}: missing; download the tokenizer too")
-            files[TOKENIZER_FILE] = (folder / TOKENIZER_FILE).read_bytes()
-            tokenizer_config = folder / TOKENIZER_CONFIG_FILE
-            if tokenizer_config.is_file():
-                files[TOKENIZER_CONFIG_FILE] = tokenizer_config.read_bytes()
-            template = folder / CHAT_TEMPLATE_FILE
-            if template.is_file():
-                settings = parse_json(files.get(TOKENIZER_CONFIG_FILE, b"{}"))
-                if not isinstance(settings, dict):
-                    raise CheckpointError(f"{tokenizer_config}: expected a JSON object")
-                settings["chat_template"] = template.read_text(encoding="utf-8")
-                files[TOKENIZER_CONFIG_FILE] = json.dumps(settings, indent=1).encode("ascii")
-        except OSError as e:
-            raise CheckpointError(f"{e.filename or folder}: cannot read: {e.strerror or e}") from e
-        except ValueError as e:
-            if isinstance(e, CheckpointError):
-                raise
-            raise CheckpointError(f"{folder}: not valid JSON or UTF-8: {e}") from e
-        return files
+        """config.json and the tokenizer's files, in the one form that a store has."""
+        return settings_files(self.path, self.config)
 
     def close(self) -> None:
         self._files.close()

@@ -92,7 +92,7 @@ def synth(
     if not 0 <= skew <= MAX_SKEW:
         raise ConfigError(f"skew: expected a number from 0 to {MAX_SKEW:g}, found {skew}")
     raw = _raw_config(shape)
-    config = ModelConfig.from_dict(raw)
+    config = ModelConfig.from_dict(raw, in_store=quant != NO_QUANT)
     inputs = [] if shape in PUBLISHED else [Path(shape)]
     files = {CONFIG_FILE: json.dumps(raw, indent=1).encode("ascii")} | byte_tokenizer_files(config)
     if quant == NO_QUANT:

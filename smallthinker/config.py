@@ -1,21 +1,50 @@
 """Model configuration: one frozen dataclass from a Hugging Face config.json.
 
-Owns the meaning of every key of the published configs and of absent ones. Knows nothing about files other than
-config.json, and nothing about stores, memory or kernels.
+Owns the meaning of every key of the published configs, of those that transformers 4 and 5 add when they save one again,
+and of absent ones. Knows nothing about files other than config.json, and nothing about stores, memory or kernels.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from smallthinker.config_keys import Keys
 from smallthinker.errors import ConfigError, shown
-from smallthinker.files import parse_json
+from smallthinker.files import parse_json, read_small
 
 ARCHITECTURE = "SmallThinkerForCausalLM"
+MODEL_TYPE = "smallthinker"
+
+# What absent keys mean: the defaults of the published configuration class, which are the 4B base model's.
+_ABSENT: Mapping[str, Any] = {
+    "hidden_size": 1536,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "moe_num_primary_experts": 32,
+    "moe_num_active_primary_experts": 4,
+    "moe_ffn_hidden_size": 768,
+    "vocab_size": 151_936,
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-6,
+    "sliding_window_size": 4096,
+    "moe_primary_router_apply_softmax": False,
+    "tie_word_embeddings": True,
+}
+_ABSENT_ROPE_THETA, _ABSENT_ROPE_THETA_IN_STORES = 1e6, 1.5e6
+_ABSENT_BOS, _ABSENT_EOS = 151_643, (151_643, 151_645)
+# What they meant to those who wrote stores before, config.json as it came: a store means the same for ever.
+_ABSENT_IN_STORES: Mapping[str, Any] = {
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 
 # Upper bounds keep a hostile file from asking for absurd allocations; each is over ten times the published models.
 _LIMITS = {
@@ -34,26 +63,45 @@ _LIMITS = {
 
 # Keys that change nothing in the forward pass. Anything else that we don't know is an error: a key that we ignored
 # could mean another model.
-_IGNORED = {
-    "_name_or_path",
-    "architectures",
-    "attention_dropout",
-    "auto_map",
-    "dtype",
-    "initializer_range",
-    "max_length",
-    "model_name",
-    "model_type",
-    "output_router_logits",
-    "pad_token_id",
-    "repetition_penalty",
-    "router_aux_loss_coef",
-    "temperature",
-    "tokenizer_class",
-    "top_p",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
+_FILE_FACTS = {
+    "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path", "attn_implementation",
+    "auto_map", "dtype", "experts_implementation", "initializer_range", "model_name", "name_or_path", "tokenizer_class",
+    "torch_dtype", "transformers_version",
+}  # fmt: skip
+_TRAINING_AND_TASKS = {
+    "attention_dropout", "chunk_size_feed_forward", "dense_ffn_hidden_size", "finetuning_task",
+    "gradient_checkpointing", "id2label", "is_decoder", "label2id", "moe_num_secondary_experts",
+    "moe_secondary_expert_size", "num_labels", "output_attentions", "output_hidden_states", "output_router_logits",
+    "prefix", "problem_type", "profile_sparsity", "return_dict", "router_aux_loss_coef", "task_specific_params",
+    "tf_legacy_loss", "tie_encoder_decoder", "tie_last_hidden_states", "torchscript", "use_bfloat16", "use_cache",
+}  # fmt: skip
+# transformers 4 keeps these in config.json too. A request says how it samples.
+_SAMPLING = {
+    "bad_words_ids", "begin_suppress_tokens", "decoder_start_token_id", "diversity_penalty", "do_sample",
+    "early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id",
+    "forced_eos_token_id", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups",
+    "num_beams", "num_return_sequences", "output_scores", "pad_token_id", "remove_invalid_values", "repetition_penalty",
+    "return_dict_in_generate", "sep_token_id", "suppress_tokens", "temperature", "top_k", "top_p", "typical_p",
+}  # fmt: skip
+_IGNORED = _FILE_FACTS | _TRAINING_AND_TASKS | _SAMPLING
+
+# Keys with one value that this engine implements; absent or null means that value.
+_ONLY: Mapping[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False,),
+    "attention_bias": (False,),
+    "cross_attention_hidden_size": (None,),
+    "hidden_act": ("relu",),
+    "is_encoder_decoder": (False,),
+    "mlp_bias": (False,),
+    "moe_enable_early_router": (True,),
+    "moe_enable_secondary_experts": (False,),
+    "moe_shared_primary_experts": (0,),
+    "norm_topk_prob": (True,),
+    "partial_rotary_factor": (1.0, 1),
+    "per_layer_config": ({},),
+    "pruned_heads": ({},),
+    "quantization_config": (None,),
+    "use_qk_norm": (False,),
 }
 
 
@@ -87,64 +135,70 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
 
     @classmethod
-    def from_json(cls, path: str | Path) -> ModelConfig:
-        """Read a config.json. Raises ConfigError, with the path and the key."""
+    def from_json(cls, path: str | Path, *, in_store: bool = False) -> ModelConfig:
+        """Read a config.json, a checkpoint's or a store's. Raises ConfigError, with the path and the key."""
         path = Path(path)
         try:
-            raw = parse_json(path.read_bytes())
+            raw = parse_json(read_small(path))
         except OSError as e:
             raise ConfigError(f"{path}: cannot read the model configuration: {e.strerror or e}") from e
         except ValueError as e:
             raise ConfigError(f"{path}: not valid JSON: {e}") from e
         try:
-            return cls.from_dict(raw)
+            return cls.from_dict(raw, in_store=in_store)
         except ConfigError as e:
             raise ConfigError(f"{path}: {e}") from None
 
     @classmethod
-    def from_dict(cls, raw: Any) -> ModelConfig:
+    def from_dict(cls, raw: Any, *, in_store: bool = False) -> ModelConfig:
         """Build from the parsed config.json. Raises ConfigError, naming the key."""
         if not isinstance(raw, Mapping):
             raise ConfigError(f"expected a JSON object, found {type(raw).__name__}")
-        keys = _Keys(raw)
-        architectures = raw.get("architectures")
-        if architectures is not None and architectures != [ARCHITECTURE]:
-            raise ConfigError(f"architectures: expected ['{ARCHITECTURE}'], found {architectures!r}")
-        if architectures is None and raw.get("model_type") != "smallthinker":
-            raise ConfigError(f"architectures: missing; expected ['{ARCHITECTURE}']")
-
-        layers = keys.positive("num_hidden_layers")
-        heads = keys.positive("num_attention_heads")
-        hidden = keys.positive("hidden_size")
-        if raw.get("head_dim") is None and hidden % heads:
+        if in_store:
+            raw = {**_ABSENT_IN_STORES, **{key: value for key, value in raw.items() if value is not None}}
+        _check_architecture(raw)
+        keys = Keys({**_ABSENT, **raw}, _IGNORED | {"architectures", "model_type"}, _LIMITS)
+        layers, hidden = keys.positive("num_hidden_layers"), keys.positive("hidden_size")
+        heads, vocab = keys.positive("num_attention_heads"), keys.positive("vocab_size")
+        experts, active = keys.positive("moe_num_primary_experts"), keys.positive("moe_num_active_primary_experts")
+        ffn = keys.positive("moe_ffn_hidden_size")
+        if keys.raw["head_dim"] is None and hidden % heads:
             raise ConfigError(f"head_dim: missing, and hidden_size {hidden} is not a multiple of {heads} heads")
-        use_window = keys.layout("sliding_window_layout", layers, default=False)
+        use_window = keys.layout("sliding_window_layout", layers, absent=False)
+        window = keys.positive("sliding_window_size")
+        bos, eos = keys.token("bos_token_id", _ABSENT_BOS, vocab), keys.tokens("eos_token_id", _ABSENT_EOS, vocab)
         config = cls(
             hidden_size=hidden,
             num_hidden_layers=layers,
             num_attention_heads=heads,
-            num_key_value_heads=keys.positive("num_key_value_heads", default=heads),
-            head_dim=keys.positive("head_dim", default=hidden // heads),
-            moe_num_primary_experts=keys.positive("moe_num_primary_experts"),
-            moe_num_active_primary_experts=keys.positive("moe_num_active_primary_experts"),
-            moe_ffn_hidden_size=keys.positive("moe_ffn_hidden_size"),
-            vocab_size=keys.positive("vocab_size"),
+            num_key_value_heads=keys.positive("num_key_value_heads", null=heads),
+            head_dim=keys.positive("head_dim", null=hidden // heads),
+            moe_num_primary_experts=experts,
+            moe_num_active_primary_experts=active,
+            moe_ffn_hidden_size=ffn,
+            vocab_size=vocab,
             max_position_embeddings=keys.positive("max_position_embeddings"),
-            rms_norm_eps=keys.number("rms_norm_eps", default=1e-6),
-            rope_theta=keys.number("rope_theta", default=1.5e6),
-            use_rope=keys.layout("rope_layout", layers, default=True),
+            rms_norm_eps=keys.number("rms_norm_eps", 1e-20, 1.0),
+            rope_theta=keys.rope_theta(_ABSENT_ROPE_THETA_IN_STORES if in_store else _ABSENT_ROPE_THETA),
+            use_rope=keys.layout("rope_layout", layers, absent=True),
             use_window=use_window,
-            sliding_window_size=keys.positive("sliding_window_size", default=None if any(use_window) else 4096),
-            router_softmax=keys.flag("moe_primary_router_apply_softmax", default=False),
-            tie_word_embeddings=keys.flag("tie_word_embeddings", default=False),
-            bos_token_id=keys.token("bos_token_id"),
-            eos_token_ids=keys.tokens("eos_token_id"),
+            sliding_window_size=window,
+            router_softmax=keys.flag("moe_primary_router_apply_softmax"),
+            tie_word_embeddings=keys.flag("tie_word_embeddings"),
+            bos_token_id=bos,
+            eos_token_ids=eos,
         )
-        keys.only("hidden_act", "relu")
-        keys.only("norm_topk_prob", True)
-        keys.only("rope_scaling", None)
-        keys.only("moe_enable_secondary_experts", False)
-        keys.only("moe_enable_early_router", True)
+        # said twice: by the published class, for vLLM's sake, or by what transformers makes of it
+        keys.agrees("sliding_window", (None, window), "sliding_window_size")
+        keys.agrees("sliding_window_pattern", (None, [int(flag) for flag in use_window]), "sliding_window_layout")
+        types = ["sliding_attention" if flag else "full_attention" for flag in use_window]
+        keys.agrees("layer_types", (None, types), "sliding_window_layout")
+        keys.agrees("moe_layer_layout", (None, [1] * layers), "num_hidden_layers")
+        keys.agrees("num_experts_per_tok", (None, active), "moe_num_active_primary_experts")
+        keys.agrees("num_local_experts", (None, experts), "moe_num_primary_experts")
+        keys.agrees("moe_intermediate_size", (None, ffn), "moe_ffn_hidden_size")
+        for key, supported in _ONLY.items():
+            keys.only(key, supported)
         keys.reject_unknown()
         config._check_relations()
         return config
@@ -181,7 +235,7 @@ class ModelConfig:
         """The config.json of a checkpoint with this configuration; `from_dict` gives back an equal config."""
         return {
             "architectures": [ARCHITECTURE],
-            "model_type": "smallthinker",
+            "model_type": MODEL_TYPE,
             "hidden_size": self.hidden_size,
             "num_hidden_layers": self.num_hidden_layers,
             "num_attention_heads": self.num_attention_heads,
@@ -228,75 +282,12 @@ class ModelConfig:
         return self.num_hidden_layers * (attention + experts + 2 * d) + embeddings + d
 
 
-class _Keys:
-    """Typed look-ups in the raw dictionary that remember which keys were used."""
-
-    def __init__(self, raw: Mapping[str, Any]) -> None:
-        self.raw = raw
-        self.seen = set(_IGNORED)
-
-    def _get(self, key: str) -> Any:
-        self.seen.add(key)
-        return self.raw.get(key)
-
-    def positive(self, key: str, default: int | None = None) -> int:
-        value = self._get(key)
-        if value is None:
-            value = default
-        if value is None:
-            raise ConfigError(f"{key}: missing; expected a positive integer")
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _LIMITS[key]:
-            raise ConfigError(f"{key}: expected an integer from 1 to {_LIMITS[key]}, found {value!r}")
-        return value
-
-    def number(self, key: str, default: float) -> float:
-        value = self._get(key)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ConfigError(f"{key}: expected a positive number, found {value!r}")
-        return float(value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._get(key)
-        value = default if value is None else value
-        if not isinstance(value, bool):
-            raise ConfigError(f"{key}: expected true or false, found {value!r}")
-        return value
-
-    def layout(self, key: str, layers: int, default: bool) -> tuple[bool, ...]:
-        value = self._get(key)
-        if value is None:
-            return (default,) * layers
-        if not isinstance(value, list) or any(type(v) not in (int, bool) or v not in (0, 1) for v in value):
-            raise ConfigError(f"{key}: expected a list of 0 and 1, found {shown(value)}")
-        if len(value) != layers:
-            raise ConfigError(f"{key}: expected {layers} entries (num_hidden_layers), found {len(value)}")
-        return tuple(bool(v) for v in value)
-
-    def token(self, key: str) -> int | None:
-        value = self._get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigError(f"{key}: expected a token id, found {shown(value)}")
-        return value
-
-    def tokens(self, key: str) -> tuple[int, ...]:
-        value = self._get(key)
-        if value is None:
-            return ()
-        values = value if isinstance(value, list) else [value]
-        if any(isinstance(v, bool) or not isinstance(v, int) or v < 0 for v in values):
-            raise ConfigError(f"{key}: expected a token id or a list of them, found {shown(value)}")
-        return tuple(values)
-
-    def only(self, key: str, supported: Any) -> None:
-        """Keys with one value that this engine implements; absent means that value."""
-        value = self._get(key)
-        if value is not None and (value != supported or type(value) is not type(supported)):
-            raise ConfigError(f"{key}: only {supported!r} is supported, found {shown(value)}")
-
-    def reject_unknown(self) -> None:
-        unknown = sorted(set(self.raw) - self.seen)
-        if unknown:
-            raise ConfigError(f"{unknown[0]}: unknown key; this engine can't tell what it changes in the model")
+def _check_architecture(raw: Mapping[str, Any]) -> None:
+    architectures, kind = raw.get("architectures"), raw.get("model_type")
+    if architectures is not None and architectures != [ARCHITECTURE]:
+        raise ConfigError(f"architectures: expected ['{ARCHITECTURE}'], found {shown(architectures)}")
+    # the published class has no type of its own, so transformers writes ""
+    if architectures is None and kind != MODEL_TYPE:
+        raise ConfigError(f"architectures: missing; expected ['{ARCHITECTURE}']")
+    if kind not in (None, "", MODEL_TYPE):
+        raise ConfigError(f"model_type: expected '{MODEL_TYPE}', found {shown(kind)}")

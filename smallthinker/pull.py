@@ -20,18 +20,17 @@ from smallthinker.config import ModelConfig
 from smallthinker.errors import CheckpointError, ConfigError, DownloadError, StoreWriteError
 from smallthinker.expert_store import host
 from smallthinker.expert_store.checkpoint import (
-    CHAT_TEMPLATE_FILE,
     INDEX_FILE,
     MAX_INDEX_BYTES,
     SINGLE_FILE,
     shard_names,
 )
+from smallthinker.expert_store.checkpoint_settings import SETTINGS_FILES
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.folder import AtomicFolder
 from smallthinker.expert_store.format import (
     ALL_FILES,
     CONFIG_FILE,
-    TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     check_quant,
     table,
@@ -41,7 +40,7 @@ from smallthinker.files import parse_json
 from smallthinker.hub import Hub, HubFile, part_of
 from smallthinker.hub_gguf import choose_model, gguf_config_on_hub, gguf_models
 
-_SMALL_FILES = (CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, CHAT_TEMPLATE_FILE, INDEX_FILE)
+_SMALL_FILES = (*SETTINGS_FILES, INDEX_FILE)
 _OURS = ".smallthinker-pull"  # in the folder of a download: the files in it are from a hub, and may be replaced
 _MOST_NAME_BYTES = 255
 _ELSEWHERE = "choose the repository with the original weights or a GGUF file of them"

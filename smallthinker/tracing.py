@@ -94,7 +94,7 @@ def random_usage(path: Path, seed: int, progress: Progress | None = None) -> tup
 
     Raises a SmallThinkerError where the store can't be run, MemoryBudgetError above all.
     """
-    config = ModelConfig.from_json(path / CONFIG_FILE)
+    config = ModelConfig.from_json(path / CONFIG_FILE, in_store=True)
     n = min(RANDOM_TOKENS, config.max_position_embeddings)
     slots = max(RANDOM_SLOTS, config.moe_num_active_primary_experts)
     tokens = np.random.default_rng(seed).integers(config.vocab_size, size=n).tolist()

@@ -1,0 +1,144 @@
+"""Typed look-ups in a raw config.json that remember which keys were used.
+
+Owns what a value of each kind may be and how a message names it. Knows nothing about which keys a model has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from smallthinker.errors import ConfigError, printable, shown
+
+_ROPE_THETA_RANGE = (1.0, 1e15)  # below 1, frequencies would rise; beyond, float32's would be zero
+_ROPE_KEYS = ("rope_parameters", "rope_scaling")  # what transformers 5 writes, and 4
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+class Keys:
+    """Every method raises ConfigError, naming the key. limits: the largest value of each positive integer."""
+
+    def __init__(self, raw: Mapping[str, Any], ignored: Collection[str], limits: Mapping[str, int]) -> None:
+        self.raw = raw
+        self._limits = limits
+        self._seen = set(ignored)
+
+    def _get(self, key: str) -> Any:
+        self._seen.add(key)
+        return self.raw.get(key)
+
+    def positive(self, key: str, null: int | None = None) -> int:
+        """null: what a null means, if it may."""
+        value = self._get(key)
+        value = null if value is None else value
+        if type(value) is not int or not 0 < value <= self._limits[key]:
+            raise ConfigError(f"{key}: expected an integer from 1 to {self._limits[key]}, found {shown(value)}")
+        return value
+
+    def number(self, key: str, least: float, most: float) -> float:
+        return _number(key, self._get(key), least, most)
+
+    def flag(self, key: str) -> bool:
+        value = self._get(key)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{key}: expected true or false, found {shown(value)}")
+        return value
+
+    def layout(self, key: str, layers: int, absent: bool) -> tuple[bool, ...]:
+        """One flag a layer."""
+        value = self._get(key)
+        if value is None:
+            return (absent,) * layers
+        if not isinstance(value, list) or any(type(v) not in (int, bool) or v not in (0, 1) for v in value):
+            raise ConfigError(f"{key}: expected a list of 0 and 1, found {shown(value)}")
+        if len(value) != layers:
+            raise ConfigError(f"{key}: expected {layers} entries (num_hidden_layers), found {len(value)}")
+        return tuple(bool(v) for v in value)
+
+    def tokens(self, key: str, absent: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
+        """One id, or a list of them, each once; none for null. A vocabulary smaller than the published one lacks those
+        that an absent key means."""
+        value = self._get(key)
+        return token_ids(key, value) if key in self.raw else tuple(id for id in absent if id < vocab_size)
+
+    def token(self, key: str, absent: int, vocab_size: int) -> int | None:
+        if isinstance(self.raw.get(key), list):
+            raise ConfigError(f"{key}: expected a token id, found {shown(self.raw[key])}")
+        return next(iter(self.tokens(key, (absent,), vocab_size)), None)
+
+    def rope_theta(self, absent: float) -> float:
+        """That of `rope_theta` and of the dictionaries in which transformers keeps it, if they agree."""
+        found = {"rope_theta": value} if (value := self._get("rope_theta")) is not None else {}
+        for key in _ROPE_KEYS:
+            value = self._get(key)
+            if value is None:
+                continue
+            parts = {"": value}
+            if isinstance(value, Mapping) and value and set(value) <= set(_LAYER_TYPES):
+                parts = {f".{kind}": part for kind, part in value.items() if part is not None}
+            for part, settings in parts.items():
+                theta = _default_rope(key + part, settings)
+                if theta is not None:
+                    found[f"{key}{part}.rope_theta"] = theta
+        values = {key: _number(key, value, *_ROPE_THETA_RANGE) for key, value in found.items()}
+        (first, theta), *others = values.items() if values else [("", absent)]
+        for key, other in others:
+            if other != theta:
+                raise ConfigError(f"{key}: expected {theta:g} as {first} says, found {other:g}; correct one of them")
+        return theta
+
+    def agrees(self, key: str, accepted: tuple[Any, ...], other: str) -> None:
+        """A key that says again what another says."""
+        value = self._get(key)
+        if not _is_one_of(value, accepted):
+            expected = shown(accepted[-1])
+            raise ConfigError(f"{key}: expected {expected} as {other} says, found {shown(value)}; correct one of them")
+
+    def only(self, key: str, supported: tuple[Any, ...]) -> None:
+        """A key with one value that this engine implements; absent or null means that value."""
+        value = self._get(key)
+        if value is not None and not _is_one_of(value, supported):
+            expected = "none" if supported == (None,) else shown(supported[0])
+            raise ConfigError(f"{key}: only {expected} is supported, found {shown(value)}")
+
+    def reject_unknown(self) -> None:
+        unknown = sorted(printable(str(key), 80) for key in set(self.raw) - self._seen)
+        if unknown:
+            raise ConfigError(f"{unknown[0]}: unknown key; this engine can't tell what it changes in the model")
+
+
+def token_ids(key: str, value: Any) -> tuple[int, ...]:
+    """One id, or a list of them, each once; none for null. Raises ConfigError."""
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    if any(type(v) is not int or v < 0 for v in values):
+        raise ConfigError(f"{key}: expected a token id or a list of them, found {shown(value)}")
+    return tuple(dict.fromkeys(values))
+
+
+def _default_rope(key: str, settings: Any) -> Any:
+    """The base of plain rotary positions, if it is there."""
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"{key}: expected an object, found {shown(settings)}")
+    for name, value in settings.items():
+        if name in ("rope_type", "type"):
+            if value != "default":
+                raise ConfigError(f"{key}.{name}: only 'default' is supported, found {shown(value)}")
+        elif name == "partial_rotary_factor":
+            if value is not None and not _is_one_of(value, (1.0, 1)):
+                raise ConfigError(f"{key}.{name}: only 1.0 is supported, found {shown(value)}")
+        elif name != "rope_theta":
+            raise ConfigError(
+                f"{key}.{printable(str(name), 80)}: unknown key; only plain rotary positions are supported"
+            )
+    return settings.get("rope_theta")
+
+
+def _number(key: str, value: Any, least: float, most: float) -> float:
+    if type(value) not in (int, float) or not least <= value <= most:
+        raise ConfigError(f"{key}: expected a positive number from {least:g} to {most:g}, found {shown(value)}")
+    return float(value)
+
+
+def _is_one_of(value: Any, accepted: tuple[Any, ...]) -> bool:
+    """Python takes True for 1 and 1.0, which JSON doesn't."""
+    return any(type(value) is type(one) and value == one for one in accepted)
