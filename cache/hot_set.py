@@ -13,7 +13,7 @@ from smallthinker.errors import StoreFormatError
 from smallthinker.expert_store.format import HOT_FILE
 from smallthinker.expert_store.header import encode_header, read_header
 from smallthinker.expert_store.store import Store
-from smallthinker.files import write_hint
+from smallthinker.files import open_regular, write_hint
 
 Floats = npt.NDArray[np.float32]
 _TENSOR, _ALIGN = "chances", 64
@@ -31,7 +31,7 @@ def load_hot_set(store: Store) -> Floats | None:
             return None
         if (entry.dtype, entry.shape) != ("F32", shape):
             return None
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(entry.start)
             chances = np.frombuffer(file.read(4 * store.num_experts), "<f4")
     except (OSError, StoreFormatError):

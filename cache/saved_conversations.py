@@ -25,6 +25,7 @@ from smallthinker.expert_store import host
 from smallthinker.expert_store.header import encode_header, read_header
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.writer import TensorFileWriter
+from smallthinker.files import open_regular
 
 LEAST_TOKENS = 32  # fewer are computed about as fast as they are read
 _SUFFIX = ".kv.safetensors"
@@ -181,7 +182,7 @@ class SavedConversations:
                 return None
             if entry.dtype != "I32" or len(entry.shape) != 1 or not LEAST_TOKENS <= entry.shape[0] <= self._context:
                 return None
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 file.seek(entry.start)
                 data = file.read(entry.stop - entry.start)
             ids, written = np.frombuffer(data, "<i4"), int(meta.get("written", ""))

@@ -21,7 +21,7 @@ from smallthinker.expert_store.checkpoint_settings import read_config, settings_
 from smallthinker.expert_store.format import Quant
 from smallthinker.expert_store.header import ITEM_BYTES, FileHeader, TensorEntry, read_header
 from smallthinker.expert_store.weight_files import WeightFiles
-from smallthinker.files import parse_json
+from smallthinker.files import parse_json, read_small
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -158,26 +158,36 @@ class Checkpoint:
         index = self.path / INDEX_FILE
         if not index.exists():
             single = self.path / SINGLE_FILE
-            if not single.is_file():
-                gguf = next(self.path.glob("*.gguf"), None)
-                remedy = "download the weights too" if gguf is None else f"give the GGUF file itself: {gguf}"
-                raise CheckpointError(f"{self.path}: neither {SINGLE_FILE} nor {INDEX_FILE}; {remedy}")
+            if not single.exists():
+                raise CheckpointError(f"{self.path}: neither {SINGLE_FILE} nor {INDEX_FILE}; {self._remedy()}")
             return [single]
         try:
-            with index.open("rb") as file:
-                names = shard_names(file.read(MAX_INDEX_BYTES + 1), str(index))
+            names = shard_names(read_small(index, MAX_INDEX_BYTES), str(index))
         except OSError as e:
             raise CheckpointError(f"{index}: cannot read: {e.strerror or e}") from e
         for name in names:
-            if not (self.path / name).is_file():
+            if not (self.path / name).exists():
                 raise CheckpointError(f"{self.path / name}: missing, but {INDEX_FILE} names it; download it")
         return [self.path / name for name in names]
+
+    def _remedy(self) -> str:
+        """What to do where there are no weights by their usual names."""
+        gguf, shards = next(self.path.glob("*.gguf"), None), sorted(self.path.glob("*.safetensors"))
+        if gguf is not None:
+            return f"give the GGUF file itself: {gguf}"
+        if len(shards) == 1:
+            return f"rename {shards[0].name} to {SINGLE_FILE} if it is the whole model"
+        if shards:
+            return f"{len(shards)} shards are there, {shards[0].name} first: download the index that lists them, too"
+        return "download the weights too"
 
     def _header(self, path: Path) -> FileHeader:
         try:
             return read_header(path)
-        except (StoreFormatError, OSError) as e:
+        except StoreFormatError as e:
             raise CheckpointError(str(e)) from e
+        except OSError as e:
+            raise CheckpointError(f"{path}: cannot read: {e.strerror or e}; download it again") from e
 
     def _check_tensors(self) -> None:
         unknown = set(self._entries)

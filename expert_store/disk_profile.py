@@ -16,7 +16,7 @@ from smallthinker.expert_store.format import PROFILE_FILE
 from smallthinker.expert_store.native_queue import NativeKind
 from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
-from smallthinker.files import parse_json, write_hint
+from smallthinker.files import parse_json, read_small, write_hint
 
 _FORMAT: Final = 3  # of the file, and of what the figures mean
 _MOST_FILE_BYTES = 64 << 10
@@ -94,9 +94,7 @@ def load_profile(store: Store) -> DiskProfile | None:
     """The profile that was kept for this very file on this machine; None where there is none that fits."""
     path = store.path / PROFILE_FILE
     try:
-        if path.stat().st_size > _MOST_FILE_BYTES:
-            return None
-        found = parse_json(path.read_bytes())
+        found = parse_json(read_small(path, _MOST_FILE_BYTES))
         if not isinstance(found, dict) or found.get("key") != _key(store) or not isinstance(found["profile"], dict):
             return None
         return DiskProfile.from_dict(found["profile"])

@@ -9,6 +9,7 @@ Shape letters: d hidden_size, F moe_ffn_hidden_size, E experts of a layer.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from smallthinker.expert_store.gguf_config import check_architecture, gguf_confi
 from smallthinker.expert_store.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from smallthinker.expert_store.gguf_tokenizer import GgufTokenizer
 from smallthinker.expert_store.weight_files import WeightFiles
+from smallthinker.files import open_regular
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
@@ -171,8 +173,8 @@ class GgufCheckpoint:
 
     def _header(self, path: Path) -> GgufHeader:
         try:
-            with path.open("rb") as file:
-                return read_gguf_header(file, str(path), path.stat().st_size)
+            with open_regular(path) as file:
+                return read_gguf_header(file, str(path), os.fstat(file.fileno()).st_size)
         except OSError as e:
             remedy = "give a .gguf file" if len(self._paths) == 1 else "a model's parts belong side by side"
             raise CheckpointError(f"{path}: cannot read: {e.strerror or e}; {remedy}") from e

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from smallthinker.errors import StoreFormatError, printable, shown
-from smallthinker.files import parse_json
+from smallthinker.files import open_regular, parse_json
 
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000  # the bound of the safetensors library too
@@ -62,7 +62,7 @@ def read_header(path: Path, max_header_bytes: int = MAX_HEADER_BYTES) -> FileHea
 
     Raises StoreFormatError, with path and offset; OSError when the file can't be opened or read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file_bytes = os.fstat(file.fileno()).st_size
         prefix = file.read(LENGTH_BYTES)
         if len(prefix) < LENGTH_BYTES:

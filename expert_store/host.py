@@ -18,6 +18,8 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
+from smallthinker.files import open_fd
+
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 DIRECT_ALIGN = 4096  # what direct reads need of file offset, length and memory address, on every common disk
 
@@ -77,8 +79,8 @@ def address(buffer: memoryview) -> int:
 
 
 def open_buffered(path: Path) -> int:
-    """A descriptor for ordinary reads through the page cache. Raises OSError."""
-    return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+    """A descriptor for ordinary reads through the page cache. Raises OSError, also for what is no ordinary file."""
+    return open_fd(path)
 
 
 def open_direct(path: Path) -> int | None:
@@ -89,7 +91,7 @@ def open_direct(path: Path) -> int | None:
     """
     if sys.platform == "linux":
         try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+            return open_fd(path, os.O_DIRECT)
         except OSError as e:
             if e.errno in (errno.EINVAL, errno.ENOTSUP):  # the file system doesn't do direct reads
                 return None

@@ -61,7 +61,7 @@ class NativeQueue:
         self._path = records.path
         try:
             raw = _storage.ReadQueue(
-                os.fspath(records.path),
+                os.fsencode(records.path),  # a name need not be UTF-8
                 file_bytes=records.file_bytes,
                 first_offset=records.first_offset,
                 record_bytes=records.record_bytes,

@@ -37,6 +37,7 @@ from smallthinker.expert_store.header import fault
 from smallthinker.expert_store.pacing import SequentialThrottle
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.storage_profile import StorageProfile
+from smallthinker.files import open_regular
 
 _MAX_CONFIG_BYTES = 1 << 20
 _PIECE_BYTES = 4 << 20  # one read of dense weights or of a verification
@@ -205,7 +206,7 @@ class Store:
     def _map_dense(self) -> npt.NDArray[np.uint8]:
         path, expected = self.dense_file.path, self.dense_file.file_bytes
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 found = file.seek(0, 2)
                 if found != expected:  # a map longer than its file would end the process at the first touch
                     raise StoreReadError(f"{path}: expected {expected} bytes, found {found}; it changed since opening")
@@ -287,7 +288,7 @@ def _check_folder(path: Path) -> None:
         raise StoreFormatError(
             f"{path}: expected a store (a folder), found {found}; give the folder that was converted"
         )
-    missing = [name for name in REQUIRED_FILES if not (path / name).is_file()]
+    missing = [name for name in REQUIRED_FILES if not (path / name).exists()]
     if not missing:
         return
     remedy = "copy or convert it again"

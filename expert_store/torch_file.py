@@ -24,6 +24,7 @@ from smallthinker.expert_store import host
 from smallthinker.expert_store.checkpoint import to_float32
 from smallthinker.expert_store.header import ITEM_BYTES, MAX_FILE_BYTES
 from smallthinker.expert_store.torch_pickle import STORAGE_DTYPES, Name, RefusedError, Tensor, build
+from smallthinker.files import open_fd
 
 _MOST_READ_BYTES = 1 << 20  # at once; also bounds the archive's directory, which zipfile reads whole
 _MOST_PICKLE_BYTES = 1 << 16
@@ -186,7 +187,7 @@ class _BoundedFile(io.FileIO):
     """A file that gives no more at once than a well-formed archive has zipfile ask for."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path)
+        super().__init__(open_fd(path))
         self.nbytes = os.fstat(self.fileno()).st_size
 
     def read(self, size: int | None = -1) -> bytes:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from smallthinker.errors import ContextLengthError, SmallThinkerError, one_line
+from smallthinker.files import write_whole
 from smallthinker.llm import LLM, Options
 from smallthinker.terminal import answer_stream, read_input
 from smallthinker.tokenizer import Message
@@ -72,16 +73,15 @@ class Chat:
     def _save(self, name: str) -> str:
         if not name:
             return "/save needs a file name"
-        path = Path(name).expanduser()
-        if path.suffix == ".json":
+        if name.endswith(".json"):
             text = json.dumps(self.messages, ensure_ascii=False, indent=1) + "\n"
         else:
             text = "".join(f"{m['role']}: {m['content']}\n\n" for m in self.messages)
         try:
-            with path.open("x", encoding="utf-8") as file:  # never over another file
-                file.write(text)
-        except OSError as e:
-            return f"{path}: not saved: {e.strerror or e}"
+            path = Path(name).expanduser()
+            write_whole(path, text.encode(), replace=False)
+        except (OSError, ValueError, RuntimeError) as e:  # RuntimeError: ~NAME of nobody
+            return f"{name}: not saved: {(e.strerror if isinstance(e, OSError) else None) or e}"
         return f"saved {len(self.messages)} messages to {path}"
 
     def _answer(self, text: str) -> None:

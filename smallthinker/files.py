@@ -24,21 +24,31 @@ _MOST_NAME_BYTES = 200  # of a name that something is added to: file systems tak
 _MAX_DIGITS = 308  # of a whole number, so that every one is a double too; Python's limit is 4,300, and another error
 
 
+def open_fd(path: Path, more_flags: int = 0) -> int:
+    """A descriptor to read an ordinary file by. Never waits for a pipe's writer.
+
+    Raises OSError, also for a pipe, a device, a socket and a folder.
+    """
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | more_flags)
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return fd
+    os.close(fd)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "expected an ordinary file, found a pipe, socket or device", str(path))
+
+
 @contextmanager
 def open_regular(path: Path, max_bytes: int | None = None) -> Iterator[BinaryIO]:
-    """The file, opened to be read, if it is an ordinary one and at most so large. Never waits for a pipe's writer.
+    """The file, opened to be read, if it is an ordinary one and at most so large.
 
-    Raises OSError, also for a pipe, a device, a socket, a folder, and a file over max_bytes.
+    Raises OSError as `open_fd`, and for a file over max_bytes.
     """
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(fd, "rb") as file:
-        status = os.fstat(file.fileno())
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "expected an ordinary file, found a pipe, socket or device")
-        if max_bytes is not None and status.st_size > max_bytes:
-            raise OSError(errno.EFBIG, f"expected at most {max_bytes} bytes, found {status.st_size}")
+    with os.fdopen(open_fd(path), "rb") as file:
+        nbytes = os.fstat(file.fileno()).st_size
+        if max_bytes is not None and nbytes > max_bytes:
+            raise OSError(errno.EFBIG, f"expected at most {max_bytes} bytes, found {nbytes}", str(path))
         yield file
 
 

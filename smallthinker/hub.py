@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from smallthinker.errors import DownloadError
+from smallthinker.files import open_regular, read_small
 
 MOST_TRIES = 5  # that bring not one byte
 _SILENCE_SEC = 30.0  # without a byte, then it is tried again
@@ -112,7 +113,7 @@ class Hub:
         if file.size > most_bytes:
             raise DownloadError(f"{self.repo}: {file.name}: expected at most {most_bytes} bytes, found {file.size}")
         cached = self.cached(file)
-        content = cached.read_bytes() if cached else b"".join(self._pieces(file, 0))
+        content = read_small(cached, most_bytes) if cached else b"".join(self._pieces(file, 0))
         checksum = Checksum(file)
         checksum.add(content)
         checksum.compare(f"{self.repo}: {file.name}", "run the command again")
@@ -123,7 +124,7 @@ class Hub:
         """The file from its start on; what isn't read isn't fetched. Nothing is compared with its checksum."""
         cached = self.cached(file)
         if cached is not None:
-            with cached.open("rb") as source:
+            with open_regular(cached) as source:
                 yield source
             return
         self._need_network(file)
@@ -298,7 +299,7 @@ def part_of(path: Path, file: HubFile) -> Path:
 def _is(path: Path, file: HubFile, arrived: Arrived) -> bool:
     """Whether a file on disk has the right checksum; if not, its bytes don't count as arrived."""
     checksum, done = Checksum(file), 0
-    with path.open("rb") as source:
+    with open_regular(path) as source:
         while piece := source.read(_PIECE_BYTES):
             checksum.add(piece)
             arrived(len(piece))

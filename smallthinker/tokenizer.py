@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 from smallthinker.chat_template import ChatTemplate, load_chat_template
 from smallthinker.decoding import Decoding, StreamDecoder
 from smallthinker.errors import TokenizerError
+from smallthinker.files import read_small
 from smallthinker.plain_text import ControlTokens, PlainText, Spans
 
 
@@ -32,10 +33,12 @@ class Tokenizer:
         from tokenizers import Tokenizer as HFTokenizer  # 30 ms of import that `inspect` and `--help` do without
 
         path = folder / "tokenizer.json"
-        if not path.is_file():
-            raise TokenizerError(f"{path}: not found; a store needs the tokenizer.json of its model")
         try:
-            self._tokenizer = HFTokenizer.from_file(str(path))
+            self._tokenizer = HFTokenizer.from_buffer(read_small(path))
+        except FileNotFoundError:
+            raise TokenizerError(f"{path}: not found; a store needs the tokenizer.json of its model") from None
+        except OSError as e:
+            raise TokenizerError(f"{path}: cannot read the tokenizer: {e.strerror or e}") from None
         except Exception as e:  # the library raises bare Exception
             raise TokenizerError(f"{path}: not a tokenizer that the tokenizers library can load: {e}") from None
         # what a trainer set for its batches would cut or fill up every prompt

@@ -15,6 +15,7 @@ from smallthinker.expert_store.disk_profile import DiskProfile
 from smallthinker.expert_store.native_queue import NativeQueue
 from smallthinker.expert_store.probe import read_through
 from smallthinker.expert_store.store import Store
+from smallthinker.files import open_regular
 
 _READING_SEC = 0.4  # several slices of a throttle
 _LEAST_BYTES = 64 << 20  # a smaller store is no measure of a disk
@@ -23,7 +24,7 @@ _LEAST_BYTES = 64 << 20  # a smaller store is no measure of a disk
 def make_cold(store: Path) -> None:
     """Take the store's files out of the page cache; needs no rights but to read them."""
     for path in store.glob("*.safetensors"):
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             host.drop_file_cache(file.fileno(), 0, 0)
 
 

@@ -16,6 +16,7 @@ from smallthinker.commands.options import Commands, add_command, add_model_optio
 if TYPE_CHECKING:
     from smallthinker.server.settings import Settings
 
+MOST_KEY_BYTES = 1 << 16
 KEY_VARIABLE = "SMALLTHINKER_API_KEY"
 
 
@@ -126,13 +127,14 @@ def _settings(args: argparse.Namespace) -> Settings:
 def _api_key(args: argparse.Namespace) -> str | None:
     """The command line's, else the file's, else the environment's."""
     from smallthinker.errors import RequestError
+    from smallthinker.files import read_small
 
     if args.api_key is not None and args.api_key_file is not None:
         raise RequestError("--api-key: give either this or --api-key-file")
     if args.api_key_file is not None:
         path: Path = args.api_key_file
         try:
-            key = path.read_text(encoding="ascii").strip()
+            key = read_small(path, MOST_KEY_BYTES).decode("ascii").strip()
         except (OSError, UnicodeDecodeError) as e:
             why = e.strerror if isinstance(e, OSError) else "a key has ASCII characters only"
             raise RequestError(f"--api-key-file {path}: cannot read the key: {why}") from None

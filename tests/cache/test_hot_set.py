@@ -37,13 +37,12 @@ def test_what_is_kept_is_found_by_the_next_start_and_not_by_another_file(store_p
         assert load_hot_set(store) is None
 
 
-def test_a_folder_that_cannot_be_written_is_no_fault(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError
-
+def test_a_place_that_cannot_be_written_is_no_fault(store_path: Path) -> None:
+    (store_path / HOT_FILE).unlink(missing_ok=True)
+    (store_path / HOT_FILE).mkdir()
     with Store.open(store_path) as store:
-        monkeypatch.setattr(Path, "write_bytes", refuse)
         assert not save_hot_set(store, chances_of(store))
+    (store_path / HOT_FILE).rmdir()
 
 
 @given(st.data())

@@ -145,6 +145,18 @@ def test_faulty_checkpoints_name_the_tensor(
     assert not (tmp_path / "store").exists()
 
 
+def test_shards_without_their_index_are_named_and_so_is_what_is_missing(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "model.safetensors.index.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"shards are there, model-00001-of-\d+.safetensors first: download the index"
+    ):
+        convert(checkpoint, tmp_path / "store", "q4_0")
+    for shard in list(checkpoint.glob("model-*"))[1:]:
+        shard.unlink()
+    with pytest.raises(CheckpointError, match=r"rename model-.* to model.safetensors if it is the whole model"):
+        convert(checkpoint, tmp_path / "store", "q4_0")
+
+
 def test_missing_files_are_named(checkpoint: Path, tmp_path: Path) -> None:
     def refused(match: str) -> None:
         with pytest.raises((CheckpointError, ConfigError), match=match):

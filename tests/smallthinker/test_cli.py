@@ -229,14 +229,15 @@ def test_ctrl_c_in_a_chat_stops_the_answer_and_not_the_program(hybrid_store: Pat
 
 def test_a_chat_keeps_history_saves_it_and_resets(hybrid_store: Path, tmp_path: Path) -> None:
     lines = ["/help", "hello", "again", "/save talk.json", "/save talk.json", "/save talk.txt", "/reset",
-             "/save empty.json", "/nonsense", "/quit", "never reached"]  # fmt: skip
+             "/save empty.json", "/save ~?/x", "/save /dev/full", "/nonsense", "/quit", "never reached"]  # fmt: skip
     result = smallthinker(
         "chat", "-m", hybrid_store, "--max-tokens", "5", "--system", "Be brief.", stdin="\n".join(lines), cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr
     roles = [m["role"] for m in json.loads((tmp_path / "talk.json").read_text())]
     assert roles == ["system", "user", "assistant", "user", "assistant"]
-    assert "not saved" in result.stdout  # the second save would have replaced the first
+    assert "talk.json: not saved" in result.stdout  # the second save would have replaced the first
+    assert "~?/x: not saved" in result.stdout and "/dev/full: not saved" in result.stdout
     assert (tmp_path / "talk.txt").read_text().startswith("system: Be brief.\n\nuser: hello\n")
     assert [m["role"] for m in json.loads((tmp_path / "empty.json").read_text())] == ["system"]
     assert "/nonsense: unknown command" in result.stdout
