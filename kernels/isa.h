@@ -52,6 +52,7 @@ constexpr int64_t kChunkRows = 64;   // neurons of an expert that are computed t
 constexpr int64_t kTokenBlock = 32;  // most tokens that are computed together at an expert
 constexpr int64_t kDownStrip = 128;  // sums of down are padded to a multiple
 constexpr int64_t kKeyBlock = 64;   // online softmax steps at multiples of this position, whatever the call's shape
+constexpr int kWeightBits = 42;      // the likeliest token's weight is 2^42
 constexpr int64_t kKeySplit = 512;  // and sums begin anew at multiples of this one, so that threads can share a query
 
 // One head of the KV cache: a ring of groups of 16 positions, position p in lane p % 16 of group p / 16 % groups. A
@@ -153,6 +154,10 @@ struct Isa {
   void (*attend_split)(const AttentionUnit& unit, int64_t begin, int64_t end, const AttentionScratch& scratch,
                        const SoftmaxState& split);
   void (*merge_split)(int64_t queries, int64_t dim, const SoftmaxState& split, const SoftmaxState& total);
+
+  // weights[i] = 2^(kWeightBits + y), y = (logits[i] - largest) * scale <= 0 on a grid of 2^-32, rounded to a whole
+  // number; 0 for NaN and -inf. Returns their sum. The same on every instruction set.
+  uint64_t (*exp_weights)(const float* logits, int64_t n, double largest, double scale, uint64_t* weights);
 
   // Reads all bytes, a multiple of 256, and returns a mix of them.
   uint64_t (*mix_bytes)(const uint8_t* data, int64_t bytes);

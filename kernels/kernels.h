@@ -98,6 +98,22 @@ struct ExpertCall {
 int64_t experts(ThreadPool& pool, const ExpertCall& call);
 void combine(ThreadPool& pool, float* x, const float* contributions, const float* weights, int64_t tokens, int64_t k, int64_t dim);
 
+// sample.cpp: the order of tokens is that of their logits, the largest first, ties by lower id. -0 is 0.
+constexpr int64_t kMostLogits = int64_t{1} << 20;  // weights add up to less than 2^63
+struct Filters {
+  double temperature;  // above 0
+  int64_t top_k;       // 1 to n
+  double top_p, min_p;
+};
+// The token that the number `u` in [0, 1) draws, as in _kernels.pyi; -1 when a logit is NaN or all are -inf.
+int64_t sample(ThreadPool& pool, const float* logits, int64_t n, const Filters& filters, double u);
+// The first k ids of that order.
+void top_ids(ThreadPool& pool, const float* logits, int64_t n, int64_t k, int32_t* ids);
+// log(sum(exp(logits - their largest))).
+double log_sum_exp(ThreadPool& pool, const float* logits, int64_t n);
+// Each token in `recent` once: a positive logit is divided by `penalty`, a negative one multiplied; what was finite stays.
+void penalize(float* logits, int64_t n, const int32_t* recent, int64_t n_recent, float penalty);
+
 // ceilings.cpp
 uint64_t read_memory(ThreadPool& pool, const uint8_t* data, int64_t bytes);
 // In f32, or of int8 into int32. Returns how many were done.

@@ -7,6 +7,7 @@
 #include "micro_values.h"
 #include "micro_attention.h"
 #include "micro_kv_cache.h"
+#include "micro_sampling.h"
 #include "micro_ceilings.h"
 #include "micro_up.h"
 #include "micro_down.h"
@@ -17,8 +18,8 @@ namespace {
 
 constexpr Isa isa_named(const char* name) {
   return {name,     quantize_activations, tile_product,    find_live,    gated_up,    add_down,  order_sums,   add_sums,
-          ask,      kv_store,             prepare_queries, attend_split, merge_split, mix_bytes, multiply_add,
-          multiply_add_int8};
+          ask,      kv_store,             prepare_queries, attend_split, merge_split, exp_weights, mix_bytes,
+          multiply_add, multiply_add_int8};
 }
 
 }  // namespace

@@ -311,6 +311,28 @@ def combine(pool: ThreadPool, x: F32, contributions: F32, weights: F32) -> None:
 def add(x: F32, y: F32) -> None:
     """x += y, both [T, d]."""
 
+def sample(pool: ThreadPool, logits: F32, temperature: float, top_k: int, top_p: float, min_p: float, u: float) -> int:
+    """The token that u in [0, 1) draws from logits [V], 1 to 2**20; the same on every instruction set and CPU.
+
+    In order of logits, the largest first, ties by lower id, the first top_k tokens have weights round(2**42 * 2**y),
+    y = (logit - largest) / (temperature * log 2) to the nearest 2**-32; none below 2**-43 of the largest. What is kept
+    is the shortest beginning of them that has top_p of all their weight, and of that what weighs at least min_p of the
+    first. Drawn is the first token that brings the running sum above u times what is kept. Logits of +inf share all
+    weight. -1 when a logit is NaN or all are -inf.
+    """
+
+def top_ids(pool: ThreadPool, logits: F32, ids: I32) -> None:
+    """ids [k] = those of the largest of logits [V], the largest first, ties by lower id; NaN is below everything."""
+
+def log_sum_exp(pool: ThreadPool, logits: F32) -> float:
+    """log(sum(exp(logits - max(logits)))) of logits [V] without NaN, with the weights of `sample`."""
+
+def penalize(logits: F32, recent: I32, penalty: float) -> None:
+    """Of logits [V], those of the tokens `recent` [n], once each: positive ones / penalty, negative ones * penalty.
+
+    Finite ones stay finite.
+    """
+
 def read_memory(pool: ThreadPool, data: U8) -> int:
     """Reads every byte of data [n] and returns some mix of them: what reading costs when nothing else is done."""
 

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from smallthinker import _kernels
 from smallthinker.arguments import callback, flag, refuse, texts, token_ids, whole
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
@@ -143,7 +144,7 @@ class Answer:
         self._last = ""  # text that became certain with the token that ended it
         self._decoder = engine.tokenizer.stream()
         self._stops = StopStrings(texts("stop", params.stop), engine.tokenizer.special_names, params.thought)
-        self._sampler = Sampler(params, self.prompt)
+        self._sampler = Sampler(params, self.prompt, engine.pool)
         self._eos = () if params.ignore_eos else engine.config.eos_token_ids
         self._engine, self._asked = engine, time.perf_counter()
         self._meter: _Meter | None = None
@@ -169,7 +170,7 @@ class Answer:
             return None
         logprobs = None
         if self._logprobs is not None:
-            logprobs = _token_logprobs(logits, id, self._logprobs)
+            logprobs = _token_logprobs(self._engine.pool, logits, id, self._logprobs)
             self._found.append(logprobs)
         self.ids.append(id)
         with self._meter.text:
@@ -202,13 +203,16 @@ class Answer:
         )
 
 
-def _token_logprobs(logits: npt.NDArray[np.float32], id: int, top: int) -> TokenLogprobs:
-    values = logits.astype(np.float64)
-    values -= values.max()
-    values -= np.log(np.exp(values).sum())
-    best = np.argpartition(-values, top - 1)[:top] if 0 < top < len(values) else np.arange(len(values) if top else 0)
-    best = best[np.lexsort((best, -values[best]))]
-    return TokenLogprobs(id, float(values[id]), tuple((int(i), float(values[i])) for i in best))
+def _token_logprobs(pool: _kernels.ThreadPool, logits: npt.NDArray[np.float32], id: int, top: int) -> TokenLogprobs:
+    best = np.empty(min(max(top, 1), len(logits)), np.int32)
+    _kernels.top_ids(pool, logits, best)
+    largest, log_sum = float(logits[best[0]]), _kernels.log_sum_exp(pool, logits)
+
+    def logprob(id: int) -> float:
+        logit = float(logits[id])
+        return -log_sum if logit == largest else logit - largest - log_sum  # also where both are infinite
+
+    return TokenLogprobs(id, logprob(id), tuple((i, logprob(i)) for i in best[:top].tolist()))
 
 
 class _Meter:

@@ -165,7 +165,9 @@ class LossyHead:
         np.greater(scores, self._threshold, out=chosen)
         fewest = min(FEWEST_ROWS, self._vocab)
         if np.count_nonzero(chosen) < fewest:
-            chosen[np.argpartition(scores, -fewest)[-fewest:]] = True
+            best = np.empty(fewest, np.int32)
+            _kernels.top_ids(self._pool, scores, best)
+            chosen[best] = True
         # a group's 16 flags as two words: 20 us for 151,936 rows where any() over 16 takes 500
         words = self._chosen.view(np.uint64)
         groups = np.flatnonzero(words[0::2] | words[1::2]).astype(np.int32)

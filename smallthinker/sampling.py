@@ -1,6 +1,6 @@
 """From logits to the next token. Knows nothing about text, models or time.
 
-Deterministic: the same seed, parameters and logits give the same tokens.
+Deterministic: the same seed, parameters and logits give the same tokens, on every CPU.
 
 Shape letters: V vocabulary.
 """
@@ -8,56 +8,59 @@ Shape letters: V vocabulary.
 from __future__ import annotations
 
 import math
+from array import array
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from smallthinker import _kernels
 from smallthinker.errors import RequestError
 from smallthinker.sampling_params import SamplingParams
+
+Logits = npt.NDArray[np.float32]
 
 
 class Sampler:
     """One answer's sampler: holds the random state and the tokens that the repetition penalty looks at."""
 
-    def __init__(self, params: SamplingParams, prompt: list[int]) -> None:
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], pool: _kernels.ThreadPool | None = None) -> None:
+        """pool: whose threads and scratch memory it may use; no token depends on it."""
         self.params = params
         self._rng = np.random.default_rng(params.seed)
-        self._recent = list(prompt)
+        self._recent = array("i", prompt)
+        self._pool = _kernels.ThreadPool(1) if pool is None else pool
 
-    def sample(self, logits: npt.NDArray[np.float32]) -> int:
-        """logits [V] float32, not changed -> token id. Raises RequestError when a logit is NaN, or all are -inf."""
+    def sample(self, logits: Logits) -> int:
+        """logits [V] float32, not changed -> token id; of +inf those share all probability. Raises RequestError when a
+        logit is NaN, or all are -inf."""
         p = self.params
-        largest = logits.max()
-        if math.isnan(largest):
-            raise RequestError("logits: the model computed NaN; check the store with `smallthinker inspect --verify`")
-        if largest == -math.inf:
-            raise RequestError("logits: the logits processor allows no token at all")
         if p.repeat_penalty != 1.0 and p.repeat_last_n and self._recent:
             logits = logits.copy()
-            recent = np.unique(self._recent[-p.repeat_last_n :])
-            hit = logits[recent]
-            logits[recent] = np.where(hit > 0, hit / p.repeat_penalty, hit * p.repeat_penalty)
-        token = int(np.argmax(logits)) if p.temperature == 0 else self._draw(logits)
+            recent = np.frombuffer(self._recent, np.int32)[-p.repeat_last_n :]
+            with np.errstate(over="ignore"):  # beyond float32 is what it becomes
+                penalty = np.float32(p.repeat_penalty)
+            _kernels.penalize(logits, recent, float(penalty))
+            del recent  # or the array couldn't grow
+        token = self._greedy(logits) if p.temperature == 0 else self._draw(logits)
+        if token < 0:
+            raise no_token(logits)
         self._recent.append(token)
         return token
 
-    def _draw(self, logits: npt.NDArray[np.float32]) -> int:
+    def _greedy(self, logits: Logits) -> int:
+        token = int(np.argmax(logits))  # of a NaN, if there is one
+        return token if logits[token] > -math.inf else -1
+
+    def _draw(self, logits: Logits) -> int:
         p = self.params
-        if p.top_k and p.top_k < len(logits):
-            ids = np.argpartition(logits, -p.top_k)[-p.top_k :]
-            ids.sort()  # partition order is an accident; ties below resolve to the lower id
-        else:
-            ids = np.arange(len(logits))
-        kept = logits[ids].astype(np.float64)
-        order = np.argsort(-kept, kind="stable")
-        ids, kept = ids[order], kept[order]
-        probs = np.exp((kept - kept[0]) / p.temperature)
-        probs /= probs.sum()
-        if p.top_p < 1:
-            # the smallest set whose mass reaches top_p: keep a token while the mass before it is below top_p
-            probs = probs[np.cumsum(probs) - probs < p.top_p]
-        if p.min_p > 0:
-            probs = probs[probs >= p.min_p * probs[0]]
-        cumulative = np.cumsum(probs)
-        pick = np.searchsorted(cumulative, self._rng.random() * cumulative[-1], side="right")
-        return int(ids[min(int(pick), len(cumulative) - 1)])
+        logits = np.ascontiguousarray(logits)
+        u = self._rng.random()
+        return _kernels.sample(self._pool, logits, p.temperature, p.top_k or len(logits), p.top_p, p.min_p, u)
+
+
+def no_token(logits: Logits) -> RequestError:
+    """Why none could be drawn."""
+    if np.isnan(logits).any():
+        return RequestError("logits: the model computed NaN; check the store with `smallthinker inspect --verify`")
+    return RequestError("logits: the logits processor allows no token at all")

@@ -186,3 +186,49 @@ def expert(quant: str, gate: F32, up: F32, down: F32, x: F32) -> tuple[F64, F64]
         out += np.einsum("tnb,nbc->tbc", kept, weights[chunk])
         rounding += step[:, 0, :, None] * np.abs(weights[chunk]).max(0)
     return out.reshape(len(x), -1), rounding.reshape(len(x), -1)
+
+
+def order_of_logits(logits: F32) -> I32:
+    """All ids, the largest logit first, ties by lower id, NaN last."""
+    key = np.where(np.isnan(logits), -np.inf, logits.astype(np.float64))
+    return np.lexsort((np.isnan(logits), -key)).astype(np.int32)
+
+
+def sampling_weights(logits: F32, temperature: float) -> list[int]:
+    """2**42 times exp((logit - largest) / temperature), rounded, as the kernels come by it."""
+    x, largest = logits.astype(np.float64), float(logits.max())
+    if largest == np.inf:
+        return [2**42 if value == largest else 0 for value in x]
+    with np.errstate(over="ignore", divide="ignore"):
+        scale = min(float(np.float64(1.4426950408889634) / np.float64(temperature)), np.finfo(np.float64).max)
+        y = np.maximum((x - largest) * scale, -64.0)
+    y = (y + 1.5 * 2**20) - 1.5 * 2**20
+    whole = np.rint(y)
+    f = y - whole
+    p = np.full_like(f, 1.325522748285568e-06)
+    for c in (1.530370233650616e-05, 0.00015403455844844975, 0.0013333478467507799, 0.009618129159407306,
+              0.055504109063317625, 0.24022650695812983, 0.6931471805568316, 1.0):  # fmt: skip
+        p = p * f + c
+    return [int(w) for w in np.rint(np.ldexp(p, 42 + whole.astype(np.int32)))]
+
+
+def sample(logits: F32, temperature: float, top_k: int, top_p: float, min_p: float, u: float) -> int:
+    """The plain definition: sort, filter one after the other, add up. Whole numbers, so that sums are exact."""
+    if logits.max() == -np.inf:
+        return -1
+    order = order_of_logits(logits)[:top_k].tolist()
+    all_weights = sampling_weights(logits, temperature)
+    weights = [all_weights[id] for id in order]
+    needed = max(1, int(np.ceil(top_p * float(sum(weights)))))
+    sums = np.cumsum(np.array(weights, np.uint64)).tolist()
+    if top_p < 1:
+        weights = weights[: next((i for i, total in enumerate(sums) if total >= needed), len(sums)) + 1]
+    if min_p > 0:
+        weights = [w for w in weights if w >= np.ceil(min_p * 2.0**42)]
+    target = min(int(u * float(sum(weights))), sum(weights) - 1)
+    total = 0
+    for id, weight in zip(order, weights, strict=False):
+        total += weight
+        if total > target:
+            return int(id)
+    raise AssertionError

@@ -117,6 +117,13 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "weights": zeros(3, 2),
         },
     ),
+    "sample": (
+        _kernels.sample,
+        {"pool": POOL, "logits": zeros(8), "temperature": 1.0, "top_k": 3, "top_p": 0.9, "min_p": 0.1, "u": 0.5},
+    ),
+    "top_ids": (_kernels.top_ids, {"pool": POOL, "logits": zeros(8), "ids": zeros(3, dtype=i32)}),
+    "log_sum_exp": (_kernels.log_sum_exp, {"pool": POOL, "logits": zeros(8)}),
+    "penalize": (_kernels.penalize, {"logits": zeros(8), "recent": zeros(3, dtype=i32), "penalty": 1.1}),
     "kv_append": (
         _kernels.kv_append,
         {
@@ -278,6 +285,9 @@ FREE = {
     ("rope", "x", 1),
     ("linear_groups", "groups", 0),
     ("route", "logits", 1),
+    *((name, "logits", 0) for name in ("sample", "top_ids", "log_sum_exp", "penalize")),
+    ("top_ids", "ids", 0),
+    ("penalize", "recent", 0),
 }
 
 
@@ -367,6 +377,17 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ("route", {"k": 9}, "k: expected 1 to 8"),
     ("route", {"k": 0}, "k: expected 1 to 8"),
     ("route", {"gating": "relu"}, "gating: expected softmax or sigmoid"),
+    ("sample", {"logits": zeros(0)}, "logits: expected 1 to"),
+    ("sample", {"temperature": 0.0}, "temperature: expected a number above 0"),
+    ("sample", {"temperature": float("inf")}, "temperature: expected a number above 0"),
+    ("sample", {"top_k": 0}, "top_k: expected 1 or more"),
+    ("sample", {"top_p": 0.0}, "top_p: expected above 0"),
+    ("sample", {"min_p": float("nan")}, "min_p: expected 0 or more"),
+    ("sample", {"u": 1.0}, "u: expected 0 or more"),
+    ("top_ids", {"ids": zeros(9, dtype=i32)}, "ids: expected at most 8, found 9"),
+    ("penalize", {"recent": np.array([0, 8], i32)}, r"recent\[1\]: expected 0 to 7, found 8"),
+    ("penalize", {"recent": np.array([-1], i32)}, r"recent\[0\]: expected 0 to 7, found -1"),
+    ("penalize", {"penalty": -1.0}, "penalty: expected 0 or more"),
     ("kv_append", {"start": -1}, "start: expected 0 to"),
     ("kv_append", {"start": 2**31 - 3}, "start: expected 0 to"),
     ("attention", {"start": 14}, "capacity of at least 17 positions, found 16"),

@@ -72,13 +72,19 @@ def test_a_schema_with_numbers_that_are_none_is_refused(server: Running) -> None
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    st.sampled_from([1e-320, 1e-300, 1e-38, 1e300, 0.5])
+    | st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
 FIELDS = st.sampled_from(
     ["model", "messages", "prompt", "input", "stream", "n", "temperature", "top_p", "top_k", "stop", "seed", "logprobs",
-     "max_tokens", "logit_bias", "tools", "tool_choice", "response_format", "timeout", "chat_template_kwargs", "text"]
+     "max_tokens", "logit_bias", "tools", "tool_choice", "response_format", "timeout", "chat_template_kwargs", "text",
+     "repeat_penalty", "min_p", "frequency_penalty", "presence_penalty", "top_logprobs", "echo", "max_output_tokens"]
 )  # fmt: skip
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2},
@@ -99,6 +105,20 @@ def test_any_values_in_any_fields_give_an_answer_or_a_refusal(
         assert isinstance(changes.get("timeout"), float)  # so it was asked for
     elif response.status_code != 200:
         assert_refused(response)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repeat_penalty": 1e-300},
+        {"repeat_penalty": 1e-38},
+        {"temperature": 1e-320},
+        {"temperature": 100, "repeat_penalty": 1e300, "top_k": 0, "top_p": 1e-300},
+    ],
+)
+def test_extremes_of_sampling_are_answered(server: Running, options: dict[str, Any]) -> None:
+    body = {"prompt": "x" * 20, "max_tokens": 3, "seed": 1} | options
+    assert httpx.post(f"{server.url}/v1/completions", json=body).status_code == 200
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])

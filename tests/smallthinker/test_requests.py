@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from smallthinker import LLM, AsyncLLM, SmallThinkerError
@@ -259,3 +259,21 @@ def test_any_shape_of_messages_becomes_plain_ones_or_is_refused(messages: Any) -
 @settings(max_examples=60)
 def test_any_prompt_is_answered_or_refused(llm: LLM, prompt: Any) -> None:
     assert "\n" not in (refusal(lambda: llm.generate(prompt, max_tokens=1)) or "")
+
+
+@given(
+    options=st.dictionaries(
+        st.sampled_from(
+            ["temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "seed", "stop", "logprobs",
+             "ignore_eos", "max_tokens", "timeout_sec"]
+        ),
+        SCALARS | st.lists(SCALARS, max_size=2) | st.floats(0, 1) | st.integers(0, 100),
+        max_size=5,
+    )
+)  # fmt: skip
+@settings(max_examples=100)
+@example({"repeat_penalty": 1e-300})
+@example({"repeat_penalty": 1e-38, "temperature": 1e-320})
+@example({"repeat_penalty": 1.7e308, "temperature": 1.7e308})
+def test_any_option_is_followed_or_refused(llm: LLM, options: dict[str, Any]) -> None:
+    assert "\n" not in (refusal(lambda: llm.generate("x", **{"seed": 1, "max_tokens": 2} | options)) or "")

@@ -89,6 +89,25 @@ def test_infinite_logits_pick_the_infinite_and_nan_is_an_error() -> None:
         Sampler(SamplingParams(), []).sample(logits)
 
 
+def test_top_k_among_ties_keeps_the_lower_ids() -> None:
+    """A partition leaves those that its vector instructions happen to."""
+    assert drawn(np.zeros(300, np.float32), top_k=3) == {0, 1, 2}
+
+
+def test_a_logit_of_infinity_is_the_only_one() -> None:
+    logits = LOGITS.copy()
+    logits[4] = np.inf
+    assert drawn(logits) == drawn(logits, min_p=0.5, top_p=0.5) == drawn(logits, temperature=0.0) == {4}
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e-300, 1e-38, 1e38, 1e300])
+@pytest.mark.parametrize("temperature", [0.0, 1e-320, 1.0, 1e308])
+def test_no_penalty_is_too_small_or_too_large(penalty: float, temperature: float) -> None:
+    sampler = Sampler(SamplingParams(temperature=temperature, repeat_penalty=penalty, seed=0), [0, 1, 2, 3, 4])
+    assert 0 <= sampler.sample(LOGITS) < 5
+    assert 0 <= sampler.sample(np.full(5, -3, np.float32)) < 5  # though all would be -inf
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

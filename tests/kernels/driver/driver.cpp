@@ -95,6 +95,16 @@ const std::map<std::string, void (*)(Call&)> kKernels{
        combine(c.pool(0), c.out<float>(1), c.in<float>(2), c.in<float>(3), c.size(1, 0), c.size(3, 1), c.size(1, 1));
      }},
     {"add", [](Call& c) { add(c.out<float>(0), c.in<float>(1), c.size(0, 0) * c.size(0, 1)); }},
+    {"sample",
+     [](Call& c) {
+       c.result(sample(c.pool(0), c.in<float>(1), c.size(1, 0), {c.real(2), c.integer(3), c.real(4), c.real(5)}, c.real(6)));
+     }},
+    {"top_ids",
+     [](Call& c) { top_ids(c.pool(0), c.in<float>(1), c.size(1, 0), c.size(2, 0), c.out<int32_t>(2)); }},
+    {"penalize",
+     [](Call& c) {
+       penalize(c.out<float>(0), c.size(0, 0), c.in<int32_t>(1), c.size(1, 0), static_cast<float>(c.real(2)));
+     }},
     {"read_memory",
      [](Call& c) { c.result(static_cast<int64_t>(read_memory(c.pool(0), c.in<uint8_t>(1), c.size(1, 0)))); }},
     {"multiply_add", [](Call& c) { c.result(multiply_add(c.pool(0), c.integer(1), c.integer(2) != 0)); }},
