@@ -28,6 +28,10 @@ COMPRESSION_LEVEL = 3  # of quantised weights, higher ones make nothing smaller;
 class Parser(argparse.ArgumentParser):
     """Errors in one line; argparse's own come after a paragraph of usage."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.color = False  # Python 3.14's help has some, which `terminal` would show
+
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
 

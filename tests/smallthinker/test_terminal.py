@@ -120,8 +120,8 @@ def test_any_bytes_are_a_prompt_or_one_line(data: bytes) -> None:
 
 
 def test_chat_tells_which_line_is_no_text_and_goes_on() -> None:
-    code, out, err = in_process("chat", "--max-tokens", "3", stdin=b"a\xff\nOnce\n/quit\n")
-    assert out.strip()
+    code, out, err = in_process("chat", "--temperature", "0", "--max-tokens", "3", stdin=b"a\xff\nOnce\n/quit\n")
+    assert out.endswith("\n")  # an answer to the second line
     assert "\\udcff" in err
     assert_one_line(err)
     assert code in (0, 2)
