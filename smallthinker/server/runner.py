@@ -6,16 +6,28 @@ import asyncio
 import errno
 import ipaddress
 import logging
+import math
 import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 from starlette.applications import Starlette
 
 from smallthinker.errors import RequestError
 from smallthinker.llm import LLM
+from smallthinker.server.connections import Connection, Connections
+from smallthinker.server.service import Service
 
 # After the answers have been cancelled, until their last bytes must have gone out.
 _LAST_BYTES_SEC = 5.0
+# Connections that the kernel keeps until the server comes to them, and how many it then takes at a time: without a
+# descriptor left, asyncio tries and reports so many times.
+_BACKLOG, _AT_A_TIME = 512, 16
+# A fault that anyone who can connect can cause is worth so much of the log.
+_REPEATED_SEC = 60.0
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -26,7 +38,7 @@ def listen(host: str, port: int) -> socket.socket:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind((host, port))
-            sock.listen(128)
+            sock.listen(_BACKLOG)
         except BaseException:
             sock.close()
             raise
@@ -45,9 +57,15 @@ class Server(uvicorn.Server):
     A second Ctrl-C waits for nothing."""
 
     def __init__(self, app: Starlette, llm: LLM, *, grace_sec: float, access_log: bool) -> None:
+        service: Service = app.state.service
+        self.open_connections = Connections(service.settings.limits)
+        protocol = partial(Connection, connections=self.open_connections)
         super().__init__(
             uvicorn.Config(
                 app,
+                http=cast("type[asyncio.Protocol]", protocol),
+                backlog=_AT_A_TIME,
+                timeout_keep_alive=math.ceil(service.settings.limits.idle_sec),
                 log_level="info" if access_log else "warning",
                 access_log=access_log,
                 use_colors=False,  # standard error shows control characters instead of passing them on
@@ -62,11 +80,26 @@ class Server(uvicorn.Server):
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         logger = logging.getLogger("uvicorn.error")
-        logger.addFilter(_is_news)
+        is_news = News()
+        logger.addFilter(is_news)
         try:
             super().run(sockets)
         finally:
-            logger.removeFilter(_is_news)
+            logger.removeFilter(is_news)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(self._on_fault)
+        await super().startup(sockets)
+        for sock in sockets or []:
+            sock.listen(_BACKLOG)  # again: asyncio has made it as short as it takes them at a time
+
+    def _on_fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if isinstance(error, OSError) and "accept" in context["message"]:
+            logging.getLogger("uvicorn.error").warning("no connection can be taken for a second: %s", error.strerror)
+            self.open_connections.make_room()
+        else:
+            loop.default_exception_handler(context)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         timer = asyncio.get_running_loop().call_later(self._grace_sec, self._llm.cancel)
@@ -76,6 +109,21 @@ class Server(uvicorn.Server):
             timer.cancel()
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Answers that end because the server does are none."""
-    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+class News:
+    """A log's filter. Answers that end because the server does are none, nor is a line without a traceback that was
+    there within the last minute: clients can cause as many of those as they like."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last: dict[str, float] = {}
+
+    def __call__(self, record: logging.LogRecord) -> bool:
+        if record.exc_info:
+            return not isinstance(record.exc_info[1], asyncio.CancelledError)
+        if record.levelno < logging.WARNING:
+            return True
+        now = self._clock()
+        if now - self._last.get(record.msg, -_REPEATED_SEC) < _REPEATED_SEC:
+            return False
+        self._last[record.msg] = now
+        return True

@@ -19,11 +19,16 @@ class Limits:
     """How much of each a client may send; more is refused before anything is computed, with a 4xx, or with a 503 where
     it is all clients' requests together.
 
-    requests: under way at once. body_bytes of one, bodies_bytes of all that are being received or answered. schema_*:
-    of a JSON schema, or of all tools together. body_sec: for a body to arrive.
+    requests: under way at once. connections: open at once, fewer where the process may open fewer files. idle_sec: for
+    the head of a request to arrive, from the moment at which it may. body_sec: for a body to arrive. stalled_sec: for a
+    client to read any of what it has been sent. body_bytes of one, bodies_bytes of all that are being received or
+    answered. schema_*: of a JSON schema, or of all tools together.
     """
 
     requests: int = 256
+    connections: int = 512
+    idle_sec: float = 15.0
+    stalled_sec: float = 60.0
     body_bytes: int = MIB
     bodies_bytes: int = 16 * MIB
     body_sec: float = 30.0

@@ -99,6 +99,27 @@ def eventually(condition: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
+def is_idle(running: Running) -> bool:
+    """Nobody is connected, nothing runs, nothing waits, nothing is held."""
+    now, service, state = running.llm.scheduler.stats(), running.service, running.server.server_state
+    return not (now.running or now.waiting or service.bodies.held_bytes or state.tasks or state.connections)
+
+
+def in_background(call: Any, *args: Any, **kwargs: Any) -> tuple[threading.Thread, list[Any]]:
+    """Runs it; the list will have its result, or what it raised."""
+    results: list[Any] = []
+
+    def run() -> None:
+        try:
+            results.append(call(*args, **kwargs))
+        except Exception as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, results
+
+
 Process = Callable[[Sequence[int], npt.NDArray[np.float32]], None]
 
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 import pytest
-from running import MEMORY, NAME, PATIENCE_SEC, Running, eventually, serving, with_processor
+from running import MEMORY, NAME, PATIENCE_SEC, Running, eventually, is_idle, serving, with_processor
 
 from smallthinker import LLM
 from smallthinker.generation import GenerationParams
@@ -48,8 +48,10 @@ class Client:
         head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n\r\n".encode()
         self._connection.sendall(head + content[: int(len(content) * share)])
 
-    def read(self, size: int) -> bytes:
-        return self._connection.recv(size)
+    def read(self) -> bytes:
+        received = self._connection.recv(1 << 16)
+        assert received, "the server has closed it"
+        return received
 
     def leave(self, how: How) -> None:
         if how == "half-close":
@@ -86,12 +88,6 @@ def small() -> Iterator[Running]:
     """A server of its own, whose queue holds what one request may ask for."""
     with LLM(memory=MEMORY, threads=1, sequences=2) as llm, serving(llm) as running:
         yield running
-
-
-def is_idle(running: Running) -> bool:
-    """Nobody is connected, nothing runs, nothing waits, nothing is held."""
-    now, service, state = running.llm.scheduler.stats(), running.service, running.server.server_state
-    return not (now.running or now.waiting or service.bodies.held_bytes or state.tasks or state.connections)
 
 
 @contextlib.contextmanager
@@ -147,6 +143,32 @@ def test_whoever_leaves_takes_the_work_along(
         assert endings or moment in ("body", "sent")
         client.close()
     assert running.post("/v1/completions", model=NAME, prompt="x", max_tokens=3).status_code == 200
+
+
+def test_a_client_that_asks_too_early_for_more_and_leaves_is_missed(
+    small: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = Progress(monkeypatch, small)
+    for stream in (False, True):
+        progress.from_token(3)
+        small.requests.clear()
+        client = Client(small.url)
+        client.send("/v1/completions", ASKED["/v1/completions"] | {"stream": stream})
+        assert progress.reached.wait(PATIENCE_SEC)
+        client.send("/v1/completions", {"prompt": "x"})
+        client.leave("close")
+        eventually(lambda: is_idle(small))
+        assert [request.result().finish_reason for request in small.requests] == ["cancelled"]
+
+
+def test_a_request_that_comes_before_its_turn_is_answered_after_the_first(small: Running) -> None:
+    client = Client(small.url)
+    for prompt in ("x", "y", "z"):
+        client.send("/v1/completions", {"prompt": prompt, "max_tokens": 2, "stream": True})
+    received = b""
+    while received.count(b"[DONE]") < 3:
+        received += client.read()
+    client.close()
 
 
 def test_a_prompt_whose_client_has_gone_is_prepared_beside_no_other(demo: LLM) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-import threading
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from openai import APIStatusError, APITimeoutError, InternalServerError, RateLimitError
-from running import MEMORY, NAME, PATIENCE_SEC, Gate, Running, serving
+from running import MEMORY, NAME, PATIENCE_SEC, Gate, Running, in_background, serving
 
 from smallthinker import LLM
 from smallthinker.server.request_limit import RequestLimit
@@ -22,21 +21,6 @@ from smallthinker.server.service import Activity
 from smallthinker.server.settings import Limits, Settings
 
 TEXT: dict[str, Any] = {"model": NAME, "prompt": "The sea was", "max_tokens": 50, "temperature": 0}
-
-
-def in_background(call: Any, *args: Any, **kwargs: Any) -> tuple[threading.Thread, list[Any]]:
-    """Runs it; the list will have its result, or what it raised."""
-    results: list[Any] = []
-
-    def run() -> None:
-        try:
-            results.append(call(*args, **kwargs))
-        except Exception as error:
-            results.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, results
 
 
 @pytest.fixture
