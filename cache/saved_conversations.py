@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import zlib
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from smallthinker.files import open_regular
 
 LEAST_TOKENS = 32  # fewer are computed about as fast as they are read
 _SUFFIX = ".kv.safetensors"
+_NAME = re.compile(rf"[0-9a-f]{{32}}{re.escape(_SUFFIX)}")
 _FORMAT, _ALIGN = "smallthinker-kv-1", 64
 _MOST_HEADER_BYTES = 1 << 20
 _TOKENS = "tokens"
@@ -63,7 +65,7 @@ class SavedConversations:
         self._context, self._vocab_size = context, vocab_size
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = sorted(folder.glob(f"*{_SUFFIX}"))
+            found = sorted(self._files())
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError("no permission to write")
         except OSError as e:
@@ -154,7 +156,7 @@ class SavedConversations:
     def _make_room(self, nbytes: int, first: Sequence[Path]) -> bool:
         """Remove files, `first` and then those used least recently, whoever wrote them, until `nbytes` more fit."""
         found = []
-        for path in self._folder.glob(f"*{_SUFFIX}"):
+        for path in self._files():
             with contextlib.suppress(OSError):
                 stat = path.stat()
                 found.append((path not in first, stat.st_mtime_ns, path, stat.st_size))
@@ -167,6 +169,10 @@ class SavedConversations:
             self._remove(path)
             total -= size
         return True
+
+    def _files(self) -> list[Path]:
+        """Those with names that `save` gives: nobody else's are read or removed."""
+        return [path for path in self._folder.glob(f"*{_SUFFIX}") if _NAME.fullmatch(path.name)]
 
     def _remove(self, path: Path) -> None:
         with contextlib.suppress(OSError):

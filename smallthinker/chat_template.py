@@ -59,7 +59,8 @@ def load_chat_template(folder: Path) -> ChatTemplate:
     except FileNotFoundError:
         raise TokenizerError(f"{path}: not found; chat needs the model's chat_template") from None
     except (OSError, ValueError) as e:
-        raise TokenizerError(f"{path}: cannot read the tokenizer configuration: {e}") from None
+        why = (e.strerror if isinstance(e, OSError) else None) or e
+        raise TokenizerError(f"{path}: cannot read the tokenizer configuration: {why}") from None
     source = config.get("chat_template") if isinstance(config, dict) else None
     if isinstance(source, list):  # several named templates: the one named default
         source = next((t.get("template") for t in source if isinstance(t, dict) and t.get("name") == "default"), None)

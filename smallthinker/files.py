@@ -104,12 +104,14 @@ def _number(text: str) -> float:
 def check_output(path: Path, inputs: Iterable[Path] = (), *, replace: bool = False) -> None:
     """Whether a file may be written there, asked before anything is computed for it.
 
-    Raises OSError: its folder isn't there; it is a folder, a pipe or a device; it is one of the inputs, by whatever
-    name; it exists already and is not to be replaced.
+    Raises OSError: its folder isn't there or can't be written; it is a folder, a pipe or a device; it is one of the
+    inputs, by whatever name; it exists already and is not to be replaced.
     """
     folder = path.absolute().parent
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, f"{folder} is no folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"no permission to write in {folder}")
     try:
         status = path.stat()
     except FileNotFoundError:

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command, read_text, whole
+from smallthinker.commands.options import Commands, ProgressBar, add_command, check_out, read_text, whole
 
 
 def add(commands: Commands) -> None:
@@ -29,7 +29,11 @@ def add(commands: Commands) -> None:
 
 def handle(args: argparse.Namespace) -> int:
     from smallthinker.calibration import calibrate
+    from smallthinker.expert_store.format import PREDICTOR_FILE
 
+    old = args.store / PREDICTOR_FILE
+    if args.force and old.exists():
+        check_out(old, [args.text], force=True)
     text = read_text(args.text)
     with ProgressBar("recording", "token") as recording, ProgressBar("learning", "pair") as training:
         result = calibrate(

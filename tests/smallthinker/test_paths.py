@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -33,8 +34,11 @@ WRITTEN = [
     "bench store -o {} --memory 200MiB", "serve --port 0 --kv-dir {}", "pull owner/name {} --force --endpoint HUB",
 ]  # fmt: skip
 FILES = [
-    *(f"store/{name}" for name in ("tokenizer.json", "dense.safetensors", "experts.safetensors")),
-    *(f"checkpoint/{name}" for name in ("tokenizer.json", "model.safetensors", "model.safetensors.index.json")),
+    *(f"store/{name}" for name in ("config.json", "tokenizer.json", "dense.safetensors", "experts.safetensors")),
+    *(f"checkpoint/{name}" for name in ("config.json", "generation_config.json", "tokenizer.json")),
+    *(f"checkpoint/{name}" for name in ("tokenizer_config.json", "chat_template.jinja")),
+    *(f"checkpoint/{name}" for name in ("special_tokens_map.json", "added_tokens.json")),
+    *(f"checkpoint/{name}" for name in ("model.safetensors", "model.safetensors.index.json")),
     "model.gguf",
 ]
 LONG = {"long": "x" * 300, "very long": "x/" * 2500, "longest": "x" * 5000, "no UTF-8": "\udcff\udcfe"}
@@ -148,6 +152,19 @@ def test_a_file_of_a_store_or_checkpoint_is_an_ordinary_file(
     else:
         source = tmp_path / ("checkpoint" if name.startswith("checkpoint/") else name)
         assert_one_line("convert {} out", capsys, str(source))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chat_template_that_is_no_ordinary_file_is_one_line(
+    place: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(place / "store", tmp_path / "store")
+    (tmp_path / "store" / "tokenizer_config.json").unlink()
+    KINDS[kind](tmp_path / "store" / "tokenizer_config.json")
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    assert main(["chat", "-m", str(tmp_path / "store")]) == 2
+    said = capsys.readouterr().err
+    assert ": error: " in said and "tokenizer_config.json" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
