@@ -78,6 +78,7 @@ class WeightSource(Protocol):
 
     path: Path
     config: ModelConfig
+    notes: tuple[str, ...]  # what was taken for granted, since the files don't say it
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
         """Rows start..stop of a tensor as float32, [rows, cols] or [size]. Raises CheckpointError."""
@@ -103,6 +104,8 @@ class Checkpoint:
     config: the model; files_bytes: size of the weights on disk. Raises CheckpointError (a tensor or file is missing,
     has another shape or type, or is unknown: it could mean another model), ConfigError.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

@@ -8,7 +8,8 @@ kernels').
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -41,17 +42,21 @@ def convert(
     force: bool = False,
     progress: Progress | None = None,
     compress: int | None = None,
+    notice: Callable[[str], None] = warnings.warn,
 ) -> Path:
     """Convert a checkpoint, a Hugging Face folder or a .gguf file, into a store at `out`; returns its path.
 
     quant: q4_0, q8_0, f16 or f32 (exact, for tests). Stays under 1 GiB of memory for a model of any size. Routers and
     norms are kept in float32. Blocks that a GGUF file has in this quantisation already stay as they are. `force`
     replaces a store that is there, after the new one is whole. `compress` is a zstd level, 1 to 19, for the experts.
+    `notice` is told what was taken for granted, since the files don't say it.
     Raises ConfigError (also for an unknown quantisation or level), CheckpointError, StoreWriteError.
     """
     kind = check_quant(quant)
     with closing(open_checkpoint(Path(checkpoint))) as source:
         config = source.config
+        for note in source.notes:
+            notice(f"{source.path}: {note}")
         layout = RecordLayout.of(kind, config.hidden_size, config.moe_ffn_hidden_size)
         files, inputs = source.small_files(), [Path(checkpoint)]
         with StoreWriter(Path(out), config, kind, files, force, progress, compress=compress, inputs=inputs) as writer:

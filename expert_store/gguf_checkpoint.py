@@ -25,7 +25,7 @@ from smallthinker.errors import CheckpointError
 from smallthinker.expert_store.checkpoint import checkpoint_name, expert_tensor
 from smallthinker.expert_store.format import BLOCK, CONFIG_FILE, Quant
 from smallthinker.expert_store.ggml_blocks import BLOCK_QUANTS, can_rearrange
-from smallthinker.expert_store.gguf_config import check_architecture, gguf_config
+from smallthinker.expert_store.gguf_config import check_architecture, gguf_config, gguf_notes
 from smallthinker.expert_store.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from smallthinker.expert_store.gguf_tokenizer import GgufTokenizer
 from smallthinker.expert_store.weight_files import WeightFiles
@@ -96,6 +96,7 @@ class GgufModel:
             bos_token_id=self.tokenizer.bos_token_id,
             eos_token_ids=self.tokenizer.eos_token_ids,
         )
+        self.notes = gguf_notes(metadata, self.config)
         self.places = self._places(tensors)
 
     def _places(self, tensors: dict[str, tuple[int, GgufTensor]]) -> dict[str, _Place]:
@@ -138,7 +139,7 @@ class GgufCheckpoint:
         headers = [self._header(part) for part in self._paths]
         self.files_bytes = sum(header.file_bytes for header in headers)
         self._model = GgufModel(headers)
-        self.config = self._model.config
+        self.config, self.notes = self._model.config, self._model.notes
         self._files = WeightFiles(self._paths)
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:

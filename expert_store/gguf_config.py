@@ -11,6 +11,7 @@ from typing import Any
 
 from smallthinker.config import ARCHITECTURE, ModelConfig
 from smallthinker.errors import ConfigError, printable, shown_or_nothing
+from smallthinker.expert_store.published import PUBLISHED
 
 GGUF_ARCHITECTURE = "smallthinker"
 # Where there is a window, llama.cpp leaves the first of every four layers without one, and without rotated positions.
@@ -58,10 +59,11 @@ def gguf_config(
     keys.same("vocab_size", keys.integer("vocab_size", vocab_size), vocab_size, "tokens")
     theta = keys.number("rope.freq_base")
     keys.same("rope.freq_base_swa", keys.number("rope.freq_base_swa", theta), theta, "rope.freq_base")
-    gating = keys.integer("expert_gating_func", _SIGMOID)
-    if gating not in (_SOFTMAX, _SIGMOID):
-        raise keys.fault("expert_gating_func", "1 (softmax) or 2 (sigmoid)", gating)
     window = keys.integer("attention.sliding_window", 0)
+    # a model with a window is of the 21B's kind, softmax: only a file that lost the key doesn't say so
+    gating = keys.integer("expert_gating_func", 0 if window else _SIGMOID)
+    if gating not in (_SOFTMAX, _SIGMOID):
+        raise keys.fault("expert_gating_func", "1 (softmax) or 2 (sigmoid)", gating or None)
     pattern = [int(window > 0 and layer % _WINDOW_PERIOD > 0) for layer in range(min(layers, 1 << 16))]
     keys.window_pattern(pattern)
     ffn = keys.integer("feed_forward_length", 0)
@@ -95,6 +97,31 @@ def gguf_config(
         return ModelConfig.from_dict(raw)
     except ConfigError as e:
         raise ConfigError(f"{where}: metadata of '{GGUF_ARCHITECTURE}', as a config.json: {e}") from None
+
+
+def gguf_notes(metadata: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
+    """What was taken for granted, since the file can't say it or doesn't; nothing of the published shapes."""
+    notes = []
+    if f"{GGUF_ARCHITECTURE}.expert_gating_func" not in metadata:
+        notes.append(
+            f"{GGUF_ARCHITECTURE}.expert_gating_func: missing, taken as sigmoid, which PowerInfer's converter doesn't "
+            "write; if the model's config.json has moe_primary_router_apply_softmax, convert from the original weights"
+        )
+    if not any(_layout(config) == _layout(ModelConfig.from_dict(raw)) for raw in PUBLISHED.values()):
+        windows = (
+            "the first of every four layers taken to have neither window nor rotary positions, the others both"
+            if any(config.use_window)
+            else "no layer taken to have a window, all of them to have rotary positions"
+        )
+        notes.append(
+            f"{GGUF_ARCHITECTURE}.attention.sliding_window: {windows}: GGUF can't say more; if the model's config.json "
+            "has another rope_layout or sliding_window_layout, convert from the original weights"
+        )
+    return tuple(notes)
+
+
+def _layout(config: ModelConfig) -> tuple[Any, ...]:
+    return config.hidden_size, config.moe_num_primary_experts, config.use_window, config.use_rope
 
 
 class _Keys:

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
-from smallthinker.config import ModelConfig
 from smallthinker.errors import CheckpointError
 from smallthinker.expert_store.gguf_checkpoint import GGUF_SUFFIX, GgufModel, part_names
 from smallthinker.expert_store.gguf_header import read_gguf_header
@@ -58,8 +57,8 @@ def choose_model(models: Mapping[str, tuple[HubFile, ...]], wanted: str | None, 
     return found[0]
 
 
-def gguf_config_on_hub(hub: Hub, parts: tuple[HubFile, ...]) -> ModelConfig:
-    """The configuration in the headers, the tensors checked against it; fetches no more than headers.
+def gguf_on_hub(hub: Hub, parts: tuple[HubFile, ...]) -> GgufModel:
+    """The model that the headers describe, the tensors checked against it; fetches no more than headers.
 
     Raises CheckpointError, ConfigError, DownloadError.
     """
@@ -67,4 +66,4 @@ def gguf_config_on_hub(hub: Hub, parts: tuple[HubFile, ...]) -> ModelConfig:
     for file in parts:
         with hub.opened(file) as stream:
             headers.append(read_gguf_header(stream, f"{hub.repo}: {file.name}", file.size))
-    return GgufModel(headers).config
+    return GgufModel(headers)

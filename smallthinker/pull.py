@@ -38,7 +38,7 @@ from smallthinker.expert_store.format import (
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.files import parse_json
 from smallthinker.hub import Hub, HubFile, part_of
-from smallthinker.hub_gguf import choose_model, gguf_config_on_hub, gguf_models
+from smallthinker.hub_gguf import choose_model, gguf_models, gguf_on_hub
 
 _SMALL_FILES = (*SETTINGS_FILES, INDEX_FILE)
 _OURS = ".smallthinker-pull"  # in the folder of a download: the files in it are from a hub, and may be replaced
@@ -51,7 +51,8 @@ _BESIDE_WEIGHTS_BYTES = 64 << 20  # a store's headers and tokenizer, and what a 
 @dataclass(frozen=True)
 class PullPlan:
     """What would be fetched and written. present_bytes: of the download, those that are on this machine already.
-    gguf_models: what the repository has, where the first of `files` is one of them."""
+    gguf_models: what the repository has, where the first of `files` is one of them. notes: what is taken for granted,
+    since a GGUF file doesn't say it."""
 
     repo: str
     commit: str
@@ -63,6 +64,7 @@ class PullPlan:
     store_bytes: int
     free_bytes: int
     gguf_models: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def needed_bytes(self) -> int:
@@ -82,18 +84,20 @@ class PullPlan:
             "needed_bytes": self.needed_bytes,
             "free_bytes": self.free_bytes,
             "gguf_models": list(self.gguf_models),
+            "notes": list(self.notes),
         }
 
     def text(self) -> str:
         present = f", {_size(self.present_bytes)} of it here already" if self.present_bytes else ""
         others = ", ".join(name for name in self.gguf_models if name != self.files[0].name)
         weights = f"weights   {self.files[0].name}; --file chooses another: {others or 'there is none'}\n"
+        notes = "".join(f"\nnote: {note}" for note in self.notes)
         return (
             f"model     {self.repo}, commit {self.commit[:12]}\n"
             f"{weights if self.gguf_models else ''}"
             f"download  {_size(self.download_bytes)} in {len(self.files)} files{present}\n"
             f"store     {self.store}, {self.quant}, {_size(self.store_bytes)}\n"
-            f"disk      {_size(self.needed_bytes)} needed, {_size(self.free_bytes)} free"
+            f"disk      {_size(self.needed_bytes)} needed, {_size(self.free_bytes)} free{notes}"
         )
 
 
@@ -122,9 +126,10 @@ class Pull:
         self._from_gguf = gguf is not None or bool(models and not has_safetensors)
         if self._from_gguf:
             files = list(models[choose_model(models, gguf, quant, hub.repo)])
-            config = gguf_config_on_hub(hub, tuple(files))
+            model = gguf_on_hub(hub, tuple(files))
+            config, notes = model.config, model.notes
         else:
-            config = self._config()
+            config, notes = self._config(), ()
             files = self._files()
         self.plan = PullPlan(
             repo=hub.repo,
@@ -137,6 +142,7 @@ class Pull:
             store_bytes=sum(s.nbytes for s in (*table("dense", config, kind), *table("experts", config, kind))),
             free_bytes=shutil.disk_usage(out.absolute().parent).free,
             gguf_models=tuple(models) if self._from_gguf else (),
+            notes=notes,
         )
 
     def run(
@@ -202,7 +208,8 @@ class Pull:
 
     def convert(self, compress: int | None = None, progress: Progress = silent) -> None:
         source = self._local(self.plan.files[0]) if self._from_gguf else self.download
-        convert(source, self.plan.store, self.plan.quant, self._force, progress, compress)
+        plan = self.plan
+        convert(source, plan.store, plan.quant, self._force, progress, compress, notice=lambda note: None)  # plan's own
 
     def finish(self, keep_download: bool = False) -> None:
         """Remove what was fetched, and the folder if there is nothing else in it. A download that is kept is the user's

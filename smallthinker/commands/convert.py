@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from smallthinker.commands.options import Commands, ProgressBar, add_command, add_compression, written, written_text
+from smallthinker.errors import printable
 
 
 def add(commands: Commands) -> None:
@@ -37,8 +39,14 @@ def add(commands: Commands) -> None:
 def handle(args: argparse.Namespace) -> int:
     from smallthinker.expert_store.convert import convert
 
+    notes: list[str] = []
+
+    def notice(text: str) -> None:
+        notes.append(text)
+        print(f"note: {printable(text)}", file=sys.stderr)
+
     with ProgressBar("converting") as progress:
-        convert(args.checkpoint, args.store, args.quant, force=args.force, progress=progress, compress=args.compress)
-    facts = written(args.store)
+        convert(args.checkpoint, args.store, args.quant, args.force, progress, args.compress, notice)
+    facts = written(args.store) | {"notes": notes}
     print(json.dumps(facts) if args.json else written_text(facts))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from reading import unpack_expert
 from tiny_model import TINY
 
 from smallthinker import _kernels
+from smallthinker.cli import main
 from smallthinker.config import ModelConfig
 from smallthinker.errors import CheckpointError, ConfigError
 from smallthinker.expert_store.checkpoint import Checkpoint, checkpoint_tensors
 from smallthinker.expert_store.convert import convert, open_checkpoint
+from smallthinker.expert_store.gguf_config import gguf_notes
+from smallthinker.expert_store.published import PUBLISHED
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synth import synth
 from smallthinker.llm import LLM
@@ -28,6 +32,7 @@ gguf = pytest.importorskip("gguf", reason="needs smallthinker[gguf]")
 
 from gguf_files import CHAT_TEMPLATE, rounded_checkpoint, write_gguf  # noqa: E402
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*taken")
 Run = Callable[..., subprocess.CompletedProcess[str]]
 WEIGHTS = ("dense.safetensors", "experts.safetensors")
 KINDS = {"tied": DENSE_ATTENTION, "untied": HYBRID_ATTENTION | {"sliding_window_size": 12}}
@@ -150,10 +155,33 @@ def test_a_file_as_powerinfer_makes_it_is_read(tmp_path: Path) -> None:
         tensors={"lm_head_profiler.weight": np.zeros((1, 77), np.int8)},
         transposed_down=True,
     )
-    store = convert(path, tmp_path / "store", "q4_0")
-    assert same_weights(store, convert(checkpoint, tmp_path / "direct", "q4_0"))
+    notes: list[str] = []
+    store = convert(path, tmp_path / "store", "q4_0", notice=notes.append)
+    assert str(path) in notes[0] and "smallthinker.expert_gating_func: missing, taken as sigmoid" in notes[0]
+    assert same_weights(store, convert(checkpoint, tmp_path / "direct", "q4_0", notice=notes.append))
     with Store.open(store) as opened:
         assert opened.config.gating == "sigmoid"
+
+
+@pytest.mark.parametrize(("model", "said"), [("tied", "no layer taken"), ("untied", "the first of every four layers")])
+def test_a_layout_that_a_gguf_file_cannot_say_otherwise_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, said: str
+) -> None:
+    path = write_gguf(synthetic(tmp_path / "source", tiny_config(**KINDS[model])), tmp_path / "tiny.gguf")
+    with pytest.warns(UserWarning, match=f"attention.sliding_window: {said}"):
+        convert(path, tmp_path / "store", "q4_0")
+    assert main(["convert", str(path), str(tmp_path / "again"), "--json"]) == 0
+    out, error = capsys.readouterr()
+    (note,) = json.loads(out)["notes"]
+    assert said in note and error == f"note: {note}\n"
+
+
+def test_nothing_is_said_of_the_published_models_layouts() -> None:
+    for raw in PUBLISHED.values():
+        config = ModelConfig.from_dict(raw)
+        assert gguf_notes({"smallthinker.expert_gating_func": 1}, config) == ()
+        other = replace(config, use_rope=(False, *config.use_rope[1:-1], not config.use_rope[-1]))
+        assert "sliding_window" in gguf_notes({"smallthinker.expert_gating_func": 1}, other)[0]
 
 
 def test_all_parts_of_a_split_model_are_read(checkpoint: Path, tmp_path: Path) -> None:
@@ -220,6 +248,7 @@ def test_without_a_template_or_ends_the_store_is_whole_and_ends_are_found_by_nam
         ({"smallthinker.rope.freq_base": None}, r"rope\.freq_base: expected a number, found nothing"),
         ({"smallthinker.rope.freq_base_swa": 5.0}, r"rope\.freq_base_swa: expected 10000\.0 .*found 5"),
         ({"smallthinker.rope.scaling.type": "yarn"}, r"rope\.scaling\.type: expected 'none', found 'yarn'"),
+        ({"smallthinker.expert_gating_func": None}, r"gating_func: expected 1 \(softmax\) or 2 .*found nothing"),
         ({"smallthinker.expert_gating_func": 3}, r"expected 1 \(softmax\) or 2 \(sigmoid\), found 3"),
         ({"smallthinker.expert_shared_count": 1}, "expert_shared_count: expected 0, found 1"),
         ({"smallthinker.attention.sliding_window_pattern": 2}, "expected 4: no window in the first of every four"),

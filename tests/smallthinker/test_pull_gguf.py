@@ -26,6 +26,7 @@ from hub_server import FakeHub
 from smallthinker.hub import Hub
 from smallthinker.pull import Pull
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*taken")
 REPO = "somebody/tiny-GGUF"
 
 
@@ -202,7 +203,8 @@ def smallthinker(hub: FakeHub, folder: Path, *args: str) -> Any:
 def test_the_commands_say_what_they_took_and_refuse_in_one_line(hub: FakeHub, tmp_path: Path) -> None:
     result = smallthinker(hub, tmp_path, "pull", REPO, "--file", "*Q8_0*", "--keep-download")
     assert result.returncode == 0, result.stderr
-    assert [line.split()[0] for line in result.stderr.splitlines()] == ["model", "weights", "download", "store", "disk"]
+    said = ["model", "weights", "download", "store", "disk", "note:"]
+    assert [line.split()[0] for line in result.stderr.splitlines()] == said
     kept = tmp_path / "tiny-GGUF-q4_0.download" / "tiny-Q8_0.gguf"
     again = smallthinker(hub, tmp_path, "convert", str(kept), "again", "--json")
     assert json.loads(again.stdout)["store"] == "again", again.stderr
