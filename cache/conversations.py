@@ -81,7 +81,9 @@ class Conversations:
         return found, shared
 
     def keep(self, conversation: Conversation) -> None:
-        """It runs no more; a later prompt may continue it."""
+        """It runs no more; a later prompt may continue it, if its numbers are."""
+        if conversation.kv.overflow is not None:
+            conversation.rewind(0)
         conversation.running = False
         conversation.last_used = next(self._clock)
 
@@ -94,7 +96,8 @@ class Conversations:
         """Every conversation that is kept, where there is a place for it."""
         if self._saved is not None:
             for conversation in self._kept:
-                self._saved.save(conversation.kv, conversation.tokens)
+                if conversation.kv.overflow is None:
+                    self._saved.save(conversation.kv, conversation.tokens)
 
     def free(self) -> None:
         """Give the memory back; nothing can be opened afterwards."""

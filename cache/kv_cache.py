@@ -101,13 +101,16 @@ class KVCache:
     `layers[l]`: the same for the kernels. One sequence's; several may be kept.
 
     `length` is the number of positions held; it grows only after every layer has written a chunk. `quant` is the
-    kernels' name of the numbers' format.
+    kernels' name of the numbers' format. `overflow`: the first layer that has been given a number beyond its range, and
+    that number.
     """
 
     def __init__(self, config: ModelConfig, context: int, chunk: int, kind: KvKind = "f16") -> None:
         self.context, self.kind = context, kind
         self.length = 0
         self.quant = check_kind(config, kind)
+        self.overflow: tuple[int, float] | None = None
+        self._q8_is_possible = config.head_dim % _kernels.BLOCK == 0
         self._written = 0  # a cancelled chunk may have written past `length`
         layers = range(config.num_hidden_layers)
         self._rings = rings(config, context, chunk)
@@ -132,10 +135,27 @@ class KVCache:
     def advance(self, tokens: int) -> None:
         """Every layer has written them."""
         self.length += tokens
+        overflows = [(layer, at.overflow) for layer, at in enumerate(self.layers) if at.overflow]
+        self.overflow = overflows[0] if overflows else None
+
+    def check_range(self) -> None:
+        """Raises RequestError when a key or value was beyond what the cache's numbers hold: it is infinite there."""
+        if self.overflow is None:
+            return
+        layer, value = self.overflow
+        largest = 65504 if self.kind == "f16" else 65504 * 127
+        fits_q8 = self.kind == "f16" and value < 65504 * 127 and self._q8_is_possible
+        remedy = "kv q8 holds it" if fits_q8 else "check the store with `smallthinker inspect --verify`"
+        raise RequestError(
+            f"kv: expected keys and values of at most {largest}, the largest number in {self.kind}, found "
+            f"{value:.6g} in layer {layer}; {remedy}"
+        )
 
     def can_rewind(self, length: int) -> bool:
         """Whether the first `length` positions can be continued."""
-        return length <= self.length and can_continue(self._rings, length, self._written)
+        if length > self.length or (length and self.overflow is not None):
+            return False
+        return can_continue(self._rings, length, self._written)
 
     def rewind(self, length: int) -> None:
         """Forget all positions from `length` on. The caller has asked `can_rewind`."""
@@ -144,6 +164,9 @@ class KVCache:
         if length == 0:
             self._discard()
             self._written = 0
+            self.overflow = None
+            for layer in self.layers:
+                layer.overflow = 0.0
 
     def arrays(self, written: int) -> Iterator[tuple[str, list[npt.NDArray[np.uint8]]]]:
         """What a cache written up to `written` has written: name and, for each head, the groups of positions."""

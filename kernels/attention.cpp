@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "f16.h"
 #include "kernels.h"
 #include "thread_pool.h"
 
@@ -157,6 +158,22 @@ void attend_splits(ThreadPool::Session& session, const Call& call, int64_t unit_
   session.parallel_for(head_units, merge);
 }
 
+// The largest magnitude of those that are finite; as integers they have the same order.
+float largest_finite(const float* x, int64_t n) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t magnitude = bit_cast<uint32_t>(x[i]) & 0x7fffffffu;
+    largest = std::max(largest, magnitude < 0x7f800000u ? magnitude : 0);
+  }
+  return bit_cast<float>(largest);
+}
+
+void note_overflow(const float* k, const float* v, int64_t n, const KvCache& cache) {
+  const float largest = std::max(largest_finite(k, n), largest_finite(v, n));
+  const float stored = cache.quant == Quant::f16 ? largest : largest / 127.0f;  // of q8_0 the scale
+  if (stored >= 65520.0f) *cache.overflow = std::max(*cache.overflow, largest);  // rounds to an f16 of infinity
+}
+
 }  // namespace
 
 void attention(ThreadPool& pool, const float* q, int64_t tokens, int64_t heads, const KvCache& cache, int64_t start,
@@ -180,6 +197,7 @@ void attention(ThreadPool& pool, const float* q, int64_t tokens, int64_t heads, 
 void kv_append(ThreadPool& pool, const float* k, const float* v, int64_t tokens, const KvCache& cache, int64_t start) {
   const Isa& isa = pool.isa();
   const int64_t dim = cache.head_dim;
+  if (cache.overflow != nullptr) note_overflow(k, v, tokens * cache.kv_heads * dim, cache);
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t head = 0; head < cache.kv_heads; ++head) {
       const int64_t from = (t * cache.kv_heads + head) * dim, position = start + t;

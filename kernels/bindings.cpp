@@ -392,7 +392,8 @@ PYBIND11_MODULE(_kernels, m) {
 
   py::class_<BoundKvLayer>(m, "KvLayer")
       .def(py::init<const std::string&, py::array&, py::array&, int64_t>(), arg("quant"), arg("keys"), arg("values"),
-           arg("head_dim"));
+           arg("head_dim"))
+      .def_readwrite("overflow", &BoundKvLayer::overflow);
 
   py::class_<BoundAttentionLayer>(m, "AttentionLayer")
       .def(py::init<ThreadPool&, const std::string&, const py::array&, const py::array&, const py::array&, const py::array&,

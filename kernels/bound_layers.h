@@ -190,8 +190,13 @@ class BoundKvLayer {
       : kept_{keys, values}, cache_(check_kv_cache(quant, keys, values, head_dim)) {
     output<uint8_t>(keys, "keys", {-1, -1, -1});
     output<uint8_t>(values, "values", {-1, -1, -1});
+    cache_.overflow = &overflow;
   }
+  BoundKvLayer(const BoundKvLayer&) = delete;
+  BoundKvLayer& operator=(const BoundKvLayer&) = delete;
   const KvCache& cache() const { return cache_; }
+
+  float overflow = 0.0f;  // 0 for none
 
  private:
   std::vector<py::array> kept_;  // whose memory cache_ points to

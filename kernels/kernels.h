@@ -56,6 +56,7 @@ struct KvCache {  // of one layer; isa.h (KvHead) says how a head lies in it
   Quant quant;    // f16 or q8_0, head_dim a multiple of 32 then
   int64_t kv_heads, capacity, head_dim;  // capacity in positions, a multiple of 16
   uint8_t *keys, *values;                // [K, capacity * row_bytes]
+  float* overflow = nullptr;  // becomes the largest finite number that was beyond the format's range, and is infinite now
 
   int64_t head_bytes() const { return capacity * row_bytes(quant, head_dim); }
 };

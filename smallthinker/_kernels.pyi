@@ -80,6 +80,9 @@ class ThreadPool:
 class KvLayer:
     """One sequence's KV cache of one layer, as in `kv_append`, checked once and kept alive."""
 
+    overflow: float
+    """The largest finite key or value so far that is infinite in the cache, beyond its format's range; 0.0 for none."""
+
     def __init__(self, quant: KvQuant, keys: U8, values: U8, head_dim: int) -> None: ...
 
 class AttentionLayer:

@@ -298,7 +298,8 @@ class Engine:
         last of each, the same bits as in a step of its own.
 
         A conversation gets at most `plan.chunk` tokens, all together as many or one for each. Raises CancelledError
-        when `cancelled()` turns true (nothing has been appended then), StoreReadError.
+        when `cancelled()` turns true (nothing has been appended then), StoreReadError. A number beyond the KV cache's
+        range is no error here, where it would be one for the others: `KVCache.check_range` tells.
         """
         self._home.check()
         tokens = sum(len(new) for _, new in spans)
@@ -328,6 +329,7 @@ class Engine:
         logits = np.empty(0, np.float32)
         for at in range(reused, len(tokens), self.plan.chunk):
             logits = self.step([(self._current, tokens[at : at + self.plan.chunk])], cancelled=cancelled)[0]
+            self._current.kv.check_range()
         return logits, reused
 
     def decode(self, token: int, *, cancelled: Callable[[], bool] = never) -> npt.NDArray[np.float32]:
@@ -337,6 +339,7 @@ class Engine:
             raise RequestError("decode: nothing to continue; prefill a prompt first")
         self.check_fits(len(self._current.tokens), 1)
         logits: npt.NDArray[np.float32] = self.step([(self._current, [token])], cancelled=cancelled)[0]
+        self._current.kv.check_range()
         return logits
 
     def all_logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -348,6 +351,7 @@ class Engine:
         kv, size = self._current.kv, self.plan.chunk
         chunks = [tokens[at : at + size] for at in range(0, len(tokens), size)]
         logits = [self._decoder.forward([(kv, chunk)], all_logits=True) for chunk in chunks]
+        kv.check_range()
         self.forget()
         return np.concatenate(logits)
 

@@ -62,5 +62,8 @@ class Sampler:
 def no_token(logits: Logits) -> RequestError:
     """Why none could be drawn."""
     if np.isnan(logits).any():
-        return RequestError("logits: the model computed NaN; check the store with `smallthinker inspect --verify`")
+        return RequestError(
+            "logits: expected numbers, found NaN, from a logits processor or from damaged weights; "
+            "`smallthinker inspect --verify` checks a store"
+        )
     return RequestError("logits: the logits processor allows no token at all")
