@@ -15,6 +15,7 @@ import os
 import platform
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -378,6 +379,32 @@ def _own_status(name: str) -> int | None:
             if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
     return None
+
+
+class CpuSeconds(NamedTuple):
+    """At some moment: the clock, what all processors have worked so far, for whomever, and what this process has."""
+
+    clock: float
+    all: float
+    own: float
+
+
+def cpu_seconds() -> CpuSeconds:
+    """Of a virtual machine, what others took of its processors counts, too."""
+    import psutil
+
+    times = psutil.cpu_times()._asdict()
+    idle = ("idle", "iowait", "guest", "guest_nice")  # guests are in user time already
+    return CpuSeconds(
+        time.perf_counter(), sum(sec for name, sec in times.items() if name not in idle), time.process_time()
+    )
+
+
+def cores_of_others(before: CpuSeconds, after: CpuSeconds) -> float:
+    """How many processors other programs and machines took in between, on average."""
+    passed = after.clock - before.clock
+    others = (after.all - before.all) - (after.own - before.own)
+    return max(others / passed, 0.0) if passed > 0 else 0.0
 
 
 def cpu_name() -> str:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from smallthinker.cache.read_counters import CacheCounters
+from smallthinker.figures import rounded
 from smallthinker.lossy_head import HeadCounters
 from smallthinker.roofline import Phase
 
@@ -88,9 +89,9 @@ class GenerationStats:
     def line(self) -> str:
         """One line for people."""
         return (
-            f"TTFT {self.ttft_sec:.2f} s ({self.prompt_tokens} tokens), {self.decode_tok_per_sec:.1f} tokens/s "
-            f"({self.new_tokens} tokens), hit rate {self.hit_rate:.0%}, "
-            f"{self.bytes_read_per_token / MIB:.1f} MiB read per token, "
+            f"TTFT {rounded(self.ttft_sec)} s ({self.prompt_tokens} tokens), "
+            f"{rounded(self.decode_tok_per_sec)} tokens/s ({self.new_tokens} tokens), hit rate {self.hit_rate:.0%}, "
+            f"{rounded(self.bytes_read_per_token / MIB)} MiB read per token, "
             f"{self._roofline()}peak memory {self.peak_memory_bytes / MIB:.0f} MiB"
             f"{'' if self.storage is None else f'; the disk is emulated: {self.storage}'}"
             f"{'' if self.lossy_head is None else '; ' + self.lossy_head.line()}"

@@ -26,7 +26,8 @@ from smallthinker.benchmark.matrix import STARTS
 from smallthinker.benchmark.results import Row
 from smallthinker.benchmark.series import size_text
 from smallthinker.benchmark.summary import PART_NAMES, CellSummary, Spread
-from smallthinker.benchmark.table import disk_name, number
+from smallthinker.benchmark.table import disk_name
+from smallthinker.figures import rounded
 
 _LOG_FROM = 12  # tokens/s this far apart no longer fit one linear axis
 _SHADES = 40
@@ -82,11 +83,11 @@ def _speed(
         if most > _LOG_FROM * least > 0:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(lambda value, _: number(value))
+            axes.yaxis.set_major_formatter(lambda value, _: rounded(value))
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.set_ylim(0, most * 1.08)
-            axes.yaxis.set_major_formatter(lambda value, _: number(value))
+            axes.yaxis.set_major_formatter(lambda value, _: rounded(value))
         budget_axis(axes, rows)
     panels[STARTS[0]].set_ylabel("tokens/s")
     legend(figure, panels, ["dashed: the roofline of the run"])

@@ -19,7 +19,8 @@ from smallthinker.benchmark.matrix import Cell, Start
 from smallthinker.benchmark.results import Results
 from smallthinker.benchmark.series import size_text
 from smallthinker.benchmark.summary import CellSummary, Spread, summarise
-from smallthinker.benchmark.table import disk_name, number
+from smallthinker.benchmark.table import disk_name
+from smallthinker.figures import rounded
 
 Verdict = Literal["faster", "slower", "within noise", "too few runs"]
 LEAST_RUNS = 3
@@ -138,7 +139,7 @@ def comparison_text(found: Comparison) -> str:
     lines = [f"{place}{'figure':<18}{'A':>10}{'B':>10}{'B / A':>8}  verdict"]
     for c in sorted(found.changes, key=lambda c: c.verdict in ("within noise", "too few runs")):
         interval = f"{c.verdict} ({c.low:.2f} to {c.high:.2f})"
-        figures = f"{_TITLES[c.metric]:<18}{number(c.a.median):>10}{number(c.b.median):>10}{c.ratio:>8.3f}"
+        figures = f"{_TITLES[c.metric]:<18}{rounded(c.a.median):>10}{rounded(c.b.median):>10}{c.ratio:>8.3f}"
         place = f"{disk_name(c.cell.profile):<12}{c.cell.prompt_tokens:>7}{size_text(c.cell.memory_bytes):>11}"
         lines.append(f"{place}  {c.start:<6}{figures}  {interval}")
     changed = sum(c.verdict in ("faster", "slower") for c in found.changes)

@@ -19,7 +19,8 @@ from smallthinker.benchmark.matrix import STARTS
 from smallthinker.benchmark.results import Results, Row
 from smallthinker.benchmark.series import size_text
 from smallthinker.benchmark.summary import PART_NAMES, CellSummary, Spread
-from smallthinker.benchmark.table import cliff_notes, disk_name, facts, number
+from smallthinker.benchmark.table import cliff_notes, disk_name, facts
+from smallthinker.figures import rounded
 from smallthinker.memory_plan import MIB
 from smallthinker.router.trace import RARELY
 
@@ -81,16 +82,16 @@ def _cards(summaries: Sequence[CellSummary]) -> list[Row]:
         return f"{size_text(s.cell.memory_bytes)}, {disk_name(s.cell.profile)}, {s.start}"
 
     return [
-        {"name": "fastest", "value": number(fastest.decode.median), "unit": "tokens/s", "where": where(fastest)},
+        {"name": "fastest", "value": rounded(fastest.decode.median), "unit": "tokens/s", "where": where(fastest)},
         {
             "name": "in the least memory",
-            "value": number(smallest.decode.median),
+            "value": rounded(smallest.decode.median),
             "unit": "tokens/s",
             "where": where(smallest),
         },
         {
             "name": "soonest first token",
-            "value": number(soonest.ttft.median),
+            "value": rounded(soonest.ttft.median),
             "unit": "s",
             "where": f"prompt of {soonest.cell.prompt_tokens}, {where(soonest)}",
         },
@@ -117,7 +118,7 @@ def _section(prompt: int, summaries: Sequence[CellSummary], charts: Sequence[Cha
         f"prefill-{prompt}": _speed_table(rows, lambda s: (s.prefill, s.prefill_ceiling, s.prefill_bound)),
         f"time-{prompt}": _table(
             ["disk", "budget", "start", *(f"{part}, ms" for part in PART_NAMES)],
-            [[*_place(s), *(number(1000 * s.parts[part]) for part in PART_NAMES)] for s in rows],
+            [[*_place(s), *(rounded(1000 * s.parts[part]) for part in PART_NAMES)] for s in rows],
         ),
         f"hits-{prompt}": _table(
             ["disk", "budget", "start", "hit rate, %", "Belady's bound, %"],
@@ -151,8 +152,8 @@ def _speed_table(rows: Sequence[CellSummary], of: Any) -> Row:
     for s in rows:
         spread, ceiling, bound = of(s)
         share = f"{100 * spread.median / ceiling:.0f}" if ceiling else "-"
-        lines.append([*_place(s), number(spread.median), number(spread.least), number(spread.most),
-                      number(ceiling), bound, share])  # fmt: skip
+        lines.append([*_place(s), rounded(spread.median), rounded(spread.least), rounded(spread.most),
+                      rounded(ceiling), bound, share])  # fmt: skip
     return _table(["disk", "budget", "start", "median", "least", "most", "ceiling", "bound by", "% of it"], lines)
 
 
@@ -174,17 +175,17 @@ def _all_figures(rows: Sequence[CellSummary]) -> list[Row]:
         {
             **dict(zip(("disk", "budget", "start"), _place(s), strict=True)),
             "decode": _median_and_range(s.decode),
-            "decode_ceiling": number(s.decode_ceiling),
+            "decode_ceiling": rounded(s.decode_ceiling),
             "decode_bound": s.decode_bound,
             "share": round(100 * min(1.0, s.decode.median / s.decode_ceiling)) if s.decode_ceiling else None,
             "hit_rate": f"{100 * s.hit_rate:.0f}",
             "best_hit_rate": f"{100 * s.best_hit_rate:.0f}",
-            "read": number(s.read_bytes_per_token / MIB),
+            "read": rounded(s.read_bytes_per_token / MIB),
             "prefill": _median_and_range(s.prefill),
-            "prefill_ceiling": number(s.prefill_ceiling),
+            "prefill_ceiling": rounded(s.prefill_ceiling),
             "prefill_bound": s.prefill_bound,
             "ttft": _median_and_range(s.ttft),
-            "ttft_floor": number(s.ttft_floor),
+            "ttft_floor": rounded(s.ttft_floor),
             "peak": f"{(s.limit_peak_bytes or s.peak_memory_bytes) / MIB:,.0f} MiB",
             "ceiling_hits": s.ceiling_hits,
         }
@@ -195,8 +196,8 @@ def _all_figures(rows: Sequence[CellSummary]) -> list[Row]:
 def _median_and_range(spread: Spread) -> Row:
     has_range = len(spread.values) > 1
     return {
-        "median": number(spread.median),
-        "range": f"{number(spread.least)} to {number(spread.most)}" if has_range else "",
+        "median": rounded(spread.median),
+        "range": f"{rounded(spread.least)} to {rounded(spread.most)}" if has_range else "",
     }
 
 

@@ -13,8 +13,9 @@ from smallthinker.benchmark.matrix import RAW
 from smallthinker.benchmark.results import Results, read_results
 from smallthinker.benchmark.series import size_text
 from smallthinker.benchmark.summary import CellSummary, summarise
-from smallthinker.benchmark.table import device_text, escaped, number
+from smallthinker.benchmark.table import device_text, escaped
 from smallthinker.errors import ResultsError
+from smallthinker.figures import rounded
 from smallthinker.memory_plan import MIB
 
 COLUMNS = (
@@ -63,7 +64,7 @@ def row(results: Results) -> str:
     for budget in budgets:
         starts = [s for s in shown if s.cell.memory_bytes == budget]
         ceiling = max(s.decode_ceiling for s in starts)
-        decode.append(f"{size_text(budget)}: {_both(starts, 'decode')} of {number(ceiling)}")
+        decode.append(f"{size_text(budget)}: {_both(starts, 'decode')} of {rounded(ceiling)}")
         ttft.append(_both(starts, "ttft"))
     if profile == RAW:
         storage = f"{device_text(disk)}, {disk['filesystem'] or 'unknown file system'}"
@@ -86,4 +87,4 @@ def row(results: Results) -> str:
 
 def _both(starts: Sequence[CellSummary], name: str) -> str:
     """Of one budget: the medians, cold and warm."""
-    return " / ".join(number(getattr(s, name).median) for s in starts)
+    return " / ".join(rounded(getattr(s, name).median) for s in starts)

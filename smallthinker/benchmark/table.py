@@ -8,6 +8,7 @@ from smallthinker.benchmark.matrix import RAW
 from smallthinker.benchmark.results import Results, Row
 from smallthinker.benchmark.series import size_text
 from smallthinker.benchmark.summary import CellSummary, Spread, cliffs
+from smallthinker.figures import rounded
 from smallthinker.memory_plan import MIB
 
 _COLUMNS = (
@@ -83,16 +84,8 @@ def disk_name(profile: str) -> str:
 
 def spread_text(spread: Spread, digits: int = 3) -> str:
     if len(spread.values) == 1:
-        return number(spread.median, digits)
-    return f"{number(spread.median, digits)} ({number(spread.least, digits)} to {number(spread.most, digits)})"
-
-
-def number(value: float, digits: int = 3) -> str:
-    """So many digits, never an exponent: 0.0123, 1.23, 123, 12,345."""
-    if value == 0 or not value < 1e15:
-        return "0" if value == 0 else f"{value:g}"
-    rounded = float(f"{value:.{digits}g}")
-    return f"{rounded:,.0f}" if abs(rounded) >= 10 ** (digits - 1) else f"{rounded:.{digits}g}"
+        return rounded(spread.median, digits)
+    return f"{rounded(spread.median, digits)} ({rounded(spread.least, digits)} to {rounded(spread.most, digits)})"
 
 
 def cliff_notes(summaries: Sequence[CellSummary]) -> list[str]:
@@ -130,13 +123,13 @@ def _cells(s: CellSummary) -> tuple[str, ...]:
         size_text(s.cell.memory_bytes),
         s.start,
         spread_text(s.decode),
-        f"{number(s.decode_ceiling)} ({s.decode_bound})",
+        f"{rounded(s.decode_ceiling)} ({s.decode_bound})",
         f"{s.hit_rate:.0%} ({s.best_hit_rate:.0%})".replace("%", " %"),
-        number(s.read_bytes_per_token / MIB),
+        rounded(s.read_bytes_per_token / MIB),
         spread_text(s.prefill),
-        f"{number(s.prefill_ceiling)} ({s.prefill_bound})",
+        f"{rounded(s.prefill_ceiling)} ({s.prefill_bound})",
         spread_text(s.ttft),
-        number(s.ttft_floor),
+        rounded(s.ttft_floor),
         memory_text(s),
     )
 

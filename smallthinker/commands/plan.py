@@ -67,6 +67,7 @@ def add(commands: Commands) -> None:
 def handle(args: argparse.Namespace) -> int:
     from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
     from smallthinker.expert_store import host
+    from smallthinker.figures import rounded
     from smallthinker.llm import DEMO_STORE
     from smallthinker.memory_plan import choose_context, default_budget, parse_size
     from smallthinker.prediction.advice import best_changes, recommended_bytes
@@ -91,6 +92,7 @@ def handle(args: argparse.Namespace) -> int:
             f"smaller --prompt or --max-tokens, or a larger --context"
         )
     routing = _routing(args, model)
+    before = host.cpu_seconds()
     with ProgressBar("writing") as writing, ProgressBar("measuring", "point") as measuring:
         disk, disk_source = find_disk(model, args.profile, writing, measuring)
     process = Process(context, args.kv, disk.io_bytes, resident)
@@ -104,6 +106,7 @@ def handle(args: argparse.Namespace) -> int:
         return measure(model.config, quant, args.kv, threads)
 
     costs = costs_of(model.quant, args.threads or host.physical_cores())
+    others = host.cores_of_others(before, host.cpu_seconds())
     settings = [
         Setting(model, process, size, disk, costs, routing, args.prompt, args.max_tokens)
         for size in sizes
@@ -121,13 +124,14 @@ def handle(args: argparse.Namespace) -> int:
             changes = tuple(best_changes(settings[0], predictions[0], host.physical_cores(), costs_of))
     tokenizer = "measured" if model.tokenizer_is_measured else "assumed, by the words of its vocabulary"
     sources = {
-        "disk": f"{disk_source}; {disk.random_bytes_per_sec / 1e6:,.0f} MB/s of experts, read as the engine would",
+        "disk": f"{disk_source}; {rounded(disk.random_bytes_per_sec / 1e6)} MB/s of experts, read as the engine would",
         "kernels": f"measured here: {costs.threads} threads, {costs.isa}, "
-        f"{1e3 * costs.token_sec(model.config.num_hidden_layers):.1f} ms a token with everything in memory",
+        f"{rounded(1e3 * costs.token_sec(model.config.num_hidden_layers))} ms a token with everything in memory",
         "routing": f"{routing.source}, through the engine's own cache, which is empty at first",
         "memory": f"this process before a model is loaded; the tokenizer {tokenizer}",
     }
-    report = Report(model, process, budgets, tuple(predictions), changes, sources, args.prompt, args.max_tokens)
+    asked = args.prompt, args.max_tokens
+    report = Report(model, process, budgets, tuple(predictions), changes, sources, *asked, others)
     print(json.dumps(report.to_dict()) if args.json else report.text())
     if len(settings) < len(sizes):
         raise MemoryBudgetError(f"memory: {min(sizes) / 2**20:.0f} MiB is below the floor of {floor / 2**20:.0f} MiB")

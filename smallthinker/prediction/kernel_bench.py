@@ -21,7 +21,7 @@ from smallthinker.expert_store.format import Quant
 from smallthinker.layers import Decoder, Floats
 from smallthinker.prediction.bench_model import RandomModel, WaitingQueue
 from smallthinker.prediction.compute_costs import ComputeCosts
-from smallthinker.prediction.single_calls import attention_sec, compression, rate
+from smallthinker.prediction.single_calls import attention_sec, ceiling, compression
 from smallthinker.profile import KernelTime, kernel_times
 from smallthinker.router.look_ahead import LookAhead, Trial
 
@@ -68,8 +68,10 @@ def measure(config: ModelConfig, quant: Quant, kv: KvKind = "f16", threads: int 
         chunk_pair_sec=pair_sec,
         stored_share=stored_share,
         decompress_sec=decompress_sec / threads,
-        memory_bytes_per_sec=rate(lambda: (_kernels.read_memory(pool, model.slots.reshape(-1)), model.slots.nbytes)[1]),
-        int8_ops_per_sec=rate(lambda: 2 * _kernels.multiply_add(pool, 1 << 25, True)),
+        memory_bytes_per_sec=ceiling(
+            lambda: (_kernels.read_memory(pool, model.slots.reshape(-1)), model.slots.nbytes)[1]
+        ),
+        int8_ops_per_sec=ceiling(lambda: 2 * _kernels.multiply_add(pool, 1 << 25, True)),
     )
 
 

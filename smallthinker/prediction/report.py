@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from smallthinker.figures import rounded
 from smallthinker.memory_plan import MIB
 from smallthinker.prediction.advice import Change
 from smallthinker.prediction.needs import Model, Process
@@ -13,6 +14,8 @@ from smallthinker.prediction.predict import Prediction, Speed
 
 # Four of five predicted decode speeds were within this share of the measured ones: docs/plan.md.
 ERROR_BAND = 0.3
+# What others may take without a word: services, and the terminal that shows the progress.
+QUIET_CORES = 0.25
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Budgets:
 
 @dataclass(frozen=True)
 class Report:
-    """sources: what the prediction was made from, by part. changes: None where not asked for."""
+    """sources: what the prediction was made from, by part. changes: None where not asked for. others_cores: of the
+    processors, how many other programs and machines took while it was measured."""
 
     model: Model
     process: Process
@@ -36,6 +40,7 @@ class Report:
     sources: dict[str, str]
     prompt_tokens: int
     answer_tokens: int
+    others_cores: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`; seconds, bytes, tokens per second."""
@@ -55,6 +60,7 @@ class Report:
             "budgets": [{"plan": asdict(p.plan)} | p.to_dict() for p in self.predictions],
             "changes": None if self.changes is None else [asdict(change) for change in self.changes],
             "sources": self.sources,
+            "others_cores": self.others_cores,
         }
 
     def text(self) -> str:
@@ -68,6 +74,11 @@ class Report:
             parts.append(_changes_text(self.changes))
         if self.sources:
             parts.append("predicted from\n" + "\n".join(f"  {part:<10}{what}" for part, what in self.sources.items()))
+        if self.others_cores > QUIET_CORES:
+            parts.append(
+                f"this machine was busy: {rounded(self.others_cores, 2)} of its processors were taken by others "
+                "while it was measured; when it is quiet, run this again, and expect more"
+            )
         return "\n\n".join(parts)
 
     def _head(self) -> str:
@@ -84,14 +95,14 @@ class Report:
         what = f"prompt of {self.prompt_tokens}, answer of {self.answer_tokens}"
         lines = [
             f"{what:<28}{'first answer':>26}{'later ones':>26}",
-            _row("time to first token", f"{p.first_ttft_sec:.2f} s", f"{p.later_ttft_sec:.2f} s"),
-            _row("prefill, tokens/s", f"{p.first_prefill.tok_per_sec:.1f}", f"{p.later_prefill.tok_per_sec:.1f}"),
+            _row("time to first token", f"{rounded(p.first_ttft_sec)} s", f"{rounded(p.later_ttft_sec)} s"),
+            _row("prefill, tokens/s", rounded(p.first_prefill.tok_per_sec), rounded(p.later_prefill.tok_per_sec)),
             _row("decode, tokens/s", _band(p.first_decode), _band(p.later_decode)),
             _row("hit rate", f"{p.first_decode.hit_rate:.0%}", f"{p.later_decode.hit_rate:.0%}"),
             _row("read per token", _read(p.first_decode), _read(p.later_decode)),
             _row("roofline of decoding", _roof(p.first_decode), _roof(p.later_decode)),
             _row("roofline of prefill", _roof(p.first_prefill), _roof(p.later_prefill)),
-            f"loading takes {p.load_sec:.2f} s before the first; that one finds no expert in memory",
+            f"loading takes {rounded(p.load_sec)} s before the first; that one finds no expert in memory",
         ]
         return "\n".join("  " * (i > 0) + line for i, line in enumerate(lines))
 
@@ -104,9 +115,9 @@ class Report:
             first, later = p.first_decode, p.later_decode
             lines.append(
                 f"{_mib(p.plan.budget_bytes):>10}{f'{p.plan.slots} of {p.plan.num_experts}':>16}"
-                f"{f'{p.first_ttft_sec:.2f}, {p.later_ttft_sec:.2f} s':>20}"
-                f"{f'{first.tok_per_sec:.1f}, {later.tok_per_sec:.1f}':>21}{later.hit_rate:>10.0%}"
-                f"{later.bytes_read_per_token / MIB:>11.1f}  {_roof(later)}"
+                f"{f'{rounded(p.first_ttft_sec)}, {rounded(p.later_ttft_sec)} s':>20}"
+                f"{f'{rounded(first.tok_per_sec)}, {rounded(later.tok_per_sec)}':>21}{later.hit_rate:>10.0%}"
+                f"{rounded(later.bytes_read_per_token / MIB):>11}  {_roof(later)}"
             )
         return "\n".join([*lines, f"decode in tokens/s, each within about {ERROR_BAND:.0%}".replace("%", " %")])
 
@@ -115,7 +126,7 @@ def _changes_text(changes: Sequence[Change]) -> str:
     if not changes:
         return "nothing that could be set, and no faster disk, is predicted to help"
     lines = ["what would help most, with the decode speed of later answers"]
-    lines += [f"  {c.what:<44}{c.tok_per_sec:>8.1f} tokens/s  {c.gain:+.0%}".replace("%", " %") for c in changes]
+    lines += [f"  {c.what:<44}{rounded(c.tok_per_sec):>8} tokens/s  {c.gain:+.0%}".replace("%", " %") for c in changes]
     return "\n".join(lines)
 
 
@@ -125,15 +136,15 @@ def _row(name: str, first: str, later: str) -> str:
 
 def _band(speed: Speed) -> str:
     low, high = (speed.tok_per_sec / (1 + ERROR_BAND), speed.tok_per_sec * (1 + ERROR_BAND))
-    return f"{speed.tok_per_sec:.1f} ({low:.1f} to {high:.1f})"
+    return f"{rounded(speed.tok_per_sec)} ({rounded(low)} to {rounded(high)})"
 
 
 def _read(speed: Speed) -> str:
-    return f"{speed.bytes_read_per_token / MIB:.1f} MiB"
+    return f"{rounded(speed.bytes_read_per_token / MIB)} MiB"
 
 
 def _roof(speed: Speed) -> str:
-    return f"{speed.roofs.tok_per_sec:.1f} ({speed.roofs.limit})"
+    return f"{rounded(speed.roofs.tok_per_sec)} ({speed.roofs.limit})"
 
 
 def _mib(nbytes: int) -> str:

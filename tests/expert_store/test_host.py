@@ -150,6 +150,25 @@ def test_the_least_limit_of_the_enclosing_cgroups_counts(tmp_path: Path, monkeyp
     assert host.memory_limit_bytes() is None
 
 
+times = st.floats(0, 1e6)
+
+
+@given(times, times, times, st.floats(1e-3, 1e3))
+def test_what_others_took_of_the_processors_is_what_this_process_did_not(
+    before: float, others: float, own: float, seconds: float
+) -> None:
+    first = host.CpuSeconds(before, before, before)
+    last = host.CpuSeconds(before + seconds, before + others + own, before + own)
+    assert host.cores_of_others(first, last) == pytest.approx(others / (last.clock - first.clock), rel=1e-3, abs=1e-3)
+    assert host.cores_of_others(first, first) == 0
+
+
+def test_the_processors_have_worked_at_least_as_long_as_this_process() -> None:
+    first, last = host.cpu_seconds(), host.cpu_seconds()
+    assert first.clock <= last.clock and first.own <= last.own and first.all <= last.all + 1
+    assert last.all > 0 and last.own > 0
+
+
 def test_available_memory_cores_and_peak_are_plausible() -> None:
     assert 1 << 20 < host.available_memory_bytes() < 1 << 50
     assert 1 <= host.physical_cores() < 4096
