@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import anyio
 from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 
+from smallthinker.files import parse_json
 from smallthinker.server.errors import ApiError, bad_request
 from smallthinker.server.settings import Limits
 
 Model = TypeVar("Model", bound=BaseModel)
 _SHOWN_FAULTS = 3
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Bodies:
@@ -65,8 +68,12 @@ def _too_large(limits: Limits) -> ApiError:
 def parse(body: bytes | bytearray, schema: type[Model]) -> Model:
     """Raises ApiError 400, naming the field; of values that a client sent, nothing is repeated."""
     try:
-        raw = from_json(body, allow_inf_nan=False, cache_strings="none")
-    except ValueError as error:
+        raw = parse_json(bytes(body))
+        if _ESCAPED_SURROGATE.search(body):  # half a pair is no text: nothing could be answered that repeats it
+            json.dumps(raw, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise bad_request("the body has half a surrogate pair, which is no text", code="invalid_json") from None
+    except (ValueError, RecursionError) as error:
         raise bad_request(f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(raw, dict):
         raise bad_request("the body must be a JSON object")

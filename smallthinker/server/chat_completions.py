@@ -14,7 +14,7 @@ from starlette.responses import Response
 from smallthinker.generation import Completion, Finished, Token
 from smallthinker.server.answers import PING_SEC, Answers, Asked, respond, unless_gone, with_seeds
 from smallthinker.server.constraints import chat_constraint, chosen_functions
-from smallthinker.server.errors import as_api_error, bad_request
+from smallthinker.server.errors import bad_request, end_of_stream
 from smallthinker.server.logprobs import chat_logprobs
 from smallthinker.server.output import CallArguments, CallStart, OutputParser, Part, Reasoning, Said
 from smallthinker.server.prompts import Prompt, chat_prompt
@@ -182,7 +182,7 @@ class _Chat:
                 yield event(self._head("chat.completion.chunk") | last | {"timings": timings(completions[0].stats)})
             yield DONE
         except Exception as error:
-            yield event(as_api_error(error).body)
+            yield event(end_of_stream(error))
 
     def _parts(self, answers: Answers, number: int, event: Token | Finished) -> list[Part]:
         choice = self._choices[number]

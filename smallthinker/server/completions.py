@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from smallthinker.generation import Completion, Finished, Token, TokenLogprobs
 from smallthinker.server.answers import Answers, Asked, respond, unless_gone, with_seeds
-from smallthinker.server.errors import as_api_error, bad_request
+from smallthinker.server.errors import bad_request, end_of_stream
 from smallthinker.server.logprobs import finite, token_text
 from smallthinker.server.prompts import encode
 from smallthinker.server.sampling_options import choices, generation_params, processor_maker
@@ -127,7 +127,7 @@ class _Texts:
                 yield event(self._head() | last)
             yield DONE
         except Exception as error:
-            yield event(as_api_error(error).body)
+            yield event(end_of_stream(error))
 
     def _usage(self, found: dict[int, Completion]) -> Usage:
         """Each prompt counts once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +21,7 @@ from smallthinker.errors import (
     one_line,
 )
 
+_log = logging.getLogger("uvicorn.error")
 # The official clients repeat a request after 408, 409, 429 and 5xx; here that would only compute the same again.
 DONT_REPEAT = {"x-should-retry": "false"}
 
@@ -65,7 +67,7 @@ def shutting_down() -> ApiError:
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """What a client is told; of what nobody expected, nothing."""
+    """What a client is told; of what nobody expected, nothing. What only whoever runs the server can mend is logged."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, QueueFullError):
@@ -80,12 +82,23 @@ def as_api_error(error: BaseException) -> ApiError:
         return bad_request(str(error).partition(": ")[2] or str(error), "messages")  # without the path on this machine
     if isinstance(error, CancelledError):
         return shutting_down()
-    message = "the model could not compute the answer" if isinstance(error, SmallThinkerError) else "internal error"
+    message = "internal error"
+    if isinstance(error, SmallThinkerError):
+        message = "the model could not compute the answer"
+        _log.error("%s: %s", type(error).__name__, error)
     return ApiError(500, message, type="server_error", headers=DONT_REPEAT)
 
 
+def end_of_stream(error: Exception) -> dict[str, Any]:
+    """The body of what a client is told within its answer; nothing else hears of the error any more."""
+    told = as_api_error(error)
+    if told.status == 500 and not isinstance(error, SmallThinkerError):
+        _log.error("Exception in a streamed answer", exc_info=error)
+    return told.body
+
+
 async def on_error(request: Request, error: Exception) -> JSONResponse:
-    """Starlette's handler of every exception."""
+    """Starlette's handler of every exception; what nobody expected it raises again, and uvicorn logs that."""
     if isinstance(error, HTTPException):  # of the router: no such path, or not with this method
         what = f"{request.method} {request.url.path}: {error.detail.lower()}"
         return ApiError(error.status_code, what, code="not_found", headers=error.headers).response()

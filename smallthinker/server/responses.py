@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from smallthinker.generation import Completion, Finished, Token
 from smallthinker.server.answers import Answers, Asked, respond, unless_gone
-from smallthinker.server.errors import as_api_error, bad_request
+from smallthinker.server.errors import bad_request, end_of_stream
 from smallthinker.server.grammar import ANY_OBJECT, Constraint
 from smallthinker.server.output import OutputParser, Part, Reasoning, Said
 from smallthinker.server.prompts import Prompt, chat_prompt
@@ -117,7 +117,7 @@ class _Answer:
                     response = self._response(item[1].completion)
                     yield items.event(f"response.{response['status']}", response=response)
         except Exception as error:
-            fault = as_api_error(error).body["error"]
+            fault = end_of_stream(error)["error"]
             failed = self._response(None) | {"status": "failed"}
             failed["error"] = {"code": "server_error", "message": fault["message"]}
             yield items.event("response.failed", response=failed)

@@ -110,8 +110,8 @@ class Server(uvicorn.Server):
 
 
 class News:
-    """A log's filter. Answers that end because the server does are none, nor is a line without a traceback that was
-    there within the last minute: clients can cause as many of those as they like."""
+    """A log's filter. Answers that end because the server does are none, nor is a warning that was there
+    within the last minute: clients can cause as many of those as they like."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -120,7 +120,7 @@ class News:
     def __call__(self, record: logging.LogRecord) -> bool:
         if record.exc_info:
             return not isinstance(record.exc_info[1], asyncio.CancelledError)
-        if record.levelno < logging.WARNING:
+        if record.levelno != logging.WARNING:
             return True
         now = self._clock()
         if now - self._last.get(record.msg, -_REPEATED_SEC) < _REPEATED_SEC:

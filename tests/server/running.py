@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,13 @@ class Running:
     def openai(self) -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=PATIENCE_SEC)
 
+    @cached_property
+    def http(self) -> httpx.Client:
+        """One client: each that is made reads the system's certificates first, which takes longer than most answers."""
+        return httpx.Client(base_url=self.url, timeout=PATIENCE_SEC)
+
     def post(self, path: str, **body: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=PATIENCE_SEC)
+        return self.http.post(path, json=body)
 
     def stop(self) -> None:
         self.server.should_exit = True
@@ -80,6 +86,7 @@ def serving(llm: LLM, settings: Settings | None = None, *, grace_sec: float = 0)
         try:
             yield running
         finally:
+            running.http.close()
             server.should_exit = True
             thread.join(PATIENCE_SEC)
             assert not thread.is_alive()

@@ -15,10 +15,17 @@ from hypothesis import strategies as st
 from running import NAME, Running, serving
 
 from smallthinker import LLM
+from smallthinker.server.body import parse
+from smallthinker.server.errors import ApiError
+from smallthinker.server.schemas import ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest
 from smallthinker.server.settings import Limits, Settings
 
 PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/tokenize"]
 NUMBER = b"9" * 5000
+
+
+def post(server: Running, path: str, body: bytes) -> httpx.Response:
+    return server.http.post(path, content=body)
 
 
 def assert_refused(response: httpx.Response) -> dict[str, Any]:
@@ -58,34 +65,48 @@ def assert_refused(response: httpx.Response) -> dict[str, Any]:
         b'{"messages": [{"role": "user", "content": 1}]}',
         b'{"input": 5}',
         b'{"\\u0000": 1}',
+        b'{"\\ud800": 1}',
+        b'{"prompt": "x", "metadata": {"\\udfff": "x"}, "unknown": 1}',
+        b'{"prompt": "x", "prompt": "y"}',
+        b'{"messages": [{"role": "user", "content": "x", "content": "y"}]}',
+        b'{"input": "x", "metadata": {"a": "b", "a": "b"}}',
+        b'{"prompt": "x", "max_tokens": 1e5}',
+        b'{"prompt": [1e0]}',
+        b'{"prompt": [-1]}',
+        b'{"prompt": [' + b"9" * 400 + b"]}",
+        b'{"prompt": "x", "top_k": ' + b"9" * 400 + b"}",
+        b'{"prompt": "x", "temperature": ' + b"9" * 400 + b"}",
+        b'{"prompt": "x", "timeout": ' + b"9" * 400 + b"}",
+        b'{"prompt": "x", "logit_bias": {"1": ' + b"9" * 400 + b"}}",
+        b'{"prompt": "x", "temperature": -1' + b"0" * 5000 + b".5}",
+        b"\xef\xbb\xbf{}",
+        '{"prompt": "x"}'.encode("utf-16"),
     ],
 )
 def test_a_broken_body_is_refused(server: Running, path: str, body: bytes) -> None:
-    assert_refused(httpx.post(server.url + path, content=body))
+    assert_refused(post(server, path, body))
 
 
 def test_a_schema_with_numbers_that_are_none_is_refused(server: Running) -> None:
     for number in (b"NaN", b"1e999"):
         body = b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "response_format": '
         body += b'{"type": "json_schema", "json_schema": {"name": "x", "schema": {"minimum": ' + number + b"}}}}"
-        assert_refused(httpx.post(f"{server.url}/v1/chat/completions", content=body))
+        assert_refused(post(server, "/v1/chat/completions", body))
 
 
+# stands for one of more digits than Python reads or writes
+LONG_NUMBER = 123456789123456789
+NASTY = st.sampled_from(
+    [1e-320, 1e-300, 1e-38, 1e300, 0.5, 10**18, 2**63, 2**64, -(2**64), 10**100, 10**399, -(10**399), LONG_NUMBER,
+     1e308, -0.0, "", "\x00", "\ud800", "a\udfff", "\ud83d\ude00", "9" * 5000, [], {}, [[]], {"\ud800": 1}, {"": ""}]
+)  # fmt: skip
 JSON = st.recursive(
-    st.sampled_from([1e-320, 1e-300, 1e-38, 1e300, 0.5])
-    | st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=20),
+    NASTY | st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
-FIELDS = st.sampled_from(
-    ["model", "messages", "prompt", "input", "stream", "n", "temperature", "top_p", "top_k", "stop", "seed", "logprobs",
-     "max_tokens", "logit_bias", "tools", "tool_choice", "response_format", "timeout", "chat_template_kwargs", "text",
-     "repeat_penalty", "min_p", "frequency_penalty", "presence_penalty", "top_logprobs", "echo", "max_output_tokens"]
-)  # fmt: skip
+SCHEMAS = (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest)
+FIELDS = st.sampled_from(sorted({name for schema in SCHEMAS for name in schema.model_fields}))
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2},
     "/v1/completions": {"prompt": "x", "max_tokens": 2},
@@ -94,13 +115,18 @@ GOOD: dict[str, dict[str, Any]] = {
 }
 
 
+def written(value: Any) -> bytes:
+    """As JSON, with a number of more digits than Python writes in place of one it does."""
+    return json.dumps(value).replace(str(LONG_NUMBER), "1" * 5000).encode()
+
+
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=st.sampled_from(PATHS), changes=st.dictionaries(FIELDS, JSON, min_size=1, max_size=3))
 def test_any_values_in_any_fields_give_an_answer_or_a_refusal(
     server: Running, path: str, changes: dict[str, Any]
 ) -> None:
-    body = json.dumps(GOOD[path] | changes).encode()
-    response = httpx.post(server.url + path, content=body, timeout=60)
+    body = written(GOOD[path] | changes)
+    response = post(server, path, body)
     if response.status_code == 504:
         assert isinstance(changes.get("timeout"), float)  # so it was asked for
     elif response.status_code != 200:
@@ -121,10 +147,57 @@ def test_extremes_of_sampling_are_answered(server: Running, options: dict[str, A
     assert httpx.post(f"{server.url}/v1/completions", json=body).status_code == 200
 
 
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    message=st.dictionaries(
+        st.sampled_from(["role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "annotations"]),
+        JSON,
+        max_size=3,
+    )
+)
+def test_any_values_in_a_message_give_an_answer_or_a_refusal(server: Running, message: dict[str, Any]) -> None:
+    said = {"role": "user", "content": "x"} | message
+    chat = written({"messages": [said], "max_tokens": 1})
+    responses = written({"input": [said], "max_output_tokens": 1})
+    for path, body in (("chat/completions", chat), ("responses", responses)):
+        response = post(server, f"/v1/{path}", body)
+        if response.status_code != 200:
+            assert_refused(response)
+
+
+@pytest.mark.parametrize("depth", [10, 100, 254, 255, 256, 500, 900, 1000, 5000])
+def test_however_deep_a_value_is_it_is_taken_or_refused(server: Running, depth: int) -> None:
+    for inner in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
+        for field in (
+            '"metadata": {"a": %s}',
+            '"chat_template_kwargs": {"a": %s}',
+            '"messages": [{"role": "user", "content": "x", "annotations": [%s]}]',
+            '"messages": [{"role": "user", "content": %s}]',
+            '"tools": [{"type": "function", "function": {"name": "f", "parameters": {"default": %s}}}]',
+            '"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"default": %s}}}',
+        ):
+            body = '{"messages": [{"role": "user", "content": "x"}], "max_tokens": 1, ' + field % inner + "}"
+            if field.startswith('"messages'):
+                body = '{"max_tokens": 1, ' + field % inner + "}"
+            response = post(server, "/v1/chat/completions", body.encode())
+            if response.status_code != 200:
+                assert_refused(response)
+        item = '{"input": [{"type": "reasoning", "content": [' + inner + ']}, {"role": "user"}]}'
+        response = post(server, "/v1/responses", item.encode())
+        if response.status_code != 200:
+            assert_refused(response)
+
+
+def test_a_key_that_is_there_twice_among_very_many_is_found_at_once() -> None:
+    keys = [f'"{number}":1' for number in range(80_000)]
+    with pytest.raises(ApiError, match="twice"):
+        parse(("{" + ",".join([*keys, keys[-1]]) + "}").encode(), TokenizeRequest)
+
+
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=st.sampled_from(PATHS), body=st.binary(max_size=200))
 def test_any_bytes_are_refused(server: Running, path: str, body: bytes) -> None:
-    assert_refused(httpx.post(server.url + path, content=body))
+    assert_refused(post(server, path, body))
 
 
 def test_what_is_no_path_and_no_method_is_told_in_the_same_shape(server: Running) -> None:
@@ -144,7 +217,7 @@ def test_what_a_refusal_repeats_is_short_and_printable(server: Running, text: st
         assert assert_refused(server.post(path, **body))["message"].isprintable()
     path = quote(text, safe="")
     if path.strip("."):
-        assert assert_refused(httpx.get(f"{server.url}/nowhere/{path}"))["message"].isprintable()
+        assert assert_refused(server.http.get(f"/nowhere/{path}"))["message"].isprintable()
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(demo: LLM) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Iterator
 from functools import partial
@@ -13,9 +14,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from openai import APIStatusError, APITimeoutError, InternalServerError, RateLimitError
-from running import MEMORY, NAME, PATIENCE_SEC, Gate, Running, in_background, serving
+from running import MEMORY, NAME, PATIENCE_SEC, Gate, Running, in_background, serving, with_processor
 
 from smallthinker import LLM
+from smallthinker.errors import StoreReadError
 from smallthinker.server.request_limit import RequestLimit
 from smallthinker.server.service import Activity
 from smallthinker.server.settings import Limits, Settings
@@ -186,3 +188,35 @@ def test_the_rate_of_tokens_is_that_of_the_last_seconds() -> None:
     assert activity.tokens_per_sec() == pytest.approx(100, rel=0.01)
     now += 5
     assert activity.tokens_per_sec() == 0
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+@pytest.mark.parametrize("fault", [RuntimeError("secret"), StoreReadError("/secret/experts.bin: input/output error")])
+def test_what_nobody_foresaw_is_one_error_and_in_the_log_and_the_next_request_is_served(
+    server: Running, path: str, fault: Exception
+) -> None:
+    text = {"prompt": "x"} if path.endswith("v1/completions") else {"input": "x"}
+    body: dict[str, Any] = {"messages": [{"role": "user", "content": "x"}]} if "chat" in path else text
+
+    def fail(ids: Any, logits: Any) -> None:
+        raise fault
+
+    log, handler, records = logging.getLogger("uvicorn.error"), logging.Handler(), []
+    handler.emit = records.append  # type: ignore[method-assign]
+    log.addHandler(handler)
+    try:
+        with pytest.MonkeyPatch.context() as patched:
+            with_processor(patched, server, lambda: fail)
+            whole = server.post(path, **body)
+            stream = server.post(path, **body, stream=True)
+    finally:
+        log.removeHandler(handler)
+    assert whole.status_code == 500 and set(whole.json()["error"]) == {"message", "type", "param", "code"}
+    assert whole.headers["x-should-retry"] == "false"
+    assert "secret" not in whole.text + stream.text
+    assert whole.json()["error"]["message"] in stream.text.splitlines()[-2]
+    assert len(records) == 2  # one for each
+    assert all(
+        record.exc_info[1] is fault if record.exc_info else "secret" in record.getMessage() for record in records
+    )
+    assert server.post(path, **body).status_code == 200
