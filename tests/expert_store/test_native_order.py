@@ -11,7 +11,7 @@ import pytest
 from shimmed import GATED
 
 
-@pytest.mark.parametrize("kind", GATED)
+@pytest.mark.parametrize("kind", [*GATED, "paced"])
 def test_certain_reads_overtake_speculative_ones_even_half_way(kind: str, behind_shim: Callable[..., None]) -> None:
     behind_shim(
         """

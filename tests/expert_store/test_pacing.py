@@ -160,23 +160,6 @@ def test_records_are_whole_and_not_early_by_any_reader_from_the_page_cache_as_we
     assert seconds >= nbytes / storage.bytes_per_sec(4096, 2) * 0.99
 
 
-def test_a_certain_read_overtakes_guesses_that_wait_for_the_emulated_device(store: Store) -> None:
-    slow = Device(bytes_per_sec=1e9, requests_per_sec=1e6, latency_sec=0.02)
-    slots = make_slots(store, 8)
-    queue = NativeQueue(store, slots, "buffered", chunk_bytes=store.record_bytes, depth=1, pace=slow)
-    for guess in range(6):
-        queue.submit(guess, guess, speculative=True)
-    queue.submit(20, 6)
-    assert queue.cancel(5)  # not asked for yet: gone without a word
-    queue.promote(4)
-    told: list[int] = []
-    while len(told) < 6:
-        told += [record for record, _ in queue.wait()]
-    queue.close()
-    assert told.index(20) < told.index(4) < told.index(3)
-    assert set(told) == {0, 1, 2, 3, 4, 20}
-
-
 def test_closing_does_not_wait_for_the_emulated_device(store: Store) -> None:
     """The device would take the better part of a day."""
     slow = Device(bytes_per_sec=1e6, requests_per_sec=1e-4, latency_sec=1e4)
