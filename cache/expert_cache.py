@@ -11,7 +11,8 @@ are slots: it then goes through them in waves.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,9 +42,15 @@ class ExpertCache:
     """`slots` is uint8 [number of slots, record_bytes], page-aligned. Not thread-safe: one caller at a time."""
 
     def __init__(
-        self, slots: npt.NDArray[np.uint8], queue: ReadQueue, policy: EvictionPolicy, experts_per_layer: int
+        self,
+        slots: npt.NDArray[np.uint8],
+        queue: ReadQueue,
+        policy: EvictionPolicy,
+        experts_per_layer: int,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """slots: those that `queue` reads into (see `allocate_slots`)."""
+        """slots: those that `queue` reads into (see `allocate_slots`). clock: seconds, for what waiting takes."""
+        self._clock = clock
         self.slots, self._queue, self._policy, self._experts_per_layer = slots, queue, policy, experts_per_layer
         self._record_bytes = slots.shape[1]
         self._slot_of: dict[int, int] = {}  # record -> slot, for records that are whole
@@ -142,14 +149,19 @@ class ExpertCache:
         the books may be wrong."""
         return layer if self._in_use else min((at for at in self._guesses if at >= layer), default=layers)
 
-    def used_from_table(self, layer: int, experts: Sequence[Sequence[int]]) -> None:
-        """One token found its experts of this layer, and of those that follow it, in `slot_table`."""
-        for of_layer in experts:
-            first = layer * self._experts_per_layer
-            self._serving = [first + expert for expert in of_layer]
-            self._tally.hits += len(of_layer)
-            self._used.append((layer, self._serving, None, 1))
+    def used_from_table(self, layer: int, used: Sequence[tuple[list[int], list[int]]], tokens: int) -> None:
+        """Some tokens found their experts of this layer, and of those that follow it, in `slot_table`: each layer's
+        experts, and how many tokens wanted each."""
+        for experts, counts in used:
+            first = self.first_record(layer)
+            self._serving = [first + expert for expert in experts]
+            self._tally.hits += len(experts)
+            self._used.append((layer, self._serving, counts if tokens > 1 else None, tokens))
             layer += 1
+
+    def first_record(self, layer: int) -> int:
+        """Of the layer's experts in `slot_table`."""
+        return layer * self._experts_per_layer
 
     def request(
         self, layer: int, experts: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1

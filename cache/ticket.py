@@ -5,7 +5,6 @@ The other half of `expert_cache.ExpertCache`, whose books it keeps while its lay
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
@@ -95,9 +94,9 @@ class Ticket:
         cache = self._cache
         finished = cache._queue.poll()
         if not finished:
-            began = time.perf_counter()
+            began = cache._clock()
             finished = cache._queue.wait()
-            cache._tally.stall_sec += time.perf_counter() - began
+            cache._tally.stall_sec += cache._clock() - began
         cache._absorb(finished)
         landed: list[Landed] = []
         for record, error in finished:

@@ -1,5 +1,5 @@
 // The Python module: checks arguments, releases the GIL, calls a kernel. Shapes and meanings are in _kernels.pyi.
-#include "token_layers.h"
+#include "forward.h"
 #include "checks.h"
 #include "forks_bindings.h"
 #include "thread_pool.h"
@@ -171,20 +171,6 @@ void bind_route(const py::array& logits, int64_t k, const std::string& gating, p
   route(from, tokens, experts, k, g, to_ids, to_weights);
 }
 
-void bind_router(ThreadPool& pool, const py::array& data, int64_t experts, const py::array& x, int64_t k,
-                 const std::string& gating, py::array& ids, py::array& weights) {
-  const float* from = input<float>(x, "x", {-1, -1});
-  const int64_t tokens = x.shape(0), dim = x.shape(1);
-  check_matrix(Quant::f32, experts, dim);
-  const Matrix matrix{Quant::f32, packed(data, "data", packed_bytes(Quant::f32, Layout::tiles, experts, dim)), experts, dim};
-  const Gating g = parse_gating(gating, k, experts);
-  int32_t* to_ids = output<int32_t>(ids, "ids", {tokens, k});
-  float* to_weights = output<float>(weights, "weights", {tokens, k});
-  py::gil_scoped_release unlocked;
-  Timed timed(pool.timings(), "router");
-  router(pool, matrix, from, tokens, k, g, to_ids, to_weights);
-}
-
 void bind_kv_append(ThreadPool& pool, const std::string& quant, const py::array& k, const py::array& v, py::array& keys,
                     py::array& values, int64_t start) {
   const float* from_k = input<float>(k, "k", {-1, -1, -1});
@@ -325,6 +311,28 @@ void bind_penalize(py::array& logits, const py::array& recent, float penalty) {
   penalize(to, n, ids, n_recent, penalty);
 }
 
+// (layer, why, live neurons, [(experts, tokens of each)] of the layers that were run, the route's (experts, pairs of
+// each), the guess's (experts, ranks)).
+py::tuple bind_run(BoundForward& self, int64_t first, int64_t last, py::array& x, py::array& normed, py::array& ids,
+                   py::array& weights, const py::array& slot_of, const py::array& ahead, const BoundForward::Caches& caches,
+                   const std::vector<int64_t>& starts, const std::vector<int64_t>& counts, const py::array& cos,
+                   const py::array& sin) {
+  const BoundForward::End end =
+      self.run(first, last, x, normed, ids, weights, slot_of, ahead, caches, starts, counts, cos, sin);
+  py::list used;
+  for (const Routes& routes : end.used) {
+    std::vector<int32_t> tokens;
+    for (size_t i = 0; i < routes.experts.size(); ++i) tokens.push_back(routes.offsets[i + 1] - routes.offsets[i]);
+    used.append(py::make_tuple(routes.experts, tokens));
+  }
+  std::vector<std::vector<int32_t>> pairs;
+  for (size_t i = 0; i < end.route.experts.size(); ++i) {
+    pairs.emplace_back(end.route.pairs.begin() + end.route.offsets[i], end.route.pairs.begin() + end.route.offsets[i + 1]);
+  }
+  return py::make_tuple(end.layer, static_cast<int>(end.stop), end.live_neurons, used, py::make_tuple(end.route.experts, pairs),
+                        py::make_tuple(end.guess.experts, end.guess.ranks));
+}
+
 py::dict bind_timings(const Timings& timings) {
   py::dict by_name;
   for (const Timings::Entry& entry : timings.entries()) by_name[entry.name] = py::make_tuple(entry.calls, entry.sec);
@@ -404,48 +412,33 @@ PYBIND11_MODULE(_kernels, m) {
       .def("forward", &BoundAttentionLayer::forward, arg("x"), arg("caches"), arg("starts"), arg("counts"), arg("cos"),
            arg("sin"), arg("normed"));
 
-  py::class_<BoundTokenRouter>(m, "TokenRouter")
-      .def(py::init<ThreadPool&, const std::vector<py::array>&, int64_t, int64_t, int64_t, const std::string&,
-                    const BoundTokenRouter::Predictors&>(),
-           arg("pool"), arg("data"), arg("experts"), arg("dim"), arg("k"), arg("gating"),
-           arg("predictors") = BoundTokenRouter::Predictors{}, py::keep_alive<1, 2>())
-      .def("route", &BoundTokenRouter::route, arg("layer"), arg("x"), arg("weights"))
-      .def("route_several",
-           [](BoundTokenRouter& router, int64_t layer, const py::array& x, py::array& weights) {
-             BoundTokenRouter::Routes routes = router.route_several(layer, x, weights);
-             return py::make_tuple(std::move(routes.experts), std::move(routes.pairs));
-           },
-           arg("layer"), arg("x"), arg("weights"))
-      .def("guess", &BoundTokenRouter::guess, arg("source"), arg("x"), arg("targets"))
-      .def("guess_several", &BoundTokenRouter::guess_several, arg("source"), arg("x"), arg("targets"));
+  py::class_<BoundFfn>(m, "Ffn")
+      .def(py::init<const std::string&, int64_t, int64_t, int64_t, int64_t, const std::string&, const py::array&>(),
+           arg("quant"), arg("hidden"), arg("ffn"), arg("experts"), arg("k"), arg("gating"), arg("router"));
 
-  py::class_<BoundTokenExperts>(m, "TokenExperts")
-      .def(py::init<ThreadPool&, const std::string&, int64_t, int64_t, int64_t, const py::array&>(), arg("pool"), arg("quant"),
-           arg("hidden"), arg("ffn"), arg("k"), arg("slots"), py::keep_alive<1, 2>())
-      .def("add", &BoundTokenExperts::add, arg("x"), arg("normed"), arg("slots"), arg("weights"))
-      .def("compute", &BoundTokenExperts::compute, arg("normed"), arg("places"), arg("slots"))
-      .def("add_several", &BoundTokenExperts::add_several, arg("x"), arg("normed"), arg("slots"), arg("pairs"),
-           arg("weights"))
-      .def("compute_several", &BoundTokenExperts::compute_several, arg("normed"), arg("pairs"), arg("slots"))
-      .def("combine", &BoundTokenExperts::combine_all, arg("x"), arg("weights"));
-
-  py::class_<BoundTokenLayers> token_layers(m, "TokenLayers");
-  token_layers
-      .def(py::init<BoundTokenRouter&, const std::vector<py::object>&, BoundTokenExperts&>(), arg("router"), arg("attention"),
-           arg("experts"), py::keep_alive<1, 2>(), py::keep_alive<1, 4>())
-      .def("run",
-           [](BoundTokenLayers& self, int64_t first, int64_t last, py::array& x, py::array& normed, py::array& weights,
-              const py::array& slots, const py::array& ahead, const std::vector<const BoundKvLayer*>& caches,
-              int64_t start, const py::array& cos, const py::array& sin, py::array& ids) {
-             const BoundTokenLayers::End end =
-                 self.run(first, last, x, normed, weights, slots, ahead, caches, start, cos, sin, ids);
-             return py::make_tuple(end.layer, static_cast<int>(end.stop), end.live_neurons);
+  py::class_<BoundForward> forward(m, "Forward");
+  forward
+      .def(py::init<ThreadPool&, const std::vector<py::object>&, const std::vector<py::object>&, const py::array&,
+                    const BoundForward::Predictors&>(),
+           arg("pool"), arg("mixers"), arg("ffns"), arg("slots"), arg("predictors") = BoundForward::Predictors{},
+           py::keep_alive<1, 2>())
+      .def("run", &bind_run, arg("first"), arg("last"), arg("x"), arg("normed"), arg("ids"), arg("weights"), arg("slot_of"),
+           arg("ahead"), arg("caches"), arg("starts"), arg("counts"), arg("cos"), arg("sin"))
+      .def("guess",
+           [](BoundForward& self, int64_t source, const py::array& x, const std::vector<int64_t>& targets) {
+             py::list guesses;
+             for (const Guess& guess : self.guess(source, x, targets)) {
+               guesses.append(py::make_tuple(guess.experts, guess.ranks));
+             }
+             return guesses;
            },
-           arg("first"), arg("last"), arg("x"), arg("normed"), arg("weights"), arg("slots"), arg("ahead"), arg("caches"),
-           arg("start"), arg("cos"), arg("sin"), arg("ids"));
-  token_layers.attr("BEGIN") = static_cast<int>(BoundTokenLayers::Stop::begin);
-  token_layers.attr("ROUTED") = static_cast<int>(BoundTokenLayers::Stop::routed);
-  token_layers.attr("ATTENDED") = static_cast<int>(BoundTokenLayers::Stop::attended);
+           arg("source"), arg("x"), arg("targets"))
+      .def("compute", &BoundForward::compute, arg("layer"), arg("normed"), arg("pairs"), arg("slots"))
+      .def("combine", &BoundForward::combine, arg("layer"), arg("x"), arg("weights"))
+      .def("release", &BoundForward::release);
+  forward.attr("DONE") = static_cast<int>(BoundForward::Stop::done);
+  forward.attr("ROUTED") = static_cast<int>(BoundForward::Stop::routed);
+  forward.attr("GUESSED") = static_cast<int>(BoundForward::Stop::guessed);
 
   m.def("packed_bytes", &bind_packed_bytes, arg("quant"), arg("layout"), arg("rows"), arg("cols"));
   m.def("record_sections", &bind_record_sections, arg("quant"), arg("hidden"), arg("ffn"));
@@ -459,8 +452,6 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("rope_angles", &bind_rope_angles, arg("positions"), arg("head_dim"), arg("theta"), arg("cos"), arg("sin"));
   m.def("rope", &bind_rope, arg("x"), arg("cos"), arg("sin"));
   m.def("route", &bind_route, arg("logits"), arg("k"), arg("gating"), arg("ids"), arg("weights"));
-  m.def("router", &bind_router, arg("pool"), arg("data"), arg("experts"), arg("x"), arg("k"), arg("gating"), arg("ids"),
-        arg("weights"));
   m.def("kv_append", &bind_kv_append, arg("pool"), arg("quant"), arg("k"), arg("v"), arg("keys"), arg("values"),
         arg("start"));
   m.def("attention", &bind_attention, arg("pool"), arg("quant"), arg("q"), arg("keys"), arg("values"), arg("start"),

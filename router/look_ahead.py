@@ -1,20 +1,22 @@
-"""Look-ahead: which experts later layers will likely want, guessed from the state within an earlier one.
+"""Look-ahead: which experts the next layer will likely want, guessed from the state within an earlier one.
 
 The residual stream changes little from layer to layer, so the router of a later layer, asked early, is often right, and
 what a store's predictor has learned more often. Best once attention has been added: then only the experts of one layer
-are still to come. With a predictor, the first layers are guessed from the final state of the
-token before: that state counts as a layer -1. How often is measured as the exact routes become known, for every
-layer, distance and rank, over those guesses that meant a read: experts that are resident are guessed more easily. A
-guess that is too seldom right is no longer made, only watched now and then. Knows nothing about slots or files:
-whoever gets the guesses decides what to read.
+are still to come. With a predictor, the first layer is guessed from the final state of the token before, too. How often
+is measured as the exact routes become known, for every layer and rank, over those guesses that meant a read: experts
+that are resident are guessed more easily. A guess that is too seldom right is no longer made, only watched now and
+then. One layer ahead: guesses two and three layers ahead read three to five times as much for nothing. Knows nothing
+about slots or files: whoever gets the guesses decides what to read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import numpy.typing as npt
+
+from smallthinker.router.predictor import FINAL
 
 # A wrong guess costs the certain reads at most the chunk that is under way; a right one saves a part of a wait.
 WORTH = 0.5
@@ -86,42 +88,32 @@ class Trial:
 
 
 class LookAhead:
-    """For one token at a time, or the next ones of a few sequences, layer by layer. `distances`: how many layers ahead,
-    nearest first."""
+    """For one token at a time, or the next ones of a few sequences, layer by layer: what the layer after this one will
+    want. FINAL as a source is the state that goes into the head; it tells of the next token's first layer."""
 
-    def __init__(self, num_layers: int, k: int, distances: Sequence[int], next_token: bool = False) -> None:
-        """k: experts per token; next_token: layer -1 can be asked. Raises ValueError for a distance below 1."""
-        if min(distances) < 1:
-            raise ValueError(f"distances: expected 1 or more, found {min(distances)}")
-        self._num_layers, self._distances = num_layers, tuple(distances)
-        # [layer guessed for][distance][rank]
-        self._precision = [{d: [_HOPE] * k for d in distances} for _ in range(num_layers)]
-        # layer guessed for -> precision to be updated, rank, expert
-        self._open: list[list[tuple[list[float], int, int]]] = [[] for _ in range(num_layers)]
-        self._of_next: list[list[tuple[list[float], int, int]]] = [[] for _ in range(num_layers)]  # the next token's
-        self._sources = range(-1 if next_token else 0, num_layers)
-        self._nothing: dict[int, tuple[int, ...]] = dict.fromkeys(range(-1, num_layers), ())
-        self._chosen = self._targets = self._nothing
-        self._next_layers = self._nothing, np.full(num_layers, -1, np.int32)
+    def __init__(self, num_layers: int, k: int, next_token: bool = False) -> None:
+        """k: experts per token; next_token: the final state can be asked."""
+        self._sources = range(FINAL if next_token else 0, num_layers - 1)
+        self._precision = [[_HOPE] * k for _ in range(num_layers)]  # [layer guessed for][rank]
+        # layer guessed for -> rank, expert of guesses whose truth is still to come
+        self._open: list[list[tuple[int, int]]] = [[] for _ in range(num_layers)]
+        self._of_next: list[tuple[int, int]] = []  # the same of the next token's first layer
+        self._nothing = np.full(num_layers + 1, -1, np.int32)  # the last is FINAL's
+        self._chosen = self._ahead = self._nothing
         self._tokens = 0
         self.trials = Trial(), Trial()  # for one token, and for several
         self.trial = self.trials[False]
 
-    def targets(self, source: int) -> tuple[int, ...]:
-        """The layers to be asked for with the state within layer `source`; with the final one, -1, those of the next
-        token."""
-        if source < 0:  # the trial has just been told of a token, and may have turned
-            return self._chosen[source] if self.trial.on else ()
-        return self._targets[source]
+    @property
+    def ahead(self) -> npt.NDArray[np.int32]:
+        """int32 [layers]: the layer that is guessed for with the state after each one's attention, -1 for none."""
+        return self._ahead[:-1]
 
-    def next_layers(self) -> npt.NDArray[np.int32]:
-        """int32 [layers], in place of `targets` for who looks one layer ahead: the next layer where it is asked for, -1
-        where nothing is, -2 where it's something else."""
-        if self._next_layers[0] is not self._targets:
-            ahead = [self._targets[layer] for layer in range(self._num_layers)]
-            found = [-1 if not of else layer + 1 if of == (layer + 1,) else -2 for layer, of in enumerate(ahead)]
-            self._next_layers = self._targets, np.array(found, np.int32)
-        return self._next_layers[1]
+    def target(self, source: int) -> int | None:
+        """The layer that is guessed for with the state within layer `source`, or with the final one."""
+        # of the final one the trial has just been told of a token, and may have turned
+        chosen = int((self._chosen if source == FINAL and self.trial.on else self._ahead)[source])
+        return None if chosen < 0 or not self.trial.on else chosen
 
     def begin_token(self, several: bool = False) -> None:
         """Decide for one token, or one each of several sequences, what is worth asking. Several have a trial of their
@@ -129,44 +121,32 @@ class LookAhead:
         self.trial = self.trials[several]
         if self._tokens % _WATCH < 2:
             watch = self._tokens % _WATCH == 0
-            self._chosen = self._nothing | {layer: self._worth_asking(layer, watch) for layer in self._sources}
+            self._chosen = self._nothing.copy()
+            for source in self._sources:
+                if watch or max(self._precision[source + 1]) >= WORTH:
+                    self._chosen[source] = source + 1
         self._tokens += 1
-        self._targets = self._chosen if self.trial.on else self._nothing
+        self._ahead = self._chosen if self.trial.on else self._nothing
         for waiting in self._open:  # of a token that was given up half-way
             waiting.clear()
-        self._open, self._of_next = self._of_next, self._open
+        self._open[0], self._of_next = self._of_next, self._open[0]
 
-    def _worth_asking(self, layer: int, watch: bool) -> tuple[int, ...]:
-        later = [(layer + d, d) for d in self._distances if layer + d < self._num_layers]
-        return tuple(target for target, d in later if watch or max(self._precision[target][d]) >= WORTH)
-
-    def likelihoods(self, layer: int, target: int) -> list[float]:
+    def likelihoods(self, target: int) -> list[float]:
         """How likely the guess ranked first, second ... for `target` is right; 0 where it isn't worth a read."""
-        return [p if p >= WORTH else 0.0 for p in self.precision_of(layer, target)]
+        return [p if p >= WORTH else 0.0 for p in self._precision[target]]
 
-    def precision_of(self, layer: int, target: int) -> list[float]:
+    def precision(self, target: int) -> list[float]:
         """The share of guesses that were right lately, by rank."""
-        return list(self._precision[target][target - layer])
+        return list(self._precision[target])
 
-    def remember(self, layer: int, target: int, guesses: Iterable[tuple[int, int]]) -> None:
+    def record_prediction(self, source: int, target: int, guesses: Iterable[tuple[int, int]]) -> None:
         """These guesses (expert, rank) had to be read, and will tell how good such guesses are."""
-        precision = self._precision[target][target - layer]
-        waiting = self._of_next if layer < 0 else self._open
-        waiting[target] += [(precision, rank, expert) for expert, rank in guesses]
+        waiting = self._of_next if source == FINAL else self._open[target]
+        waiting += [(rank, expert) for expert, rank in guesses]
 
-    def judge(self, layer: int, experts: Collection[int]) -> None:
+    def score_predictions(self, layer: int, experts: Collection[int]) -> None:
         """The exact experts of `layer` are known."""
-        if self._open[layer]:
-            for precision, rank, expert in self._open[layer]:
-                precision[rank] = _KEEP * precision[rank] + (1 - _KEEP) * (expert in experts)
-            self._open[layer].clear()
-
-    def precision(self) -> dict[int, float]:
-        """Share of the guesses that were right lately, by distance, over all layers and ranks; 0 is the next token's
-        layers, at any distance."""
-        found: dict[int, float] = {}
-        for distance in self._distances:
-            values = [p for by_distance in self._precision[distance:] for p in by_distance[distance]]
-            found[distance] = sum(values) / len(values) if values else 0.0
-        values = [p for d in self._distances if d <= self._num_layers for p in self._precision[d - 1][d]]
-        return found | ({0: sum(values) / len(values)} if self._sources[0] < 0 and values else {})
+        precision = self._precision[layer]
+        for rank, expert in self._open[layer]:
+            precision[rank] = _KEEP * precision[rank] + (1 - _KEEP) * (expert in experts)
+        self._open[layer].clear()

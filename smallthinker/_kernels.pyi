@@ -170,38 +170,6 @@ def route(logits: F32, k: int, gating: Gating, ids: I32, weights: F32) -> None:
 def router(pool: ThreadPool, data: U8, experts: int, x: F32, k: int, gating: Gating, ids: I32, weights: F32) -> None:
     """`route` of the logits x [T, d] @ W.T, W [E, d] as f32 in the tiles layout."""
 
-class TokenRouter:
-    """`router` for the next tokens of one or a few sequences: the matrices of all layers, [E, d] as f32 in the tiles
-    layout.
-
-    predictors: by the layer whose state is taken and the layer guessed for, [E, d] as q8_0 in the tiles layout. Layer
-    -1 is the final state of the token before.
-    """
-
-    def __init__(
-        self,
-        pool: ThreadPool,
-        data: list[U8],
-        experts: int,
-        dim: int,
-        k: int,
-        gating: Gating,
-        predictors: Mapping[tuple[int, int], U8] = ...,
-    ) -> None: ...
-    def route(self, layer: int, x: F32, weights: F32) -> list[int]:
-        """The ids of the k experts for x [1, d], best first; their weights go into weights [1, k]."""
-
-    def route_several(self, layer: int, x: F32, weights: F32) -> tuple[list[int], list[list[int]]]:
-        """The same for x [T, d], weights [T, k]: the distinct experts, ascending, and the pairs (token * k + rank) of
-        each."""
-
-    def guess(self, source: int, x: F32, targets: Sequence[int]) -> list[list[int]]:
-        """What each layer in `targets` would choose for x [1, d], best first: as its predictor for layer `source` says
-        or, without one, as its own router does of the same x. From -1 there must be one."""
-
-    def guess_several(self, source: int, x: F32, targets: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-        """The same for x [T, d]: of each target its distinct experts, best rank first, and these ranks."""
-
 def kv_append(pool: ThreadPool, quant: KvQuant, k: F32, v: F32, keys: U8, values: U8, start: int) -> None:
     """Writes k, v [T, K, D] into the KV cache of a layer; position p = start + t goes to p % capacity.
 
@@ -242,68 +210,86 @@ def experts(
     computed, over all pairs.
     """
 
-class TokenExperts:
-    """`experts` and `combine` for the next tokens of one or a few sequences; slots [n_slots, record_bytes]. A pair is
-    token * k + place; what it contributes is kept until `combine`."""
+class Ffn:
+    """The experts of one layer and its router [E, d], f32 in the tiles layout: checked once and kept alive. hidden,
+    ffn: of a record in `quant`, see `record_sections`."""
 
-    def __init__(self, pool: ThreadPool, quant: Quant, hidden: int, ffn: int, k: int, slots: U8) -> None: ...
-    def add(self, x: F32, normed: F32, slots: list[int], weights: F32) -> int:
-        """x [1, hidden] += the sum of weights[0, j] * the expert in slots[j], of normed [1, hidden]; weights [1, k].
+    def __init__(
+        self, quant: Quant, hidden: int, ffn: int, experts: int, k: int, gating: Gating, router: U8
+    ) -> None: ...
 
-        Returns how many neurons were computed.
-        """
+class Forward:
+    """The layers of a model, each an AttentionLayer and an Ffn; slots [n, record_bytes] hold experts' records.
 
-    def compute(self, normed: F32, places: list[int], slots: list[int]) -> int:
-        """Some of the token's experts: the j-th of the route, for each j in places, is in the slot beside it. Once
-        every place has been computed, `combine` adds them up. Returns how many neurons were computed."""
-
-    def add_several(self, x: F32, normed: F32, slots: list[int], pairs: list[list[int]], weights: F32) -> int:
-        """As `add` for x, normed [T, hidden], weights [T, k]: pairs[i] are those of the expert in slots[i], and each of
-        the T * k is there once."""
-
-    def compute_several(self, normed: F32, pairs: list[list[int]], slots: list[int]) -> int:
-        """As `compute` for normed [T, hidden]."""
-
-    def combine(self, x: F32, weights: F32) -> None:
-        """x [T, hidden] += the sum over j of weights[t, j] * what was computed last for pair t * k + j, the same bits
-        as `add`. Raises ValueError for more tokens than any call before computed."""
-
-class TokenLayers:
-    """The layers of one token whose experts are all in slots, without Python between them.
-
-    attention: of each layer. `run` ends before a layer that isn't there (BEGIN: it was to go no further; ROUTED: an
-    expert is missing, the route is known, nothing is computed), or within one (ATTENDED: attention has been added, and
-    what is guessed of a later layer is missing).
+    predictors: by the layer whose state is taken and the layer guessed for, [E, d] as q8_0 in the tiles layout. Layer
+    -1 is the final state of the token before.
     """
 
-    BEGIN: int
+    DONE: int
     ROUTED: int
-    ATTENDED: int
+    GUESSED: int
 
-    def __init__(self, router: TokenRouter, attention: list[AttentionLayer], experts: TokenExperts) -> None: ...
+    def __init__(
+        self,
+        pool: ThreadPool,
+        mixers: list[AttentionLayer],
+        ffns: list[Ffn],
+        slots: U8,
+        predictors: Mapping[tuple[int, int], U8] = ...,
+    ) -> None: ...
     def run(
         self,
         first: int,
         last: int,
         x: F32,
         normed: F32,
+        ids: I32,
         weights: F32,
-        slots: I32,
+        slot_of: I32,
         ahead: I32,
-        caches: list[KvLayer],
-        start: int,
+        caches: list[list[KvLayer]],
+        starts: list[int],
+        counts: list[int],
         cos: F32,
         sin: F32,
-        ids: I32,
-    ) -> tuple[int, int, int]:
-        """x [1, d] through the layers from `first` to `last` - 1, in place -> the layer where it ended, why, and how
-        many neurons of experts were computed.
+    ) -> tuple[
+        int,
+        int,
+        int,
+        list[tuple[list[int], list[int]]],
+        tuple[list[int], list[list[int]]],
+        tuple[list[int], list[int]],
+    ]:
+        """x [T, d] through the layers from `first` on, in place, as long as they find their experts in slots; layer
+        `last` is routed and no more.
 
-        slots [L * E or more]: where each expert is, -1 where it isn't. ahead [L]: the layer whose experts are guessed
-        once this one's attention has been added, -1 for none, -2 to end there. caches: of every layer, for one token
-        from position `start` on; cos, sin [1, D / 2]. ids [L + 1, k] gets the routes and behind them the last guess,
-        weights [1, k] the last route's, normed [1, d] the last norm.
+        Returns the layer where it ended and why (DONE; ROUTED: an expert isn't in a slot, or it was `last`, and nothing
+        of the layer is computed; GUESSED: its attention has been added, and what is guessed of another layer isn't all
+        in slots); how many neurons were computed; for every layer that found its experts, the last one if GUESSED among
+        them, (experts, tokens of each); the layer's route, (experts, pairs of each: token * k + rank), one token's
+        experts best first, several tokens' ascending; and the guess, (experts, best rank that a token gives each).
+
+        slot_of [E of all layers, or more]: where each expert is, -1 where it isn't. ahead [L]: the layer whose experts
+        are guessed once this one's attention has been added, -1 for none. caches: of each sequence, by layer, for
+        counts[i] tokens from position starts[i] on. ids, weights [T, k] get the last route, normed [T, d] the last
+        norm; cos, sin [T, D / 2].
         """
+
+    def guess(self, source: int, x: F32, targets: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+        """What each layer in `targets` would choose for x [T, d]: as its predictor for layer `source` says or, without
+        one, as its own router does of the same x. From -1 there must be one. Distinct experts, best rank first, and
+        these ranks."""
+
+    def compute(self, layer: int, normed: F32, pairs: list[list[int]], slots: list[int]) -> int:
+        """What some of the layer's experts give the tokens that chose them, normed [T, d], kept until `combine`:
+        pairs[i] are those of the expert in slots[i]. Returns how many neurons were computed."""
+
+    def combine(self, layer: int, x: F32, weights: F32) -> None:
+        """x [T, d] += the sum over rank j of weights[t, j] * what was computed last for pair t * k + j, the same bits
+        as `run`. Raises ValueError for more tokens than any call before computed."""
+
+    def release(self) -> None:
+        """Free what contributions took; the next step takes what it needs."""
 
 def combine(pool: ThreadPool, x: F32, contributions: F32, weights: F32) -> None:
     """x[t] += weights[t, j] * contributions[t * k + j], j ascending.

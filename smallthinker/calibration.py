@@ -20,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import _kernels
+from smallthinker.arithmetic import Route
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError, StoreWriteError
 from smallthinker.expert_store.format import PREDICTOR_FILE
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.store import Store
-from smallthinker.layers import Observers
-from smallthinker.router.exact import Route
+from smallthinker.forward import Observers
 from smallthinker.router.predictor import FINAL, QUANT, Matrices, pairs, save_predictor
 from smallthinker.tracing import run_observed, split
 

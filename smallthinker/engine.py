@@ -22,6 +22,7 @@ import numpy.typing as npt
 from smallthinker import _kernels
 from smallthinker.arguments import callback, choice, flag, number, whole
 from smallthinker.arguments import path as path_argument
+from smallthinker.arithmetic import Arithmetic
 from smallthinker.cache.conversations import Conversation, Conversations
 from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
 from smallthinker.cache.hot_set import LEAST_BYTES, load_hot_set, save_hot_set
@@ -37,8 +38,8 @@ from smallthinker.expert_store.real_throttle import allowed_bytes_per_sec
 from smallthinker.expert_store.storage_profile import StorageProfile, load_profile
 from smallthinker.expert_store.store import Store
 from smallthinker.forks import Home
+from smallthinker.forward import ForwardPass, Observers, never
 from smallthinker.huge_pages import HugePages
-from smallthinker.layers import LOOK_AHEAD, Decoder, Observers, never
 from smallthinker.lossy_head import DEFAULT_THRESHOLD, HeadPredictor, LossyHead
 from smallthinker.memory_plan import (
     CHUNKS,
@@ -52,6 +53,7 @@ from smallthinker.memory_plan import (
 )
 from smallthinker.memory_watch import MemoryWatch
 from smallthinker.profile import Clocks, Stopwatch, kernel_times
+from smallthinker.router.look_ahead import LookAhead
 from smallthinker.router.predictor import find_predictor
 from smallthinker.tokenizer import Tokenizer
 
@@ -83,7 +85,7 @@ class Engine:
         reader: QueueKind = "auto",
         storage: StorageProfile | str | Path | None = None,
         prefetch: bool = True,
-        look_ahead: Sequence[int] = LOOK_AHEAD,
+        look_ahead: bool = True,
         predictor: bool = True,
         chunk: int | None = None,
         max_slots: int | None = None,
@@ -105,8 +107,8 @@ class Engine:
         threads: for arithmetic; None takes the physical cores.
         storage: a slower disk to emulate, a profile or its name or file: reads of experts and dense weights take as
         long as from that one, from the page cache as well; no output depends on it.
-        prefetch, look_ahead: see Decoder; off to measure what they are worth. predictor: use the store's, if it has one
-        and not all experts fit.
+        prefetch, look_ahead: see ForwardPass; off to measure what they are worth. predictor: use the store's, if it has
+        one and not all experts fit.
         sequences: KV caches, each for a whole context: conversations that are kept, and answers that can be written in
         the same steps.
         kv_dir, kv_dir_bytes: a folder for conversations that make room or are kept at the end; what it may hold.
@@ -211,14 +213,15 @@ class Engine:
             if lossy is not None:
                 head: npt.NDArray[Any] = store.dense("embed_tokens" if self.config.tie_word_embeddings else "lm_head")
                 self.lossy_head = LossyHead(lossy, pool, self.config, store.quant, head, lossy_threshold)
-            self._decoder = Decoder(
-                store,
-                self.experts,
-                pool,
-                prefetch=prefetch,
-                look_ahead=look_ahead,
-                predictor=None if ahead is None or self.plan.most_slots == store.num_experts else ahead.load(),
-                lossy_head=self.lossy_head,
+            matrices = None if ahead is None or self.plan.most_slots == store.num_experts else ahead.load()
+            exact = None if self.lossy_head is None else self.lossy_head.logits
+            self._arithmetic = Arithmetic(store, pool, cache.slots, matrices, exact)
+            look: LookAhead | None = None
+            if look_ahead and prefetch and self.plan.most_slots < store.num_experts:
+                k = self.config.moe_num_active_primary_experts
+                look = LookAhead(self.config.num_hidden_layers, k, next_token=matrices is not None)
+            self._forward = ForwardPass(
+                self._arithmetic, cache, self.config.num_hidden_layers, look_ahead=look, prefetch=prefetch
             )
             self._watch = MemoryWatch(
                 lambda: cache.held,
@@ -305,7 +308,7 @@ class Engine:
         tokens = sum(len(new) for _, new in spans)
         with self._computing:
             self._share_memory(spans, tokens)
-            logits = self._decoder.forward([(c.kv, new) for c, new in spans], cancelled=cancelled)
+            logits = self._forward.step([(c.kv, new) for c, new in spans], cancelled=cancelled)
         for conversation, new in spans:
             conversation.extend(new)
         self._computed_tokens += tokens
@@ -350,7 +353,7 @@ class Engine:
         self._current, _ = self.open(tokens)
         kv, size = self._current.kv, self.plan.chunk
         chunks = [tokens[at : at + size] for at in range(0, len(tokens), size)]
-        logits = [self._decoder.forward([(kv, chunk)], all_logits=True) for chunk in chunks]
+        logits = [self._forward.step([(kv, chunk)], all_logits=True) for chunk in chunks]
         kv.check_range()
         self.forget()
         return np.concatenate(logits)
@@ -367,7 +370,7 @@ class Engine:
 
     def observe(self, observers: Observers | None) -> None:
         """Show these what is computed from now on; None ends that."""
-        self._decoder.observers = observers or Observers()
+        self._forward.observe(observers or Observers())
 
     def router_weights(self, layer: int) -> npt.NDArray[np.float32]:
         """The router's matrix [E, d] of a layer."""
@@ -389,7 +392,7 @@ class Engine:
         if (groups, tokens, target) == self._shared:
             return
         if tokens < self._shared[1]:  # a prompt's scratch is no longer needed
-            self._pool.release_scratch()
+            self._arithmetic.release_scratch()
             host.trim_heap()
         kv_bytes = sum(self._kv_bytes((n + 1) * _kernels.KV_GROUP) for n in groups)
         limit = slots_at(self.plan, self.config, self.store.record_bytes, kv_bytes, tokens)
@@ -409,7 +412,7 @@ class Engine:
 
     def neuron_counts(self) -> tuple[int, int]:
         """Of the chosen experts' neurons so far: how many ReLU let through, and how many there were."""
-        return self._decoder.live_neurons, self._decoder.neurons
+        return self._arithmetic.live_neurons, self._arithmetic.neurons
 
     def close(self) -> None:
         """Stop the threads, close the files, free the memory. May be called again, from any threads at once."""
@@ -426,7 +429,8 @@ class Engine:
             finally:
                 self._resources.close()
                 self.lossy_head = None
-                del self._decoder, self._pool  # and with them every view of the weights, and the arithmetic's threads
+                # and with them every view of the weights, and the arithmetic's threads
+                del self._forward, self._arithmetic, self._pool
                 self.experts.free()
                 self._conversations.free()
 

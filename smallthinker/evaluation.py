@@ -28,7 +28,7 @@ from smallthinker.expert_store import host
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind
 from smallthinker.expert_store.store import Store
-from smallthinker.layers import Observers
+from smallthinker.forward import Observers
 from smallthinker.lossy_head import DEFAULT_THRESHOLD, HeadPredictor, LossyHead
 from smallthinker.memory_plan import choose_context
 from smallthinker.scoring import (

@@ -24,7 +24,6 @@ from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind
 from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.generation import Completion, GenerationParams, LogitsProcessor
-from smallthinker.layers import LOOK_AHEAD
 from smallthinker.lossy_head import DEFAULT_THRESHOLD
 from smallthinker.memory_plan import MemoryPlan
 from smallthinker.messages import plain_messages
@@ -167,7 +166,7 @@ class LLM:
             reader=reader,
             storage=storage,
             prefetch=prefetch,
-            look_ahead=LOOK_AHEAD if flag("look_ahead", look_ahead) else (),
+            look_ahead=flag("look_ahead", look_ahead),
             lossy_head=lossy_head,
             lossy_threshold=lossy_threshold,
             sequences=sequences,

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from smallthinker.arithmetic import Route
 from smallthinker.config import ModelConfig
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
 from smallthinker.expert_store.format import CONFIG_FILE
 from smallthinker.expert_store.progress import Progress, silent
-from smallthinker.layers import Observers
-from smallthinker.router.exact import Route
+from smallthinker.forward import Observers
 from smallthinker.router.trace import RARELY, Trace, Usage, ids_dtype, usage
 
 # One chunk, so that each expert is read once however few slots there are; 21B then takes seconds and little memory.

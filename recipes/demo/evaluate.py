@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from smallthinker.arithmetic import Route
 from smallthinker.engine import Engine
-from smallthinker.layers import Observers
-from smallthinker.router.exact import Route
+from smallthinker.forward import Observers
 
 CONTEXT, STRIDE = 1024, 512
 

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from smallthinker import _kernels
+from smallthinker.arithmetic import Arithmetic, Floats, Span, Step
 from smallthinker.cache.expert_cache import ExpertCache
 from smallthinker.cache.kv_cache import KVCache, KvKind
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.config import ModelConfig
 from smallthinker.expert_store import host
 from smallthinker.expert_store.format import Quant
-from smallthinker.layers import Decoder, Floats
+from smallthinker.forward import ForwardPass
 from smallthinker.prediction.bench_model import RandomModel, WaitingQueue
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.single_calls import attention_sec, ceiling, compression
@@ -86,84 +87,92 @@ class _AlwaysOn(Trial):
         pass
 
 
-class _TimedDecoder(Decoder):
-    """One sequence's. Adds up the seconds of its layers, of guesses, and of waiting."""
+class _TimedArithmetic(Arithmetic):
+    """Adds up the seconds between a step's embedding and its head: of its layers, whatever they wait for included."""
 
-    kv: KVCache
-    layers_sec = guess_sec = 0.0
+    layers_sec = _began = 0.0
 
-    def run(self, tokens: Sequence[int]) -> None:
-        self.forward([(self.kv, tokens)])
+    def begin(self, spans: Sequence[Span]) -> Step:
+        step = super().begin(spans)
+        self._began = time.perf_counter()
+        return step
 
-    def _layers_of_token(self, *arguments: Any) -> None:
+    def logits(self, step: Step, rows: npt.NDArray[np.intp] | None) -> Floats:
+        self.layers_sec += time.perf_counter() - self._began
+        return super().logits(step, rows)
+
+
+class _TimedForward(ForwardPass):
+    """Adds up the seconds of guesses."""
+
+    guess_sec = 0.0
+
+    def _guess_and_read(self, source: int, step: Step, guess: tuple[list[int], list[int]] | None = None) -> None:
         began = time.perf_counter()
-        super()._layers_of_token(*arguments)
-        self.layers_sec += time.perf_counter() - began
-
-    def _layer_of_chunk(self, *arguments: Any) -> None:
-        began = time.perf_counter()
-        super()._layer_of_chunk(*arguments)
-        self.layers_sec += time.perf_counter() - began
-
-    def _expect(self, look: LookAhead, source: int, x: Floats, answers: list[list[int]] | None = None) -> None:
-        began = time.perf_counter()
-        super()._expect(look, source, x, answers)
+        super()._guess_and_read(source, step, guess)
         self.guess_sec += time.perf_counter() - began
 
 
-def _decoder(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: int, misses: bool) -> _TimedDecoder:
-    config = model.config
-    experts, k = config.moe_num_primary_experts, config.moe_num_active_primary_experts
-    slots = model.slots[: min(2 * k, len(model.slots))] if misses else model.slots
-    queue = WaitingQueue(_READ_SEC if misses else 0.0)
-    policy = DEFAULT_POLICY(model.all_layers, experts, k)  # what it takes to choose a victim grows with all experts
-    cache = ExpertCache(slots, queue, policy, experts)
-    decoder = _TimedDecoder(model, cache, pool)
-    decoder.kv = KVCache(config, tokens, tokens, kv)
-    return decoder
+class _Bench:
+    """One sequence's engine of a random model."""
+
+    def __init__(self, model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: int, misses: bool) -> None:
+        config = model.config
+        experts, k = config.moe_num_primary_experts, config.moe_num_active_primary_experts
+        slots = model.slots[: min(2 * k, len(model.slots))] if misses else model.slots
+        queue = WaitingQueue(_READ_SEC if misses else 0.0)
+        policy = DEFAULT_POLICY(model.all_layers, experts, k)  # what it takes to choose a victim grows with all experts
+        self.experts = ExpertCache(slots, queue, policy, experts)
+        self.arithmetic = _TimedArithmetic(model, pool, slots)
+        look = LookAhead(config.num_hidden_layers, k) if misses else None
+        if look is not None:
+            look.trials = _AlwaysOn(), _AlwaysOn()
+        self.forward = _TimedForward(self.arithmetic, self.experts, config.num_hidden_layers, look_ahead=look)
+        self.kv = KVCache(config, tokens, tokens, kv)
+
+    def run(self, tokens: Sequence[int]) -> None:
+        self.forward.step([(self.kv, tokens)])
 
 
 def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, misses: bool) -> Mapping[str, float]:
     """Seconds of a layer and a token, by part; `beside` and `head` of a token, `calls` of experts of a layer."""
     most = 256
-    decoder = _decoder(model, pool, kv, most, misses)
+    bench = _Bench(model, pool, kv, most, misses)
     rng = np.random.default_rng(0)
     if not misses:
         for layer in range(model.config.num_hidden_layers):  # all resident from the start
-            with decoder.experts.request(layer, range(model.config.moe_num_primary_experts)) as ticket:
+            with bench.experts.request(layer, range(model.config.moe_num_primary_experts)) as ticket:
                 for _ in ticket:
                     pass
-    if decoder.look_ahead is not None:
-        decoder.look_ahead.trials = _AlwaysOn(), _AlwaysOn()
     for _ in range(2):
-        decoder.run([0])
-    decoder.layers_sec = decoder.guess_sec = 0.0
+        bench.run([0])
+    bench.arithmetic.layers_sec = bench.forward.guess_sec = 0.0
     before, waited, began = (
         kernel_times(_kernels.timings(), pool.timings()),
-        decoder.experts.counters().stall_sec,
+        bench.experts.counters().stall_sec,
         time.perf_counter(),
     )
     tokens = 0
     until = began + (_TOKENS_SEC / 2 if misses else _TOKENS_SEC)
     while not tokens or (tokens < most - 2 and time.perf_counter() < until):
-        decoder.run([int(rng.integers(model.config.vocab_size))])
+        bench.run([int(rng.integers(model.config.vocab_size))])
         tokens += 1
     seconds = time.perf_counter() - began
-    waited = decoder.experts.counters().stall_sec - waited
+    waited = bench.experts.counters().stall_sec - waited
     kernels = _difference(kernel_times(_kernels.timings(), pool.timings()), before)
     each = tokens * model.config.num_hidden_layers
     of_layers = sum(kernel.sec for name, kernel in kernels.items() if name not in _BESIDE)
     experts, router = sum(kernels[name].sec for name in _EXPERTS), kernels["router"]
     guessing = router.sec * (1 - each / router.calls)  # the same product as an exact route's
-    rest = decoder.layers_sec - of_layers - waited - (decoder.guess_sec - guessing)
+    rest = bench.arithmetic.layers_sec - of_layers - waited - (bench.forward.guess_sec - guessing)
     return {
         "router": router.sec / router.calls,
         "experts_sec": experts / each,
         "attend": (of_layers - experts - router.sec) / each,
         "python": max(rest, 0.0) / each,
-        "guess": decoder.guess_sec / each,
+        "guess": bench.forward.guess_sec / each,
         "calls": kernels["experts"].calls / each,
-        "beside": (seconds - decoder.layers_sec) / tokens,
+        "beside": (seconds - bench.arithmetic.layers_sec) / tokens,
         "head": kernels["linear"].sec / tokens,
     }
 
@@ -171,11 +180,11 @@ def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, misses: b
 def _chunk(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: int) -> Mapping[str, float]:
     """Seconds of a layer and a chunk of that many tokens: `attend` is all but the experts'."""
     rng = np.random.default_rng(0)
-    decoder = _decoder(model, pool, kv, tokens, misses=False)
+    bench = _Bench(model, pool, kv, tokens, misses=False)
     for again in range(2):
-        decoder.kv.rewind(0)
-        before, decoder.layers_sec = kernel_times(_kernels.timings(), pool.timings()), 0.0
-        decoder.run(rng.integers(model.config.vocab_size, size=tokens).tolist())
+        bench.kv.rewind(0)
+        before, bench.arithmetic.layers_sec = kernel_times(_kernels.timings(), pool.timings()), 0.0
+        bench.run(rng.integers(model.config.vocab_size, size=tokens).tolist())
         if again:
             break
     kernels = _difference(kernel_times(_kernels.timings(), pool.timings()), before)
@@ -187,7 +196,7 @@ def _chunk(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: in
         "experts": model.config.moe_num_primary_experts
         * (1 - (1 - k / model.config.moe_num_primary_experts) ** tokens),
         "experts_sec": experts,
-        "attend": decoder.layers_sec / layers - experts,
+        "attend": bench.arithmetic.layers_sec / layers - experts,
     }
 
 

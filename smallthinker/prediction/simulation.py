@@ -1,32 +1,33 @@
-"""A run on a clock of its own: the engine's expert cache, policy and look-ahead over a simulated disk.
+"""A run on a clock of its own: the engine's forward pass, expert cache, policy and look-ahead over a simulated disk.
 
-Owns the order of events of one layer, which is `layers.Decoder`'s with every kernel replaced by its measured time, but
-for the guesses that a layer makes before its attention, where it misses something, and again after it. So
-hits, wrong guesses, late reads and the trial of the look-ahead are not estimated but happen. Pure: the same
-arguments give the same figures. A test holds the counts against those of the engine.
+Owns what stands in for arithmetic: measured times, and routes that were recorded or drawn. So hits, wrong guesses, late
+reads and the trial of the look-ahead are not estimated but happen. Pure: the same arguments give the same figures. A
+test holds the counts against those of the engine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 
 import numpy as np
+import numpy.typing as npt
 
+from smallthinker import _kernels
+from smallthinker.arithmetic import Floats, Route, Span, Step, Stop
 from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
 from smallthinker.cache.kv_cache import KvKind, kv_touched_bytes
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.cache.read_counters import CacheCounters
 from smallthinker.config import ModelConfig
 from smallthinker.expert_store.host import DIRECT_ALIGN
-from smallthinker.layers import LOOK_AHEAD
+from smallthinker.forward import ForwardPass
 from smallthinker.memory_plan import MemoryPlan, slots_at
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.disk_model import Clock, DiskModel, SimulatedQueue
 from smallthinker.prediction.routing import Routing
 from smallthinker.router.look_ahead import LookAhead
-from smallthinker.router.planner import group_by_expert, plan_reads
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,108 @@ class Phase:
         return self.experts.requests - self.experts.hits
 
 
+class _Context:
+    """Positions of a sequence, of which nothing is kept but how many there are."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.layers: list[_kernels.KvLayer] = []
+
+    def begin(self, tokens: int) -> int:
+        return self.length
+
+    def advance(self, tokens: int) -> None:
+        self.length += tokens
+
+
+class _Arithmetic:
+    """Moves the clock on by what each kernel takes, and the Python around it. The tokens of a step are places in the
+    routing."""
+
+    def __init__(self, config: ModelConfig, costs: ComputeCosts, routing: Routing, clock: Clock) -> None:
+        self._config, self._costs, self._routing, self._clock = config, costs, routing, clock
+        self.sec = 0.0  # in arithmetic and Python
+        self._landing_sec = 0.0  # of Python, each time that some of the layer's experts are there
+        self._at: list[int] = []
+
+    def _spend(self, sec: float) -> None:
+        self._clock.sec += sec
+        self.sec += sec
+
+    def begin(self, spans: Sequence[Span]) -> Step:
+        self._at = list(chain.from_iterable(tokens for _, tokens in spans))
+        return Step(spans, 0, self._config.moe_num_active_primary_experts)
+
+    def run(
+        self, step: Step, first: int, last: int, slot_table: npt.NDArray[np.int32], ahead: npt.NDArray[np.int32]
+    ) -> Stop:
+        costs = self._costs
+        used: list[tuple[list[int], list[int]]] = []
+        for layer in range(first, self._config.num_hidden_layers):
+            if step.tokens == 1:
+                self._spend(costs.route_sec)
+            route = self._route(step, layer)
+            is_missing = not self._are_there(slot_table, layer, route.experts)
+            if is_missing or layer == last:
+                self._spend(costs.miss_python_sec if is_missing else costs.hit_python_sec)
+                self._landing_sec = costs.landed_python_sec if is_missing else 0.0
+                return Stop(layer, used, route, None)
+            self.mix(step, layer)
+            used.append((route.experts, list(map(len, route.pairs))))
+            target = int(ahead[layer])
+            if target >= 0:
+                guess = self.guess(step, layer, target)
+                if not self._are_there(slot_table, target, guess[0]):
+                    self._landing_sec = costs.hit_python_sec
+                    return Stop(layer, used, route, guess)
+            self._landing_sec = costs.hit_python_sec
+            self.compute(step, layer, route.pairs, [])
+        return Stop(self._config.num_hidden_layers, used, None, None)
+
+    def mix(self, step: Step, layer: int) -> None:
+        costs, tokens, window = self._costs, step.tokens, self._config.window(layer)
+        seen = step.starts[0] + (tokens - 1) / 2
+        seen = min(seen, window) if window else seen
+        if tokens == 1:
+            self._spend(costs.attend_sec + seen * costs.key_sec)
+        else:
+            self._spend(costs.chunk_attend_sec(tokens) + tokens * seen * costs.chunk_key_sec)
+
+    def guess(self, step: Step, source: int, target: int) -> tuple[list[int], list[int]]:
+        self._spend(self._costs.guess_sec)
+        named = self._routing.guesses[self._at, target].T.ravel()  # all tokens' best, then all second ones
+        experts, first = np.unique(named, return_index=True)
+        order = np.argsort(first)
+        return experts[order].tolist(), (first[order] // step.tokens).tolist()
+
+    def compute(self, step: Step, layer: int, pairs: list[list[int]], slots: list[int]) -> None:
+        costs = self._costs
+        if step.tokens == 1:
+            self._spend(costs.experts_sec(len(pairs)) + self._landing_sec)
+        else:
+            self._spend(costs.chunk_experts_sec(len(pairs), sum(map(len, pairs))))
+
+    def combine(self, step: Step, layer: int) -> None:
+        pass  # in the time of the experts
+
+    def logits(self, step: Step, rows: npt.NDArray[np.intp] | None) -> Floats:
+        self._spend(self._costs.head_sec)
+        return np.empty((0, 0), np.float32)
+
+    def _route(self, step: Step, layer: int) -> Route:
+        ids = self._routing.ids[self._at, layer].astype(np.int32)
+        flat = ids.ravel().tolist()
+        experts = flat if step.tokens == 1 else sorted(set(flat))
+        pairs: dict[int, list[int]] = {expert: [] for expert in experts}
+        for pair, expert in enumerate(flat):
+            pairs[expert].append(pair)
+        return Route(ids, step.weights, experts, list(pairs.values()))
+
+    def _are_there(self, slot_table: npt.NDArray[np.int32], layer: int, experts: list[int]) -> bool:
+        first = layer * self._config.moe_num_primary_experts
+        return all(slot_table[first + expert] >= 0 for expert in experts)
+
+
 class SimulatedEngine:
     """One model with an empty cache; `prefill` and `decode` return what they took, and leave it as they left it."""
 
@@ -65,46 +168,51 @@ class SimulatedEngine:
         disk: DiskModel,
         costs: ComputeCosts,
         routing: Routing,
+        look_ahead: bool = True,
     ) -> None:
         """plan: made with record_bytes; stored_bytes: what the disk has of a record, less where it is compressed."""
         self._config, self._plan, self._kv, self._record_bytes = config, plan, kv, record_bytes
-        self._costs, self._routing = costs, routing
+        self._routing, self._stored_bytes = routing, stored_bytes
         layers, experts = config.num_hidden_layers, config.moe_num_primary_experts
         k = config.moe_num_active_primary_experts
-        self.clock = Clock()
-        self._compute_sec = 0.0
+        self._clock = clock = Clock()
         finish_sec = costs.decompress_sec if stored_bytes < record_bytes else 0.0
-        self._queue = queue = SimulatedQueue(disk, self.clock, stored_bytes, finish_sec)
-        self._stored_bytes = stored_bytes
+        self._queue = queue = SimulatedQueue(disk, clock, stored_bytes, finish_sec)
         slots = allocate_slots(plan.most_slots, DIRECT_ALIGN)  # never touched
-        self._cache = ExpertCache(slots, queue, DEFAULT_POLICY(layers, experts, k), experts)
-        self._look = LookAhead(layers, k, LOOK_AHEAD) if plan.most_slots < config.num_experts_total else None
+        policy = DEFAULT_POLICY(layers, experts, k)
+        self._cache = ExpertCache(slots, queue, policy, experts, clock=lambda: clock.sec)
+        self._arithmetic = _Arithmetic(config, costs, routing, clock)
+        look = LookAhead(layers, k) if look_ahead and plan.most_slots < config.num_experts_total else None
+        self._forward = ForwardPass(self._arithmetic, self._cache, layers, look_ahead=look, clock=lambda: clock.sec)
+        self._context = _Context()
         self._at = 0  # in the routing
-        self._positions = 0
         self._shared = (-1, 0)
 
     def forget(self) -> None:
         """Empty the context, as before another prompt."""
-        self._positions = 0
+        self._context.length = 0
 
     def prefill(self, tokens: int) -> Phase:
         began = self._reading()
         for start in range(0, tokens, self._plan.chunk):
-            count = min(self._plan.chunk, tokens - start)
-            if count == 1:
-                self._token()
-            else:
-                self._chunk(count)
+            self._step(min(self._plan.chunk, tokens - start))
         return self._phase(began, tokens)
 
     def decode(self, tokens: int) -> Phase:
         began = self._reading()
         for _ in range(tokens):
-            self._token()
+            self._step(1)
         return self._phase(began, tokens)
 
+    def _step(self, tokens: int) -> None:
+        self._share_memory(tokens)
+        if self._at + tokens > self._routing.tokens:  # it begins again at its end
+            self._at = 0
+        self._at += tokens
+        self._forward.step([(self._context, range(self._at - tokens, self._at))])
+
     def _reading(self) -> tuple[float, float, CacheCounters, int]:
-        return self.clock.sec, self._compute_sec, self._cache.counters(), self._queue.withdrawn_bytes
+        return self._clock.sec, self._arithmetic.sec, self._cache.counters(), self._queue.withdrawn_bytes
 
     def _phase(self, began: tuple[float, float, CacheCounters, int], tokens: int) -> Phase:
         sec, compute, counters, withdrawn = self._reading()
@@ -113,97 +221,12 @@ class SimulatedEngine:
         nbytes = records * self._stored_bytes + withdrawn - began[3]
         return Phase(tokens, sec - began[0], compute - began[1], counters, records, nbytes)
 
-    def _spend(self, sec: float) -> None:
-        self.clock.sec += sec
-        self._compute_sec += sec
-
-    def _next(self, tokens: int) -> slice:
-        """That many tokens of the routing, which begins again at its end."""
-        if self._at + tokens > self._routing.tokens:
-            self._at = 0
-        self._at += tokens
-        return slice(self._at - tokens, self._at)
-
     def _share_memory(self, tokens: int) -> None:
         """As Engine does before each step."""
-        positions = self._positions + tokens
+        positions = self._context.length + tokens
         if self._plan.most_slots > self._plan.slots and (positions // 16, tokens) != self._shared:
             self._shared = positions // 16, tokens
             plan, config = self._plan, self._config
             kv_bytes = kv_touched_bytes(config, plan.context, plan.chunk, self._kv, positions + 16)
             limit = slots_at(plan, config, self._record_bytes, kv_bytes, tokens)
             self._cache.resize(min(limit, self._plan.most_slots))
-
-    def _token(self) -> None:
-        self._share_memory(1)
-        at = self._next(1)
-        ids = self._routing.ids[at.start].tolist()
-        guesses = self._routing.guesses[at.start].tolist()
-        look, began, computed, wanted = self._look, self.clock.sec, self._compute_sec, self._cache.wanted
-        if look is not None:
-            look.begin_token()
-        for layer, experts in enumerate(ids):
-            self._layer_of_token(layer, experts, guesses)
-        self._cache.step(1)
-        if look is not None:
-            seconds = self.clock.sec - began
-            waited = seconds - (self._compute_sec - computed)
-            look.trial.token(seconds, waited, self._cache.wanted - wanted)
-        self._spend(self._costs.head_sec)
-        self._positions += 1
-
-    def _layer_of_token(self, layer: int, experts: list[int], guesses: Sequence[list[int]]) -> None:
-        costs, cache, look = self._costs, self._cache, self._look
-        self._spend(costs.route_sec)
-        if look is not None:
-            look.judge(layer, experts)
-        slots = cache.resident_slots(layer, experts)
-        if slots is not None:
-            self._spend(self._attend_sec(layer))
-            self._expect(layer, guesses)
-            self._spend(costs.experts_sec(len(experts)) + costs.hit_python_sec)
-            return
-        with cache.request(layer, experts) as ticket:
-            self._spend(costs.miss_python_sec)
-            self._spend(self._attend_sec(layer))
-            self._expect(layer, guesses)
-            for landed in ticket:
-                self._spend(costs.experts_sec(len(landed)) + costs.landed_python_sec)
-
-    def _expect(self, layer: int, guesses: Sequence[list[int]]) -> None:
-        look = self._look
-        if look is None:
-            return
-        for target in look.targets(layer):
-            self._spend(self._costs.guess_sec)
-            missing = self._cache.expect(target, guesses[target], look.likelihoods(layer, target))
-            if missing:
-                look.remember(layer, target, [(guesses[target][rank], rank) for rank in missing])
-
-    def _attend_sec(self, layer: int) -> float:
-        window = self._config.window(layer)
-        seen = min(self._positions, window) if window else self._positions
-        return self._costs.attend_sec + seen * self._costs.key_sec
-
-    def _chunk(self, tokens: int) -> None:
-        self._share_memory(tokens)
-        costs, cache, config = self._costs, self._cache, self._config
-        at = self._next(tokens)
-        for layer in range(config.num_hidden_layers):
-            work = group_by_expert(self._routing.ids[at, layer].astype(np.int32))
-            work = plan_reads(work, partial(cache.is_resident, layer))
-            pairs = [len(entry.pairs) for entry in work]
-            with cache.request(layer, [entry.expert for entry in work], pairs, tokens) as ticket:
-                if self._look is not None and layer + 1 < config.num_hidden_layers:
-                    ids, counts = np.unique(self._routing.guesses[at, layer + 1], return_counts=True)
-                    wanted = ids[np.argsort(-counts, kind="stable")].tolist()
-                    cache.expect(layer + 1, wanted, [1.0] * len(wanted), most_under_way=len(cache.slots))
-                seen = self._positions + (tokens - 1) / 2
-                window = config.window(layer)
-                seen = min(seen, window) if window else seen
-                self._spend(costs.chunk_attend_sec(tokens) + tokens * seen * costs.chunk_key_sec)
-                for landed in ticket:
-                    self._spend(costs.chunk_experts_sec(len(landed), sum(pairs[position] for position, _ in landed)))
-        cache.step(tokens)
-        self._spend(costs.head_sec)
-        self._positions += tokens

@@ -45,6 +45,12 @@ def kv_layer(heads: int = 2, head_dim: int = 8) -> _kernels.KvLayer:
 
 KV_LAYER = kv_layer()
 
+FFN = _kernels.Ffn("q4_0", 64, 32, 8, 2, "softmax", zeros(16 * 64, dtype=f32).view(u8))
+FORWARD = _kernels.Forward(
+    POOL, [_kernels.AttentionLayer(**ATTENTION_LAYER)] * 2, [FFN] * 2, zeros(3, SECTIONS[2], dtype=u8)
+)
+FORWARD.compute(0, zeros(3, 64), [[0, 2, 4], [1, 3, 5]], [2, 0])  # so that there is something to combine
+
 # A right call of each kernel. `k` of route and the counts of experts are chosen so that every dimension differs.
 RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "unpack": (
@@ -104,19 +110,6 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "weights": zeros(3, 2),
         },
     ),
-    "router": (
-        _kernels.router,
-        {
-            "pool": POOL,
-            "data": zeros(16 * 20, dtype=f32).view(u8),
-            "experts": 8,
-            "x": zeros(3, 20),
-            "k": 2,
-            "gating": "softmax",
-            "ids": zeros(3, 2, dtype=i32),
-            "weights": zeros(3, 2),
-        },
-    ),
     "sample": (
         _kernels.sample,
         {"pool": POOL, "logits": zeros(8), "temperature": 1.0, "top_k": 3, "top_p": 0.9, "min_p": 0.1, "u": 0.5},
@@ -165,57 +158,42 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "out": zeros(10, 64),
         },
     ),
-    "token_router.route": (
-        _kernels.TokenRouter(POOL, [zeros(16 * 20, dtype=f32).view(u8)], 8, 20, 2, "softmax").route,
-        {"layer": 0, "x": zeros(1, 20), "weights": zeros(1, 2)},
+    "ffn": (
+        _kernels.Ffn,
+        {
+            "quant": "q4_0",
+            "hidden": 64,
+            "ffn": 32,
+            "experts": 8,
+            "k": 2,
+            "gating": "softmax",
+            "router": zeros(16 * 64, dtype=f32).view(u8),
+        },
     ),
-    "token_experts.add": (
-        _kernels.TokenExperts(POOL, "q4_0", 64, 32, 2, zeros(3, SECTIONS[2], dtype=u8)).add,
-        {"x": zeros(1, 64), "normed": zeros(1, 64), "slots": [2, 0], "weights": zeros(1, 2)},
-    ),
-    "token_router.route_several": (
-        _kernels.TokenRouter(POOL, [zeros(16 * 20, dtype=f32).view(u8)], 8, 20, 2, "softmax").route_several,
-        {"layer": 0, "x": zeros(3, 20), "weights": zeros(3, 2)},
-    ),
-    "token_router.guess": (
-        _kernels.TokenRouter(POOL, [zeros(16 * 20, dtype=f32).view(u8)], 8, 20, 2, "softmax").guess,
-        {"source": 0, "x": zeros(1, 20), "targets": [0]},
-    ),
-    "token_router.guess_several": (
-        _kernels.TokenRouter(POOL, [zeros(16 * 20, dtype=f32).view(u8)], 8, 20, 2, "softmax").guess_several,
-        {"source": 0, "x": zeros(3, 20), "targets": [0]},
-    ),
-    "token_layers.run": (
-        _kernels.TokenLayers(
-            _kernels.TokenRouter(POOL, [zeros(16 * 64, dtype=f32).view(u8)] * 2, 8, 64, 2, "softmax"),
-            [_kernels.AttentionLayer(**ATTENTION_LAYER)] * 2,
-            _kernels.TokenExperts(POOL, "q4_0", 64, 32, 2, zeros(3, SECTIONS[2], dtype=u8)),
-        ).run,
+    "forward.run": (
+        FORWARD.run,
         {
             "first": 0,
             "last": 2,
-            "x": zeros(1, 64),
-            "normed": zeros(1, 64),
-            "weights": zeros(1, 2),
-            "slots": zeros(16, dtype=i32),
-            "ahead": np.array([1, -1], i32),
-            "caches": [kv_layer(), KV_LAYER],
-            "start": 13,
-            "cos": zeros(1, 4),
-            "sin": zeros(1, 4),
-            "ids": zeros(3, 2, dtype=i32),
-        },
-    ),
-    "token_experts.add_several": (
-        _kernels.TokenExperts(POOL, "q4_0", 64, 32, 2, zeros(3, SECTIONS[2], dtype=u8)).add_several,
-        {
             "x": zeros(3, 64),
             "normed": zeros(3, 64),
-            "slots": [2, 0],
-            "pairs": [[0, 2, 4], [1, 3, 5]],
+            "ids": zeros(3, 2, dtype=i32),
             "weights": zeros(3, 2),
+            "slot_of": zeros(16, dtype=i32),
+            "ahead": np.array([1, -1], i32),
+            "caches": [[kv_layer(), KV_LAYER], [kv_layer(), kv_layer()]],
+            "starts": [13, 14],
+            "counts": [1, 2],
+            "cos": zeros(3, 4),
+            "sin": zeros(3, 4),
         },
     ),
+    "forward.guess": (FORWARD.guess, {"source": 0, "x": zeros(3, 64), "targets": [0]}),
+    "forward.compute": (
+        FORWARD.compute,
+        {"layer": 0, "normed": zeros(3, 64), "pairs": [[0, 2, 4], [1, 3, 5]], "slots": [2, 0]},
+    ),
+    "forward.combine": (FORWARD.combine, {"layer": 0, "x": zeros(3, 64), "weights": zeros(3, 2)}),
     "combine": (
         _kernels.combine,
         {"pool": POOL, "x": zeros(3, 20), "contributions": zeros(6, 20), "weights": zeros(3, 2)},
@@ -261,17 +239,11 @@ OUTPUTS = [
         ("rope", "cos"),
         ("rope", "sin"),
         ("linear_groups", "x"),
-        ("router", "x"),
-        ("token_router.route", "x"),
-        ("token_experts.add", "normed"),
-        ("token_experts.add", "weights"),
-        ("token_router.route_several", "x"),
-        ("token_router.guess", "x"),
-        ("token_router.guess_several", "x"),
-        ("token_layers.run", "cos"),
-        ("token_layers.run", "sin"),
-        ("token_experts.add_several", "normed"),
-        ("token_experts.add_several", "weights"),
+        ("forward.run", "cos"),
+        ("forward.run", "sin"),
+        ("forward.guess", "x"),
+        ("forward.compute", "normed"),
+        ("forward.combine", "weights"),
         ("attention_layer.forward", "cos"),
         ("attention_layer.forward", "sin"),
         ("attention", "keys"),
@@ -280,7 +252,8 @@ OUTPUTS = [
 ]
 # Dimensions that nothing else of the call has.
 FREE = {
-    ("token_router.guess_several", "x", 0),
+    ("forward.guess", "x", 0),
+    ("forward.combine", "x", 0),
     ("experts", "slots", 0),
     ("rope", "x", 1),
     ("linear_groups", "groups", 0),
@@ -432,6 +405,30 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ("experts", {"pairs": np.array([0, 4, 10], i32)}, r"pairs\[2\]: expected 0 to 9, found 10"),
     ("experts", {"pairs": np.array([-1, 4, 9], i32)}, r"pairs\[0\]: expected 0 to 9, found -1"),
     ("experts", {"pairs": np.array([0, 4, 4], i32)}, r"pairs\[2\]: 4 is there twice"),
+    ("ffn", {"k": 9}, "k: expected 1 to 8"),
+    ("ffn", {"gating": "relu"}, "gating: expected softmax or sigmoid"),
+    ("ffn", {"hidden": 48}, "hidden: expected a multiple of 32"),
+    ("forward.run", {"first": -1}, "first, last: expected 0 to 2"),
+    ("forward.run", {"last": 3}, "first, last: expected 0 to 2"),
+    ("forward.run", {"first": 1, "last": 0}, "first, last: expected 0 to 2"),
+    ("forward.run", {"caches": []}, "starts: expected as many as caches, 0, found 2"),
+    ("forward.run", {"caches": [[KV_LAYER]] * 2}, "caches: expected those of 2 layers, found 1"),
+    ("forward.run", {"caches": [[KV_LAYER] * 2] * 2}, r"caches\[1\]: is there twice"),
+    ("forward.run", {"caches": [[KV_LAYER, None]] * 2}, r"caches\[\d\]: (expected a KvLayer|is there twice)"),
+    ("forward.run", {"starts": [-1, 0]}, "start: expected 0 to"),
+    ("forward.run", {"ahead": np.array([0, 2], i32)}, r"ahead\[1\]: expected less than 2, found 2"),
+    ("forward.run", {"slot_of": np.full(16, 3, i32)}, r"slot_of\[\d+\]: expected 0 to 2, found 3"),
+    ("forward.guess", {"targets": [2]}, "targets: expected 0 to 1, found 2"),
+    ("forward.guess", {"source": -1}, "targets: no predictor of layer 0"),
+    ("forward.compute", {"layer": -1}, "layer: expected 0 to 1, found -1"),
+    ("forward.compute", {"layer": 2}, "layer: expected 0 to 1, found 2"),
+    ("forward.compute", {"slots": [0]}, "slots: expected as many as pairs, 2, found 1"),
+    ("forward.compute", {"slots": [0, 3]}, r"slots\[1\]: expected 0 to 2, found 3"),
+    ("forward.compute", {"slots": [-1, 0]}, r"slots\[0\]: expected 0 to 2, found -1"),
+    ("forward.compute", {"pairs": [[0], [6]]}, "pairs: expected 0 to 5, found 6"),
+    ("forward.compute", {"pairs": [[0], [-1]]}, "pairs: expected 0 to 5, found -1"),
+    ("forward.compute", {"pairs": [[0], [0]]}, "pairs: 0 is there twice"),
+    ("forward.combine", {"x": zeros(4, 64), "weights": zeros(4, 2)}, "x: expected at most the tokens"),
 ]
 
 

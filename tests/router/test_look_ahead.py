@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 
 from smallthinker.router.look_ahead import WORTH, LookAhead, Trial
+from smallthinker.router.predictor import FINAL
 
 LAYERS, K = 6, 3
 
@@ -17,8 +18,8 @@ def switched_on(look: LookAhead) -> LookAhead:
     return look
 
 
-def always_on(distances: tuple[int, ...]) -> LookAhead:
-    return switched_on(LookAhead(LAYERS, K, distances))
+def always_on() -> LookAhead:
+    return switched_on(LookAhead(LAYERS, K))
 
 
 def token(look: LookAhead, answer: list[int], truth: list[int], missing: list[int] | None = None) -> int:
@@ -26,48 +27,51 @@ def token(look: LookAhead, answer: list[int], truth: list[int], missing: list[in
     made = 0
     look.begin_token()
     for layer in range(LAYERS):
-        look.judge(layer, truth)
-        for target in look.targets(layer):
+        look.score_predictions(layer, truth)
+        target = look.target(layer)
+        if target is not None:
             made += 1
-            look.remember(layer, target, [(answer[rank], rank) for rank in (range(K) if missing is None else missing)])
+            ranks = range(K) if missing is None else missing
+            look.record_prediction(layer, target, [(answer[rank], rank) for rank in ranks])
     return made
 
 
-def test_every_later_layer_in_reach_is_asked() -> None:
-    look = always_on((1, 3))
+def test_every_layer_but_the_last_asks_for_the_next() -> None:
+    look = always_on()
     look.begin_token()
-    assert [look.targets(layer) for layer in range(LAYERS)] == [(1, 3), (2, 4), (3, 5), (4,), (5,), ()]
+    assert [look.target(layer) for layer in range(LAYERS)] == [1, 2, 3, 4, 5, None]
+    assert look.ahead.tolist() == [1, 2, 3, 4, 5, -1]
 
 
 def test_guesses_that_are_wrong_are_given_up_and_watched_until_they_are_right() -> None:
-    look = always_on((1,))
+    look = always_on()
     made = [token(look, [7, 8, 9], [1, 2, 3]) for _ in range(200)]
     assert made[0] == LAYERS - 1
     assert sum(made[-32:]) == 2 * (LAYERS - 1)
-    assert look.likelihoods(0, 1) == [0.0] * K
-    assert look.precision()[1] < WORTH / 2
+    assert look.likelihoods(1) == [0.0] * K
+    assert max(look.precision(1)) < WORTH / 2
     made = [token(look, [1, 2, 3], [1, 2, 3]) for _ in range(400)]
     assert made[-1] == LAYERS - 1
-    assert min(look.likelihoods(0, 1)) > WORTH
+    assert min(look.likelihoods(1)) > WORTH
 
 
 def test_ranks_are_judged_apart_and_only_where_a_read_was_needed() -> None:
-    look = always_on((1,))
+    look = always_on()
     for _ in range(200):
         token(look, [1, 8, 9], [1, 2, 3], missing=[0, 1])
-    likelihoods = look.likelihoods(2, 3)
+    likelihoods = look.likelihoods(3)
     assert likelihoods[0] > 0.9
     assert likelihoods[1] == 0.0
     assert WORTH <= likelihoods[2] < 0.9  # never judged: every time it was resident
 
 
 def test_a_token_given_up_half_way_is_not_judged_by_the_next() -> None:
-    look = always_on((2,))
+    look = always_on()
     look.begin_token()
-    look.remember(0, 2, [(1, 0), (2, 1), (3, 2)])
-    before = look.precision()
+    look.record_prediction(1, 2, [(1, 0), (2, 1), (3, 2)])
+    before = look.precision(2)
     token(look, [], [9, 9, 9], missing=[])
-    assert look.precision() == before
+    assert look.precision(2) == before
 
 
 @pytest.mark.parametrize(("gain", "pays"), [(0.8, True), (1.3, False)])
@@ -105,75 +109,68 @@ def test_a_trial_takes_turns() -> None:
     assert sum(a != b for a, b in pairwise(ways)) == Trial.SPELLS - 1  # the first is the way it was
 
 
-def test_no_layer_is_ahead_by_nothing() -> None:
-    with pytest.raises(ValueError, match="distances"):
-        LookAhead(4, 2, (0,))
-
-
 def test_a_guess_about_the_next_token_is_judged_at_the_next_token() -> None:
-    look = switched_on(LookAhead(4, 2, (1, 2), next_token=True))
+    look = switched_on(LookAhead(4, 2, next_token=True))
     look.begin_token()
-    assert look.targets(-1) == (0, 1)
-    before = look.likelihoods(-1, 0)
-    look.remember(-1, 0, [(5, 0), (6, 1)])
+    assert look.target(FINAL) == 0
+    before = look.likelihoods(0)
+    look.record_prediction(FINAL, 0, [(5, 0), (6, 1)])
     look.begin_token()
-    look.judge(0, [5, 7])
-    after = look.precision_of(-1, 0)
+    look.score_predictions(0, [5, 7])
+    after = look.precision(0)
     assert after[0] > before[0] > after[1]
 
 
 def test_guesses_of_a_token_that_was_given_up_are_not_judged_later() -> None:
-    look = switched_on(LookAhead(4, 2, (1, 2), next_token=True))
+    look = switched_on(LookAhead(4, 2, next_token=True))
     look.begin_token()
-    look.remember(0, 1, [(5, 0), (6, 1)])
-    look.remember(-1, 1, [(5, 0)])
+    look.record_prediction(0, 1, [(5, 0), (6, 1)])
+    look.record_prediction(FINAL, 0, [(5, 0)])
     look.begin_token()
     look.begin_token()
-    before = [look.precision_of(source, 1) for source in (0, -1)]
-    look.judge(1, [5, 6])
-    assert [look.precision_of(source, 1) for source in (0, -1)] == before
+    before = [look.precision(target) for target in (0, 1)]
+    for layer in (0, 1):
+        look.score_predictions(layer, [5, 6])
+    assert [look.precision(target) for target in (0, 1)] == before
 
 
 def test_the_next_token_is_no_longer_guessed_where_that_is_seldom_right_but_watched() -> None:
-    look = switched_on(LookAhead(4, 2, (1, 2), next_token=True))
+    look = switched_on(LookAhead(4, 2, next_token=True))
     asked = []
-    for _ in range(40):
+    for _ in range(60):
         look.begin_token()
-        asked.append(look.targets(-1))
-        for target in look.targets(-1):
-            look.remember(-1, target, [(5, 0), (6, 1)])
-        for layer in range(2):
-            look.judge(layer, [1, 2])
-    assert asked[0] == (0, 1) and () in asked[20:] and (0, 1) in asked[20:]
-    assert max(look.precision_of(-1, 0)) < WORTH
+        asked.append(look.target(FINAL))
+        if asked[-1] is not None:
+            look.record_prediction(FINAL, 0, [(5, 0), (6, 1)])
+        look.score_predictions(0, [1, 2])
+    assert asked[0] == 0 and None in asked[20:] and 0 in asked[20:]
+    assert max(look.precision(0)) < WORTH
 
 
 def test_without_a_predictor_only_this_token_is_guessed() -> None:
-    look = switched_on(LookAhead(4, 2, (1, 2)))
+    look = switched_on(LookAhead(4, 2))
     look.begin_token()
-    assert look.targets(-1) == ()
-    assert look.targets(0) == (1, 2) and look.targets(3) == ()
+    assert look.target(FINAL) is None
+    assert look.target(0) == 1 and look.target(3) is None
 
 
 def test_a_trial_without_it_asks_for_nothing() -> None:
-    look = switched_on(LookAhead(4, 2, (1, 2), next_token=True))
+    look = switched_on(LookAhead(4, 2, next_token=True))
     look.begin_token()
     look.trial.on = False
-    assert look.targets(-1) == ()
+    assert look.target(FINAL) is None
     look.begin_token()
-    assert look.targets(0) == ()
+    assert look.target(0) is None and look.ahead.tolist() == [-1] * 4
 
 
-@pytest.mark.parametrize("layers", [1, 2, 3])
-def test_models_of_few_layers_have_fewer_targets(layers: int) -> None:
-    look = switched_on(LookAhead(layers, 2, (1, 2), next_token=True))
+def test_a_model_of_one_layer_has_only_the_next_token_to_guess() -> None:
+    look = switched_on(LookAhead(1, 2, next_token=True))
     look.begin_token()
-    assert look.targets(-1) == (0, 1)[:layers]
-    assert set(look.precision()) == {0, 1, 2}
+    assert look.target(FINAL) == 0 and look.target(0) is None
 
 
 def test_several_sequences_have_a_trial_of_their_own() -> None:
-    alone = LookAhead(4, 2, (1,))
+    alone = LookAhead(4, 2)
     for _ in range(Trial.WARM_UP + Trial.SPELL):
         alone.begin_token()
         alone.trial.token(1.0)

@@ -63,7 +63,7 @@ def test_a_predictor_of_other_routers_is_refused(store_folder: Path, tmp_path: P
     with pytest.raises(StoreFormatError, match=r"routers: expected .* found .*`smallthinker calibrate --force`"):
         Engine(store_folder, max_slots=4)
     Engine(store_folder, max_slots=4, predictor=False).close()
-    Engine(store_folder, max_slots=4, look_ahead=()).close()
+    Engine(store_folder, max_slots=4, look_ahead=False).close()
 
 
 def test_a_predictor_serves_the_same_model_in_another_format(hybrid_store: Path, tmp_path: Path) -> None:
@@ -151,11 +151,11 @@ def test_no_bit_of_an_output_depends_on_a_predictor(
     def run(**options: Any) -> list[np.ndarray]:
         with Engine(folder, max_slots=slots, **options) as engine:
             logits = [engine.prefill(tokens[:5])[0], *(engine.decode(token) for token in tokens[5:])]
-            has_predictor = engine._decoder.look_ahead is not None and -1 in engine._decoder.look_ahead._sources
+            has_predictor = engine._forward.look_ahead is not None and -1 in engine._forward.look_ahead._sources
             assert has_predictor == ((folder / PREDICTOR_FILE).exists() and options == {})
             return logits
 
-    expected = run(look_ahead=())
+    expected = run(look_ahead=False)
     with Store.open(folder) as store:
         matrices = random_matrices(store, seed)
         if damage:  # scales of NaN and infinity among them

@@ -23,7 +23,7 @@ from smallthinker.errors import CheckpointError, RequestError, StoreWriteError
 from smallthinker.evaluation import Setting, Switches, compare, perplexity
 from smallthinker.evaluation_results import Perplexity
 from smallthinker.expert_store.convert import convert
-from smallthinker.layers import Observers
+from smallthinker.forward import Observers
 from smallthinker.tracing import run_observed
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prediction_settings import FOUR_B, SMALL, costs, setting, storage
 
 from smallthinker.engine import Engine
-from smallthinker.layers import Observers
+from smallthinker.forward import Observers
 from smallthinker.memory_plan import MIB
 from smallthinker.prediction.advice import LEAST_GAIN, Change, best_changes, recommended_bytes
 from smallthinker.prediction.compute_costs import ComputeCosts
@@ -33,7 +33,7 @@ def test_the_simulation_counts_the_hits_and_misses_of_the_engine(hybrid_store: P
     routes: list[np.ndarray] = []
     tokens = 8
     # nothing is guessed: which guess is read, and what is evicted for it, depends on the disk
-    with Engine(hybrid_store, max_slots=12, context=64, look_ahead=()) as engine:
+    with Engine(hybrid_store, max_slots=12, context=64, look_ahead=False) as engine:
         plan, config, record_bytes = engine.plan, engine.config, engine.store.record_bytes
         for token in range(tokens):
             engine.prefill([*range(token + 1)])
@@ -47,8 +47,8 @@ def test_the_simulation_counts_the_hits_and_misses_of_the_engine(hybrid_store: P
     simulated = SimulatedEngine(
         config, plan, kv="f16", record_bytes=record_bytes,
         stored_bytes=record_bytes, disk=at_hand.disk, costs=at_hand.costs, routing=Routing(ids, ids, "the engine"),
+        look_ahead=False,
     )  # fmt: skip
-    simulated._look = None
     counts = simulated.decode(tokens).experts
     assert plan.most_slots == 12 and counts.evictions > 0
     assert (counts.hits, counts.misses, counts.evictions) == (real.hits, real.misses, real.evictions)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from smallthinker.arithmetic import Route
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
 from smallthinker.expert_store.synth import synth
-from smallthinker.layers import Observers
-from smallthinker.router.exact import Route
+from smallthinker.forward import Observers
 from smallthinker.tracing import gate_values, random_usage, record, split
 
 SMALL: dict[str, Any] = {

@@ -1,0 +1,368 @@
+// A step's way through the layers without a line of Python, as long as everything that it needs is in memory. Between
+// kernels that sweep the processor's caches, what Python does for a layer costs several times its usual price.
+//
+// Shape letters: T tokens of a step, d hidden size, E experts of a layer, k experts per token, L layers.
+#pragma once
+
+#include <pybind11/stl.h>
+
+#include <map>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bound_attention.h"
+
+namespace smallthinker {
+
+// The feed-forward network of one layer: its router, and the shape of its experts' records; checked once.
+class BoundFfn {
+ public:
+  BoundFfn(const std::string& quant, int64_t hidden, int64_t ffn, int64_t experts, int64_t k, const std::string& gating,
+           const py::array& router)
+      : kept_(router), gating_(parse_gating(gating, k, experts)) {
+    check_experts_shape(hidden, ffn);
+    call_.quant = parse_quant(quant);
+    call_.hidden = hidden;
+    call_.ffn = ffn;
+    call_.k = k;
+    check_matrix(Quant::f32, experts, hidden);
+    router_ = {Quant::f32, packed(router, "router", packed_bytes(Quant::f32, Layout::tiles, experts, hidden)), experts, hidden};
+  }
+
+  const Matrix& router() const { return router_; }
+  Gating gating() const { return gating_; }
+  int64_t experts() const { return router_.rows; }
+  int64_t k() const { return call_.k; }
+  const ExpertCall& call() const { return call_; }
+
+ private:
+  const py::array kept_;  // whose memory router_ points to
+  Matrix router_;
+  const Gating gating_;
+  ExpertCall call_{};
+};
+
+// The experts that a step wants of a layer: those of one token best first, of several tokens ascending. Pairs (token * k +
+// rank) of expert i are pairs[offsets[i]] to pairs[offsets[i + 1] - 1].
+struct Routes {
+  std::vector<int32_t> experts, offsets, pairs;
+};
+
+// Experts that a later layer may want, by the best rank that a token gives them, and these ranks.
+struct Guess {
+  std::vector<int32_t> experts, ranks;
+};
+
+class BoundForward {
+ public:
+  // (the layer whose state is taken, the layer guessed for) -> a matrix [E, d] in q8_0. Source kFinal is the final state
+  // of the token before.
+  using Predictors = std::map<std::pair<int64_t, int64_t>, py::array>;
+  using Caches = std::vector<std::vector<const BoundKvLayer*>>;  // of each sequence, by layer
+
+  // Why `run` ended.
+  enum class Stop {
+    done,
+    routed,   // an expert of the layer isn't in memory, or it was to go no further; nothing of the layer is computed
+    guessed,  // attention has been added, and what is guessed of a later layer isn't in memory
+  };
+  struct End {
+    int64_t layer;
+    Stop stop;
+    int64_t live_neurons;
+    std::vector<Routes> used;  // of the layers from `first` on that found their experts in slots, this one among them if guessed
+    Routes route;              // of the layer, if not done
+    Guess guess;
+  };
+
+  // mixers, ffns: of every layer, BoundAttentionLayer and BoundFfn. slots [n, record_bytes].
+  BoundForward(ThreadPool& pool, const std::vector<py::object>& mixers, const std::vector<py::object>& ffns,
+               const py::array& slots, const Predictors& predictors)
+      : pool_(pool), kept_(mixers), kept_predictors_(predictors), slots_(slots) {
+    kept_.insert(kept_.end(), ffns.begin(), ffns.end());
+    if (mixers.empty() || mixers.size() != ffns.size()) {
+      fail("ffns: expected as many as mixers, at least one, ", mixers.size(), ", found ", ffns.size());
+    }
+    int64_t records = 0;
+    for (size_t i = 0; i < mixers.size(); ++i) {
+      layers_.push_back({&mixers[i].cast<BoundAttentionLayer&>(), &ffns[i].cast<BoundFfn&>(), records});
+      const Layer& layer = layers_.back();
+      records += layer.ffn->experts();
+      ExpertCall call = layer.ffn->call();
+      check_slots(slots, call);
+      if (call.hidden != layer.mixer->dim() || call.hidden != layers_[0].mixer->dim()) {
+        fail("layer ", i, ": expected states ", layers_[0].mixer->dim(), " wide");
+      }
+    }
+    for (const auto& [pair, matrix] : kept_predictors_) {
+      const BoundFfn& ffn = *at("predictors", pair.second).ffn;
+      if (pair.first != kFinal) at("predictors", pair.first);
+      check_matrix(Quant::q8_0, ffn.experts(), dim());
+      const uint8_t* bytes = packed(matrix, "predictors", packed_bytes(Quant::q8_0, Layout::tiles, ffn.experts(), dim()));
+      predictors_[pair] = {Quant::q8_0, bytes, ffn.experts(), dim()};
+    }
+  }
+
+  // x [T, d] through the layers from `first` on, in place, as long as they find their experts in slots; `last` is routed
+  // and no more. slot_of [records or more]: where an expert is, or -1; those of a layer stand together, layer after
+  // layer. counts[i] tokens of caches[i] from position starts[i] on. ahead [L]: the layer that is guessed once attention
+  // has been added, -1 for none. ids, weights [T, k] get the last route, normed [T, d] the last norm.
+  End run(int64_t first, int64_t last, py::array& x, py::array& normed, py::array& ids, py::array& weights,
+          const py::array& slot_of, const py::array& ahead, const Caches& caches, const std::vector<int64_t>& starts,
+          const std::vector<int64_t>& counts, const py::array& cos, const py::array& sin) {
+    const int64_t n_layers = static_cast<int64_t>(layers_.size());
+    if (first < 0 || first > last || last > n_layers) fail("first, last: expected 0 to ", n_layers, ", found ", first, ", ", last);
+    State state;
+    state.x = output<float>(x, "x", {-1, dim()});
+    state.tokens = x.shape(0);
+    state.normed = output<float>(normed, "normed", {state.tokens, dim()});
+    check_disjoint(normed, x, "x");
+    const int64_t widest = widest_k();
+    state.ids = output<int32_t>(ids, "ids", {state.tokens, widest});
+    state.weights = output<float>(weights, "weights", {state.tokens, widest});
+    state.slot_of = input<int32_t>(slot_of, "slot_of", {-1});
+    if (slot_of.size() < records()) fail("slot_of: expected at least ", records(), " records, found ", slot_of.size());
+    const int32_t* guessed = input<int32_t>(ahead, "ahead", {n_layers});
+    const int64_t half = layers_[0].mixer->head_dim() / 2;
+    state.cos = input<float>(cos, "cos", {state.tokens, half});
+    state.sin = input<float>(sin, "sin", {state.tokens, half});
+    for (const auto& of_sequence : caches) {
+      if (static_cast<int64_t>(of_sequence.size()) != n_layers) fail("caches: expected those of ", n_layers, " layers, found ", of_sequence.size());
+    }
+    std::vector<std::vector<Span>> spans;
+    std::vector<const BoundKvLayer*> of_layer(caches.size());
+    for (int64_t layer = first; layer < last; ++layer) {
+      const auto i = static_cast<size_t>(layer);
+      if (layers_[i].mixer->head_dim() / 2 != half) fail("cos: expected as many angles in every layer");
+      if (guessed[layer] >= n_layers) fail("ahead[", layer, "]: expected less than ", n_layers, ", found ", guessed[layer]);
+      for (size_t s = 0; s < caches.size(); ++s) of_layer[s] = caches[s][i];
+      spans.push_back(layers_[i].mixer->spans(of_layer, starts, counts, state.tokens));
+    }
+
+    py::gil_scoped_release unlocked;
+    pool_.home().check();  // else the lock may be held for ever
+    std::lock_guard<std::mutex> lock(mutex_);
+    End end{first, Stop::done, 0, {}, {}, {}};
+    for (; end.layer < n_layers; ++end.layer) {
+      const Layer& layer = layers_[static_cast<size_t>(end.layer)];
+      Routes route = choose(layer, state);
+      std::vector<int32_t> found;
+      if (end.layer == last || !are_there(layer, state.slot_of, route.experts, &found)) {
+        end.stop = Stop::routed;
+        end.route = std::move(route);
+        return end;
+      }
+      layer.mixer->add_to(state.x, spans[static_cast<size_t>(end.layer - first)], state.cos, state.sin, state.normed);
+      const int64_t target = guessed[end.layer];
+      if (target >= 0) {
+        end.guess = guess_one(end.layer, target, state.x, state.tokens);
+        if (!are_there(layers_[static_cast<size_t>(target)], state.slot_of, end.guess.experts, nullptr)) {
+          end.stop = Stop::guessed;
+          end.used.push_back(route);
+          end.route = std::move(route);
+          return end;
+        }
+      }
+      end.live_neurons += compute_locked(layer, state.normed, state.tokens, route, found);
+      combine_locked(layer, state.x, state.weights, state.tokens);
+      end.used.push_back(std::move(route));
+    }
+    return end;
+  }
+
+  // What each layer in `targets` would choose for x [T, d]: as its predictor for `source` says or, without one, as its
+  // own router does of the same x.
+  std::vector<Guess> guess(int64_t source, const py::array& x, const std::vector<int64_t>& targets) {
+    const float* from = input<float>(x, "x", {-1, dim()});
+    const int64_t tokens = x.shape(0);
+    for (const int64_t target : targets) {
+      at("targets", target);
+      if (source == kFinal && predictors_.count({source, target}) == 0) fail("targets: no predictor of layer ", target);
+    }
+    py::gil_scoped_release unlocked;
+    std::vector<Guess> guesses;
+    for (const int64_t target : targets) guesses.push_back(guess_one(source, target, from, tokens));
+    return guesses;
+  }
+
+  // What some of a layer's experts give the tokens that chose them, kept until `combine`: pairs[i] are those of the
+  // expert in slots[i]. Returns how many neurons were computed.
+  int64_t compute(int64_t layer, const py::array& normed, const std::vector<std::vector<int32_t>>& pairs,
+                  const std::vector<int32_t>& slots) {
+    const float* from = input<float>(normed, "normed", {-1, dim()});
+    const Layer& of = at("layer", layer);
+    const int64_t tokens = normed.shape(0);
+    if (slots.size() != pairs.size()) fail("slots: expected as many as pairs, ", pairs.size(), ", found ", slots.size());
+    Routes route;
+    route.offsets.push_back(0);
+    std::vector<char> is_used(static_cast<size_t>(tokens * of.ffn->k()));
+    for (size_t i = 0; i < pairs.size(); ++i) {
+      check_slot("slots", static_cast<int64_t>(i), slots[i], slots_.shape(0));
+      for (const int32_t pair : pairs[i]) {
+        if (pair < 0 || pair >= tokens * of.ffn->k()) fail("pairs: expected 0 to ", tokens * of.ffn->k() - 1, ", found ", pair);
+        if (is_used[static_cast<size_t>(pair)]++) fail("pairs: ", pair, " is there twice");
+      }
+      route.pairs.insert(route.pairs.end(), pairs[i].begin(), pairs[i].end());
+      route.offsets.push_back(static_cast<int32_t>(route.pairs.size()));
+    }
+    if (slots.empty()) return 0;
+    py::gil_scoped_release unlocked;
+    pool_.home().check();  // else the lock may be held for ever
+    std::lock_guard<std::mutex> lock(mutex_);
+    return compute_locked(of, from, tokens, route, slots);
+  }
+
+  // x [T, d] += the sum over rank j of weights[t, j] * what was computed last for pair t * k + j.
+  void combine(int64_t layer, py::array& x, const py::array& weights) {
+    const Layer& of = at("layer", layer);
+    float* to = output<float>(x, "x", {-1, dim()});
+    const int64_t tokens = x.shape(0);
+    const float* w = input<float>(weights, "weights", {tokens, widest_k()});
+    py::gil_scoped_release unlocked;  // before the lock, which another thread may hold and want the GIL
+    pool_.home().check();  // else the lock may be held for ever
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (floats(of, tokens) > contributions_.size()) fail("x: expected at most the tokens that were computed, found ", tokens);
+    combine_locked(of, to, w, tokens);
+  }
+
+  // Free what experts' contributions take; the next step takes what it needs.
+  void release() {
+    pool_.home().check();
+    std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<float>().swap(contributions_);
+  }
+
+ private:
+  static constexpr int64_t kFinal = -1;
+
+  struct Layer {
+    BoundAttentionLayer* mixer;
+    BoundFfn* ffn;
+    int64_t first_record;
+  };
+  struct State {
+    float *x, *normed;
+    int64_t tokens;
+    int32_t* ids;
+    float* weights;
+    const int32_t* slot_of;
+    const float *cos, *sin;
+  };
+
+  int64_t dim() const { return layers_[0].mixer->dim(); }
+  int64_t records() const { return layers_.back().first_record + layers_.back().ffn->experts(); }
+  int64_t widest_k() const {
+    int64_t widest = 0;
+    for (const Layer& layer : layers_) widest = std::max(widest, layer.ffn->k());
+    return widest;
+  }
+  const Layer& at(const char* name, int64_t layer) const {
+    if (layer < 0 || layer >= static_cast<int64_t>(layers_.size())) {
+      fail(name, ": expected 0 to ", static_cast<int64_t>(layers_.size()) - 1, ", found ", layer);
+    }
+    return layers_[static_cast<size_t>(layer)];
+  }
+
+  // The layer's exact route, into state.ids and state.weights as well.
+  Routes choose(const Layer& layer, const State& state) {
+    const int64_t k = layer.ffn->k(), experts = layer.ffn->experts(), tokens = state.tokens;
+    ask(layer.ffn->router(), *layer.ffn, state.x, tokens, state.ids, state.weights);
+    Routes route;
+    route.offsets.push_back(0);
+    if (tokens == 1) {
+      for (int32_t rank = 0; rank < k; ++rank) {
+        route.experts.push_back(state.ids[rank]);
+        route.pairs.push_back(rank);
+        route.offsets.push_back(rank + 1);
+      }
+      return route;
+    }
+    std::vector<std::vector<int32_t>> pairs_of(static_cast<size_t>(experts));
+    for (int64_t pair = 0; pair < tokens * k; ++pair) {
+      pairs_of[static_cast<size_t>(state.ids[pair])].push_back(static_cast<int32_t>(pair));
+    }
+    for (size_t expert = 0; expert < pairs_of.size(); ++expert) {
+      if (pairs_of[expert].empty()) continue;
+      route.experts.push_back(static_cast<int32_t>(expert));
+      route.pairs.insert(route.pairs.end(), pairs_of[expert].begin(), pairs_of[expert].end());
+      route.offsets.push_back(static_cast<int32_t>(route.pairs.size()));
+    }
+    return route;
+  }
+
+  Guess guess_one(int64_t source, int64_t target, const float* x, int64_t tokens) {
+    const BoundFfn& ffn = *layers_[static_cast<size_t>(target)].ffn;
+    const auto predictor = predictors_.find({source, target});
+    std::vector<int32_t> ids(static_cast<size_t>(tokens * ffn.k()));
+    std::vector<float> unused(ids.size());
+    ask(predictor != predictors_.end() ? predictor->second : ffn.router(), ffn, x, tokens, ids.data(), unused.data());
+    Guess guess;
+    std::vector<char> is_known(static_cast<size_t>(ffn.experts()));
+    for (int64_t rank = 0; rank < ffn.k(); ++rank) {
+      for (int64_t t = 0; t < tokens; ++t) {
+        const int32_t expert = ids[static_cast<size_t>(t * ffn.k() + rank)];
+        if (std::exchange(is_known[static_cast<size_t>(expert)], char{1}) != 0) continue;
+        guess.experts.push_back(expert);
+        guess.ranks.push_back(static_cast<int32_t>(rank));
+      }
+    }
+    return guess;
+  }
+
+  void ask(const Matrix& matrix, const BoundFfn& ffn, const float* x, int64_t tokens, int32_t* ids, float* weights) {
+    Timed timed(pool_.timings(), "router");
+    router(pool_, matrix, x, tokens, ffn.k(), ffn.gating(), ids, weights);
+  }
+
+  // Whether all of these experts of a layer are in slots, which go into `found`.
+  bool are_there(const Layer& layer, const int32_t* slot_of, const std::vector<int32_t>& experts,
+                 std::vector<int32_t>* found) const {
+    for (const int32_t expert : experts) {
+      const int32_t slot = slot_of[layer.first_record + expert];
+      if (slot < 0) return false;
+      check_slot("slot_of", layer.first_record + expert, slot, slots_.shape(0));
+      if (found != nullptr) found->push_back(slot);
+    }
+    return true;
+  }
+
+  static size_t floats(const Layer& layer, int64_t tokens) {
+    return static_cast<size_t>(tokens * layer.ffn->k() * layer.ffn->call().hidden);
+  }
+
+  int64_t compute_locked(const Layer& layer, const float* normed, int64_t tokens, const Routes& route,
+                         const std::vector<int32_t>& slots) {
+    if (floats(layer, tokens) > contributions_.size()) contributions_.resize(floats(layer, tokens));
+    ExpertCall call = layer.ffn->call();
+    call.slots = static_cast<const uint8_t*>(slots_.data());
+    call.record_bytes = slots_.shape(1);
+    call.tokens = tokens;
+    call.n_experts = static_cast<int64_t>(slots.size());
+    call.slot_ids = slots.data();
+    call.offsets = route.offsets.data();
+    call.pairs = route.pairs.data();
+    call.x = normed;
+    call.out = contributions_.data();
+    Timed timed(pool_.timings(), "experts");
+    return experts(pool_, call);
+  }
+
+  void combine_locked(const Layer& layer, float* x, const float* weights, int64_t tokens) {
+    Timed timed(pool_.timings(), "combine");
+    smallthinker::combine(pool_, x, contributions_.data(), weights, tokens, layer.ffn->k(), dim());
+  }
+
+  ThreadPool& pool_;
+  std::vector<py::object> kept_;  // what layers_ points to
+  const Predictors kept_predictors_;
+  const py::array slots_;
+  std::vector<Layer> layers_;
+  std::map<std::pair<int64_t, int64_t>, Matrix> predictors_;
+  std::vector<float> contributions_;
+  std::mutex mutex_;
+};
+
+}  // namespace smallthinker

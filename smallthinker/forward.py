@@ -1,0 +1,215 @@
+"""One step's way through the layers: the only file that knows their order.
+
+What a layer needs and memory lacks is asked for before its attention and used as it lands. The arithmetic is handed in
+(`Arithmetic`, or a clock that only counts its time), as are the experts' cache and the guesses. Knows nothing about
+text, sampling, memory budgets or what one layer computes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from smallthinker.arithmetic import Floats, Route, Span, Step, Stop
+from smallthinker.cache.expert_cache import MOST_UNDER_WAY, ExpertCache
+from smallthinker.errors import CancelledError
+from smallthinker.router.look_ahead import LookAhead
+from smallthinker.router.predictor import FINAL
+
+MANY_TOKENS = 16  # from which most of what the next layer's router names is wanted
+_TOKENS_A_CALL = 64  # times layers: how long cancelling may take
+
+
+def never() -> bool:
+    return False
+
+
+class Observers(NamedTuple):
+    """What is shown while a step is computed. x is its own memory, to be copied if kept and never written to.
+
+    routed sees each layer's input x [T, d] and its route before anything is computed; attended, x once the layer's
+    attention has been added; final, what goes into the head's norm.
+    """
+
+    routed: Callable[[int, Floats, Route], None] | None = None
+    attended: Callable[[int, Floats], None] | None = None
+    final: Callable[[Floats], None] | None = None
+
+
+S = TypeVar("S", bound=Step)
+
+
+class StepArithmetic(Protocol[S]):
+    """See `Arithmetic`."""
+
+    def begin(self, spans: Sequence[Span]) -> S: ...
+
+    def run(
+        self, step: S, first: int, last: int, slot_table: npt.NDArray[np.int32], ahead: npt.NDArray[np.int32]
+    ) -> Stop: ...
+
+    def mix(self, step: S, layer: int) -> None: ...
+
+    def guess(self, step: S, source: int, target: int) -> tuple[list[int], list[int]]: ...
+
+    def compute(self, step: S, layer: int, pairs: list[list[int]], slots: list[int]) -> None: ...
+
+    def combine(self, step: S, layer: int) -> None: ...
+
+    def logits(self, step: S, rows: npt.NDArray[np.intp] | None) -> Floats: ...
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+class ForwardPass:
+    """A model's layers over KV caches that it is handed and one expert cache.
+
+    `prefetch=False` asks for experts only after attention, `look_ahead=None` guesses none of later layers: for
+    measuring what asking early is worth. clock: seconds, as `time.perf_counter`.
+    """
+
+    def __init__(
+        self,
+        arithmetic: StepArithmetic[Any],
+        experts: ExpertCache,
+        num_layers: int,
+        *,
+        look_ahead: LookAhead | None = None,
+        prefetch: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.arithmetic, self.experts, self.look_ahead = arithmetic, experts, look_ahead
+        self._num_layers, self._prefetch, self._clock = num_layers, prefetch, clock
+        self._nothing_ahead = np.full(num_layers, -1, np.int32)
+        self.observe(Observers())
+
+    def observe(self, observers: Observers) -> None:
+        """Show these what is computed from now on."""
+        self._is_watched = observers.routed is not None or observers.attended is not None
+        self._routed = observers.routed or _ignore
+        self._attended = observers.attended or _ignore
+        self._final = observers.final or _ignore
+
+    def step(self, spans: Sequence[Span], *, all_logits: bool = False, cancelled: Callable[[], bool] = never) -> Floats:
+        """Run T tokens: those of each span after the ones in its KV cache, which is another for each span.
+
+        A span has at most the tokens of the planned chunk. Returns logits [spans, V] of each one's last token, or
+        [T, V] with `all_logits`; no span's depend on what else is computed. Raises CancelledError between two layers
+        when `cancelled()` turns true (the KV caches then hold what they held before), StoreReadError when experts can't
+        be read.
+        """
+        began, waited, wanted = self._clock(), self.experts.stall_sec, self.experts.wanted
+        step = self.arithmetic.begin(spans)
+        look = self.look_ahead if step.tokens < MANY_TOKENS else None
+        if look is not None:
+            look.begin_token(several=step.tokens > 1)
+        layer = 0
+        while layer < self._num_layers:
+            if cancelled():
+                raise CancelledError("cancelled")
+            stop = self._run(layer, step)
+            layer = stop.layer + 1
+            if stop.guess is not None:
+                self._go_on(stop, step)
+            elif stop.route is not None:
+                self._serve(stop.layer, stop.route, step)
+        for kv, n in zip(step.caches, step.counts, strict=True):
+            kv.advance(n)
+        self.experts.step(step.tokens)
+        if look is not None:
+            each, waited = 1 / step.tokens, self.experts.stall_sec - waited
+            look.trial.token((self._clock() - began) * each, waited * each, self.experts.wanted - wanted)
+            if step.tokens == 1:
+                self._guess_and_read(FINAL, step)
+        self._final(step.x)
+        every = all_logits or step.tokens == len(step.counts)
+        return self.arithmetic.logits(step, None if every else np.cumsum(step.counts) - 1)
+
+    def _run(self, layer: int, step: Step) -> Stop:
+        """The layers from this one on, as far as everything that they need is in memory."""
+        cache, look = self.experts, self.look_ahead
+        last = min(cache.layers_in_table(layer, self._num_layers), layer + max(1, _TOKENS_A_CALL // step.tokens))
+        if self._is_watched or (look is not None and step.tokens >= MANY_TOKENS):
+            last = layer
+        ahead = self._nothing_ahead if look is None else look.ahead
+        stop = self.arithmetic.run(step, layer, last, cache.slot_table, ahead)
+        cache.used_from_table(layer, stop.used, step.tokens)
+        return stop
+
+    def _go_on(self, stop: Stop, step: Step) -> None:
+        """Attention has been added, the layer's experts are in memory, those guessed of the next layer are not."""
+        assert stop.route is not None
+        first = self.experts.slot_table[self.experts.first_record(stop.layer) :]
+        slots = first[stop.route.experts].tolist()
+        self._guess_and_read(stop.layer, step, stop.guess)
+        self.arithmetic.compute(step, stop.layer, stop.route.pairs, slots)
+        self.arithmetic.combine(step, stop.layer)
+
+    def _serve(self, layer: int, route: Route, step: Step) -> None:
+        """One layer that may miss something; nothing of it has been computed."""
+        cache, arithmetic = self.experts, self.arithmetic
+        if self.look_ahead is not None:
+            self.look_ahead.score_predictions(layer, route.experts)
+        self._routed(layer, step.x, route)
+        counts = list(map(len, route.pairs))
+        slots = cache.resident_slots(layer, route.experts, counts, step.tokens)
+        if slots is not None:  # nothing to read
+            self._mix(layer, step)
+            self._guess_and_read(layer, step)
+            arithmetic.compute(step, layer, route.pairs, slots)
+            arithmetic.combine(step, layer)
+            return
+        if not self._prefetch:
+            self._mix(layer, step)
+        order = self._reading_order(layer, route.experts, counts)
+        experts, counts = [route.experts[i] for i in order], [counts[i] for i in order]
+        with cache.request(layer, experts, counts, step.tokens) as request:  # misses go to the disk now
+            self._guess_and_read(layer, step)  # for when it is through with those before attention is
+            if self._prefetch:
+                self._mix(layer, step)  # arithmetic while the disk works
+            self._guess_and_read(layer, step)
+            for landed in request:
+                pairs = [route.pairs[order[position]] for position, _ in landed]
+                arithmetic.compute(step, layer, pairs, [slot for _, slot in landed])
+        arithmetic.combine(step, layer)  # in the router's order, whichever landed first
+
+    def _reading_order(self, layer: int, experts: list[int], counts: list[int]) -> list[int]:
+        """Places of the experts: resident ones first, so that they compute while the others are read; then the misses,
+        most tokens first, which gives the longest arithmetic to hide the next read behind."""
+        is_resident = self.experts.is_resident
+        return sorted(range(len(experts)), key=lambda i: (not is_resident(layer, experts[i]), -counts[i]))
+
+    def _mix(self, layer: int, step: Step) -> None:
+        self.arithmetic.mix(step, layer)
+        self._attended(layer, step.x)
+
+    def _guess_and_read(self, source: int, step: Step, guess: tuple[list[int], list[int]] | None = None) -> None:
+        """Have what the next layer will likely want read in the disk's idle time. source: the layer that the states are
+        within, or FINAL; after its attention most guesses are right. guess: where it has been made already."""
+        look = self.look_ahead
+        if look is None:
+            return
+        if step.tokens >= MANY_TOKENS:
+            if source + 1 < self._num_layers:
+                self._read_most(source, step)
+            return
+        target = look.target(source)
+        if target is None:
+            return
+        experts, ranks = guess or self.arithmetic.guess(step, source, target)
+        of_rank = look.likelihoods(target)
+        likelihoods = [of_rank[rank] for rank in ranks]
+        missing = self.experts.expect(target, experts, likelihoods, min(step.tokens, 2) * MOST_UNDER_WAY)
+        if missing:
+            look.record_prediction(source, target, [(experts[place], ranks[place]) for place in missing])
+
+    def _read_most(self, source: int, step: Step) -> None:
+        """Many tokens want most of the next layer's experts: all that a token names, the best-ranked first."""
+        experts, _ = self.arithmetic.guess(step, source, source + 1)
+        self.experts.expect(source + 1, experts, [1.0] * len(experts), most_under_way=len(self.experts.slots))

@@ -1,0 +1,147 @@
+"""Layers without Python between them: the bits of the calls one by one, and where they stop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from random_inputs import bits, normal, seeds
+from test_expert_kernels import Layer
+from test_kernel_arguments import ATTENTION_LAYER, FFN, FORWARD, POOL, SECTIONS, kv_layer, u8, zeros
+
+from smallthinker import _kernels
+
+LAYERS, EXPERTS, K, D, WIDTH = 3, 8, 2, 64, 32
+QUANT: _kernels.Quant = "q4_0"
+DONE, ROUTED, GUESSED = _kernels.Forward.DONE, _kernels.Forward.ROUTED, _kernels.Forward.GUESSED
+
+
+class Model:
+    """Random weights and a step of some tokens of one sequence, with every expert of a layer in a slot."""
+
+    def __init__(self, seed: int, tokens: int = 1, quant: _kernels.Quant = QUANT) -> None:
+        rng = np.random.default_rng(seed)
+
+        def tiles(rows: int, cols: int, quant: _kernels.Quant = QUANT) -> Any:
+            return _kernels.pack(quant, "tiles", rng.standard_normal((rows, cols), np.float32))
+
+        self.mixers = [
+            _kernels.AttentionLayer(
+                **ATTENTION_LAYER
+                | {"input_norm": normal(seed, D), "post_norm": normal(seed + 1, D)}
+                | {"q": tiles(32, D), "k": tiles(16, D), "v": tiles(16, D), "o": tiles(D, 32)}
+            )
+            for _ in range(LAYERS)
+        ]
+        ffns = [_kernels.Ffn(quant, D, WIDTH, EXPERTS, K, "sigmoid", tiles(EXPERTS, D, "f32")) for _ in range(LAYERS)]
+        slots = Layer.random(quant, D, WIDTH, LAYERS * EXPERTS, seed + 3).slots
+        self.forward = _kernels.Forward(POOL, self.mixers, ffns, slots)
+        self.slot_of = np.arange(LAYERS * EXPERTS, dtype=np.int32)
+        self.x, self.normed = normal(seed + 2, tokens, D), zeros(tokens, D)
+        self.weights, self.ids = zeros(tokens, K), zeros(tokens, K, dtype=np.int32)
+        self.caches = [kv_layer() for _ in range(LAYERS)]
+
+    def run(self, first: int = 0, last: int = LAYERS, ahead: tuple[int, ...] = (-1,) * LAYERS) -> Any:
+        tokens = len(self.x)
+        return self.forward.run(
+            first, last, self.x, self.normed, self.ids, self.weights, self.slot_of, np.array(ahead, np.int32),
+            [self.caches], [0], [tokens], zeros(tokens, 4), zeros(tokens, 4),
+        )  # fmt: skip
+
+    def mix(self, layer: int) -> None:
+        tokens = len(self.x)
+        angles = zeros(tokens, 4)
+        self.mixers[layer].forward(self.x, [self.caches[layer]], [0], [tokens], angles, angles, self.normed)
+
+    def layer_by_calls(self, layer: int) -> tuple[list[int], list[list[int]], int]:
+        """The layer by calls of its own, in place, each expert apart and the last one first."""
+        at, why, _, _, (experts, pairs), _ = self.run(layer, layer)
+        assert (at, why) == (layer, ROUTED)
+        self.mix(layer)
+        live = 0
+        for expert, of_expert in reversed(list(zip(experts, pairs, strict=True))):
+            live += self.forward.compute(layer, self.normed, [of_expert], [EXPERTS * layer + expert])
+        self.forward.combine(layer, self.x, self.weights)
+        return experts, pairs, live
+
+
+@given(st.sampled_from(["q4_0", "q8_0", "f16"]), st.integers(1, 9), seeds)
+def test_layers_at_once_give_the_bits_of_one_by_one(quant: _kernels.Quant, tokens: int, seed: int) -> None:
+    at_once, apart = Model(seed, tokens, quant), Model(seed, tokens, quant)
+    steps = [apart.layer_by_calls(layer) for layer in range(LAYERS)]
+    at, why, live, used, route, _ = at_once.run()
+    assert (at, why, live) == (LAYERS, DONE, sum(live for *_, live in steps)) and route == ([], [])
+    assert np.array_equal(bits(at_once.x), bits(apart.x))
+    assert used == [(experts, list(map(len, pairs))) for experts, pairs, _ in steps]
+
+
+@given(st.integers(2, 9), seeds)
+def test_a_token_gets_the_bits_that_it_has_alone(tokens: int, seed: int) -> None:
+    together = Model(seed, tokens)
+    experts, pairs, _ = together.layer_by_calls(0)
+    for t in range(tokens):
+        alone = Model(seed, tokens)
+        alone.x = alone.x[t : t + 1].copy()
+        alone.normed, alone.weights, alone.ids = zeros(1, D), zeros(1, K), zeros(1, K, dtype=np.int32)
+        alone.run(last=0)
+        assert alone.ids[0].tolist() == together.ids[t].tolist()
+        assert np.array_equal(bits(alone.weights[0]), bits(together.weights[t]))
+    chosen = together.ids.ravel().tolist()
+    assert experts == sorted(set(chosen))
+    assert all(chosen[pair] == expert for expert, of in zip(experts, pairs, strict=True) for pair in of)
+    assert sorted(pair for of in pairs for pair in of) == list(range(tokens * K))
+
+
+def test_it_goes_no_further_than_it_is_told() -> None:
+    model, apart = Model(1), Model(1)
+    apart.layer_by_calls(0)
+    assert model.run(last=1)[:2] == (1, ROUTED)
+    apart.layer_by_calls(1)
+    assert model.run(first=1, last=2)[:2] == (2, ROUTED)
+    assert np.array_equal(bits(model.x), bits(apart.x))
+
+
+def test_a_missing_expert_stops_it_with_the_route_and_nothing_computed() -> None:
+    model, apart = Model(2), Model(2)
+    apart.layer_by_calls(0)
+    *_, (experts, _), _ = apart.run(1, 1)
+    model.slot_of[EXPERTS + experts[1]] = -1
+    at, why, _, used, route, _ = model.run()
+    assert (at, why, len(used)) == (1, ROUTED, 1)
+    assert np.array_equal(bits(model.x), bits(apart.x))
+    assert route == (experts, [[0], [1]]) and np.array_equal(bits(model.weights), bits(apart.weights))
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_missing_guess_stops_it_once_attention_has_been_added(tokens: int) -> None:
+    model, apart = Model(3, tokens), Model(3, tokens)
+    *_, route, _ = apart.run(last=0)
+    apart.mix(0)
+    (guess,) = apart.forward.guess(0, apart.x, [2])
+    model.slot_of[2 * EXPERTS + guess[0][0]] = -1
+    at, why, _, used, found, guessed = model.run(ahead=(2, -1, -1))
+    assert (at, why, len(used)) == (0, GUESSED, 1) and found == route and guessed == guess
+    assert guess[1] == sorted(guess[1])
+    assert np.array_equal(bits(model.x), bits(apart.x)) and np.array_equal(bits(model.normed), bits(apart.normed))
+
+
+def test_parts_of_different_models_are_refused() -> None:
+    mixers, slots = [_kernels.AttentionLayer(**ATTENTION_LAYER)] * 2, zeros(3, SECTIONS[2], dtype=u8)
+    with pytest.raises(ValueError, match="ffns: expected as many as mixers, at least one, 2, found 1"):
+        _kernels.Forward(POOL, mixers, [FFN], slots)
+    wider = _kernels.Ffn("q4_0", 96, 32, 8, 2, "softmax", zeros(16 * 96, dtype=np.float32).view(u8))
+    with pytest.raises(ValueError, match="expected states 64 wide"):
+        _kernels.Forward(POOL, mixers, [wider] * 2, zeros(3, 1 << 16, dtype=u8))
+
+
+def test_what_is_released_is_computed_anew() -> None:
+    pairs = [[0, 2, 4], [1, 3, 5]]
+    FORWARD.compute(0, zeros(3, 64), pairs, [2, 0])
+    FORWARD.release()
+    with pytest.raises(ValueError, match="x: expected at most"):
+        FORWARD.combine(0, zeros(3, 64), zeros(3, 2))
+    FORWARD.compute(0, zeros(3, 64), pairs, [2, 0])
+    FORWARD.combine(0, zeros(3, 64), zeros(3, 2))
