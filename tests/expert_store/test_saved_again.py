@@ -304,7 +304,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     file=st.sampled_from(["tokenizer_config.json", "generation_config.json", "special_tokens_map.json"]),
     key=st.sampled_from(KEYS) | st.just("eos_token_id"),

@@ -33,10 +33,12 @@ REPO = "somebody/tiny"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint in several shards."""
+    """A checkpoint in several shards; one of its ends of an answer is in generation_config.json alone."""
     folder = tmp_path_factory.mktemp("hub")
     (folder / "config.json").write_text(json.dumps(tiny_config().to_dict()))
-    return synth(str(folder / "config.json"), folder / "checkpoint", "none", shard_bytes=60_000)
+    synth(str(folder / "config.json"), folder / "checkpoint", "none", shard_bytes=60_000)
+    (folder / "checkpoint" / "generation_config.json").write_text('{"eos_token_id": [297, 298]}')
+    return folder / "checkpoint"
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +82,7 @@ def test_a_pulled_store_is_that_of_the_same_checkpoint_converted_and_only_data_w
     assert sorted(path.name for path in tmp_path.iterdir()) == ["direct", "store"]
     with LLM(store, memory="4GiB") as llm:
         assert llm.generate("x", max_tokens=2, ignore_eos=True).token_ids
+        assert llm.config.eos_token_ids == (298, 299, 297)
 
 
 def test_the_plan_writes_nothing_and_says_what_would_be(hub: FakeHub, checkpoint: Path, tmp_path: Path) -> None:
