@@ -12,7 +12,6 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -167,7 +166,11 @@ def _link(file: Path, name: Path) -> bool:
 
 def hidden_name(name: str) -> str:
     """What the temporary of a file or folder of this name begins with; short where nothing could be added to it."""
-    return f".{name}" if len(os.fsencode(name)) <= _MOST_NAME_BYTES else f".{sha256(os.fsencode(name)).hexdigest()}"
+    if len(os.fsencode(name)) <= _MOST_NAME_BYTES:
+        return f".{name}"
+    from hashlib import sha256  # 5 ms that hardly anybody needs
+
+    return f".{sha256(os.fsencode(name)).hexdigest()}"
 
 
 def write_whole(path: Path, data: bytes, *, replace: bool = True) -> None:
