@@ -187,7 +187,7 @@ def test_a_folder_that_cannot_be_written_keeps_no_profile(own_store: Store, monk
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(Path, "replace", refuse)
     assert not save_profile(own_store, MEASURED)
     assert load_profile(own_store) is None
     assert not [path for path in own_store.path.iterdir() if "profile" in path.name]
