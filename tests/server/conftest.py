@@ -56,6 +56,17 @@ def gate(monkeypatch: pytest.MonkeyPatch, server: Running) -> Iterator[Gate]:
         request.result()
 
 
+@pytest.fixture
+def held(browser: Browser, server: Running, gate: Gate) -> Iterator[tuple[Tab, Gate]]:
+    """A tab whose answers stop half-way until the gate is opened: whoever looks at what is being written need not hope
+    to be in time."""
+    gate.first = 30
+    opened = Tab(browser, server.url)
+    yield opened, gate
+    gate.open()
+    opened.settle()
+
+
 @pytest.fixture(scope="module")
 def page_url() -> Iterator[str]:
     """The chat page of a server as a user starts it."""

@@ -165,12 +165,12 @@ def say(monkeypatch: pytest.MonkeyPatch, running: Running, text: str) -> None:
 
 
 class Gate:
-    """Holds answers before each of their tokens, until it is opened."""
+    """Holds answers before each of their tokens from the given one on, until it is opened."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, running: Running) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, running: Running, *, first: int = 0) -> None:
         self._open, self._reached = threading.Event(), threading.Event()
         self.cancelled = threading.Event()
-        self._running = running
+        self._running, self.first = running, first
         with_processor(monkeypatch, running, lambda: self._hold)
         cancel = Request.cancel
 
@@ -183,8 +183,9 @@ class Gate:
 
     def _hold(self, ids: Sequence[int], logits: npt.NDArray[np.float32]) -> None:
         logits[list(self._running.llm.config.eos_token_ids)] = -np.inf  # it ends for another reason
-        self._reached.set()
-        assert self._open.wait(PATIENCE_SEC)
+        if len(ids) >= self.first:
+            self._reached.set()
+            assert self._open.wait(PATIENCE_SEC)
 
     def wait_until_one_is_held(self) -> None:
         assert self._reached.wait(PATIENCE_SEC)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from running import Gate, Running
 from tabs import RICH, Tab
 
 if TYPE_CHECKING:
@@ -164,16 +165,21 @@ def test_dark_and_light_can_be_chosen_and_stay(tab: Tab) -> None:
     assert tab.page.evaluate(surface) == light
 
 
-def test_pictures_for_the_docs(browser: Browser, page_url: str, pytestconfig: pytest.Config, tmp_path: Path) -> None:
+def test_pictures_for_the_docs(
+    browser: Browser, server: Running, gate: Gate, pytestconfig: pytest.Config, tmp_path: Path
+) -> None:
     """A visit, looked at four times. `--screenshots docs/images` writes the pictures that docs/chat-page.md shows."""
     folder = Path(pytestconfig.getoption("--screenshots") or tmp_path)
-    tab = Tab(browser, page_url, viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
+    gate.first = 10**6  # the first answer is written at once, the second until the picture has been taken
+    tab = Tab(browser, server.url, viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
     tab.set(temperature="0.7", seed="11", max_tokens="160")
     tab.page.click("#live-open")
     tab.ask("Once upon a time there was a lighthouse,")
+    gate.first = 80
     tab.send("The keeper said:")
     tab.until("document.querySelector('.writing > .prose')?.textContent.length > 150")
     tab.page.screenshot(path=folder / "chat-light.png")
+    gate.open()
     tab.answer()
     tab.page.emulate_media(color_scheme="dark")
     tab.page.get_by_label("Since the start").check()
