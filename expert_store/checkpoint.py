@@ -21,7 +21,7 @@ from smallthinker.expert_store.checkpoint_settings import read_config, settings_
 from smallthinker.expert_store.format import Quant
 from smallthinker.expert_store.header import ITEM_BYTES, FileHeader, TensorEntry, read_header
 from smallthinker.expert_store.weight_files import WeightFiles
-from smallthinker.files import parse_json, read_small
+from smallthinker.files import is_folder, is_there, parse_json, read_small
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -109,10 +109,10 @@ class Checkpoint:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_dir():
+        if not is_folder(self.path):
             raise CheckpointError(
                 f"{self.path}: expected the folder of a Hugging Face checkpoint or a .gguf file, found "
-                f"{'another file' if self.path.exists() else 'nothing'}"
+                f"{'another file' if is_there(self.path) else 'nothing'}"
             )
         self.config = read_config(self.path)
         headers = [self._header(path) for path in self._weight_files()]

@@ -24,6 +24,7 @@ from smallthinker.expert_store.ggml_blocks import block_scales, rearrange
 from smallthinker.expert_store.gguf_checkpoint import GGUF_SUFFIX, GgufCheckpoint
 from smallthinker.expert_store.progress import Progress
 from smallthinker.expert_store.writer import StoreWriter
+from smallthinker.files import is_folder
 
 _STRIP_BYTES = 32 << 20  # of float32 rows: the embedding alone is 1.5 GB
 _F16_MAX = 65504.0
@@ -71,7 +72,7 @@ def convert(
 
 def open_checkpoint(path: Path) -> WeightSource:
     """The checkpoint in a folder, or in a .gguf file. Raises CheckpointError, ConfigError."""
-    is_gguf = path.suffix.lower() == GGUF_SUFFIX and not path.is_dir()
+    is_gguf = path.suffix.lower() == GGUF_SUFFIX and not is_folder(path)
     return GgufCheckpoint(path) if is_gguf else Checkpoint(path)
 
 

@@ -37,7 +37,7 @@ from smallthinker.expert_store.header import fault
 from smallthinker.expert_store.pacing import SequentialThrottle
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.storage_profile import StorageProfile
-from smallthinker.files import open_regular
+from smallthinker.files import is_folder, is_there, open_regular
 
 _MAX_CONFIG_BYTES = 1 << 20
 _PIECE_BYTES = 4 << 20  # one read of dense weights or of a verification
@@ -283,8 +283,8 @@ def _crc32(source: _Sequential, tensor: StoredTensor) -> int:
 
 
 def _check_folder(path: Path) -> None:
-    if not path.is_dir():
-        found = "a file" if path.exists() else "nothing"
+    if not is_folder(path):
+        found = "a file" if is_there(path) else "nothing"
         raise StoreFormatError(
             f"{path}: expected a store (a folder), found {found}; give the folder that was converted"
         )

@@ -56,7 +56,7 @@ from smallthinker.expert_store.random_weights import (
 )
 from smallthinker.expert_store.skew import noise_bytes, normal_biases, router_spreads
 from smallthinker.expert_store.writer import StoreWriter, TensorFileWriter, write_synced
-from smallthinker.files import parse_json, read_small
+from smallthinker.files import is_there, parse_json, read_small
 
 NO_QUANT = "none"
 
@@ -118,7 +118,7 @@ def _raw_config(shape: str) -> dict[str, Any]:
     if shape in PUBLISHED:
         return PUBLISHED[shape]
     path = Path(shape)
-    if not path.is_file():
+    if not is_there(path):
         raise ConfigError(f"shape: expected {', '.join(PUBLISHED)} or a config.json, found {shape!r}")
     ModelConfig.from_json(path)  # its errors have the path
     raw: dict[str, Any] = parse_json(read_small(path))

@@ -26,6 +26,7 @@ from smallthinker.errors import RequestError, StoreWriteError
 from smallthinker.expert_store.format import PREDICTOR_FILE
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.store import Store
+from smallthinker.files import is_there
 from smallthinker.forward import Observers
 from smallthinker.router.predictor import FINAL, QUANT, Matrices, pairs, save_predictor
 from smallthinker.tracing import run_observed, split
@@ -98,7 +99,7 @@ def calibrate(
         raise RequestError("calibrate: expected torch to learn with, found none; pip install 'smallthinker[torch]'")
     if tokens is not None and tokens < FEWEST_TOKENS:
         raise RequestError(f"--tokens: expected at least {FEWEST_TOKENS}, found {tokens}")
-    if (path / PREDICTOR_FILE).exists() and not force:
+    if is_there(path / PREDICTOR_FILE) and not force:
         raise StoreWriteError(f"{path / PREDICTOR_FILE}: exists already; --force replaces it by a new one")
     with Engine(path, memory=memory, predictor=False) as engine:
         routers = [engine.router_weights(layer) for layer in range(engine.config.num_hidden_layers)]

@@ -23,12 +23,34 @@ _MOST_NAME_BYTES = 200  # of a name that something is added to: file systems tak
 _MAX_DIGITS = 308  # of a whole number, so that every one is a double too; Python's limit is 4,300, and another error
 
 
+def is_there(path: Path) -> bool:
+    """Whether anything has this path. False, and no error, for one that can't be: too long, or with a zero byte."""
+    return _mode(path) is not None
+
+
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder, or a link to one; with no errors, as `is_there`."""
+    mode = _mode(path)
+    return mode is not None and stat.S_ISDIR(mode)
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except (OSError, ValueError):
+        return None
+
+
 def open_fd(path: Path, more_flags: int = 0) -> int:
     """A descriptor to read an ordinary file by. Never waits for a pipe's writer.
 
     Raises OSError, also for a pipe, a device, a socket and a folder.
     """
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | more_flags)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | more_flags
+    try:
+        fd = os.open(path, flags)
+    except ValueError as e:  # a zero byte, or what the system's encoding lacks
+        raise OSError(errno.EINVAL, str(e), str(path)) from None
     mode = os.fstat(fd).st_mode
     if stat.S_ISREG(mode):
         return fd

@@ -17,7 +17,7 @@ from smallthinker.benchmark.matrix import Cell
 from smallthinker.benchmark.schema_check import check_row
 from smallthinker.errors import ResultsError
 from smallthinker.expert_store import host
-from smallthinker.files import parse_json, read_small, write_whole
+from smallthinker.files import is_folder, parse_json, read_small, write_whole
 
 FILE = "results.jsonl"
 _MOST_BYTES = 256 << 20
@@ -73,7 +73,7 @@ def read_results(path: Path, notice: Notice) -> Results:
 
     Raises ResultsError: can't be read, no results file, or a line that the schema doesn't allow.
     """
-    results, whole_bytes = _parse(path / FILE if path.is_dir() else path)
+    results, whole_bytes = _parse(path / FILE if is_folder(path) else path)
     lost = results.path.stat().st_size - whole_bytes
     if lost:
         notice(f"{results.path}: the last line is cut off; its {lost} bytes are left out")

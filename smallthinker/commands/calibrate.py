@@ -30,9 +30,10 @@ def add(commands: Commands) -> None:
 def handle(args: argparse.Namespace) -> int:
     from smallthinker.calibration import calibrate
     from smallthinker.expert_store.format import PREDICTOR_FILE
+    from smallthinker.files import is_there
 
     old = args.store / PREDICTOR_FILE
-    if args.force and old.exists():
+    if args.force and is_there(old):
         check_out(old, [args.text], force=True)
     text = read_text(args.text)
     with ProgressBar("recording", "token") as recording, ProgressBar("learning", "pair") as training:

@@ -24,6 +24,7 @@ from smallthinker.expert_store.format import (
 )
 from smallthinker.expert_store.published import PUBLISHED
 from smallthinker.expert_store.store import Store
+from smallthinker.files import is_there
 from smallthinker.memory_plan import MIB, MemoryPlan, plan_process
 from smallthinker.tokenizer import Tokenizer
 
@@ -83,13 +84,13 @@ def find_model(name: str, quant: Quant | None = None) -> Model:
     path = Path(name)
     if name in PUBLISHED and not path.exists():
         return _model(name, ModelConfig.from_dict(PUBLISHED[name]), quant or DEFAULT_QUANT, None)
-    if path.is_file():
-        return _model(str(path), ModelConfig.from_json(path), quant or DEFAULT_QUANT, None)
-    if not path.is_dir():
+    if not is_there(path):
         raise ConfigError(
             f"{name}: expected {', '.join(PUBLISHED)}, a config.json, or the folder of a checkpoint or a store, found "
             f"nothing of that name"
         )
+    if not path.is_dir():
+        return _model(str(path), ModelConfig.from_json(path), quant or DEFAULT_QUANT, None)
     if not (path / EXPERTS_FILE).exists():
         return _model(str(path), ModelConfig.from_json(path / CONFIG_FILE), quant or DEFAULT_QUANT, path)
     with Store.open(path) as store:

@@ -13,9 +13,22 @@ from pathlib import Path
 
 import pytest
 from hub_server import FakeHub
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from models import HYBRID_ATTENTION, random_reference, tiny_config, write_checkpoint
 
+from smallthinker.benchmark.results import read_results
 from smallthinker.cli import main
+from smallthinker.config import ModelConfig
+from smallthinker.errors import SmallThinkerError
+from smallthinker.expert_store.convert import convert
+from smallthinker.expert_store.storage_profile import load_profile
+from smallthinker.expert_store.store import Store
+from smallthinker.expert_store.synth import synth
+from smallthinker.expert_store.torch_file import TorchFile
+from smallthinker.llm import LLM
+from smallthinker.prediction.needs import find_model
+from smallthinker.router.trace import load_trace
 
 READ = [
     "run -m {} x", "run --storage {} x", "run --lossy-head {} x", "chat -m {}", "chat --storage {}",
@@ -111,28 +124,36 @@ def test_what_is_read_is_an_ordinary_file(
     assert_one_line(command, capsys, str(tmp_path / "x"), str(tmp_path / "x"))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "folder"])
-@pytest.mark.parametrize("command", WRITTEN)
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        (command, kind)
+        for command in WRITTEN
+        for kind in KINDS
+        if kind != "folder" and not (kind == "sparse" and command.endswith("-o {} --force"))  # which replaces a file
+    ],
+)
 def test_what_is_written_replaces_nothing_but_ordinary_files(
     place: Path, tmp_path: Path, command: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     KINDS[kind](tmp_path / "x")
     before = (tmp_path / "x").lstat()
-    if kind == "sparse" and command.endswith("--force") and "-o" in command:
-        pytest.skip("an ordinary file")
     with FakeHub() as hub:
         hub.add("owner/name", place / "checkpoint")
         assert_one_line(command.replace("HUB", hub.url), capsys, str(tmp_path / "x"))
     assert os.path.samestat((tmp_path / "x").lstat(), before) and [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-@pytest.mark.parametrize("kind", LONG)
-@pytest.mark.parametrize("command", [*READ, *(c for c in WRITTEN if "pull" not in c)])
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        *((command, kind) for command in READ for kind in LONG),
+        *((command, kind) for command in WRITTEN if "pull" not in command for kind in LONG if kind != "no UTF-8"),
+    ],
+)
 def test_a_path_that_is_too_long_or_no_text_is_one_line(
     command: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if kind == "no UTF-8" and command in WRITTEN:
-        pytest.skip("such a file may be written")
     assert_one_line(command, capsys, LONG[kind], LONG[kind])
 
 
@@ -185,3 +206,30 @@ def test_a_store_and_a_trace_under_names_that_are_no_utf8_work(
     for command in ("convert checkpoint {0}", "run -m {0} --max-tokens 1 x", "trace {0} --text text -o {1}",
                     "inspect {0} --verify", "cache-sim {1}", "plan {0} --profile emmc --trace {1}"):  # fmt: skip
         assert main([argument.format(store, trace) for argument in command.split(" ")]) == 0, capsys.readouterr()
+
+
+ANY_NAME = st.text(st.characters(), max_size=40) | st.sampled_from(list(LONG.values()))
+OPENERS: dict[str, Callable[[str], object]] = {
+    "Store": Store.open,
+    "LLM": LLM,
+    "LLM's storage": lambda path: LLM(storage=path),
+    "LLM's lossy head": lambda path: LLM(lossy_head=path),
+    "convert from": lambda path: convert(path, "nowhere/store", "q4_0"),
+    "synth from": lambda path: synth(path, "nowhere/store", "q4_0"),
+    "convert to": lambda path: convert("checkpoint", f"nowhere/{path}", "q4_0"),
+    "trace": lambda path: load_trace(Path(path)),
+    "torch": TorchFile,
+    "profile": load_profile,
+    "results": lambda path: read_results(Path(path), lambda _: None),
+    "plan": find_model,
+    "config": ModelConfig.from_json,
+}
+
+
+@pytest.mark.parametrize("opener", OPENERS)
+@settings(max_examples=20)
+@given(name=ANY_NAME)
+def test_any_text_is_a_path_or_an_error_of_the_projects_own(opener: str, name: str) -> None:
+    with pytest.raises(SmallThinkerError) as refused:
+        OPENERS[opener](f"nowhere/{name}")  # a folder that isn't there
+    assert str(refused.value)
