@@ -248,7 +248,10 @@ class Engine:
 
     @property
     def pool(self) -> _kernels.ThreadPool:
-        """The threads of the arithmetic, for whoever computes with the engine's states between two steps."""
+        """The threads of the arithmetic, for whoever computes with the engine's states between two steps. Raises
+        RequestError once they have ended."""
+        if self._closed:
+            raise RequestError("this model is closed")
         return self._pool
 
     def _saved_conversations(self, folder: Path, most_bytes: int) -> SavedConversations:
