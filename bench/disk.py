@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from smallthinker import host
 from smallthinker.benchmark.environment import machine
 from smallthinker.errors import StoreReadError
-from smallthinker.expert_store import host
+from smallthinker.expert_store.device.probe import probe, read_through
 from smallthinker.expert_store.native_queue import NativeKind, NativeQueue
-from smallthinker.expert_store.probe import probe, read_through
 from smallthinker.expert_store.store import Store
 
 KIB = 1 << 10

@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 import psutil
 
+from smallthinker import host
 from smallthinker.benchmark.disk import make_cold
 from smallthinker.benchmark.environment import machine
 from smallthinker.engine import Engine
-from smallthinker.expert_store import host
-from smallthinker.expert_store.disk_profile import save_profile
+from smallthinker.expert_store.device.disk_profile import save_profile
+from smallthinker.expert_store.device.probe import probe
+from smallthinker.expert_store.device.storage_profile import load_profile
 from smallthinker.expert_store.format import HOT_FILE, PROFILE_FILE
-from smallthinker.expert_store.probe import probe
-from smallthinker.expert_store.storage_profile import load_profile
 from smallthinker.expert_store.store import Store
 from smallthinker.memory_plan import MIB, parse_size
 from smallthinker.prediction.disk_model import DiskModel

@@ -26,9 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from smallthinker import _kernels
+from smallthinker import _kernels, host
 from smallthinker.engine import Engine
-from smallthinker.expert_store import host
 
 READ_BYTES = 512 << 20  # more than a last-level cache holds
 

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from smallthinker.cache.policies import EvictionPolicy
 from smallthinker.cache.read_counters import CacheCounters, Tally
 from smallthinker.cache.ticket import Ticket
-from smallthinker.expert_store import pages
 from smallthinker.expert_store.read_queue import Finished, ReadQueue
+from smallthinker.host import pages
 
 # Records under way beyond which nothing is guessed: enough to keep the disk busy until the next layer is certain.
 MOST_UNDER_WAY = 6

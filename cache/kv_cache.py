@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker import _kernels
+from smallthinker import _kernels, host
 from smallthinker.config import ModelConfig
 from smallthinker.errors import RequestError
-from smallthinker.expert_store import host, pages
+from smallthinker.host import pages
 
 KvKind = Literal["f16", "q8"]
 QUANTS: dict[KvKind, _kernels.KvQuant] = {"f16": "f16", "q8": "q8_0"}

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from smallthinker import host
 from smallthinker.cache.kv_cache import KVCache, Ring, can_continue, shared_prefix
 from smallthinker.errors import RequestError, StoreFormatError
-from smallthinker.expert_store import host
 from smallthinker.expert_store.header import encode_header, read_header
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.writer import TensorFileWriter

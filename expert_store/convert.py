@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from smallthinker import _kernels
 from smallthinker.errors import CheckpointError
-from smallthinker.expert_store.checkpoint import Checkpoint, WeightSource, checkpoint_name, expert_tensor
 from smallthinker.expert_store.format import TILE_ROWS, Layout, Quant, RecordLayout, TensorSpec, check_quant
-from smallthinker.expert_store.ggml_blocks import block_scales, rearrange
-from smallthinker.expert_store.gguf_checkpoint import GGUF_SUFFIX, GgufCheckpoint
 from smallthinker.expert_store.progress import Progress
+from smallthinker.expert_store.sources.checkpoint import Checkpoint, WeightSource, checkpoint_name, expert_tensor
+from smallthinker.expert_store.sources.ggml_blocks import block_scales, rearrange
+from smallthinker.expert_store.sources.gguf_checkpoint import GGUF_SUFFIX, GgufCheckpoint
 from smallthinker.expert_store.writer import StoreWriter
 from smallthinker.files import is_folder
 

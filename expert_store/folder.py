@@ -16,8 +16,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
 
+from smallthinker import host
 from smallthinker.errors import StoreWriteError
-from smallthinker.expert_store import host
 from smallthinker.files import hidden_name
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker.errors import StoreReadError
-from smallthinker.expert_store.disk_profile import DiskProfile
+from smallthinker.expert_store.device.disk_profile import DiskProfile
+from smallthinker.expert_store.device.pacing import random_device
+from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.native_queue import NativeKind, NativeQueue
-from smallthinker.expert_store.pacing import random_device
 from smallthinker.expert_store.read_queue import ReadQueue
-from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
 
 QueueKind = Literal["auto", "direct", "uring", "mmap", "buffered"]

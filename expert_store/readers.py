@@ -16,12 +16,12 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from smallthinker import host
 from smallthinker.errors import StoreReadError
-from smallthinker.expert_store import host
 from smallthinker.expert_store.compression import Decompressor, FrameError, decompressor_bytes
+from smallthinker.expert_store.device.pacing import PacedReader
+from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.format import COMPRESSION
-from smallthinker.expert_store.pacing import PacedReader
-from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
 
 ReaderKind = Literal["mmap", "direct", "auto"]

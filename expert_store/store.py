@@ -17,9 +17,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from smallthinker import host
 from smallthinker.config import ModelConfig
 from smallthinker.errors import StoreFormatError, StoreReadError
-from smallthinker.expert_store import host, pages
+from smallthinker.expert_store.device.pacing import SequentialThrottle
+from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.format import (
     COMPRESSED_VERSION,
     CONFIG_FILE,
@@ -34,10 +36,9 @@ from smallthinker.expert_store.format import (
     read_store_file,
 )
 from smallthinker.expert_store.header import fault
-from smallthinker.expert_store.pacing import SequentialThrottle
 from smallthinker.expert_store.progress import Progress, silent
-from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.files import is_folder, is_there, open_regular
+from smallthinker.host import pages
 
 _MAX_CONFIG_BYTES = 1 << 20
 _PIECE_BYTES = 4 << 20  # one read of dense weights or of a verification

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
+from smallthinker import host
 from smallthinker.errors import StoreReadError
-from smallthinker.expert_store import host
 from smallthinker.expert_store.read_queue import Finished, ReadCounters
 from smallthinker.expert_store.readers import Reader
 from smallthinker.forks import Home

@@ -15,9 +15,9 @@ from types import TracebackType
 
 import numpy as np
 
+from smallthinker import host
 from smallthinker.config import ModelConfig
 from smallthinker.errors import StoreWriteError
-from smallthinker.expert_store import host
 from smallthinker.expert_store.compression import Compressor
 from smallthinker.expert_store.folder import AtomicFolder
 from smallthinker.expert_store.format import (

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from smallthinker import host
 from smallthinker.errors import MemoryBudgetError, RequestError, SmallThinkerError
-from smallthinker.expert_store import host
-from smallthinker.expert_store.disk_facts import DiskFacts, disk_facts
+from smallthinker.expert_store.device.disk_facts import DiskFacts, disk_facts
 from smallthinker.expert_store.format import EXPERTS_FILE
-from smallthinker.machine_facts import cores, kernel_features, memory, versions
+from smallthinker.host.machine_facts import cores, kernel_features, memory, versions
 
 if TYPE_CHECKING:
     from smallthinker.expert_store.store import Store
@@ -156,7 +156,7 @@ def _answer_once(findings: list[Finding]) -> None:
 
 
 def _store(path: Path, facts: dict[str, Any], findings: list[Finding]) -> dict[str, Any] | None:
-    from smallthinker.expert_store.disk_profile import load_profile
+    from smallthinker.expert_store.device.disk_profile import load_profile
     from smallthinker.expert_store.store import Store
 
     try:
@@ -212,7 +212,7 @@ def floor_bytes(store: Store) -> tuple[int, int]:
 
     Raises TokenizerError.
     """
-    from smallthinker.expert_store.disk_profile import DiskProfile, load_profile
+    from smallthinker.expert_store.device.disk_profile import DiskProfile, load_profile
     from smallthinker.expert_store.queues import queue_bytes
     from smallthinker.memory_plan import PAGE_TABLE_SHARE, STARTING_BYTES, choose_context, plan_memory
     from smallthinker.router.predictor import find_predictor

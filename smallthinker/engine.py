@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker import _kernels
+from smallthinker import _kernels, host
 from smallthinker.arguments import callback, choice, flag, number, whole
 from smallthinker.arguments import path as path_argument
 from smallthinker.arithmetic import Arithmetic
@@ -30,15 +30,15 @@ from smallthinker.cache.kv_cache import QUANTS as KV_QUANTS
 from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind, kv_touched_bytes, rings
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.errors import ContextLengthError, RequestError
-from smallthinker.expert_store import host
-from smallthinker.expert_store.disk_profile import DiskProfile, shortfall
+from smallthinker.expert_store.device.disk_profile import DiskProfile, shortfall
+from smallthinker.expert_store.device.real_throttle import allowed_bytes_per_sec
+from smallthinker.expert_store.device.storage_profile import StorageProfile, load_profile
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind, open_queue, queue_bytes
-from smallthinker.expert_store.real_throttle import allowed_bytes_per_sec
-from smallthinker.expert_store.storage_profile import StorageProfile, load_profile
 from smallthinker.expert_store.store import Store
 from smallthinker.forks import Home
 from smallthinker.forward import ForwardPass, Observers, never
+from smallthinker.host.memory_watch import MemoryWatch
 from smallthinker.huge_pages import HugePages
 from smallthinker.lossy_head import DEFAULT_THRESHOLD, HeadPredictor, LossyHead
 from smallthinker.memory_plan import (
@@ -51,7 +51,6 @@ from smallthinker.memory_plan import (
     plan_process,
     slots_at,
 )
-from smallthinker.memory_watch import MemoryWatch
 from smallthinker.profile import Clocks, Stopwatch, kernel_times
 from smallthinker.router.look_ahead import LookAhead
 from smallthinker.router.predictor import find_predictor
@@ -164,7 +163,10 @@ class Engine:
             # Where everything fits, each expert is read once: nothing to find out about the disk for.
             most = store.num_experts if max_slots is None else max_slots
             fits = most == store.num_experts and budget > store.dense_bytes + most * store.record_bytes
-            from smallthinker.expert_store.probe import emulated_profile, profile_of  # 3 ms; `import LLM` does without
+            from smallthinker.expert_store.device.probe import (  # 3 ms; `import LLM` does without
+                emulated_profile,
+                profile_of,
+            )
 
             profile = real = DiskProfile() if fits else profile_of(store)
             if self.storage is not None:

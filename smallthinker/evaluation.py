@@ -19,12 +19,11 @@ from typing import IO
 
 import numpy as np
 
-from smallthinker import _kernels
+from smallthinker import _kernels, host
 from smallthinker.cache.kv_cache import KvKind
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError, StoreWriteError
 from smallthinker.evaluation_results import Comparison, Perplexity
-from smallthinker.expert_store import host
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind
 from smallthinker.expert_store.store import Store

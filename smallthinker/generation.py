@@ -17,11 +17,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker import _kernels
+from smallthinker import _kernels, host
 from smallthinker.arguments import callback, flag, refuse, texts, token_ids, whole
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
-from smallthinker.expert_store import host
 from smallthinker.lossy_head import HeadCounters
 from smallthinker.profile import Clocks, Profile, Stopwatch
 from smallthinker.roofline import Phase

@@ -11,8 +11,8 @@ from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 from smallthinker.errors import CheckpointError
-from smallthinker.expert_store.gguf_checkpoint import GGUF_SUFFIX, GgufModel, part_names
-from smallthinker.expert_store.gguf_header import read_gguf_header
+from smallthinker.expert_store.sources.gguf_checkpoint import GGUF_SUFFIX, GgufModel, part_names
+from smallthinker.expert_store.sources.gguf_header import read_gguf_header
 from smallthinker.hub import Hub, HubFile
 
 _PLAIN_NAME = re.compile(rf"\w[\w. +-]*{re.escape(GGUF_SUFFIX)}", re.ASCII)

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy.typing as npt
 
+from smallthinker import host
 from smallthinker.cache.expert_cache import ExpertCache
-from smallthinker.expert_store import host, pages
+from smallthinker.host import pages
 
 AHEAD_BYTES = 128 << 20  # of slots: some waits for the disk, but little of a budget that a short answer won't use
 

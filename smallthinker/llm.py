@@ -20,9 +20,9 @@ from smallthinker.cache.kv_cache import KvKind
 from smallthinker.config import ModelConfig
 from smallthinker.engine import KV_DIR_BYTES, Engine
 from smallthinker.errors import RequestError
+from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind
-from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.generation import Completion, GenerationParams, LogitsProcessor
 from smallthinker.lossy_head import DEFAULT_THRESHOLD
 from smallthinker.memory_plan import MemoryPlan

@@ -65,7 +65,9 @@ class HeadPredictor:
 
     def __init__(self, path: str | Path, config: ModelConfig) -> None:
         """Raises CheckpointError: not a torch file of two matrices fc1 [H, d] and fc2 [V, H]."""
-        from smallthinker.expert_store.torch_file import TorchFile  # zip files and pickles: nobody else needs them
+        from smallthinker.expert_store.sources.torch_file import (
+            TorchFile,  # zip files and pickles: nobody else needs them
+        )
 
         self._file = TorchFile(path)
         try:

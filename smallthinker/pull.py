@@ -16,16 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from smallthinker import host
 from smallthinker.config import ModelConfig
 from smallthinker.errors import CheckpointError, ConfigError, DownloadError, StoreWriteError
-from smallthinker.expert_store import host
-from smallthinker.expert_store.checkpoint import (
-    INDEX_FILE,
-    MAX_INDEX_BYTES,
-    SINGLE_FILE,
-    shard_names,
-)
-from smallthinker.expert_store.checkpoint_settings import SETTINGS_FILES
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.folder import AtomicFolder
 from smallthinker.expert_store.format import (
@@ -36,6 +29,13 @@ from smallthinker.expert_store.format import (
     table,
 )
 from smallthinker.expert_store.progress import Progress, silent
+from smallthinker.expert_store.sources.checkpoint import (
+    INDEX_FILE,
+    MAX_INDEX_BYTES,
+    SINGLE_FILE,
+    shard_names,
+)
+from smallthinker.expert_store.sources.checkpoint_settings import SETTINGS_FILES
 from smallthinker.files import parse_json
 from smallthinker.hub import Hub, HubFile, part_of
 from smallthinker.hub_gguf import choose_model, gguf_models, gguf_on_hub

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from smallthinker import host
 from smallthinker.arguments import callback, number, whole
 from smallthinker.cache.conversations import Conversation
 from smallthinker.engine import Engine
 from smallthinker.errors import CancelledError, QueueFullError, RequestError
-from smallthinker.expert_store import host
 from smallthinker.forks import Home
 from smallthinker.generation import Answer, GenerationParams, LogitsProcessor
 from smallthinker.request import Request

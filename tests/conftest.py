@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,3 +42,14 @@ def hybrid_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from models import HYBRID_ATTENTION, make_store, tiny_config
 
     return make_store(tiny_config(**HYBRID_ATTENTION), tmp_path_factory.mktemp("hybrid"), "q4_0")[0]
+
+
+@pytest.fixture
+def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a script in a process of its own: for kills, limits and peak memory."""
+
+    def run(script: str, *args: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", script, *map(str, args)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    return run

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from smallthinker.expert_store.checkpoint import Checkpoint, checkpoint_tensors, expert_tensor
+from smallthinker.expert_store.sources.checkpoint import Checkpoint, checkpoint_tensors, expert_tensor
 
 F32 = npt.NDArray[np.float32]
 MERGED = ("he", "ll")  # tokens of two bytes beside those of one

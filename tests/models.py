@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallthinker.config import ModelConfig
-from smallthinker.expert_store.byte_tokenizer import byte_tokenizer_files
 from smallthinker.expert_store.convert import convert
+from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
 
 if TYPE_CHECKING:  # torch takes two seconds to import, and most tests want only a configuration
     from smallthinker.reference import ReferenceModel

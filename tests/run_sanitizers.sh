@@ -22,6 +22,6 @@ for sanitizers in address,undefined thread; do
   $cxx -std=c++17 -shared -fPIC -O1 -g -fno-omit-frame-pointer -fvisibility=hidden -pthread -fsanitize=$sanitizers \
     -fno-sanitize-recover=all $includes expert_store/native/*.cpp -o "$module"
   STORAGE_MODULE=$module PYTHONPATH=tests/expert_store/sanitized LD_PRELOAD="$library $($cxx -print-file-name=libstdc++.so)" \
-    ASAN_OPTIONS=detect_leaks=0 "$python" -m pytest tests/expert_store/test_native_*.py tests/expert_store/test_read_queue.py \
+    ASAN_OPTIONS=detect_leaks=0 "$python" -m pytest tests/expert_store/native \
     -k "not page_cache"  # whose pages it counts: a sanitizer's own are among them
 done

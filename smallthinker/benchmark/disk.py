@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from smallthinker.expert_store import host, pages
-from smallthinker.expert_store.disk_facts import disk_facts
-from smallthinker.expert_store.disk_profile import DiskProfile
+from smallthinker import host
+from smallthinker.expert_store.device.disk_facts import disk_facts
+from smallthinker.expert_store.device.disk_profile import DiskProfile
+from smallthinker.expert_store.device.probe import read_through
 from smallthinker.expert_store.native_queue import NativeQueue
-from smallthinker.expert_store.probe import read_through
 from smallthinker.expert_store.store import Store
 from smallthinker.files import open_regular
+from smallthinker.host import pages
 
 _READING_SEC = 0.4  # several slices of a throttle
 _LEAST_BYTES = 64 << 20  # a smaller store is no measure of a disk

@@ -11,9 +11,9 @@ from typing import Any
 import psutil
 
 import smallthinker
-from smallthinker import machine_facts
-from smallthinker.expert_store import host
+from smallthinker import host
 from smallthinker.expert_store.store import Store
+from smallthinker.host import machine_facts
 
 COMMIT_FILE = "_commit.txt"  # what setup.py leaves in an installed package
 

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from smallthinker import host
 from smallthinker.benchmark.matrix import STARTS, Answer
 from smallthinker.engine import Engine
 from smallthinker.errors import SmallThinkerError
-from smallthinker.expert_store import host
-from smallthinker.expert_store.storage_profile import StorageProfile
+from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.profile import Clocks, Stopwatch
 from smallthinker.roofline import Phase
 from smallthinker.router.trace import save_trace

@@ -16,8 +16,8 @@ from smallthinker.benchmark.results import Row
 from smallthinker.benchmark.series import Series, default_budgets
 from smallthinker.cache.kv_cache import KvKind
 from smallthinker.errors import RequestError
+from smallthinker.expert_store.device.storage_profile import StorageProfile, load_profile
 from smallthinker.expert_store.queues import QueueKind
-from smallthinker.expert_store.storage_profile import StorageProfile, load_profile
 from smallthinker.expert_store.store import Store
 from smallthinker.memory_plan import parse_size
 from smallthinker.tokenizer import Tokenizer

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from smallthinker import host
 from smallthinker.benchmark.matrix import Cell
 from smallthinker.benchmark.schema_check import check_row
 from smallthinker.errors import ResultsError
-from smallthinker.expert_store import host
 from smallthinker.files import is_folder, parse_json, read_small, write_whole
 
 FILE = "results.jsonl"

@@ -17,9 +17,9 @@ from smallthinker.benchmark.disk import make_cold, random_bytes_per_sec
 from smallthinker.benchmark.matrix import RAW, STARTS, Answer, Cell, Settings
 from smallthinker.benchmark.results import Results, Row, routing_file
 from smallthinker.errors import ResultsError
-from smallthinker.expert_store.disk_profile import DiskProfile, load_profile
-from smallthinker.expert_store.real_throttle import real_throttle
-from smallthinker.expert_store.storage_profile import StorageProfile
+from smallthinker.expert_store.device.disk_profile import DiskProfile, load_profile
+from smallthinker.expert_store.device.real_throttle import real_throttle
+from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
 from smallthinker.memory_plan import MIB
 from smallthinker.router.trace import Trace, load_trace

@@ -79,7 +79,7 @@ def add_compression(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    from smallthinker.expert_store.storage_profile import BUNDLED
+    from smallthinker.expert_store.device.storage_profile import BUNDLED
 
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", metavar="STORE", help="a store (default: the bundled demo model)")

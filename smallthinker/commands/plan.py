@@ -65,8 +65,8 @@ def add(commands: Commands) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
+    from smallthinker import host
     from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
-    from smallthinker.expert_store import host
     from smallthinker.figures import rounded
     from smallthinker.llm import DEMO_STORE
     from smallthinker.memory_plan import choose_context, default_budget, parse_size
@@ -151,7 +151,7 @@ def _cannot_run(args: argparse.Namespace, report: object) -> str:
 
 def _routing(args: argparse.Namespace, model: Model) -> Routing:
     from smallthinker.errors import RequestError
-    from smallthinker.expert_store.synth import MAX_SKEW
+    from smallthinker.expert_store.synthetic.synth import MAX_SKEW
     from smallthinker.prediction.routing import PUBLISHED_SKEW, synthetic_routing, traced_routing
     from smallthinker.router.trace import load_trace
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from smallthinker.commands.options import Commands, ProgressBar, add_command, check_out
 
 if TYPE_CHECKING:
-    from smallthinker.expert_store.device_probe import DeviceReport
+    from smallthinker.expert_store.device.device_probe import DeviceReport
 
 
 def add(commands: Commands) -> None:
@@ -36,9 +36,9 @@ def add(commands: Commands) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
-    from smallthinker.expert_store.device_probe import probe_device
-    from smallthinker.expert_store.probe_file import probe_file
-    from smallthinker.expert_store.storage_profile import LONGEST_NAME, save_profile_toml
+    from smallthinker.expert_store.device.device_probe import probe_device
+    from smallthinker.expert_store.device.probe_file import probe_file
+    from smallthinker.expert_store.device.storage_profile import LONGEST_NAME, save_profile_toml
 
     out: Path | None = args.out
     if out is not None:

@@ -52,7 +52,7 @@ def add(commands: Commands) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
-    from smallthinker.expert_store.synth import synth
+    from smallthinker.expert_store.synthetic.synth import synth
 
     with ProgressBar("writing") as progress:
         synth(

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from smallthinker.errors import MemoryBudgetError
+from smallthinker.expert_store.device.storage_profile import BUNDLED, load_profile
 from smallthinker.expert_store.format import Quant
-from smallthinker.expert_store.storage_profile import BUNDLED, load_profile
 from smallthinker.memory_plan import MIB
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.disk_model import DiskModel

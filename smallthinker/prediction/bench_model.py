@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from smallthinker import _kernels
 from smallthinker.config import ModelConfig
-from smallthinker.expert_store import pages
 from smallthinker.expert_store.format import Quant, RecordLayout, TensorSpec, dense_table
 from smallthinker.expert_store.read_queue import Finished, ReadCounters
+from smallthinker.host import pages
 
 # Weights that are gone through before any is used again: more than most last-level caches hold, as in a whole model.
 _SLOTS_BYTES = 320 << 20

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from smallthinker._storage import Pace
 from smallthinker.errors import CancelledError
-from smallthinker.expert_store.disk_profile import MOST_CHUNKS, DiskProfile
-from smallthinker.expert_store.pacing import random_device
-from smallthinker.expert_store.probe import emulated_profile
+from smallthinker.expert_store.device.disk_profile import MOST_CHUNKS, DiskProfile
+from smallthinker.expert_store.device.pacing import random_device
+from smallthinker.expert_store.device.probe import emulated_profile
+from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.read_queue import Finished, ReadCounters
-from smallthinker.expert_store.storage_profile import StorageProfile
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from smallthinker.expert_store.device_probe import probe_device
-from smallthinker.expert_store.probe import profile_of
-from smallthinker.expert_store.probe_file import probe_file
+from smallthinker.expert_store.device.device_probe import probe_device
+from smallthinker.expert_store.device.probe import profile_of
+from smallthinker.expert_store.device.probe_file import probe_file
+from smallthinker.expert_store.device.storage_profile import load_profile
 from smallthinker.expert_store.progress import Progress
-from smallthinker.expert_store.storage_profile import load_profile
 from smallthinker.expert_store.store import Store
 from smallthinker.prediction.disk_model import DiskModel
 from smallthinker.prediction.needs import Model

@@ -11,13 +11,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker import _kernels
+from smallthinker import _kernels, host
 from smallthinker.arithmetic import Arithmetic, Floats, Span, Step
 from smallthinker.cache.expert_cache import ExpertCache
 from smallthinker.cache.kv_cache import KVCache, KvKind
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.config import ModelConfig
-from smallthinker.expert_store import host
 from smallthinker.expert_store.format import Quant
 from smallthinker.forward import ForwardPass
 from smallthinker.prediction.bench_model import RandomModel, WaitingQueue

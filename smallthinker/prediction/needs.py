@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from smallthinker import host
 from smallthinker.cache.kv_cache import KvKind
 from smallthinker.config import ModelConfig
 from smallthinker.errors import ConfigError, MemoryBudgetError, RequestError
-from smallthinker.expert_store import host
 from smallthinker.expert_store.format import (
     CONFIG_FILE,
     EXPERTS_FILE,
@@ -22,8 +22,8 @@ from smallthinker.expert_store.format import (
     RecordLayout,
     dense_table,
 )
-from smallthinker.expert_store.published import PUBLISHED
 from smallthinker.expert_store.store import Store
+from smallthinker.expert_store.synthetic.published import PUBLISHED
 from smallthinker.files import is_there
 from smallthinker.memory_plan import MIB, MemoryPlan, plan_process
 from smallthinker.tokenizer import Tokenizer

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker.config import ModelConfig
-from smallthinker.expert_store.skew import normal_biases
+from smallthinker.expert_store.synthetic.skew import normal_biases
 from smallthinker.router.trace import Trace, ids_dtype
 
 PUBLISHED_SKEW = 1.3

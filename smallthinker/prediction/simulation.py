@@ -21,8 +21,8 @@ from smallthinker.cache.kv_cache import KvKind, kv_touched_bytes
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.cache.read_counters import CacheCounters
 from smallthinker.config import ModelConfig
-from smallthinker.expert_store.host import DIRECT_ALIGN
 from smallthinker.forward import ForwardPass
+from smallthinker.host import DIRECT_ALIGN
 from smallthinker.memory_plan import MemoryPlan, slots_at
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.disk_model import Clock, DiskModel, SimulatedQueue

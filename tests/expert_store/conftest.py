@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from shimmed import build_shim, run_behind
 from tiny_model import TINY
 
 from smallthinker.expert_store.store import Store
-from smallthinker.expert_store.synth import synth
+from smallthinker.expert_store.synthetic.synth import synth
 
 
 @pytest.fixture(scope="session")
@@ -29,17 +27,6 @@ def tiny_store(tiny_config: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def opened(tiny_store: Path) -> Store:
     return Store.open(tiny_store)
-
-
-@pytest.fixture
-def run_python() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run a script in a process of its own: for kills, limits and peak memory."""
-
-    def run(script: str, *args: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", script, *map(str, args)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    return run
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from smallthinker import _kernels
+from smallthinker import _kernels, host
 from smallthinker._storage import Device
 from smallthinker.errors import StoreReadError
-from smallthinker.expert_store import host
 from smallthinker.expert_store.format import Layout
 from smallthinker.expert_store.native_queue import NativeQueue
 from smallthinker.expert_store.read_queue import ReadQueue

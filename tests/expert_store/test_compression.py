@@ -15,17 +15,17 @@ from models import make_store
 from models import tiny_config as model_config
 from test_hostile_files import join, refused, rewrite, split
 
+from smallthinker import host
 from smallthinker.cli import main
 from smallthinker.engine import Engine
 from smallthinker.errors import ConfigError, StoreFormatError, StoreReadError
-from smallthinker.expert_store import host
 from smallthinker.expert_store.compression import Compressor, Decompressor, FrameError
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.format import QUANTS, Quant
 from smallthinker.expert_store.inspect import describe
 from smallthinker.expert_store.readers import open_reader
 from smallthinker.expert_store.store import Store
-from smallthinker.expert_store.synth import synth
+from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.expert_store.writer import StoreWriter
 
 RECORD_BYTES = 3 * 4096

@@ -18,11 +18,11 @@ from tiny_model import TINY
 from smallthinker import _kernels
 from smallthinker.config import ModelConfig
 from smallthinker.errors import CheckpointError, ConfigError
-from smallthinker.expert_store.checkpoint import Checkpoint, checkpoint_name, checkpoint_tensors, expert_tensor
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.format import QUANTS, Quant
+from smallthinker.expert_store.sources.checkpoint import Checkpoint, checkpoint_name, checkpoint_tensors, expert_tensor
 from smallthinker.expert_store.store import Store
-from smallthinker.expert_store.synth import synth
+from smallthinker.expert_store.synthetic.synth import synth
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 F32 = npt.NDArray[np.float32]
@@ -229,7 +229,7 @@ def test_memory_of_a_conversion_does_not_grow_with_the_model(tmp_path: Path, run
     assert sum(file.stat().st_size for file in checkpoint.iterdir()) > 160 << 20  # the embedding is 330 MB as float32
     script = """
 import sys
-from smallthinker.expert_store import host
+from smallthinker import host
 from smallthinker.expert_store.convert import convert
 before = host.peak_memory_bytes()
 convert(sys.argv[1], sys.argv[2], "q4_0")

@@ -27,8 +27,8 @@ from smallthinker.expert_store.format import (
     packed_bytes,
 )
 from smallthinker.expert_store.header import encode_header
-from smallthinker.expert_store.published import PUBLISHED
 from smallthinker.expert_store.store import Store
+from smallthinker.expert_store.synthetic.published import PUBLISHED
 
 
 @given(st.sampled_from(QUANTS), st.sampled_from(["tiles", "rows"]), st.integers(1, 70), st.integers(1, 5))

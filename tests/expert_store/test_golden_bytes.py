@@ -18,7 +18,7 @@ from smallthinker import _kernels
 from smallthinker.expert_store import writer
 from smallthinker.expert_store.format import QUANTS, Layout, Quant
 from smallthinker.expert_store.store import Store
-from smallthinker.expert_store.synth import synth
+from smallthinker.expert_store.synthetic.synth import synth
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 GOLDEN = VECTORS / "golden_store"

@@ -217,7 +217,7 @@ def test_a_config_of_another_model_is_noticed(tiny_store: Path) -> None:
 
 
 def test_files_of_two_stores_are_noticed(tiny_store: Path, tiny_config: Path, tmp_path: Path) -> None:
-    from smallthinker.expert_store.synth import synth
+    from smallthinker.expert_store.synthetic.synth import synth
 
     other = synth(str(tiny_config), tmp_path / "other", "q8_0")
     shutil.copy(other / "experts.safetensors", tiny_store)

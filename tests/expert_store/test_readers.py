@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from smallthinker import host
 from smallthinker.errors import StoreReadError
-from smallthinker.expert_store import host
 from smallthinker.expert_store.readers import DirectReader, MmapReader, Reader, open_reader
 from smallthinker.expert_store.store import Store
 

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from smallthinker import host
 from smallthinker.errors import StoreReadError
-from smallthinker.expert_store import host
 from smallthinker.expert_store.read_queue import Finished
 from smallthinker.expert_store.threaded_queue import ThreadedQueue
 
@@ -171,7 +171,7 @@ def test_a_process_that_dies_with_reads_under_way_ends(
 ) -> None:
     script = """
 import numpy as np
-from smallthinker.expert_store import host
+from smallthinker import host
 from smallthinker.expert_store.threaded_queue import ThreadedQueue
 class Reader:
     def read_into(self, index, buffer): buffer[0] = 1

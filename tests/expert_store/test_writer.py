@@ -11,16 +11,16 @@ from types import SimpleNamespace
 
 import pytest
 
+from smallthinker import host
 from smallthinker.errors import StoreWriteError
-from smallthinker.expert_store import host
 from smallthinker.expert_store.store import Store
-from smallthinker.expert_store.synth import synth
+from smallthinker.expert_store.synthetic.synth import synth
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 SYNTH_KILLED_AT_CALL = """
 import os, signal, sys
-from smallthinker.expert_store.synth import synth
+from smallthinker.expert_store.synthetic.synth import synth
 calls = 0
 def progress(done, total, what):
     global calls
@@ -32,8 +32,8 @@ synth(sys.argv[1], sys.argv[2], "q4_0", seed=1, force=True, progress=progress)
 
 SYNTH_KILLED_WHILE_PUBLISHING = """
 import os, pathlib, signal, sys
-from smallthinker.expert_store import host
-from smallthinker.expert_store.synth import synth
+from smallthinker import host
+from smallthinker.expert_store.synthetic.synth import synth
 def kill(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 rename, exchange, sync = pathlib.Path.rename, host.exchange_folders, host.sync_folder
@@ -217,7 +217,7 @@ def test_a_file_size_limit_ends_in_one_error_with_needed_and_free_bytes(
     script = """
 import resource, sys
 from smallthinker.errors import StoreWriteError
-from smallthinker.expert_store.synth import synth
+from smallthinker.expert_store.synthetic.synth import synth
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
 try:
     synth(sys.argv[1], sys.argv[2], "q4_0")

@@ -36,7 +36,7 @@ def memory_limit(limit_bytes: int) -> Iterator[MemoryGroup]:
 
 @pytest.fixture(scope="module")
 def store_4b(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from smallthinker.expert_store.synth import synth
+    from smallthinker.expert_store.synthetic.synth import synth
 
     folder = tmp_path_factory.mktemp("4b")
     if shutil.disk_usage(folder).free < 4 * GIB:
@@ -133,7 +133,7 @@ for line in sys.stdin:
 SQUEEZED = """
 import json, subprocess, sys
 from smallthinker.engine import Engine
-from smallthinker.expert_store import host
+from smallthinker import host
 
 hog = subprocess.Popen([sys.executable, "-c", sys.argv[3]], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 with Engine(sys.argv[1], memory="1700MiB", context=2048) as engine:

@@ -9,16 +9,16 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
+from smallthinker import host
 from smallthinker.errors import ProfileError
-from smallthinker.expert_store import host
-from smallthinker.expert_store.disk_profile import DiskProfile
+from smallthinker.expert_store.device.disk_profile import DiskProfile
+from smallthinker.expert_store.device.pacing import random_device
+from smallthinker.expert_store.device.probe import emulated_profile, probe, read_through
+from smallthinker.expert_store.device.real_throttle import real_throttle
+from smallthinker.expert_store.device.storage_profile import StorageProfile, load_profile
 from smallthinker.expert_store.native_queue import NativeQueue
-from smallthinker.expert_store.pacing import random_device
-from smallthinker.expert_store.probe import emulated_profile, probe, read_through
-from smallthinker.expert_store.real_throttle import real_throttle
-from smallthinker.expert_store.storage_profile import StorageProfile, load_profile
 from smallthinker.expert_store.store import Store
-from smallthinker.expert_store.synth import synth
+from smallthinker.expert_store.synthetic.synth import synth
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,8 @@ from typing import Any
 from models import tiny_config
 
 from smallthinker.config import ModelConfig
-from smallthinker.expert_store.published import PUBLISHED
-from smallthinker.expert_store.storage_profile import StorageProfile
+from smallthinker.expert_store.device.storage_profile import StorageProfile
+from smallthinker.expert_store.synthetic.published import PUBLISHED
 from smallthinker.memory_plan import MIB
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.disk_model import DiskModel

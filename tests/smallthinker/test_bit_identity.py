@@ -21,8 +21,8 @@ from smallthinker.cache.kv_cache import KvKind
 from smallthinker.cache.policies import POLICIES
 from smallthinker.engine import Engine
 from smallthinker.expert_store.convert import convert
+from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.readers import open_reader
-from smallthinker.expert_store.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
 
 EMULATED = StorageProfile("test", "a quick one", "class", 2e8, 1e8, 1e5, 5e-5, 2, "made up for this test")

@@ -15,15 +15,15 @@ from typing import Any
 
 import pytest
 
-from smallthinker import _kernels, doctor, llm, machine_facts
+from smallthinker import _kernels, doctor, host, llm
 from smallthinker.cli import main
 from smallthinker.doctor import diagnose
 from smallthinker.doctor_report import diagnosis_text, report_block, without_persons
 from smallthinker.engine import Engine
 from smallthinker.errors import MemoryBudgetError
-from smallthinker.expert_store import disk_facts as disk_module
-from smallthinker.expert_store import host, pages
+from smallthinker.expert_store.device import disk_facts as disk_module
 from smallthinker.expert_store.store import Store
+from smallthinker.host import machine_facts, pages
 from smallthinker.memory_plan import MIB
 
 

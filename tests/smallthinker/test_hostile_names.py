@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streams import CONTROL, assert_one_line, in_process
 
-from smallthinker.expert_store.storage_profile import load_profile, save_profile_toml
+from smallthinker.expert_store.device.storage_profile import load_profile, save_profile_toml
 from smallthinker.llm import DEMO_STORE
 from smallthinker.router.trace import Trace, save_trace
 

@@ -11,7 +11,7 @@ import pytest
 
 from smallthinker import huge_pages
 from smallthinker.cache.expert_cache import allocate_slots
-from smallthinker.expert_store import pages
+from smallthinker.host import pages
 from smallthinker.huge_pages import HugePages
 
 PAGE = pages.HUGE_PAGE_BYTES

@@ -22,10 +22,10 @@ from smallthinker.cli import main
 from smallthinker.config import ModelConfig
 from smallthinker.errors import SmallThinkerError
 from smallthinker.expert_store.convert import convert
-from smallthinker.expert_store.storage_profile import load_profile
+from smallthinker.expert_store.device.storage_profile import load_profile
+from smallthinker.expert_store.sources.torch_file import TorchFile
 from smallthinker.expert_store.store import Store
-from smallthinker.expert_store.synth import synth
-from smallthinker.expert_store.torch_file import TorchFile
+from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.llm import LLM
 from smallthinker.prediction.needs import find_model
 from smallthinker.router.trace import load_trace

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from models import HYBRID_ATTENTION, tiny_config
 from prediction_settings import FOUR_B, SMALL, storage
 
+from smallthinker import host
 from smallthinker.engine import Engine
 from smallthinker.errors import ConfigError, MemoryBudgetError, RequestError
-from smallthinker.expert_store import host
-from smallthinker.expert_store.disk_profile import DiskProfile
+from smallthinker.expert_store.device.disk_profile import DiskProfile
 from smallthinker.expert_store.store import Store
 from smallthinker.llm import DEMO_STORE
 from smallthinker.memory_plan import MIB

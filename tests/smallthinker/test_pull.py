@@ -18,7 +18,7 @@ from models import tiny_config
 
 from smallthinker.errors import CheckpointError, ConfigError, DownloadError, SmallThinkerError, StoreWriteError
 from smallthinker.expert_store.convert import convert
-from smallthinker.expert_store.synth import synth
+from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.llm import LLM
 
 pytest.importorskip("huggingface_hub", reason="needs smallthinker[hub]")

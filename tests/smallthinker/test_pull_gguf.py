@@ -14,7 +14,7 @@ from models import HYBRID_ATTENTION, tiny_config
 
 from smallthinker.errors import CheckpointError, ConfigError, DownloadError
 from smallthinker.expert_store.convert import convert
-from smallthinker.expert_store.synth import synth
+from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.llm import LLM
 
 pytest.importorskip("huggingface_hub", reason="needs smallthinker[hub]")

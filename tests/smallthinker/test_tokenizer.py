@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from models import tiny_config
 
 from smallthinker.errors import TokenizerError
-from smallthinker.expert_store.byte_tokenizer import byte_tokenizer_files
+from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
 from smallthinker.tokenizer import Tokenizer
 
 

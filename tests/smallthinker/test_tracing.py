@@ -12,7 +12,7 @@ import pytest
 from smallthinker.arithmetic import Route
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
-from smallthinker.expert_store.synth import synth
+from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.forward import Observers
 from smallthinker.tracing import gate_values, random_usage, record, split
 

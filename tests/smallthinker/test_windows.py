@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from models import tiny_config
 
 from smallthinker.errors import RequestError
-from smallthinker.expert_store.byte_tokenizer import byte_tokenizer_files
+from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
 from smallthinker.tokenizer import Tokenizer
 from smallthinker.windows import Windows, text_windows
 

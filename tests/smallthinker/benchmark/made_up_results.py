@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from smallthinker.benchmark.results import Results
-from smallthinker.expert_store.storage_profile import load_profile
+from smallthinker.expert_store.device.storage_profile import load_profile
 
 MIB = 1 << 20
 Row = dict[str, Any]

@@ -1,0 +1,1 @@
+"""What the disk is: its probe, profiles, emulation and real throttles. Knows nothing about models."""

@@ -1,0 +1,248 @@
+"""Reads a Hugging Face checkpoint: config.json and model weights in one safetensors file or in shards.
+
+Owns the checkpoint's tensor names and file layout, and what a conversion asks of any checkpoint. Gives float32 rows, a
+piece at a time. Knows nothing about stores or quantisation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from smallthinker.config import ModelConfig
+from smallthinker.errors import CheckpointError, StoreFormatError
+from smallthinker.expert_store.format import Quant
+from smallthinker.expert_store.header import ITEM_BYTES, FileHeader, TensorEntry, read_header
+from smallthinker.expert_store.sources.checkpoint_settings import read_config, settings_files
+from smallthinker.expert_store.sources.weight_files import WeightFiles
+from smallthinker.files import is_folder, is_there, parse_json, read_small
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+SOURCE_DTYPES = ("BF16", "F16", "F32")
+
+MAX_INDEX_BYTES = 64 << 20
+_NAMES = {
+    "embed_tokens": "model.embed_tokens.weight",
+    "lm_head": "lm_head.weight",
+    "norm": "model.norm.weight",
+    "router": "block_sparse_moe.primary_router.weight",
+    "q_proj": "self_attn.q_proj.weight",
+    "k_proj": "self_attn.k_proj.weight",
+    "v_proj": "self_attn.v_proj.weight",
+    "o_proj": "self_attn.o_proj.weight",
+    "input_layernorm": "input_layernorm.weight",
+    "post_attention_layernorm": "post_attention_layernorm.weight",
+}
+
+
+def checkpoint_name(store_name: str) -> str:
+    """The checkpoint's name of a tensor of dense.safetensors ("layers.3.q_proj")."""
+    *prefix, name = store_name.split(".")
+    return ".".join(["model", *prefix, _NAMES[name]]) if prefix else _NAMES[name]
+
+
+def expert_tensor(layer: int, expert: int, part: str) -> str:
+    """The checkpoint's name of an expert's gate, up or down matrix."""
+    return f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{part}.weight"
+
+
+def checkpoint_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of every tensor that a checkpoint of this model must have."""
+    d, ffn, vocab = config.hidden_size, config.moe_ffn_hidden_size, config.vocab_size
+    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    yield checkpoint_name("embed_tokens"), (vocab, d)
+    for layer in range(config.num_hidden_layers):
+        shapes = {
+            "input_layernorm": (d,), "q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q),
+            "post_attention_layernorm": (d,), "router": (config.moe_num_primary_experts, d),
+        }  # fmt: skip
+        for name, shape in shapes.items():
+            yield checkpoint_name(f"layers.{layer}.{name}"), shape
+        for expert in range(config.moe_num_primary_experts):
+            for part, shape in (("gate", (ffn, d)), ("up", (ffn, d)), ("down", (d, ffn))):
+                yield expert_tensor(layer, expert, part), shape
+    yield checkpoint_name("norm"), (d,)
+    if not config.tie_word_embeddings:
+        yield checkpoint_name("lm_head"), (vocab, d)
+
+
+class WeightSource(Protocol):
+    """What a conversion asks of a checkpoint, whatever its files; tensors have the names of `checkpoint_tensors`."""
+
+    path: Path
+    config: ModelConfig
+    notes: tuple[str, ...]  # what was taken for granted, since the files don't say it
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
+        """Rows start..stop of a tensor as float32, [rows, cols] or [size]. Raises CheckpointError."""
+        ...
+
+    def blocks(
+        self, name: str, quant: Quant, start: int = 0, stop: int | None = None, *, transposed: bool = False
+    ) -> npt.NDArray[np.uint8] | None:
+        """The same rows, or those of the transposed matrix, as ggml's blocks [rows, cols / 32, block bytes] where the
+        file has them in this quantisation already; else None. Raises CheckpointError."""
+        ...
+
+    def small_files(self) -> dict[str, bytes]:
+        """config.json and the tokenizer's files, for the store, by name. Raises CheckpointError."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Checkpoint:
+    """An opened and checked checkpoint; context manager.
+
+    config: the model; files_bytes: size of the weights on disk. Raises CheckpointError (a tensor or file is missing,
+    has another shape or type, or is unknown: it could mean another model), ConfigError.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not is_folder(self.path):
+            raise CheckpointError(
+                f"{self.path}: expected the folder of a Hugging Face checkpoint or a .gguf file, found "
+                f"{'another file' if is_there(self.path) else 'nothing'}"
+            )
+        self.config = read_config(self.path)
+        headers = [self._header(path) for path in self._weight_files()]
+        self._entries: dict[str, tuple[Path, TensorEntry]] = {}
+        for header in headers:
+            for name, entry in header.tensors.items():
+                if name in self._entries:
+                    raise CheckpointError(f"{header.path}: tensor '{name}' is also in {self._entries[name][0].name}")
+                self._entries[name] = header.path, entry
+        self.files_bytes = sum(header.file_bytes for header in headers)
+        self._check_tensors()
+        self._files = WeightFiles(header.path for header in headers)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
+        """Rows start..stop of a tensor as float32, [rows, cols] or [size]; exact for bf16 and f16 sources.
+
+        Raises CheckpointError when the file can't be read.
+        """
+        path, entry = self._entries[name]
+        rows = entry.shape[0] if stop is None else min(stop, entry.shape[0])
+        row_bytes = (entry.stop - entry.start) // entry.shape[0]
+        raw = self._files.read(path, entry.start + start * row_bytes, (rows - start) * row_bytes)
+        return to_float32(raw, entry.dtype).reshape(rows - start, *entry.shape[1:])
+
+    def blocks(
+        self, name: str, quant: Quant, start: int = 0, stop: int | None = None, *, transposed: bool = False
+    ) -> None:
+        """None: a checkpoint's weights are numbers."""
+
+    def small_files(self) -> dict[str, bytes]:
+        """config.json and the tokenizer's files, in the one form that a store has."""
+        return settings_files(self.path, self.config)
+
+    def close(self) -> None:
+        self._files.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _weight_files(self) -> list[Path]:
+        index = self.path / INDEX_FILE
+        if not index.exists():
+            single = self.path / SINGLE_FILE
+            if not single.exists():
+                raise CheckpointError(f"{self.path}: neither {SINGLE_FILE} nor {INDEX_FILE}; {self._remedy()}")
+            return [single]
+        try:
+            names = shard_names(read_small(index, MAX_INDEX_BYTES), str(index))
+        except OSError as e:
+            raise CheckpointError(f"{index}: cannot read: {e.strerror or e}") from e
+        for name in names:
+            if not (self.path / name).exists():
+                raise CheckpointError(f"{self.path / name}: missing, but {INDEX_FILE} names it; download it")
+        return [self.path / name for name in names]
+
+    def _remedy(self) -> str:
+        """What to do where there are no weights by their usual names."""
+        gguf, shards = next(self.path.glob("*.gguf"), None), sorted(self.path.glob("*.safetensors"))
+        if gguf is not None:
+            return f"give the GGUF file itself: {gguf}"
+        if len(shards) == 1:
+            return f"rename {shards[0].name} to {SINGLE_FILE} if it is the whole model"
+        if shards:
+            return f"{len(shards)} shards are there, {shards[0].name} first: download the index that lists them, too"
+        return "download the weights too"
+
+    def _header(self, path: Path) -> FileHeader:
+        try:
+            return read_header(path)
+        except StoreFormatError as e:
+            raise CheckpointError(str(e)) from e
+        except OSError as e:
+            raise CheckpointError(f"{path}: cannot read: {e.strerror or e}; download it again") from e
+
+    def _check_tensors(self) -> None:
+        unknown = set(self._entries)
+        for name, shape in checkpoint_tensors(self.config):
+            if name not in self._entries:
+                raise CheckpointError(
+                    f"{self.path}: tensor '{name}' {list(shape)} is missing; download the weights again"
+                )
+            path, entry = self._entries[name]
+            if entry.shape != shape:
+                found = list(entry.shape)
+                raise CheckpointError(
+                    f"{path}: tensor '{name}': expected shape {list(shape)} (config.json), found {found}"
+                )
+            if entry.dtype not in SOURCE_DTYPES:
+                raise CheckpointError(
+                    f"{path}: tensor '{name}': expected {', '.join(SOURCE_DTYPES)}, found {entry.dtype}"
+                )
+            unknown.discard(name)
+        if self.config.tie_word_embeddings:
+            unknown.discard(checkpoint_name("lm_head"))  # some tied checkpoints store it all the same
+        if unknown:
+            name = min(unknown)
+            raise CheckpointError(f"{self._entries[name][0]}: unknown tensor '{name[:120]}'; this is another model")
+
+
+def shard_names(index: bytes, where: str) -> list[str]:
+    """The files that an index of shards names. Raises CheckpointError."""
+    if len(index) > MAX_INDEX_BYTES:
+        raise CheckpointError(f"{where}: expected at most {MAX_INDEX_BYTES} bytes")
+    try:
+        raw = parse_json(index)
+    except ValueError as e:
+        raise CheckpointError(f"{where}: not valid JSON: {e}") from None
+    weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{where}: expected an object 'weight_map' of tensor names and file names")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        # a plain file name: a path could reach outside the checkpoint
+        if not re.fullmatch(r"[\w.-]+\.safetensors", name, re.ASCII):
+            raise CheckpointError(f"{where}: expected names of .safetensors files, found {name[:80]!r}")
+    return names
+
+
+def to_float32(raw: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.float32]:
+    """Little-endian bytes [n * item size] of one of SOURCE_DTYPES -> the same numbers, [n]."""
+    assert raw.nbytes % ITEM_BYTES[dtype] == 0
+    if dtype == "F32":
+        return raw.view("<f4")
+    if dtype == "F16":
+        return raw.view("<f2").astype(np.float32)
+    wide = raw.view("<u2").astype(np.uint32)  # bf16 is the upper half of a float32
+    wide <<= 16
+    return wide.view(np.float32)

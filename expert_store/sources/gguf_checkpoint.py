@@ -1,0 +1,254 @@
+"""Reads a GGUF file of the architecture "smallthinker", or its parts, as if it were a Hugging Face checkpoint.
+
+Owns llama.cpp's tensor names and shapes. Quantised weights become float32 a few rows or one expert at a time, by the
+package gguf; blocks that are wanted as they are stay bytes. Knows nothing about stores.
+
+Shape letters: d hidden_size, F moe_ffn_hidden_size, E experts of a layer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from smallthinker.config import ModelConfig
+from smallthinker.errors import CheckpointError
+from smallthinker.expert_store.format import BLOCK, CONFIG_FILE, Quant
+from smallthinker.expert_store.sources.checkpoint import checkpoint_name, expert_tensor
+from smallthinker.expert_store.sources.ggml_blocks import BLOCK_QUANTS, can_rearrange
+from smallthinker.expert_store.sources.gguf_config import check_architecture, gguf_config, gguf_notes
+from smallthinker.expert_store.sources.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from smallthinker.expert_store.sources.gguf_tokenizer import GgufTokenizer
+from smallthinker.expert_store.sources.weight_files import WeightFiles
+from smallthinker.files import open_regular
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
+
+GGUF_SUFFIX = ".gguf"
+MOST_PARTS = 1000
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+_HEAD = "output.weight"
+_HEAD_PREDICTOR = "lm_head_profiler.weight"  # which logits PowerInfer leaves out; no part of the model
+_LAYER_NAMES = {
+    "input_layernorm": "attn_norm",
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "router": "ffn_gate_inp",
+}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor of the checkpoint is: one of the file's, or one expert's share of it. transposed: an expert's down
+    that is stored [F, d], as PowerInfer wants it."""
+
+    file: int
+    tensor: GgufTensor
+    expert: int | None
+    transposed: bool
+
+    @property
+    def matrix(self) -> tuple[int, ...]:
+        """The shape of what is stored there."""
+        return self.tensor.shape if self.expert is None else self.tensor.shape[1:]
+
+
+class GgufModel:
+    """What the headers of a model's file, or of all its parts in order, describe: configuration, tokenizer, tensors.
+
+    Raises CheckpointError (a tensor is missing, unknown, or has a shape that the metadata contradict), ConfigError.
+    """
+
+    def __init__(self, headers: Sequence[GgufHeader]) -> None:
+        self.where = headers[0].where
+        metadata = headers[0].metadata
+        check_architecture(metadata, self.where)
+        for number, header in enumerate(headers):
+            _check_part(header, number, len(headers))
+        tensors: dict[str, tuple[int, GgufTensor]] = {}
+        for number, header in enumerate(headers):
+            for name, tensor in header.tensors.items():
+                if name in tensors:
+                    raise CheckpointError(
+                        f"{header.where}: tensor {name[:120]!a} is in another part too; download again"
+                    )
+                tensors[name] = number, tensor
+        self.tokenizer = GgufTokenizer(metadata, self.where)
+        self.config = gguf_config(
+            metadata,
+            self.where,
+            vocab_size=len(self.tokenizer.tokens),
+            tied=_HEAD not in tensors,
+            bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_ids=self.tokenizer.eos_token_ids,
+        )
+        self.notes = gguf_notes(metadata, self.config)
+        self.places = self._places(tensors)
+
+    def _places(self, tensors: dict[str, tuple[int, GgufTensor]]) -> dict[str, _Place]:
+        """By the checkpoint's names."""
+        unknown, places = set(tensors) - {_HEAD_PREDICTOR}, {}
+        for names, gguf_name, shapes in _gguf_tensors(self.config):
+            if gguf_name not in tensors:
+                raise CheckpointError(
+                    f"{self.where}: expected tensor '{gguf_name}' {list(shapes[0])}, found none; make the file again"
+                )
+            number, tensor = tensors[gguf_name]
+            if tensor.shape not in shapes:
+                expected = " or ".join(str(list(shape)) for shape in shapes)
+                raise CheckpointError(
+                    f"{self.where}: tensor '{gguf_name}': expected shape {expected} (metadata), found "
+                    f"{list(tensor.shape)}; convert the model again"
+                )
+            if not _can_dequantize(tensor.kind):
+                raise CheckpointError(
+                    f"{self.where}: tensor '{gguf_name}': expected a type that the package gguf can read (F32, F16, "
+                    f"BF16, Q8_0, Q4_0, ...), found {tensor.kind.name}; choose another file of the model"
+                )
+            unknown.discard(gguf_name)
+            is_shared = len(tensor.shape) == 3
+            for expert, name in enumerate(names):
+                transposed = tensor.shape != shapes[0]
+                places[name] = _Place(number, tensor, expert if is_shared else None, transposed)
+        if unknown:
+            raise CheckpointError(f"{self.where}: unknown tensor {min(unknown)[:120]!a}; this is another model")
+        return places
+
+
+class GgufCheckpoint:
+    """An opened and checked GGUF file, or the parts of one of which `path` is the first. Keeps what `WeightSource`
+    promises. files_bytes: of all parts. Raises CheckpointError, ConfigError."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._paths = [self.path.with_name(name) for name in part_names(self.path.name)]
+        headers = [self._header(part) for part in self._paths]
+        self.files_bytes = sum(header.file_bytes for header in headers)
+        self._model = GgufModel(headers)
+        self.config, self.notes = self._model.config, self._model.notes
+        self._files = WeightFiles(self._paths)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
+        """Rows start..stop of a tensor as float32, [rows, cols] or [size]: what the blocks mean. Raises CheckpointError
+        when the file can't be read."""
+        from gguf import dequantize
+
+        place = self._model.places[name]
+        if place.transposed:
+            whole: npt.NDArray[np.float32] = self._read_rows(place, 0, None, dequantize).T
+            return whole[start:stop]
+        return self._read_rows(place, start, stop, dequantize)
+
+    def blocks(
+        self, name: str, quant: Quant, start: int = 0, stop: int | None = None, *, transposed: bool = False
+    ) -> npt.NDArray[np.uint8] | None:
+        """uint8 [rows, cols / 32, block bytes] if the file has blocks of this kind along these rows, else None."""
+        place = self._model.places[name]
+        if quant not in BLOCK_QUANTS or place.tensor.kind.name != quant.upper() or place.transposed != transposed:
+            return None
+        raw = self._raw_rows(place, start, stop)
+        blocks = raw.reshape(len(raw), place.matrix[-1] // BLOCK, -1)
+        return blocks if can_rearrange(quant, blocks) else None
+
+    def small_files(self) -> dict[str, bytes]:
+        """config.json and the tokenizer's files, made from the metadata."""
+        config = json.dumps(self.config.to_dict(), indent=1).encode("ascii")
+        return {CONFIG_FILE: config} | self._model.tokenizer.files()
+
+    def close(self) -> None:
+        self._files.close()
+
+    def _header(self, path: Path) -> GgufHeader:
+        try:
+            with open_regular(path) as file:
+                return read_gguf_header(file, str(path), os.fstat(file.fileno()).st_size)
+        except OSError as e:
+            remedy = "give a .gguf file" if len(self._paths) == 1 else "a model's parts belong side by side"
+            raise CheckpointError(f"{path}: cannot read: {e.strerror or e}; {remedy}") from e
+
+    def _read_rows(self, place: _Place, start: int, stop: int | None, dequantize: Any) -> npt.NDArray[np.float32]:
+        raw = self._raw_rows(place, start, stop)
+        with np.errstate(all="ignore"):  # a scale may be NaN or infinite; who reads the weights looks
+            weights: npt.NDArray[np.float32] = dequantize(raw, place.tensor.kind)
+        return weights.reshape(-1) if len(place.matrix) == 1 else weights
+
+    def _raw_rows(self, place: _Place, start: int, stop: int | None) -> npt.NDArray[np.uint8]:
+        """[rows, bytes of a row]; a vector is one row."""
+        rows = place.matrix[0] if len(place.matrix) > 1 else 1
+        stop = rows if stop is None else min(stop, rows)
+        row_bytes = place.tensor.nbytes // rows // (1 if place.expert is None else place.tensor.shape[0])
+        first = rows * (place.expert or 0) + start
+        path = self._paths[place.file]
+        raw = self._files.read(path, place.tensor.start + first * row_bytes, (stop - start) * row_bytes)
+        return raw.reshape(stop - start, row_bytes)
+
+
+def part_names(name: str) -> list[str]:
+    """All parts of the model whose first part, or only file, this is. Raises CheckpointError for a later part."""
+    part = _PART.fullmatch(name)
+    if part is None:
+        return [name]
+    count = int(part["count"])
+    if int(part["number"]) != 1 or not 1 <= count <= MOST_PARTS:
+        raise CheckpointError(
+            f"{name}: expected the first of 1 to {MOST_PARTS} parts of a model, found part {int(part['number'])} of "
+            f"{count}; give {part['stem']}-00001-of-{part['count']}.gguf"
+        )
+    return [f"{part['stem']}-{number:05}-of-{part['count']}.gguf" for number in range(1, count + 1)]
+
+
+def _check_part(header: GgufHeader, number: int, count: int) -> None:
+    found = header.metadata.get("split.no", 0), header.metadata.get("split.count", 0) or 1
+    if found != (number, count):
+        raise CheckpointError(
+            f"{header.where}: expected split.no {number} and split.count {count}, found {found[0]!r} and {found[1]!r}; "
+            "give a model's parts the names that they were made with"
+        )
+
+
+@cache
+def _can_dequantize(kind: GGMLQuantizationType) -> bool:
+    from gguf import GGML_QUANT_SIZES, dequantize
+
+    try:
+        dequantize(np.zeros(GGML_QUANT_SIZES[kind][1], np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _gguf_tensors(config: ModelConfig) -> Iterator[tuple[list[str], str, list[tuple[int, ...]]]]:
+    """Every tensor that a file must have: the checkpoint's names of what is in it, its own, its possible shapes."""
+    d, ffn, vocab, experts = (
+        config.hidden_size, config.moe_ffn_hidden_size, config.vocab_size, config.moe_num_primary_experts,
+    )  # fmt: skip
+    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    yield [checkpoint_name("embed_tokens")], "token_embd.weight", [(vocab, d)]
+    if not config.tie_word_embeddings:
+        yield [checkpoint_name("lm_head")], _HEAD, [(vocab, d)]
+    yield [checkpoint_name("norm")], "output_norm.weight", [(d,)]
+    shapes: dict[str, tuple[int, ...]] = {
+        "input_layernorm": (d,), "q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q),
+        "post_attention_layernorm": (d,), "router": (experts, d),
+    }  # fmt: skip
+    for layer in range(config.num_hidden_layers):
+        for name, gguf_name in _LAYER_NAMES.items():
+            yield [checkpoint_name(f"layers.{layer}.{name}")], f"blk.{layer}.{gguf_name}.weight", [shapes[name]]
+        for part in ("gate", "up", "down"):
+            names = [expert_tensor(layer, expert, part) for expert in range(experts)]
+            wide, tall = (experts, ffn, d), (experts, d, ffn)
+            yield names, f"blk.{layer}.ffn_{part}_exps.weight", [tall, wide] if part == "down" else [wide]

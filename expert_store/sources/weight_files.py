@@ -1,0 +1,49 @@
+"""Files of weights that are read once, a piece at a time, and leave nothing in the page cache.
+
+Knows nothing about what is in them: a checkpoint has checked every offset that it asks for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from smallthinker import host
+from smallthinker.errors import CheckpointError
+
+
+class WeightFiles:
+    """Opened files. Raises CheckpointError when one can't be opened."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._files: dict[Path, int] = {}
+        try:
+            for path in paths:
+                self._files[path] = host.open_buffered(path)
+        except OSError as e:
+            self.close()
+            raise CheckpointError(f"{e.filename}: cannot open: {e.strerror}") from e
+
+    def read(self, path: Path, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
+        """uint8 [nbytes]. Raises CheckpointError when the file can't be read or has become shorter."""
+        raw = np.empty(nbytes, np.uint8)
+        buffer, done = memoryview(raw.data), 0
+        while done < nbytes:
+            try:
+                count = host.read_at(self._files[path], buffer[done:], offset + done)
+            except OSError as e:
+                raise CheckpointError(f"{path}: byte {offset + done}: cannot read: {e.strerror or e}") from e
+            if count == 0:
+                raise CheckpointError(f"{path}: byte {offset + done}: the file was cut short after it was opened")
+            done += count
+        host.drop_file_cache(self._files[path], offset, nbytes)
+        return raw
+
+    def close(self) -> None:
+        for fd in self._files.values():
+            os.close(fd)
+        self._files.clear()

@@ -1,0 +1,1 @@
+"""Models without trained weights: true shapes, random numbers. Knows nothing about reading them."""
