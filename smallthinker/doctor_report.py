@@ -145,7 +145,7 @@ def _limits_text(facts: dict[str, Any]) -> str:
 
 def _kernel_text(kernel: dict[str, Any]) -> str:
     parts = [f"transparent huge pages {kernel['transparent_huge_pages'] or 'not known here'}"]
-    for name, what in (("huge_pages", "asking for them"), ("cachestat", "cachestat"), ("io_uring", "io_uring")):
+    for name, what in (("huge_pages", "asking for them"), ("cachestat", "cachestat")):
         has = kernel[name]
         parts.append(f"{what} {'not tried' if has is None else 'works' if has else 'missing'}")
     return ", ".join(parts)

@@ -134,7 +134,6 @@ def kernel_features() -> dict[str, Any]:
         "transparent_huge_pages": pages.transparent_huge_pages(),
         "huge_pages": pages.has_huge_pages(),
         "cachestat": _has_cachestat(),
-        "io_uring": _has_io_uring(),
     }
 
 
@@ -146,23 +145,3 @@ def _has_cachestat() -> bool:
         finally:
             os.close(fd)
     return False
-
-
-def _has_io_uring() -> bool | None:
-    """Whether the reader for it opens on the bundled model; None where the readers can't be loaded."""
-    try:
-        import numpy as np
-
-        from smallthinker.errors import SmallThinkerError
-        from smallthinker.expert_store.queues import open_queue
-        from smallthinker.expert_store.store import Store
-        from smallthinker.llm import DEMO_STORE
-    except ImportError:
-        return None
-    try:
-        with Store.open(DEMO_STORE) as store:
-            slots = np.frombuffer(host.aligned_buffer(store.record_bytes), np.uint8).reshape(1, -1)
-            open_queue("uring", store, slots).close()
-    except (SmallThinkerError, OSError):
-        return False
-    return True
