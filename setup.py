@@ -1,6 +1,6 @@
 """Builds the extension modules smallthinker._kernels, ._storage and ._cache; everything else is in pyproject.toml.
 
-One set of flags for every file: what needs a newer instruction set asks for it in the file (kernels/isa_*.cpp), so one
+One set of flags for every file: what needs a newer instruction set asks for it in the file (kernels/isa/), so one
 wheel runs everywhere and picks the fastest at import.
 """
 
@@ -25,8 +25,9 @@ ParallelCompile(default=os.cpu_count() or 1).install()
 
 
 def extension(name: str, folder: str) -> Pybind11Extension:
-    sources, headers = (sorted(path.as_posix() for path in Path(folder).glob(f"*.{end}")) for end in ("cpp", "h"))
-    return Pybind11Extension(name, sources, depends=headers, cxx_std=17, extra_compile_args=FLAGS)
+    sources, headers = (sorted(path.as_posix() for path in Path(folder).rglob(f"*.{end}")) for end in ("cpp", "h"))
+    options = {"include_dirs": [folder], "depends": headers, "extra_compile_args": FLAGS}
+    return Pybind11Extension(name, sources, cxx_std=17, **options)
 
 
 class BuildWithCommit(build_py):

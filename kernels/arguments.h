@@ -9,7 +9,7 @@
 #include <limits>
 #include <string>
 
-#include "formats.h"
+#include "formats/formats.h"
 
 namespace smallthinker {
 

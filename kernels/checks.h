@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "arguments.h"
-#include "isa.h"
+#include "isa/isa.h"
 #include "kernels.h"
 
 namespace smallthinker {

@@ -9,18 +9,18 @@
 #include <cstdint>
 #include <vector>
 
-#include "formats.h"
+#include "formats/formats.h"
 
 namespace smallthinker {
 
 class ThreadPool;
 
-// packing.cpp
+// formats/packing.cpp
 void pack(Quant quant, Layout layout, const float* w, int64_t rows, int64_t cols, uint8_t* data);
 void unpack(Quant quant, Layout layout, const uint8_t* data, int64_t rows, int64_t cols, float* w);
 void embed(Quant quant, const uint8_t* data, int64_t cols, const int32_t* ids, int64_t tokens, float* out);
 
-// linear.cpp
+// ops/linear.cpp
 struct Matrix {  // in the tiles layout
   Quant quant;
   const uint8_t* data;
@@ -33,17 +33,17 @@ struct Product {  // out [T, weights.rows]
 // Products of matrices of one format and width with the same x [T, cols], which is prepared once.
 void linear(ThreadPool& pool, const std::vector<Product>& products, const float* x, int64_t tokens);
 
-// head.cpp: rows 16 * g to 16 * g + 15 of every chosen group g, ascending, the same bits as `linear`; others stay.
+// ops/head.cpp: rows 16 * g to 16 * g + 15 of every chosen group g, ascending, the same bits as `linear`; others stay.
 void linear_groups(ThreadPool& pool, Quant quant, const uint8_t* data, int64_t rows, int64_t cols,
                    const int32_t* groups, int64_t n_groups, const float* x, int64_t tokens, float* out);
 
-// norm_rope.cpp
+// ops/norm_rope.cpp
 void rmsnorm(const float* x, const float* weight, float eps, int64_t tokens, int64_t dim, float* out);
 void rope_angles(const int64_t* positions, int64_t tokens, int64_t head_dim, double theta, float* cos, float* sin);
 void rope(float* x, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t head_dim);
 void add(float* x, const float* y, int64_t n);
 
-// route.cpp
+// ops/route.cpp
 enum class Gating { softmax, sigmoid };
 void route(const float* logits, int64_t tokens, int64_t experts, int64_t k, Gating gating, int32_t* ids,
            float* weights);
@@ -51,7 +51,7 @@ void route(const float* logits, int64_t tokens, int64_t experts, int64_t k, Gati
 void router(ThreadPool& pool, const Matrix& weights, const float* x, int64_t tokens, int64_t k, Gating gating,
             int32_t* ids, float* expert_weights);
 
-// attention.cpp
+// ops/attention.cpp
 struct KvCache {  // of one layer; isa.h (KvHead) says how a head lies in it
   Quant quant;    // f16 or q8_0, head_dim a multiple of 32 then
   int64_t kv_heads, capacity, head_dim;  // capacity in positions, a multiple of 16
@@ -64,7 +64,7 @@ void kv_append(ThreadPool& pool, const float* k, const float* v, int64_t tokens,
 void attention(ThreadPool& pool, const float* q, int64_t tokens, int64_t heads, const KvCache& cache, int64_t start,
                int64_t window, float* out);
 
-// attention_layer.cpp
+// ops/attention_layer.cpp
 struct AttentionLayer {
   const float *input_norm, *post_norm;  // [d]
   Matrix q, k, v, o;
@@ -82,7 +82,7 @@ struct Span {  // consecutive tokens of one sequence
 void attention_layer(ThreadPool& pool, const AttentionLayer& layer, float* x, const std::vector<Span>& spans,
                      const float* cos, const float* sin, float* normed);
 
-// experts.cpp
+// ops/ffn.cpp
 struct ExpertCall {
   Quant quant;
   int64_t hidden, ffn;
@@ -99,7 +99,7 @@ struct ExpertCall {
 int64_t experts(ThreadPool& pool, const ExpertCall& call);
 void combine(ThreadPool& pool, float* x, const float* contributions, const float* weights, int64_t tokens, int64_t k, int64_t dim);
 
-// sample.cpp: the order of tokens is that of their logits, the largest first, ties by lower id. -0 is 0.
+// ops/sample.cpp: the order of tokens is that of their logits, the largest first, ties by lower id. -0 is 0.
 constexpr int64_t kMostLogits = int64_t{1} << 20;  // weights add up to less than 2^63
 struct Filters {
   double temperature;  // above 0
@@ -115,7 +115,7 @@ double log_sum_exp(ThreadPool& pool, const float* logits, int64_t n);
 // Each token in `recent` once: a positive logit is divided by `penalty`, a negative one multiplied; what was finite stays.
 void penalize(float* logits, int64_t n, const int32_t* recent, int64_t n_recent, float penalty);
 
-// ceilings.cpp
+// ops/ceilings.cpp
 uint64_t read_memory(ThreadPool& pool, const uint8_t* data, int64_t bytes);
 // In f32, or of int8 into int32. Returns how many were done.
 int64_t multiply_add(ThreadPool& pool, int64_t multiplications, bool is_int8);

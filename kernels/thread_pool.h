@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "forks.h"
-#include "isa.h"
+#include "isa/isa.h"
 #include "timings.h"
 
 #ifdef __SANITIZE_ADDRESS__

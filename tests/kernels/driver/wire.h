@@ -24,7 +24,7 @@
 #include <utility>
 #include <vector>
 
-#include "formats.h"
+#include "formats/formats.h"
 #include "thread_pool.h"
 
 namespace smallthinker {

@@ -1,4 +1,4 @@
-// 16-lane vectors in four q registers. The same names as in simd_avx512.h, simd_avx2.h and simd_portable.h; micro_*.h
+// 16-lane vectors in four q registers. The same names as in simd_avx512.h, simd_avx2.h and simd_portable.h; micro/*.h
 // is written over them. Included once, by isa_neon.cpp.
 #pragma once
 

@@ -1,4 +1,4 @@
-// The weights of tokens that are drawn from (sample.cpp).
+// The weights of tokens that are drawn from (ops/sample.cpp).
 #pragma once
 
 namespace smallthinker {

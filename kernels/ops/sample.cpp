@@ -10,7 +10,7 @@
 #include <limits>
 #include <vector>
 
-#include "f16.h"
+#include "formats/f16.h"
 #include "kernels.h"
 #include "thread_pool.h"
 

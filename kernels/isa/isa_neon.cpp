@@ -1,5 +1,5 @@
 // NEON with the dot products of Armv8.2: phones and single-board computers since 2018, every Apple M.
-#include "isa.h"
+#include "isa/isa.h"
 
 #if SMALLTHINKER_NEON
 
@@ -17,9 +17,9 @@
 #pragma GCC target("arch=armv8.2-a+dotprod")
 #endif
 
-#include "simd_neon.h"
+#include "isa/simd_neon.h"
 
-#include "micro.h"
+#include "micro/micro.h"
 
 namespace smallthinker {
 

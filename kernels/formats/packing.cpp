@@ -8,7 +8,7 @@
 #include <limits>
 #include <memory>
 
-#include "f16.h"
+#include "formats/f16.h"
 #include "kernels.h"
 
 namespace smallthinker {

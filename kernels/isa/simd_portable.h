@@ -1,12 +1,12 @@
 // 16-lane vectors as arrays, in loops that compilers turn into whatever the target has. The same names as in
-// simd_avx512.h and simd_avx2.h; micro_*.h is written over them. Included once, by isa_portable.cpp.
+// simd_avx512.h and simd_avx2.h; micro/*.h is written over them. Included once, by isa_portable.cpp.
 #pragma once
 
 #include <cmath>
 #include <cstring>
 #include <limits>
 
-#include "f16.h"
+#include "formats/f16.h"
 
 namespace smallthinker {
 namespace {

@@ -2,16 +2,16 @@
 // simd_*.h.
 #pragma once
 
-#include "micro_activations.h"
-#include "micro_scores.h"
-#include "micro_values.h"
-#include "micro_attention.h"
-#include "micro_kv_cache.h"
-#include "micro_sampling.h"
-#include "micro_ceilings.h"
-#include "micro_up.h"
-#include "micro_down.h"
-#include "micro_tiles.h"
+#include "micro/activations.h"
+#include "micro/scores.h"
+#include "micro/values.h"
+#include "micro/attention.h"
+#include "micro/kv_cache.h"
+#include "micro/sampling.h"
+#include "micro/ceilings.h"
+#include "micro/up.h"
+#include "micro/down.h"
+#include "micro/tiles.h"
 
 namespace smallthinker {
 namespace {

@@ -1,5 +1,5 @@
-// AVX2, FMA and F16C: PCs since 2013.
-#include "isa.h"
+// AVX-512 with VNNI: servers since 2019, Zen 4.
+#include "isa/isa.h"
 
 #if SMALLTHINKER_X86
 
@@ -12,19 +12,19 @@
 // From here on everything is compiled for this instruction set. Standard headers stay above: an inline function of
 // theirs compiled for it could be the copy that the linker keeps for every other file.
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))), apply_to = function)
 #else
-#pragma GCC target("avx2,fma,f16c")
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 #endif
 
-#include "simd_avx2.h"
+#include "isa/simd_avx512.h"
 
-#include "micro.h"
+#include "micro/micro.h"
 
 namespace smallthinker {
 
-const Isa& isa_avx2() {
-  static constexpr Isa isa = isa_named("avx2");
+const Isa& isa_avx512() {
+  static constexpr Isa isa = isa_named("avx512");
   return isa;
 }
 

@@ -1,6 +1,6 @@
 // The table of micro-kernels of one instruction set, and the choice between tables at run time.
 //
-// Every micro-kernel is written once (micro_*.h) over 16-lane vector types (simd_*.h) and compiled once per
+// Every micro-kernel is written once (micro/*.h) over 16-lane vector types (simd_*.h) and compiled once per
 // instruction set (isa_*.cpp). Above this header nothing knows which one runs; below it nothing knows threads.
 #pragma once
 
@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "formats.h"
+#include "formats/formats.h"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define SMALLTHINKER_X86 1

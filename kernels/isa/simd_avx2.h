@@ -1,4 +1,4 @@
-// 16-lane vectors in two ymm registers. The same names as in simd_avx512.h and simd_portable.h; micro_*.h is written
+// 16-lane vectors in two ymm registers. The same names as in simd_avx512.h and simd_portable.h; micro/*.h is written
 // over them. Included once by isa_avx2.cpp, and once by isa_avx2vnni.cpp with SMALLTHINKER_AVXVNNI, which changes the
 // integer products alone.
 #pragma once

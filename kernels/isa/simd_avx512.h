@@ -1,4 +1,4 @@
-// 16-lane vectors in one zmm register. The same names as in simd_avx2.h and simd_portable.h; micro_*.h is written
+// 16-lane vectors in one zmm register. The same names as in simd_avx2.h and simd_portable.h; micro/*.h is written
 // over them. Included once, by isa_avx512.cpp.
 #pragma once
 

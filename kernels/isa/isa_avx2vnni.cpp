@@ -1,5 +1,5 @@
 // AVX2 with the VEX encoded dot products of AVX-VNNI: PCs since 2021 that lack AVX-512.
-#include "isa.h"
+#include "isa/isa.h"
 
 #if SMALLTHINKER_COMPILES_AVXVNNI
 
@@ -18,9 +18,9 @@
 #endif
 
 #define SMALLTHINKER_AVXVNNI
-#include "simd_avx2.h"
+#include "isa/simd_avx2.h"
 
-#include "micro.h"
+#include "micro/micro.h"
 
 namespace smallthinker {
 

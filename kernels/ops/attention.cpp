@@ -1,5 +1,5 @@
 // Attention over a ring of keys and values, and what appends to it: how the work is cut up. The arithmetic is in
-// micro_attention.h.
+// micro/attention.h.
 //
 // T tokens, H query heads, K key-value heads, D head size; query heads h*H/K .. (h+1)*H/K - 1 share key-value head h.
 // Softmax is online, in blocks of 64 keys, and begins anew every 512 keys, at multiples of the absolute position; what
@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "f16.h"
+#include "formats/f16.h"
 #include "kernels.h"
 #include "thread_pool.h"
 

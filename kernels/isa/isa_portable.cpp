@@ -1,9 +1,9 @@
 // Plain C++ for any CPU.
-#include "isa.h"
+#include "isa/isa.h"
 
-#include "simd_portable.h"
+#include "isa/simd_portable.h"
 
-#include "micro.h"
+#include "micro/micro.h"
 
 namespace smallthinker {
 
