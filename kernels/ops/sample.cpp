@@ -8,6 +8,7 @@
 #include <cfloat>
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "formats/f16.h"
@@ -20,7 +21,18 @@ namespace {
 
 constexpr uint64_t kOne = uint64_t{1} << kWeightBits;
 constexpr double kLog2E = 1.4426950408889634;
-constexpr int64_t kLogitsAtOnce = 1 << 14;
+constexpr int64_t kFewest = 1 << 14;  // logits that are worth a thread
+
+// body(piece, first, count) for every piece of [0, n), each on a thread.
+int64_t pieces_of(const ThreadPool::Session& session, int64_t n) {
+  return std::max<int64_t>(1, std::min<int64_t>(session.threads(), n / kFewest));
+}
+template <class Body>
+void in_pieces(ThreadPool::Session& session, int64_t n, const Body& body) {
+  const int64_t pieces = pieces_of(session, n), size = (n + pieces - 1) / pieces;
+  const auto unit = [&](int, int64_t piece) { body(piece, piece * size, std::min(size, n - piece * size)); };
+  session.parallel_for(pieces, unit);
+}
 
 // Larger for a larger logit; NaN is below everything.
 inline uint32_t key_of(float logit) {
@@ -29,33 +41,65 @@ inline uint32_t key_of(float logit) {
   return logit == logit ? key : 0;
 }
 
-// -inf for none; false when one is NaN.
+// False when one is NaN. By whole numbers, since the largest of floats in vectors isn't what max() promises of NaN.
 bool find_largest(const float* logits, int64_t n, float& largest) {
-  float lanes[kLanes];
-  std::fill_n(lanes, kLanes, -std::numeric_limits<float>::infinity());
-  uint32_t is_nan[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) {
-      const float x = logits[i + j];
-      lanes[j] = x > lanes[j] ? x : lanes[j];
-      is_nan[j] |= x != x;
+  int32_t best = std::numeric_limits<int32_t>::min(), magnitude = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const auto bits = bit_cast<int32_t>(logits[i]);
+    best = std::max(best, bits ^ ((bits >> 31) & 0x7fffffff));
+    magnitude = std::max(magnitude, bits & 0x7fffffff);
+  }
+  largest = bit_cast<float>(best ^ ((best >> 31) & 0x7fffffff));
+  return magnitude <= 0x7f800000;
+}
+
+// The numbers i of [0, n) for which is_wanted(i), ascending, into `to` [n]; returns how many. Where none of eight is
+// wanted, they cost a look: the compiler makes vectors of the first loop, and of the second what a processor can't guess.
+template <class IsWanted>
+int64_t filter_piece(int64_t begin, int64_t end, const IsWanted& is_wanted, int32_t* to) {
+  constexpr int64_t kFlags = 256, kWord = 8;
+  uint8_t flags[kFlags];
+  int64_t found = 0;
+  for (int64_t first = begin; first < end; first += kFlags) {
+    const int64_t count = std::min(kFlags, end - first);
+    for (int64_t j = 0; j < count; ++j) flags[j] = is_wanted(first + j);
+    std::fill(flags + count, flags + kFlags, uint8_t{0});
+    for (int64_t word = 0; word < count; word += kWord) {
+      if (bit_cast<uint64_t>(*reinterpret_cast<const std::array<uint8_t, kWord>*>(flags + word)) == 0) continue;
+      for (int64_t j = word; j < std::min(word + kWord, count); ++j) {
+        to[found] = static_cast<int32_t>(first + j);
+        found += flags[j];
+      }
     }
   }
-  for (; i < n; ++i) {
-    lanes[0] = std::max(lanes[0], logits[i]);
-    is_nan[0] |= logits[i] != logits[i];
+  return found;
+}
+template <class IsWanted>
+int64_t filter(ThreadPool::Session& session, int64_t n, const IsWanted& is_wanted, int32_t* to) {
+  std::vector<std::pair<int64_t, int64_t>> found(static_cast<size_t>(pieces_of(session, n)));
+  in_pieces(session, n, [&](int64_t piece, int64_t first, int64_t count) {
+    found[static_cast<size_t>(piece)] = {first, filter_piece(first, first + count, is_wanted, to + first)};
+  });
+  int64_t total = 0;
+  for (const auto& [first, count] : found) {
+    if (first > total) std::copy_n(to + first, count, to + total);
+    total += count;
   }
-  largest = *std::max_element(lanes, lanes + kLanes);
-  return std::all_of(is_nan, is_nan + kLanes, [](uint32_t nan) { return nan == 0; });
+  return total;
 }
 
 // Tokens in order by their running sum of weights, or by their number.
 class Order {
  public:
   // weights [n], or null for 1 each. memory [n].
-  Order(const float* logits, int64_t n, const uint64_t* weights, int32_t* memory)
-      : logits_(logits), n_(n), weights_(weights), memory_(memory), first_(sums(n, 21, [](int64_t i) { return i; })) {}
+  Order(ThreadPool::Session& session, const float* logits, int64_t n, const uint64_t* weights, int32_t* memory)
+      : session_(session), logits_(logits), n_(n), weights_(weights), memory_(memory) {
+    std::vector<Sums> parts(static_cast<size_t>(pieces_of(session, n)));
+    in_pieces(session, n, [&](int64_t piece, int64_t first, int64_t count) {
+      parts[static_cast<size_t>(piece)] = sums(count, 21, [=](int64_t i) { return first + i; });
+    });
+    for (const Sums& part : parts) add(first_, part);
+  }
 
   struct Place {
     int64_t index;
@@ -66,12 +110,17 @@ class Order {
   Place find(uint64_t target) const {
     uint64_t before = 0;
     uint32_t prefix = pass(first_, target, before);
-    int64_t n = keep(n_, 21, prefix, [](int64_t i) { return static_cast<int32_t>(i); });
-    for (const int shift : {10, 0}) {
+    const float* const logits = logits_;
+    int64_t n = filter(session_, n_, [=](int64_t i) { return key_of(logits[i]) >> 21 == prefix; }, memory_);
+    for (int shift = 10; shift >= 0 && !are_equal(n); shift -= 10) {
       const auto kept = [this](int64_t i) { return memory_[i]; };
-      const uint32_t bucket = pass(sums(n, shift, kept), target, before);
-      prefix = prefix << (shift == 10 ? 11 : 10) | bucket;
-      n = keep(n, shift, prefix, kept);
+      prefix = prefix << (shift == 10 ? 11 : 10) | pass(sums(n, shift, kept), target, before);
+      int64_t left = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        memory_[left] = memory_[i];
+        left += key_of(logits_[memory_[i]]) >> shift == prefix;
+      }
+      n = left;
     }
     for (int64_t i = 0;; ++i) {  // of equal logits, by id
       const uint64_t weight = weight_of(memory_[i]);
@@ -86,17 +135,33 @@ class Order {
 
   uint64_t weight_of(int64_t i) const { return weights_ == nullptr ? 1 : weights_[i]; }
 
+  bool are_equal(int64_t n) const {
+    const float first = logits_[memory_[0]];
+    return std::all_of(memory_, memory_ + n, [&](int32_t i) { return logits_[i] == first; });
+  }
+
   // Of the buckets that the bits of the key from `shift` on make. Neighbours are often in one bucket: four of each, or
   // every sum would wait for the one before it.
   template <class At>
-  Sums sums(int64_t n, int shift, At at) const {
+  Sums sums(int64_t n, int shift, const At& at) const {
+    constexpr int64_t kTogether = 256;
     const uint32_t mask = shift == 0 ? kBuckets / 2 - 1 : kBuckets - 1;
     std::array<Sums, 4> parts{};
-    for (int64_t i = 0; i < n; ++i) {
-      parts[static_cast<size_t>(i & 3)][(key_of(logits_[at(i)]) >> shift) & mask] += weight_of(at(i));
+    uint32_t buckets[kTogether];
+    for (int64_t first = 0; first < n; first += kTogether) {
+      const int64_t count = std::min(kTogether, n - first);
+      for (int64_t j = 0; j < count; ++j) buckets[j] = (key_of(logits_[at(first + j)]) >> shift) & mask;
+      const auto sum = [&](size_t part, int64_t j) { parts[part][buckets[j]] += weight_of(at(first + j)); };
+      int64_t j = 0;
+      for (; j + 4 <= count; j += 4) sum(0, j), sum(1, j + 1), sum(2, j + 2), sum(3, j + 3);
+      for (; j < count; ++j) sum(0, j);
     }
-    for (size_t b = 0; b < kBuckets; ++b) parts[0][b] += parts[1][b] + parts[2][b] + parts[3][b];
+    for (size_t part = 1; part < parts.size(); ++part) add(parts[0], parts[part]);
     return parts[0];
+  }
+
+  static void add(Sums& to, const Sums& from) {
+    for (size_t b = 0; b < kBuckets; ++b) to[b] += from[b];
   }
 
   // The bucket within which the sum passes the target; `before` grows by those above it.
@@ -106,35 +171,22 @@ class Order {
     return bucket;
   }
 
-  // Into memory, in their order, those whose key begins with `prefix`.
-  template <class At>
-  int64_t keep(int64_t n, int shift, uint32_t prefix, At at) const {
-    int64_t kept = 0;
-    for (int64_t i = 0; i < n; ++i) {
-      const int32_t index = at(i);
-      memory_[kept] = index;
-      kept += (key_of(logits_[index]) >> shift) == prefix;
-    }
-    return kept;
-  }
-
+  ThreadPool::Session& session_;
   const float* logits_;
   int64_t n_;
   const uint64_t* weights_;
   int32_t* memory_;
-  Sums first_;
+  Sums first_{};
 };
 
-// The ids of the first k in order, ascending.
-void first_ids(const float* logits, int64_t n, int64_t k, int32_t* memory, int32_t* ids) {
-  const int64_t last = Order(logits, n, nullptr, memory).find(static_cast<uint64_t>(k - 1)).index;
+// The ids of the first k in order, ascending, into memory [n].
+void first_ids(ThreadPool::Session& session, const float* logits, int64_t n, int64_t k, int32_t* memory) {
+  const int64_t last = Order(session, logits, n, nullptr, memory).find(static_cast<uint64_t>(k - 1)).index;
   const uint32_t least = key_of(logits[last]);
-  int64_t kept = 0;
-  for (int64_t i = 0; i < n && kept < k; ++i) {
-    const uint32_t key = key_of(logits[i]);
-    ids[kept] = static_cast<int32_t>(i);
-    kept += (key > least) | ((key == least) & (i <= last));
-  }
+  const int64_t until = filter(session, last + 1, [=](int64_t i) { return key_of(logits[i]) >= least; }, memory);
+  const float* const rest = logits + last + 1;
+  const int64_t more = filter(session, n - last - 1, [=](int64_t i) { return key_of(rest[i]) > least; }, memory + until);
+  for (int64_t i = until; i < until + more; ++i) memory[i] += static_cast<int32_t>(last + 1);
 }
 
 uint64_t weigh(ThreadPool::Session& session, const float* logits, int64_t n, float largest, double temperature,
@@ -145,11 +197,9 @@ uint64_t weigh(ThreadPool::Session& session, const float* logits, int64_t n, flo
   }
   const double scale = std::min(kLog2E / temperature, DBL_MAX);
   std::atomic<uint64_t> total{0};
-  const auto some = [&](int, int64_t unit) {
-    const int64_t first = unit * kLogitsAtOnce, count = std::min(kLogitsAtOnce, n - first);
+  in_pieces(session, n, [&](int64_t, int64_t first, int64_t count) {
     total += session.isa().exp_weights(logits + first, count, largest, scale, weights + first);
-  };
-  session.parallel_for((n + kLogitsAtOnce - 1) / kLogitsAtOnce, some);
+  });
   return total;
 }
 
@@ -167,19 +217,25 @@ int64_t sample(ThreadPool& pool, const float* logits, int64_t n, const Filters& 
   Scratch<float> chosen(k < n ? k : 0);
   session.allocate(weights, memory, ids, chosen);
   if (k < n) {
-    first_ids(logits, n, k, memory.data(), ids.data());
+    first_ids(session, logits, n, k, memory.data());
+    std::copy_n(memory.data(), k, ids.data());
     for (int64_t i = 0; i < k; ++i) chosen[i] = logits[ids[i]];
     logits = chosen.data();
   }
   const uint64_t total = weigh(session, logits, k, largest, filters.temperature, weights.data());
-  const Order order(logits, k, weights.data(), memory.data());
+  const Order order(session, logits, k, weights.data(), memory.data());
 
   // What both filters leave is a beginning of the order: the shorter of two.
   uint64_t mass = total;
   if (filters.min_p > 0.0) {
     const auto least = static_cast<uint64_t>(std::ceil(filters.min_p * static_cast<double>(kOne)));
-    mass = 0;
-    for (int64_t i = 0; i < k; ++i) mass += weights[i] >= least ? weights[i] : 0;
+    std::atomic<uint64_t> kept{0};
+    in_pieces(session, k, [&](int64_t, int64_t first, int64_t count) {
+      uint64_t sum = 0;
+      for (int64_t i = first; i < first + count; ++i) sum += weights[i] >= least ? weights[i] : 0;
+      kept += sum;
+    });
+    mass = kept;
   }
   if (filters.top_p < 1.0) {
     const auto needed = static_cast<uint64_t>(std::ceil(filters.top_p * static_cast<double>(total)));
@@ -197,7 +253,8 @@ void top_ids(ThreadPool& pool, const float* logits, int64_t n, int64_t k, int32_
   ThreadPool::Session session(pool);
   Scratch<int32_t> memory(n);
   session.allocate(memory);
-  first_ids(logits, n, k, memory.data(), ids);
+  first_ids(session, logits, n, k, memory.data());
+  std::copy_n(memory.data(), k, ids);
   std::stable_sort(ids, ids + k, [&](int32_t a, int32_t b) { return key_of(logits[a]) > key_of(logits[b]); });
 }
 

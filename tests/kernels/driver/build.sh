@@ -8,7 +8,7 @@ mkdir -p "$folder"
 rm -f "$folder"/*.o  # of a source that is gone by now
 compile() {
   local object="$FOLDER/$(basename "$1" .cpp).o"
-  "$COMPILER" -std=c++17 -ffp-contract=off -fno-math-errno -pthread -Ikernels "${@:2}" -c "$1" -o "$object"
+  "$COMPILER" -std=c++17 -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread -Ikernels "${@:2}" -c "$1" -o "$object"
 }
 export -f compile
 find kernels tests/kernels/driver -name '*.cpp' ! -path kernels/bindings.cpp |
