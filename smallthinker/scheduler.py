@@ -1,6 +1,6 @@
 """Who computes next: the one thread that owns an engine, a fair queue before it, and what each answer has to be told.
 
-Requests come from any thread or event loop and are served in the order in which they came.
+Requests come from any thread or event loop; those who ask take turns, see `turns`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import itertools
 import threading
 import time
 import weakref
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +25,7 @@ from smallthinker.errors import CancelledError, QueueFullError, RequestError
 from smallthinker.forks import Home
 from smallthinker.generation import Answer, GenerationParams, LogitsProcessor
 from smallthinker.request import Request
+from smallthinker.turns import Place, Turns, crowded_out
 
 MOST_WAITING = 64
 # While answers are being written, so much of a prompt is computed in a step with them: they get a token every second or
@@ -60,13 +61,14 @@ class SchedulerStats:
     uptime_sec: float
 
 
-@dataclass
+@dataclass(eq=False)
 class _Entry:
     """A request with its answer and, once it runs, its conversation."""
 
     request: Request
     answer: Answer
     on_prefill: Callable[[int, int], None] | None
+    place: Place
     conversation: Conversation | None = None
     began: float = 0.0
 
@@ -104,7 +106,8 @@ class Scheduler:
         stays open unless that closes it. Raises RequestError."""
         self._engine, self._most_waiting = engine, whole("max_waiting", max_waiting, 1)
         self._changed = threading.Condition()
-        self._waiting: deque[_Entry] = deque()
+        self._waiting: list[_Entry] = []
+        self._turns = Turns()
         self._running: list[_Entry] = []
         self._ids = itertools.count(1)
         self._totals = _Totals()
@@ -128,12 +131,16 @@ class Scheduler:
         logprobs: int | None = None,
         timeout_sec: float | None = None,
         on_prefill: Callable[[int, int], None] | None = None,
+        client: Hashable = None,
+        batch: Hashable = None,
     ) -> Request:
         """Queue a request; returns at once.
 
         logits_processor: see LogitsProcessor; called on the thread that computes, for which every answer waits.
         logprobs: report each token's, and those of so many of the likeliest. timeout_sec: from now, waiting included.
         on_prefill: told (tokens done, tokens of the prompt) as the prompt is computed, on the thread that computes.
+        client, batch: whose it is, and what it was asked for with; see `turns`. Where the queue is full of one client's
+        requests, its last makes room for another's, and fails with QueueFullError.
 
         Raises QueueFullError, ForkedError, and ContextLengthError and RequestError for what can never be computed.
         """
@@ -146,17 +153,26 @@ class Scheduler:
         with self._changed:
             if self._closed:
                 raise RequestError("this model is closed")
-            if len(self._waiting) >= self._most_waiting:
-                retry = self._retry_after_sec()
-                raise QueueFullError(
-                    f"queue: {len(self._waiting)} requests are waiting, which is as many as may; "
-                    f"try again in {retry:.0f} s",
-                    retry,
-                )
+            self._make_room(client)
             request = Request(next(self._ids), deadline)
-            self._waiting.append(_Entry(request, answer, on_prefill))
+            self._waiting.append(_Entry(request, answer, on_prefill, self._turns.arrive(client, batch)))
             self._changed.notify_all()
         return request
+
+    def _make_room(self, client: Hashable) -> None:
+        waiting = [entry for entry in self._waiting if not entry.request.ending]  # the others are as good as gone
+        if len(waiting) < self._most_waiting:
+            return
+        retry = self._retry_after_sec()
+        full = QueueFullError(
+            f"queue: {len(waiting)} requests are waiting, which is as many as may; try again in {retry:.0f} s", retry
+        )
+        out = crowded_out(waiting, client)
+        if out is None:
+            raise full
+        self._waiting.remove(out)
+        self._totals.finished["error"] += 1
+        out.request.fail(full)
 
     def cancel_all(self) -> None:
         """Cancel everything that runs or waits."""
@@ -247,7 +263,9 @@ class Scheduler:
                 self._waiting.remove(entry)
             self._running += ended
             while self._waiting and len(self._running) - len(ended) < self._engine.plan.sequences:
-                self._running.append(self._waiting.popleft())
+                entry = self._turns.next(self._waiting)
+                self._waiting.remove(entry)
+                self._running.append(entry)
             return True
 
     def _answer(self) -> None:

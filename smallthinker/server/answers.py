@@ -37,8 +37,10 @@ class Asked:
 class Answers:
     """Iterate for (number of the answer, Token or Finished), and None when nothing has come for a while."""
 
-    def __init__(self, service: Service, asked: Sequence[Asked], timeout_sec: float) -> None:
-        """Queue them. Raises QueueFullError, ContextLengthError and RequestError; then none of them runs."""
+    def __init__(self, service: Service, asked: Sequence[Asked], timeout_sec: float, client: str) -> None:
+        """Queue them, as one request of this client's.
+
+        Raises QueueFullError, ContextLengthError and RequestError; then none of them runs."""
         self._service, self._timeout_sec = service, timeout_sec
         self.requests: list[Request] = []
         self._stopped: set[int] = set()
@@ -51,6 +53,8 @@ class Answers:
                         logits_processor=one.make_processor(),
                         logprobs=one.logprobs,
                         timeout_sec=timeout_sec,
+                        client=client,
+                        batch=id(self),
                     )
                 )
         except BaseException:

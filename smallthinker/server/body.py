@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from smallthinker.files import parse_json
+from smallthinker.server.clients import Shares, client_of
 from smallthinker.server.errors import ApiError, bad_request
 from smallthinker.server.settings import Limits
 
@@ -25,7 +26,12 @@ class Bodies:
     """Counts the bytes of all bodies that are held, so that many clients together can't exceed the budget."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limits, self.held_bytes = limits, 0
+        self._limits = limits
+        self._shares = Shares(limits.bodies_bytes, limits.body_bytes)
+
+    @property
+    def held_bytes(self) -> int:
+        return self._shares.taken
 
     @asynccontextmanager
     async def read(self, request: Request, schema: type[Model]) -> AsyncIterator[Model]:
@@ -41,7 +47,7 @@ class Bodies:
                 raise ApiError(400, "the connection ended within the body") from None
             yield parse(body, schema)
         finally:
-            self.held_bytes -= len(body)
+            self._shares.give_back(client_of(request.scope), len(body))
 
     async def _receive(self, request: Request, body: bytearray) -> None:
         limits = self._limits
@@ -51,12 +57,11 @@ class Bodies:
         async for chunk in request.stream():
             if len(body) + len(chunk) > limits.body_bytes:
                 raise _too_large(limits)
-            if self.held_bytes + len(chunk) > limits.bodies_bytes:
+            if not self._shares.take(client_of(request.scope), len(chunk)):
                 message = "too many requests are being received at once; try again in a second"
                 raise ApiError(
                     429, message, type="rate_limit_error", code="rate_limit_exceeded", headers={"retry-after": "1"}
                 )
-            self.held_bytes += len(chunk)
             body += chunk
 
 

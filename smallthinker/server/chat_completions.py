@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from smallthinker.generation import Completion, Finished, Token
 from smallthinker.server.answers import PING_SEC, Answers, Asked, respond, unless_gone, with_seeds
+from smallthinker.server.clients import client_of
 from smallthinker.server.constraints import chat_constraint, chosen_functions
 from smallthinker.server.errors import bad_request, end_of_stream
 from smallthinker.server.logprobs import chat_logprobs
@@ -27,10 +28,11 @@ from smallthinker.server.usage import Usage, timings
 
 async def chat_completions(request: Request) -> Response:
     service: Service = request.app.state.service
+    client = client_of(request.scope)
     async with service.bodies.read(request, ChatRequest) as asked:
         service.check_model(asked.model)
-        chat = await unless_gone(request, service.prepare(_prepare, service, asked))
-    answers = Answers(service, with_seeds(chat.asked, chat.n), service.timeout(asked.timeout))
+        chat = await unless_gone(request, service.prepare(client, _prepare, service, asked))
+    answers = Answers(service, with_seeds(chat.asked, chat.n), service.timeout(asked.timeout), client)
     return await respond(request, answers, chat, stream=asked.stream)
 
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from smallthinker.generation import Completion, Finished, Token, TokenLogprobs
 from smallthinker.server.answers import Answers, Asked, respond, unless_gone, with_seeds
+from smallthinker.server.clients import client_of
 from smallthinker.server.errors import bad_request, end_of_stream
 from smallthinker.server.logprobs import finite, token_text
 from smallthinker.server.prompts import encode
@@ -29,10 +30,11 @@ DEFAULT_MAX_TOKENS = 16
 
 async def completions(request: Request) -> Response:
     service: Service = request.app.state.service
+    client = client_of(request.scope)
     async with service.bodies.read(request, CompletionRequest) as asked:
         service.check_model(asked.model)
-        texts = await unless_gone(request, service.prepare(_prepare, service, asked))
-    answers = Answers(service, texts.asked, service.timeout(asked.timeout))
+        texts = await unless_gone(request, service.prepare(client, _prepare, service, asked))
+    answers = Answers(service, texts.asked, service.timeout(asked.timeout), client)
     return await respond(request, answers, texts, stream=asked.stream)
 
 

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from smallthinker.errors import TokenizerError
 from smallthinker.server.answers import unless_gone
+from smallthinker.server.clients import client_of
 from smallthinker.server.errors import ApiError, bad_request
 from smallthinker.server.output import THINK
 from smallthinker.server.prompts import chat_prompt, encode
@@ -41,7 +42,7 @@ async def tokenize(request: Request) -> Response:
     service: Service = request.app.state.service
     async with service.bodies.read(request, TokenizeRequest) as asked:
         service.check_model(asked.model)
-        ids = await unless_gone(request, service.prepare(_ids, service, asked))
+        ids = await unless_gone(request, service.prepare(client_of(request.scope), _ids, service, asked))
     return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": service.llm.plan.context})
 
 

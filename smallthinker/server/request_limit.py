@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from smallthinker.server.clients import Shares, client_of
 from smallthinker.server.errors import ApiError
 from smallthinker.server.settings import Limits
 
@@ -17,23 +18,24 @@ class RequestLimit:
     """
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
-        self._app, self._most, self._under_way = app, limits.requests, 0
+        self._app, self._places = app, Shares(limits.requests)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] == _ALWAYS_ANSWERED:
             await self._app(scope, receive, send)
             return
-        if self._under_way >= self._most:
-            await _too_many(self._most).response()(scope, receive, send)
+        client = client_of(scope)
+        if not self._places.take(client):
+            await _too_many(self._places).response()(scope, receive, send)
             return
-        self._under_way += 1
         try:
             await self._app(scope, receive, send)
         finally:
-            self._under_way -= 1
+            self._places.give_back(client)
 
 
-def _too_many(most: int) -> ApiError:
+def _too_many(places: Shares) -> ApiError:
+    most = f"{places.places}, {places.share} from one client" if places.share < places.places else f"{places.places}"
     message = f"as many requests are under way as this server takes at once, {most}; try again in a second"
     headers = {"retry-after": "1"}
     return ApiError(503, message, type="server_error", code="server_overloaded", headers=headers)

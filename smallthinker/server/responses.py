@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from smallthinker.generation import Completion, Finished, Token
 from smallthinker.server.answers import Answers, Asked, respond, unless_gone
+from smallthinker.server.clients import client_of
 from smallthinker.server.errors import bad_request, end_of_stream
 from smallthinker.server.grammar import ANY_OBJECT, Constraint
 from smallthinker.server.output import OutputParser, Part, Reasoning, Said
@@ -33,10 +34,11 @@ from smallthinker.server.usage import Usage
 
 async def responses(request: Request) -> Response:
     service: Service = request.app.state.service
+    client = client_of(request.scope)
     async with service.bodies.read(request, ResponsesRequest) as asked:
         service.check_model(asked.model)
-        answer = await unless_gone(request, service.prepare(_prepare, service, asked))
-    answers = Answers(service, [answer.asked], service.timeout(asked.timeout))
+        answer = await unless_gone(request, service.prepare(client, _prepare, service, asked))
+    answers = Answers(service, [answer.asked], service.timeout(asked.timeout), client)
     return await respond(request, answers, answer, stream=asked.stream)
 
 

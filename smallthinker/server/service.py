@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from smallthinker.errors import TokenizerError
 from smallthinker.llm import LLM
@@ -37,10 +38,13 @@ class Service:
         # one prompt or grammar at a time: they compete with the model for the processor. Not anyio's threads with a
         # limit: a task that is cancelled gives its place back while its thread goes on
         self._preparing = ThreadPoolExecutor(1, "smallthinker-prepare")
+        self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def prepare(self, work: Callable[..., Result], *args: object, **kwargs: object) -> Result:
-        """Run on a worker thread, in turn with others' work. What is cancelled before it began never does."""
-        return await asyncio.get_running_loop().run_in_executor(self._preparing, partial(work, *args, **kwargs))
+    async def prepare(self, client: str, work: Callable[..., Result], *args: object) -> Result:
+        """Run on a worker thread, in turn with other clients' work. What is cancelled before it began never does."""
+        line = self._lines.setdefault(client, asyncio.Lock())
+        async with line:  # one of each client's at a time is in the line of all
+            return await asyncio.get_running_loop().run_in_executor(self._preparing, partial(work, *args))
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError 404 for a model that isn't here."""

@@ -180,10 +180,10 @@ def test_a_prompt_whose_client_has_gone_is_prepared_beside_no_other(demo: LLM) -
         order.append("slow")
 
     async def come_and_go() -> None:
-        first = asyncio.ensure_future(service.prepare(slow))
+        first = asyncio.ensure_future(service.prepare("a", slow))
         await asyncio.to_thread(begun.wait, PATIENCE_SEC)
-        never = asyncio.ensure_future(service.prepare(order.append, "never"))
-        last = asyncio.ensure_future(service.prepare(order.append, "last"))
+        never = asyncio.ensure_future(service.prepare("a", order.append, "never"))
+        last = asyncio.ensure_future(service.prepare("a", order.append, "last"))
         for _ in range(10):
             await asyncio.sleep(0)
         first.cancel()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -14,10 +15,11 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from openai import APIStatusError, APITimeoutError, InternalServerError, RateLimitError
-from running import MEMORY, NAME, PATIENCE_SEC, Gate, Running, in_background, serving, with_processor
+from running import MEMORY, NAME, PATIENCE_SEC, Gate, Running, eventually, in_background, serving, with_processor
 
 from smallthinker import LLM
 from smallthinker.errors import StoreReadError
+from smallthinker.server.clients import client_of
 from smallthinker.server.request_limit import RequestLimit
 from smallthinker.server.service import Activity
 from smallthinker.server.settings import Limits, Settings
@@ -49,6 +51,72 @@ def test_past_the_queue_s_bound_a_client_is_told_when_to_come_again(narrow: tupl
     first.join(PATIENCE_SEC)
     assert answered[0].usage.completion_tokens == 50  # those who came first feel nothing of it
     assert client.completions.create(**TEXT).choices[0].text == answered[0].choices[0].text
+
+
+@contextlib.contextmanager
+def from_elsewhere(running: Running) -> Iterator[httpx.Client]:
+    """A client of another address."""
+    with httpx.Client(
+        base_url=running.url, timeout=PATIENCE_SEC, transport=httpx.HTTPTransport(local_address="127.0.0.2")
+    ) as client:
+        yield client
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a loopback of many addresses")
+@pytest.mark.parametrize("stream", [False, True])
+def test_whoever_fills_the_queue_makes_room_for_another_client(monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+    with (
+        LLM(memory=MEMORY, threads=1, max_waiting=17) as llm,
+        serving(llm) as running,
+        from_elsewhere(running) as other,
+    ):
+        gate = Gate(monkeypatch, running)
+        body = TEXT | {"max_tokens": 2, "stream": stream}
+        first, answered = in_background(running.post, "/v1/completions", **body)
+        gate.wait_until_one_is_held()
+        asking = [in_background(running.post, "/v1/completions", **body, n=n) for n in (16, 1)]
+        eventually(lambda: llm.scheduler.stats().waiting == 17)
+        assert running.post("/v1/completions", **body).status_code == 429  # no more of this client's
+        another, got = in_background(other.post, "/v1/completions", json=body)
+        # one of the two has made room; if it was one of the sixteen, nobody waits for the other fifteen
+        eventually(lambda: len(running.requests) == 19)
+        gate.open()
+        for thread in (first, another, *(thread for thread, _ in asking)):
+            thread.join(PATIENCE_SEC)
+        texts = [results[0].text for results in (answered, got)]
+        assert all("rate_limit" not in text for text in texts) and got[0].status_code == 200
+        refused = [results[0] for _, results in asking if "rate_limit_exceeded" in results[0].text]
+        assert len(refused) == 1 and refused[0].status_code == (200 if stream else 429)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a loopback of many addresses")
+def test_one_client_leaves_places_for_others(demo: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(demo, Settings(limits=Limits(requests=4))) as running, from_elsewhere(running) as other:
+        gate = Gate(monkeypatch, running)
+        asking = [in_background(running.post, "/v1/completions", **TEXT) for _ in range(3)]
+        eventually(lambda: len(running.requests) == 3)
+        refused = running.post("/v1/completions", **TEXT)
+        assert refused.status_code == 503 and "3 from one client" in refused.json()["error"]["message"]
+        assert other.get("/v1/models").status_code == 200
+        gate.open()
+        for thread, _ in asking:
+            thread.join(PATIENCE_SEC)
+        assert running.post("/v1/completions", **TEXT).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        ("10.0.0.7", "10.0.0.7"),
+        ("::ffff:10.0.0.7", "10.0.0.7"),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("testclient", "testclient"),
+    ],
+)
+def test_a_client_is_an_address_or_a_network(address: str, client: str) -> None:
+    assert client_of({"type": "http", "client": (address, 1)}) == client
+    assert client_of({"type": "http", "client": None}) == ""
 
 
 def test_past_the_bound_on_requests_a_client_gets_an_error_that_it_can_read(
@@ -209,13 +277,13 @@ def test_what_nobody_foresaw_is_one_error_and_in_the_log_and_the_next_request_is
             with_processor(patched, server, lambda: fail)
             whole = server.post(path, **body)
             stream = server.post(path, **body, stream=True)
+        eventually(lambda: len(records) == 2)  # one for each; of the first, uvicorn tells after the client has heard
     finally:
         log.removeHandler(handler)
     assert whole.status_code == 500 and set(whole.json()["error"]) == {"message", "type", "param", "code"}
     assert whole.headers["x-should-retry"] == "false"
     assert "secret" not in whole.text + stream.text
     assert whole.json()["error"]["message"] in stream.text.splitlines()[-2]
-    assert len(records) == 2  # one for each
     assert all(
         record.exc_info[1] is fault if record.exc_info else "secret" in record.getMessage() for record in records
     )
