@@ -8,6 +8,7 @@
 #include <cfloat>
 #include <cmath>
 #include <limits>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -203,6 +204,64 @@ uint64_t weigh(ThreadPool::Session& session, const float* logits, int64_t n, flo
   return total;
 }
 
+// The same order, looked into no further than needed: first among the tokens within 2^-14 of the likeliest, which are
+// few and hold nearly all weight where a model is sure of anything.
+class Search {
+ public:
+  struct Memory {
+    int32_t *ids, *places;  // [n]
+    uint64_t* weights;      // [n / 4]
+    float* logits;          // [n / 4]
+  };
+
+  Search(ThreadPool::Session& session, const float* logits, int64_t n, const uint64_t* weights, float largest,
+         double temperature, const Memory& memory)
+      : session_(session), logits_(logits), n_(n), weights_(weights), memory_(memory) {
+    const auto least = static_cast<float>(std::max(largest - 14.0 / kLog2E * temperature, -double{FLT_MAX}));
+    const int64_t few = filter(session, n, [=](int64_t i) { return logits[i] >= least; }, memory.ids);
+    if (few > n / 4) return;
+    for (int64_t i = 0; i < few; ++i) {
+      memory.weights[i] = weights[memory.ids[i]];
+      memory.logits[i] = logits[memory.ids[i]];
+      few_mass_ += memory.weights[i];
+    }
+    few_count_ = few;
+    few_.emplace(session, memory.logits, few, memory.weights, memory.places);
+  }
+
+  Order::Place find(uint64_t target) {
+    if (target < few_mass_) {
+      const Order::Place place = few_->find(target);
+      return {memory_.ids[place.index], place.before};
+    }
+    if (!all_) all_.emplace(session_, logits_, n_, weights_, memory_.places);
+    return all_->find(target);
+  }
+
+  // All weights of at least so much.
+  uint64_t mass_of(uint64_t least) const {
+    const bool is_among_few = few_ && least >= kOne >> 13;
+    const uint64_t* const weights = is_among_few ? memory_.weights : weights_;
+    std::atomic<uint64_t> mass{0};
+    in_pieces(session_, is_among_few ? few_count_ : n_, [&](int64_t, int64_t first, int64_t count) {
+      uint64_t sum = 0;
+      for (int64_t i = first; i < first + count; ++i) sum += weights[i] >= least ? weights[i] : 0;
+      mass += sum;
+    });
+    return mass;
+  }
+
+ private:
+  ThreadPool::Session& session_;
+  const float* logits_;
+  int64_t n_;
+  const uint64_t* weights_;
+  Memory memory_;
+  uint64_t few_mass_ = 0;
+  int64_t few_count_ = 0;
+  std::optional<Order> few_, all_;
+};
+
 uint64_t share(double part, uint64_t of) { return static_cast<uint64_t>(part * static_cast<double>(of)); }
 
 }  // namespace
@@ -215,7 +274,10 @@ int64_t sample(ThreadPool& pool, const float* logits, int64_t n, const Filters& 
   Scratch<uint64_t> weights(k);
   Scratch<int32_t> memory(n), ids(k < n ? k : 0);
   Scratch<float> chosen(k < n ? k : 0);
-  session.allocate(weights, memory, ids, chosen);
+  Scratch<int32_t> few_ids(k);
+  Scratch<uint64_t> few_weights(k / 4);
+  Scratch<float> few_logits(k / 4);
+  session.allocate(weights, memory, ids, chosen, few_ids, few_weights, few_logits);
   if (k < n) {
     first_ids(session, logits, n, k, memory.data());
     std::copy_n(memory.data(), k, ids.data());
@@ -223,19 +285,14 @@ int64_t sample(ThreadPool& pool, const float* logits, int64_t n, const Filters& 
     logits = chosen.data();
   }
   const uint64_t total = weigh(session, logits, k, largest, filters.temperature, weights.data());
-  const Order order(session, logits, k, weights.data(), memory.data());
+  Search order(session, logits, k, weights.data(), largest, filters.temperature,
+               {few_ids.data(), memory.data(), few_weights.data(), few_logits.data()});
 
   // What both filters leave is a beginning of the order: the shorter of two.
   uint64_t mass = total;
   if (filters.min_p > 0.0) {
     const auto least = static_cast<uint64_t>(std::ceil(filters.min_p * static_cast<double>(kOne)));
-    std::atomic<uint64_t> kept{0};
-    in_pieces(session, k, [&](int64_t, int64_t first, int64_t count) {
-      uint64_t sum = 0;
-      for (int64_t i = first; i < first + count; ++i) sum += weights[i] >= least ? weights[i] : 0;
-      kept += sum;
-    });
-    mass = kept;
+    mass = order.mass_of(least);
   }
   if (filters.top_p < 1.0) {
     const auto needed = static_cast<uint64_t>(std::ceil(filters.top_p * static_cast<double>(total)));
