@@ -82,11 +82,12 @@ def as_api_error(error: BaseException) -> ApiError:
         return bad_request(str(error).partition(": ")[2] or str(error), "messages")  # without the path on this machine
     if isinstance(error, CancelledError):
         return shutting_down()
-    message = "internal error"
     if isinstance(error, SmallThinkerError):
-        message = "the model could not compute the answer"
         _log.error("%s: %s", type(error).__name__, error)
-    return ApiError(500, message, type="server_error", headers=DONT_REPEAT)
+        message = "the model could not compute the answer"
+        return ApiError(500, message, type="server_error", headers=DONT_REPEAT)
+    headers = DONT_REPEAT | {"connection": "close"}  # uvicorn closes it, and the client's next request would be lost
+    return ApiError(500, "internal error", type="server_error", headers=headers)
 
 
 def end_of_stream(error: Exception) -> dict[str, Any]:

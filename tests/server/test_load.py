@@ -282,6 +282,7 @@ def test_what_nobody_foresaw_is_one_error_and_in_the_log_and_the_next_request_is
         log.removeHandler(handler)
     assert whole.status_code == 500 and set(whole.json()["error"]) == {"message", "type", "param", "code"}
     assert whole.headers["x-should-retry"] == "false"
+    assert ("close" in whole.headers.get("connection", "")) == isinstance(fault, RuntimeError)
     assert "secret" not in whole.text + stream.text
     assert whole.json()["error"]["message"] in stream.text.splitlines()[-2]
     assert all(
