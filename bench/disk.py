@@ -81,7 +81,7 @@ def make_slots(store: Store, count: int) -> npt.NDArray[np.uint8]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("store", type=Path)
-    parser.add_argument("--kinds", nargs="+", default=["direct", "uring", "mmap", "buffered"])
+    parser.add_argument("--kinds", nargs="+", default=["direct", "mmap", "buffered"])
     parser.add_argument("--chunks-kib", nargs="+", type=int, default=[256, 512, 1024, 0], help="0: whole records")
     parser.add_argument("--depths", nargs="+", type=int, default=[1, 2, 4, 8])
     parser.add_argument("--repeats", type=int, default=5)

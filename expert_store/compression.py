@@ -45,8 +45,27 @@ class Compressor:
         return frame.ljust(nbytes, b"\0") if nbytes < record.nbytes else record.data
 
 
+class Unpacker:
+    """The read queue's stage for compressed stores: what lies in the file into a slot, on several threads at once."""
+
+    def __init__(self, quant: Quant, record_bytes: int) -> None:
+        self._quant, self._record_bytes = quant, record_bytes
+        self._idle: list[Decompressor] = []  # as many as there were threads at once
+
+    def __call__(self, stored: memoryview, record: memoryview) -> None:
+        if len(stored) == len(record):  # a frame would have saved nothing
+            np.copyto(np.frombuffer(record, np.uint8), np.frombuffer(stored, np.uint8))
+            return
+        try:
+            decompressor = self._idle.pop()
+        except IndexError:
+            decompressor = Decompressor(self._quant, self._record_bytes)
+        decompressor.decompress(stored, record)
+        self._idle.append(decompressor)  # one that failed is not used again
+
+
 class Decompressor:
-    """Frames of one store into records. Not thread-safe: one for each thread."""
+    """Frames of one store into records. Not thread-safe."""
 
     def __init__(self, quant: Quant, record_bytes: int) -> None:
         self._zstd = zstandard.ZstdDecompressor()

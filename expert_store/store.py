@@ -1,6 +1,6 @@
 """An opened store: its configuration, where every record lies, and the dense weights.
 
-Owns opening, checking and the dense part's memory. Experts are read by `readers`; a store holds no file open. Knows
+Owns opening, checking and the dense part's memory. Experts are read by `queues`; a store holds no file open. Knows
 nothing about caches or what the weights are for.
 """
 

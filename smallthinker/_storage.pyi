@@ -2,6 +2,7 @@
 contract of `read_queue.ReadQueue` with it and makes errors of what it tells. Calls that may take long release the GIL.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -34,22 +35,32 @@ class ReadQueue:
         record_bytes: int,
         num_records: int,
         slots: npt.NDArray[np.uint8],
-        kind: Literal["direct", "uring", "mmap", "buffered"],
+        kind: Literal["direct", "mmap", "buffered"],
         chunk_bytes: int,
         depth: int,
         speculative_depth: int,
         pace: Device | None = None,
+        stage: Callable[[memoryview, memoryview], None] | None = None,
+        offsets: Sequence[int] = (),
+        threads: int = 1,
     ) -> None:
         """Record i lies at first_offset + i * record_bytes of a file of file_bytes.
 
         slots: [slots, record_bytes], writable, aligned to 4096 bytes like every offset and length; kept alive.
         chunk_bytes: of one request to the system. depth: chunks in flight, 1 to 64; speculative_depth: as long as the
-        next chunk is a speculative one. pace: no chunk comes back before this device would have brought it; not with
-        uring. Raises ReadError; ValueError for what doesn't fit.
+        next chunk is a speculative one. pace: no chunk comes back before this device would have brought it.
+
+        stage: fills a slot, its second argument, from what lies in the file, its first; a ValueError says what is wrong
+        with that. Called by several of as many `threads`, which read whole records and hold one each in memory besides.
+        offsets: where those records lie, and the end of the last. Raises ReadError; ValueError for what doesn't fit.
         """
 
     @property
-    def kind(self) -> Literal["direct", "uring", "mmap", "buffered"]: ...
+    def kind(self) -> Literal["direct", "mmap", "buffered"]: ...
+    @property
+    def is_own_thread(self) -> bool:
+        """Whether a thread of this queue asks, inside its stage. It must not call `close`, which would wait for it."""
+
     def submit(self, record: int, slot: int, speculative: bool) -> bool:
         """False: the queue is closed. Raises IndexError, ValueError (record or slot is under way already)."""
 

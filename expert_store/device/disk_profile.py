@@ -9,7 +9,7 @@ import json
 import math
 import platform
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from smallthinker import host
 from smallthinker.expert_store.device.storage_profile import StorageProfile
@@ -22,7 +22,6 @@ _FORMAT: Final = 3  # of the file, and of what the figures mean
 _MOST_FILE_BYTES = 64 << 10
 # A real disk that gives this share of an emulated one's bandwidth is good enough to stand for it.
 _GOOD_ENOUGH = 0.95
-_KINDS: Final = ("direct", "uring", "mmap", "buffered")
 MOST_CHUNKS = 64  # in flight, as the queue takes them
 
 
@@ -44,8 +43,8 @@ class DiskProfile:
 
     def __post_init__(self) -> None:
         """Raises ValueError for what no queue would take."""
-        if self.kind not in _KINDS:
-            raise ValueError(f"kind: expected one of {', '.join(_KINDS)}, found {self.kind!r}")
+        if self.kind not in get_args(NativeKind):
+            raise ValueError(f"kind: expected one of {', '.join(get_args(NativeKind))}, found {self.kind!r}")
         for name, value, least, most in (
             ("chunk_bytes", self.chunk_bytes, host.DIRECT_ALIGN, 1 << 31),
             ("depth", self.depth, 1, MOST_CHUNKS),

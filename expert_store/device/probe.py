@@ -35,9 +35,9 @@ _TRIAL_SEC = 0.025  # one measurement, on a disk that is fast enough for several
 _LATENCY_READS, _LATENCY_SHARE = 16, 0.1
 _GRID_SHARE = 0.75  # of the time; the rest is for the other kinds, at the best point
 _CLOSE = 0.95  # as good as the best: a busy disk doesn't give the same figure twice
-# How much faster another kind must be than direct reads by threads. What goes through the page cache takes half a core
+# How much faster another kind must be than direct reads. What goes through the page cache takes half a core
 # for each 1.3 GB/s, where direct reads take a tenth, and arithmetic wants both cores.
-_HANDICAPS: dict[NativeKind, float] = {"uring": 1.05, "buffered": 1.3, "mmap": 1.3}
+_HANDICAPS: dict[NativeKind, float] = {"buffered": 1.3, "mmap": 1.3}
 _FOLIO_BYTES = 2 << 20  # the page cache may hold pages in groups of up to this, and drops a group only whole
 _LEAST_BYTES = 64 << 20  # a smaller store is no measure of a disk, and needs none
 
@@ -73,7 +73,7 @@ def probe(store: Store | str | Path, seconds: float = 2.0, least_bytes: int = _L
         best = choose(grid)
         if latency is None or best is None:
             return DiskProfile()
-        others: tuple[NativeKind, ...] = ("uring", "buffered", "mmap") if base == "direct" else ("mmap",)
+        others: tuple[NativeKind, ...] = ("buffered", "mmap") if base == "direct" else ("mmap",)
         finals = [_Trial(kind, best.chunk_bytes, best.depth) for kind in (base, *others)]
         disk.measure(finals, 0)
     winner = choose_kind(finals) or best
@@ -120,7 +120,7 @@ def emulated_profile(storage: StorageProfile, record_bytes: int, real: DiskProfi
     best = choose(grid)
     assert best is not None
     return DiskProfile(
-        kind="direct" if real.kind == "uring" else real.kind,  # a ring isn't paced
+        kind=real.kind,
         chunk_bytes=best.chunk_bytes,
         depth=best.depth,
         speculative_depth=_speculative_depth(best, grid),

@@ -58,35 +58,69 @@ Device make_device(double bytes_per_sec, double requests_per_sec, double latency
   return {bytes_per_sec, requests_per_sec, latency_sec};
 }
 
+// What Python makes of a record. `run` lives longer than the threads that call it, which may not have Python's lock.
+std::optional<Stage> make_stage(const py::object& run, std::vector<int64_t> offsets, int threads, int64_t num_records,
+                                int64_t record_bytes, int64_t file_bytes) {
+  if (run.is_none()) return std::nullopt;
+  check("offsets", int64_t(offsets.size()), num_records + 1, num_records + 1);
+  check("threads", threads, 1, kMostChunks);
+  for (size_t i = 0; i < offsets.size(); ++i) {
+    const int64_t before = i == 0 ? -1 : offsets[i - 1];
+    check("offsets", offsets[i], before + 1, i == 0 ? file_bytes : std::min(file_bytes, before + record_bytes), kAlign);
+  }
+  const auto call = [run = py::handle(run), record_bytes](uint8_t* stored, int64_t stored_bytes,
+                                                          uint8_t* slot) -> std::optional<std::string> {
+    const py::gil_scoped_acquire locked;
+    try {
+      run(py::memoryview::from_memory(stored, stored_bytes, true), py::memoryview::from_memory(slot, record_bytes));
+    } catch (py::error_already_set& error) {
+      if (error.matches(PyExc_ValueError)) return py::str(error.value()).cast<std::string>();
+      return "cannot unpack: " + py::repr(error.value()).cast<std::string>();
+    }
+    return std::nullopt;
+  };
+  return Stage{std::move(offsets), threads, call};
+}
+
 // The queue and what it writes into. Members go in reverse order: the threads end before the slots may.
 class BoundQueue {
  public:
   BoundQueue(const std::string& path, int64_t file_bytes, int64_t first_offset, int64_t record_bytes,
              int64_t num_records, py::array slots, const std::string& kind, int64_t chunk_bytes, int depth,
-             int speculative_depth, std::optional<Device> pace)
-      : slots_(std::move(slots)) {
+             int speculative_depth, std::optional<Device> pace, py::object stage, std::vector<int64_t> offsets,
+             int threads)
+      : slots_(std::move(slots)), stage_(std::move(stage)) {
     constexpr int64_t most = std::numeric_limits<int64_t>::max() / 2;
     check("record_bytes", record_bytes, kAlign, int64_t{1} << 31, kAlign);  // one read's length fits every system
     check("first_offset", first_offset, 0, most, kAlign);
     check("num_records", num_records, 1, (most - first_offset) / record_bytes);
-    check("file_bytes", file_bytes, first_offset + num_records * record_bytes, most);
+    check("file_bytes", file_bytes, stage_.is_none() ? first_offset + num_records * record_bytes : 0, most);
     check("chunk_bytes", chunk_bytes, kAlign, int64_t{1} << 31, kAlign);
     check("depth", depth, 1, kMostChunks);
     check("speculative_depth", speculative_depth, 1, depth);
     uint8_t* const memory = check_slots(slots_, record_bytes);
-    const Limits limits{record_bytes, std::min(chunk_bytes, record_bytes), depth, speculative_depth};
+    std::optional<Stage> unpack =
+        make_stage(stage_, std::move(offsets), threads, num_records, record_bytes, file_bytes);
+    const int64_t most_bytes = unpack ? record_bytes : std::min(chunk_bytes, record_bytes);
+    const Limits limits{record_bytes, most_bytes, depth, speculative_depth};
     const Kind parsed = parse_kind(kind);
     const int64_t num_slots = slots_.shape(0);
     try {
       const py::gil_scoped_release unlocked;
       auto file = std::make_unique<StoreFile>(path, file_bytes, parsed, first_offset);
-      queue_.reset(new ReadQueue(std::move(file), first_offset, num_records, memory, num_slots, limits, pace));
+      queue_.reset(new ReadQueue(std::move(file), first_offset, num_records, memory, num_slots, limits, pace,
+                                 std::move(unpack)));
     } catch (const Fault& fault) {
       raise_fault(fault);
     }
   }
 
+  ~BoundQueue() {
+    if (queue_) close();  // its threads may wait for the lock that is held here
+  }
+
   std::string kind() const { return kind_name(queue_->kind()); }
+  bool is_own_thread() const { return queue_->is_own_thread(); }
 
   bool submit(int64_t record, int64_t slot, bool speculative) {
     try {
@@ -130,6 +164,7 @@ class BoundQueue {
       queue_->close();
     }
     slots_ = py::array();  // nobody writes there any more, and they may be most of the memory
+    stage_ = py::object();
   }
 
  private:
@@ -149,6 +184,7 @@ class BoundQueue {
   }
 
   py::array slots_;
+  py::object stage_;
   std::unique_ptr<ReadQueue, DeleteAtHome> queue_;
 };
 
@@ -169,11 +205,13 @@ PYBIND11_MODULE(_storage, m) {
       .def("due", &Pace::due, py::arg("start_sec"), py::arg("nbytes"));
   py::class_<BoundQueue>(m, "ReadQueue")
       .def(py::init<const std::string&, int64_t, int64_t, int64_t, int64_t, py::array, const std::string&, int64_t, int,
-                    int, std::optional<Device>>(),
+                    int, std::optional<Device>, py::object, std::vector<int64_t>, int>(),
            py::arg("path"), py::kw_only(), py::arg("file_bytes"), py::arg("first_offset"), py::arg("record_bytes"),
            py::arg("num_records"), py::arg("slots"), py::arg("kind"), py::arg("chunk_bytes"), py::arg("depth"),
-           py::arg("speculative_depth"), py::arg("pace") = py::none())
+           py::arg("speculative_depth"), py::arg("pace") = py::none(), py::arg("stage") = py::none(),
+           py::arg("offsets") = std::vector<int64_t>(), py::arg("threads") = 1)
       .def_property_readonly("kind", &BoundQueue::kind)
+      .def_property_readonly("is_own_thread", &BoundQueue::is_own_thread)
       .def("submit", &BoundQueue::submit, py::arg("record"), py::arg("slot"), py::arg("speculative"))
       .def("promote", &BoundQueue::promote, py::arg("record"))
       .def("cancel", &BoundQueue::cancel, py::arg("record"))

@@ -1,7 +1,6 @@
 #include "read_queue.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -23,10 +22,12 @@ Clock::time_point point(double at) {
   return Clock::time_point(std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(at)));
 }
 
+thread_local const ReadQueue* working_for = nullptr;
+
 }  // namespace
 
 ReadQueue::ReadQueue(std::unique_ptr<StoreFile> file, int64_t first_offset, int64_t num_records, uint8_t* slots,
-                     int64_t num_slots, const Limits& limits, std::optional<Device> pace)
+                     int64_t num_slots, const Limits& limits, std::optional<Device> pace, std::optional<Stage> stage)
     : kind_(file->kind()),
       file_(std::move(file)),
       first_offset_(first_offset),
@@ -34,16 +35,21 @@ ReadQueue::ReadQueue(std::unique_ptr<StoreFile> file, int64_t first_offset, int6
       num_slots_(num_slots),
       slots_(slots),
       limits_(limits),
+      stage_(std::move(stage)),
       schedule_(limits) {
-  if (pace && kind_ == Kind::uring) throw std::invalid_argument("kind: a ring can't be paced");
   if (pace) pace_.emplace(*pace);
-  if (kind_ == Kind::uring) ring_ = std::make_unique<Ring>(limits.depth);
+  const int threads = stage_ ? stage_->threads : limits.depth;
+  for (int i = 0; stage_ && i < threads; ++i) {
+    int64_t most = 0;
+    for (int64_t record = 0; record < num_records; ++record) {
+      most = std::max(most, stage_->offsets[record + 1] - stage_->offsets[record]);
+    }
+    stored_.push_back(aligned_bytes(most));
+  }
   const os::NoSignals quiet;
   try {
-    if (ring_) {
-      threads_.emplace_back([this] { drive_ring(); });
-    } else {
-      for (int i = 0; i < limits.depth; ++i) threads_.emplace_back([this] { work(); });
+    for (int i = 0; i < threads; ++i) {
+      threads_.emplace_back([this, stored = stage_ ? stored_[i].get() : nullptr] { work(stored); });
     }
   } catch (...) {  // no more threads to be had
     close();
@@ -52,6 +58,8 @@ ReadQueue::ReadQueue(std::unique_ptr<StoreFile> file, int64_t first_offset, int6
 }
 
 ReadQueue::~ReadQueue() { close(); }
+
+bool ReadQueue::is_own_thread() const { return working_for == this; }
 
 void ReadQueue::submit(int64_t record, int64_t slot, bool speculative) {
   check_index("record", record, num_records_);
@@ -94,7 +102,7 @@ void ReadQueue::drain() {
   std::unique_lock<std::mutex> lock(mutex_);
   schedule_.withdraw_all();
   has_ended_.store(false, std::memory_order_relaxed);
-  idle_.wait(lock, [this] { return schedule_.in_flight() == 0; });
+  idle_.wait(lock, [this] { return schedule_.is_idle(); });
   ended_.notify_all();  // another thread may be waiting for what never comes now
 }
 
@@ -111,7 +119,6 @@ void ReadQueue::close() {
   closed_.notify_all();
   drain();
   work_.notify_all();
-  if (ring_) ring_->wake();
   std::vector<std::thread> threads;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -119,30 +126,32 @@ void ReadQueue::close() {
   }
   for (std::thread& thread : threads) thread.join();
   if (threads.empty()) return;
-  ring_.reset();
   file_.reset();
+  stored_.clear();
 }
 
 // A thread that takes a chunk wakes the next one if there is another chunk to take, so one waking is enough.
 void ReadQueue::wake_if_there_is_work() {
-  if (!schedule_.can_take()) return;
-  if (ring_) {
-    ring_->wake();
-  } else {
-    work_.notify_one();
-  }
+  if (schedule_.can_take()) work_.notify_one();
 }
 
-void ReadQueue::give_back(const Chunk& chunk, std::optional<Fault> fault) {
-  schedule_.give_back(chunk, std::move(fault));
-  if (schedule_.in_flight() == 0) idle_.notify_all();
+ReadQueue::Place ReadQueue::place(const Chunk& chunk) const {
+  const int64_t record = chunk.read->record;
+  if (!stage_) return {first_offset_ + record * limits_.record_bytes + chunk.begin, chunk.bytes};
+  return {stage_->offsets[record], stage_->offsets[record + 1] - stage_->offsets[record]};
+}
+
+void ReadQueue::give_back(const Chunk& chunk, std::optional<Fault> fault, bool was_staged) {
+  schedule_.give_back(chunk, std::move(fault), was_staged);
+  if (schedule_.is_idle()) idle_.notify_all();
   if (!schedule_.has_ended()) return;
   has_ended_.store(true, std::memory_order_release);
   ended_.notify_one();
 }
 
 // The life of a thread that reads one chunk after the other.
-void ReadQueue::work() {
+void ReadQueue::work(uint8_t* stored) {
+  working_for = this;
   std::unique_lock<std::mutex> lock(mutex_);
   double ended = 0;  // when the paced device was done with the thread's last chunk
   for (;;) {
@@ -151,72 +160,28 @@ void ReadQueue::work() {
     const std::optional<Chunk> chunk = schedule_.take();
     if (!chunk) return;  // closing, and nothing is left to take
     wake_if_there_is_work();
-    const int64_t at = offset(*chunk);
-    uint8_t* const into = target(*chunk);
+    const Place at = place(*chunk);
+    uint8_t* const slot = target(*chunk);
     // A device that has more to do goes on at once, however late this thread woke up for the last chunk's end.
     const double start = had_to_wait ? seconds(Clock::now()) : std::max(ended, seconds(chunk->read->submitted));
-    const double due = pace_ ? pace_->due(start, chunk->bytes) : 0;
+    const double due = pace_ ? pace_->due(start, at.bytes) : 0;
     lock.unlock();
-    std::optional<Fault> fault = file_->read(at, chunk->bytes, into);
+    std::optional<Fault> fault = file_->read(at.offset, at.bytes, stage_ ? stored : slot);
     lock.lock();
     if (pace_) {
       ended = std::max(due, seconds(Clock::now()));
       closed_.wait_until(lock, point(due), [this] { return closing_; });
     }
-    give_back(*chunk, std::move(fault));
-  }
-}
-
-// The life of the one thread behind a ring: it hands chunks to the kernel and takes them back.
-void ReadQueue::drive_ring() {
-  struct Going {
-    Chunk chunk;
-    int64_t offset, done;
-    uint8_t* into;
-    bool is_free = true;
-  };
-  std::vector<Going> going(limits_.depth);
-  const auto ask = [&](size_t i) {
-    const Going& read = going[i];
-    const int64_t at = read.offset + read.done, bytes = read.chunk.bytes - read.done;
-    ring_->read(file_->direct(), read.into + read.done, bytes, at, i);
-  };
-  for (;;) {
-    {
-      std::unique_lock<std::mutex> lock(mutex_);
-      if (closing_ && schedule_.in_flight() == 0) return;
-      for (size_t i = 0; i < going.size(); ++i) {
-        if (!going[i].is_free) continue;
-        const std::optional<Chunk> chunk = schedule_.take();
-        if (!chunk) break;
-        going[i] = {*chunk, offset(*chunk), 0, target(*chunk), false};
-        lock.unlock();
-        ask(i);
-        lock.lock();
-      }
+    const bool is_staged = stage_ && !fault && !closing_;
+    if (is_staged) {
+      schedule_.begin_stage();
+      wake_if_there_is_work();
+      lock.unlock();
+      if (auto what = stage_->run(stored, at.bytes, slot)) fault = Fault{at.offset, *std::move(what)};
+      lock.lock();
+      ended = seconds(Clock::now());  // meanwhile the device worked for other threads
     }
-    ring_->submit_and_wait();
-    uint64_t tag;
-    int result;
-    while (ring_->next(tag, result)) {
-      Going& read = going[tag];
-      const int64_t left = read.chunk.bytes - read.done;
-      const int64_t blocks = result - result % kAlign;  // a short read may end anywhere, see StoreFile
-      std::optional<Fault> fault;
-      if (result == -EINTR || result == -EAGAIN || (blocks > 0 && blocks < left)) {
-        read.done += blocks > 0 ? blocks : 0;
-        ask(tag);
-        continue;
-      }
-      if (result < 0) {
-        fault = Fault{read.offset + read.done, "cannot read: " + error_text(-result)};
-      } else if (blocks == 0) {
-        fault = file_->end_of_file(read.offset + read.done, left);
-      }
-      read.is_free = true;
-      const std::lock_guard<std::mutex> lock(mutex_);
-      give_back(read.chunk, std::move(fault));
-    }
+    give_back(*chunk, std::move(fault), is_staged);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -15,26 +16,35 @@
 #include "pace.h"
 #include "schedule.h"
 #include "store_file.h"
-#include "uring.h"
 
 namespace smallthinker {
+
+// What becomes of a record between the disk and its slot. Threads read it whole into memory of their own, and hand it
+// to the stage when they have left the disk to others.
+struct Stage {
+  std::vector<int64_t> offsets;  // of records in the file, and where the last one ends
+  int threads;                   // at most Limits::depth of them at the disk
+  // Fills the slot from what lies in the file, or says why not. Called from several threads at once.
+  std::function<std::optional<std::string>(uint8_t* stored, int64_t stored_bytes, uint8_t* slot)> run;
+};
 
 class ReadQueue {
  public:
   using Ended = std::vector<std::unique_ptr<Read>>;
   struct Closed {};  // thrown by submit
 
-  // `slots` is [num_slots, record_bytes] and outlives the queue; record i lies at first_offset + i * record_bytes.
-  // `pace`: no chunk comes back before that device would have brought it; with threads only. Throws Fault where the
-  // kernel refuses a ring, std::invalid_argument for a pace with one.
+  // `slots` is [num_slots, record_bytes] and outlives the queue; record i lies at first_offset + i * record_bytes, or
+  // where the stage says, and then a chunk is a record. `pace`: no chunk comes back before that device would have
+  // brought it.
   ReadQueue(std::unique_ptr<StoreFile> file, int64_t first_offset, int64_t num_records, uint8_t* slots,
-            int64_t num_slots, const Limits& limits, std::optional<Device> pace);
+            int64_t num_slots, const Limits& limits, std::optional<Device> pace, std::optional<Stage> stage);
   ~ReadQueue();
   ReadQueue(const ReadQueue&) = delete;
   ReadQueue& operator=(const ReadQueue&) = delete;
 
   const Home& home() const { return home_; }
   Kind kind() const { return kind_; }
+  bool is_own_thread() const;  // which can't wait for its own end, so it must not close the queue
   int64_t record_bytes() const { return limits_.record_bytes; }
 
   void submit(int64_t record, int64_t slot, bool speculative);  // std::out_of_range, std::invalid_argument, Closed
@@ -47,14 +57,15 @@ class ReadQueue {
   void close();
 
  private:
-  void work();
-  void drive_ring();
-  void give_back(const Chunk& chunk, std::optional<Fault> fault);
+  struct Place {
+    int64_t offset, bytes;  // of the file
+  };
+
+  void work(uint8_t* stored);
+  void give_back(const Chunk& chunk, std::optional<Fault> fault, bool was_staged);
   void wake_if_there_is_work();
   uint8_t* target(const Chunk& chunk) const { return slots_ + chunk.read->slot * limits_.record_bytes + chunk.begin; }
-  int64_t offset(const Chunk& chunk) const {
-    return first_offset_ + chunk.read->record * limits_.record_bytes + chunk.begin;
-  }
+  Place place(const Chunk& chunk) const;
 
   const Home home_;
   const Kind kind_;
@@ -62,7 +73,8 @@ class ReadQueue {
   const int64_t first_offset_, num_records_, num_slots_;
   uint8_t* const slots_;
   const Limits limits_;
-  std::unique_ptr<Ring> ring_;
+  const std::optional<Stage> stage_;
+  std::vector<AlignedBytes> stored_;  // what each thread hands to the stage
 
   std::mutex mutex_;  // of everything below
   std::condition_variable work_, ended_, idle_, closed_;

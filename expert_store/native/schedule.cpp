@@ -66,7 +66,7 @@ void Schedule::withdraw_all() {
     }
   }
   ended_.clear();
-  forgetting_ = in_flight_ > 0;
+  forgetting_ = !is_idle();
 }
 
 const Schedule::Queue* Schedule::next_queue() const {
@@ -87,10 +87,23 @@ std::optional<Chunk> Schedule::take() {
   return chunk;
 }
 
-void Schedule::give_back(const Chunk& chunk, std::optional<Fault> fault) {
+void Schedule::leave_disk() {
+  if (--in_flight_ == 0) counters_.busy_sec += busy_since();
+}
+
+void Schedule::begin_stage() {
+  leave_disk();
+  ++in_stage_;
+}
+
+void Schedule::give_back(const Chunk& chunk, std::optional<Fault> fault, bool was_staged) {
   Read* const read = chunk.read;
   --read->in_flight;
-  if (--in_flight_ == 0) counters_.busy_sec += busy_since();
+  if (was_staged) {
+    --in_stage_;
+  } else {
+    leave_disk();
+  }
   if (!fault) {
     read->arrived += chunk.bytes;
   } else if (!read->fault || fault->offset < read->fault->offset) {  // whichever came first, the first in the file
@@ -102,7 +115,7 @@ void Schedule::give_back(const Chunk& chunk, std::optional<Fault> fault) {
     counters_.withdrawn_bytes += read->arrived;
     extract(read);
   }
-  forgetting_ = in_flight_ > 0;
+  forgetting_ = !is_idle();
 }
 
 void Schedule::end_if_done(Read* read) {

@@ -29,7 +29,7 @@ struct Read {
   bool over = false;
   int64_t started = 0;  // bytes whose chunks have been handed out
   int64_t arrived = 0;
-  int in_flight = 0;  // chunks
+  int in_flight = 0;  // chunks, at the disk or in the stage
   std::chrono::steady_clock::time_point submitted;
   std::optional<Fault> fault;
 
@@ -59,10 +59,11 @@ class Schedule {
 
   bool can_take() const { return next_queue() != nullptr; }
   std::optional<Chunk> take();
-  void give_back(const Chunk& chunk, std::optional<Fault> fault);
+  void begin_stage();  // a chunk that was taken has left the disk, and is given back once it has been through the stage
+  void give_back(const Chunk& chunk, std::optional<Fault> fault, bool was_staged);
 
   bool empty() const { return reads_.empty(); }
-  int in_flight() const { return in_flight_; }
+  bool is_idle() const { return in_flight_ + in_stage_ == 0; }
   bool has_ended() const { return !ended_.empty(); }
   std::vector<std::unique_ptr<Read>> take_ended();  // in the order in which they ended; from here on they are over
   Counters counters() const;
@@ -71,6 +72,7 @@ class Schedule {
   using Queue = std::deque<Read*>;
 
   const Queue* next_queue() const;
+  void leave_disk();
   void remove_waiting(Read* read);
   void end_if_done(Read* read);
   std::unique_ptr<Read> extract(Read* read);
@@ -81,7 +83,8 @@ class Schedule {
   std::unordered_map<int64_t, Read*> by_slot_;
   Queue certain_, speculative_;  // with chunks that nobody has taken
   std::deque<Read*> ended_;
-  int in_flight_ = 0;
+  int in_flight_ = 0;  // chunks at the disk
+  int in_stage_ = 0;
   bool forgetting_ = false;
   std::chrono::steady_clock::time_point busy_from_;
   Counters counters_;

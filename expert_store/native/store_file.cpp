@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <stdexcept>
 #include <system_error>
 
@@ -21,16 +19,15 @@ Fault open_fault(int error) { return {-1, "cannot open: " + error_text(error)}; 
 }  // namespace
 
 Kind parse_kind(const std::string& name) {
-  for (const Kind kind : {Kind::direct, Kind::uring, Kind::mmap, Kind::buffered}) {
+  for (const Kind kind : {Kind::direct, Kind::mmap, Kind::buffered}) {
     if (name == kind_name(kind)) return kind;
   }
-  throw std::invalid_argument("kind: expected direct, uring, mmap or buffered, found '" + name + "'");
+  throw std::invalid_argument("kind: expected direct, mmap or buffered, found '" + name + "'");
 }
 
 const char* kind_name(Kind kind) {
   switch (kind) {
     case Kind::direct: return "direct";
-    case Kind::uring: return "uring";
     case Kind::mmap: return "mmap";
     default: return "buffered";
   }
@@ -44,7 +41,7 @@ StoreFile::StoreFile(const std::string& path, int64_t file_bytes, Kind kind, int
     buffered_ = os::open_file(path, os::Caching::random);
     if (buffered_ == os::kNone) throw open_fault(os::last_error());
     if (const auto fault = check_size(0)) throw *fault;
-    if (kind == Kind::direct || kind == Kind::uring) open_direct(path, probe_offset);
+    if (kind == Kind::direct) open_direct(path, probe_offset);
   } catch (...) {
     close();
     throw;
@@ -67,10 +64,7 @@ void StoreFile::open_direct(const std::string& path, int64_t probe_offset) {
     if (!os::means_no_direct_reads(error)) throw open_fault(error);
     throw Fault{-1, "this system or file system has no direct reads; use the buffered reader"};
   }
-  struct Free {
-    void operator()(uint8_t* p) const { ::operator delete[](p, std::align_val_t{kAlign}); }
-  };
-  const std::unique_ptr<uint8_t[], Free> block(new (std::align_val_t{kAlign}) uint8_t[kAlign]);
+  const AlignedBytes block = aligned_bytes(kAlign);
   if (os::read_at(direct_, block.get(), kAlign, probe_offset) < 0) {
     throw Fault{-1, "direct reads refused (" + error_text(os::last_error()) + "); use the buffered reader"};
   }

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <new>
 #include <optional>
 #include <string>
 
@@ -10,10 +12,18 @@ namespace smallthinker {
 
 constexpr int64_t kAlign = 4096;  // what direct reads need of offset, length and address, on every common disk
 
-enum class Kind { direct, uring, mmap, buffered };
+enum class Kind { direct, mmap, buffered };
 
 Kind parse_kind(const std::string& name);  // throws std::invalid_argument
 const char* kind_name(Kind kind);
+
+struct FreeAligned {
+  void operator()(uint8_t* p) const { ::operator delete[](p, std::align_val_t{kAlign}); }
+};
+using AlignedBytes = std::unique_ptr<uint8_t[], FreeAligned>;
+inline AlignedBytes aligned_bytes(int64_t bytes) {
+  return AlignedBytes(new (std::align_val_t{kAlign}) uint8_t[static_cast<size_t>(bytes)]);
+}
 
 // Why bytes could not be had. `offset` is of the file, negative where the fault is no byte's but the whole file's.
 struct Fault {
@@ -42,12 +52,9 @@ class StoreFile {
   // Fills all `bytes`, or says why not. Offset, length and address are multiples of kAlign.
   std::optional<Fault> read(int64_t offset, int64_t bytes, uint8_t* into) const;
 
-  // For who reads by himself, past the page cache.
-  Handle direct() const { return direct_; }
+ private:
   // What a read that brought nothing at `offset` means, with `missing` bytes to come.
   Fault end_of_file(int64_t offset, int64_t missing) const;
-
- private:
   std::optional<Fault> read_handle(Handle handle, int64_t offset, int64_t bytes, uint8_t* into) const;
   std::optional<Fault> read_buffered(int64_t offset, int64_t bytes, uint8_t* into) const;
   std::optional<Fault> read_mapped(int64_t offset, int64_t bytes, uint8_t* into) const;

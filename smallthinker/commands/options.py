@@ -111,7 +111,7 @@ def add_running(group: Group) -> None:
     group.add_argument("--threads", type=whole, metavar="N", help="arithmetic threads (default: physical cores)")
     group.add_argument(
         "--reader",
-        choices=["auto", "direct", "uring", "mmap", "buffered"],
+        choices=["auto", "direct", "mmap", "buffered"],
         default="auto",
         help="how experts are read (default: auto, as a probe of the disk found best)",
     )

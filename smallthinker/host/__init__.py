@@ -155,13 +155,6 @@ def is_cached(fd: int, offset: int, nbytes: int) -> bool:
     return (cached_pages(fd, offset, nbytes) or 0) > last - first
 
 
-def will_need(fd: int, offset: int, nbytes: int) -> None:
-    """Ask for these bytes of the file to be read into the page cache soon. Does nothing outside Linux."""
-    if hasattr(os, "posix_fadvise"):
-        with contextlib.suppress(OSError):
-            os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
-
-
 def drop_file_cache(fd: int, offset: int, nbytes: int) -> None:
     """Take these bytes of the file out of the page cache (0 bytes: up to the end). Dirty pages are only scheduled.
 
@@ -171,14 +164,6 @@ def drop_file_cache(fd: int, offset: int, nbytes: int) -> None:
     if hasattr(os, "posix_fadvise"):
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
-
-
-def drop_map_pages(mapped: mmap.mmap, offset: int, nbytes: int) -> None:
-    """Unmap these bytes of a file map from this process, at least the whole pages among them. Contents stay."""
-    if hasattr(mmap, "MADV_DONTNEED"):
-        start = offset - offset % mmap.PAGESIZE
-        with contextlib.suppress(OSError):
-            mapped.madvise(mmap.MADV_DONTNEED, start, min(offset + nbytes, len(mapped)) - start)
 
 
 def sync_folder(path: Path) -> None:

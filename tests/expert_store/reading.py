@@ -1,11 +1,10 @@
-"""What tests that read stores share: slots, every keeper of background reading's contract, a plain reader for one of
-them, and experts as matrices."""
+"""What tests that read stores share: slots, every keeper of background reading's contract, and experts as matrices."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,36 +14,15 @@ import pytest
 from smallthinker import _kernels, host
 from smallthinker._storage import Device
 from smallthinker.errors import StoreReadError
+from smallthinker.expert_store.compression import Decompressor
 from smallthinker.expert_store.format import Layout
-from smallthinker.expert_store.native_queue import NativeQueue
+from smallthinker.expert_store.native_queue import NativeQueue, Records, Stage
 from smallthinker.expert_store.read_queue import ReadQueue
-from smallthinker.expert_store.readers import MmapReader
 from smallthinker.expert_store.store import Store
-from smallthinker.expert_store.threaded_queue import ThreadedQueue
 
 F32 = npt.NDArray[np.float32]
-NATIVE = ["direct", "uring", "mmap", "buffered"]
-KEEPERS = [*NATIVE, "threads", "paced"]
-
-
-class PlainReader:
-    """Reads records by ordinary reads."""
-
-    name = "plain"
-
-    def __init__(self, store: Store) -> None:
-        self._store, self._fd = store, host.open_buffered(store.experts_file.path)
-        self.closed = 0
-
-    def read_into(self, index: int, buffer: memoryview) -> None:
-        offset = self._store.record_offset(index)
-        count = os.preadv(self._fd, [buffer], offset)
-        if count < len(buffer):
-            raise StoreReadError(f"{self._store.experts_file.path}: byte {offset}: expected more, found {count} bytes")
-
-    def close(self) -> None:
-        self.closed += 1
-        os.close(self._fd)
+NATIVE = ["direct", "mmap", "buffered"]
+KEEPERS = [*NATIVE, "staged", "paced"]  # staged: each record goes through a stage, as a compressed one does
 
 
 def make_slots(store: Store, count: int) -> npt.NDArray[np.uint8]:
@@ -61,14 +39,15 @@ def open_keeper(
     depth: int = 2,
     speculative: int = 1,
 ) -> ReadQueue:
-    if kind == "threads":
-        return ThreadedQueue(PlainReader(store), slots, store.num_experts, depth, speculative)
     pace = None
+    source: Store | Records = store
+    if kind == "staged":
+        kind, source = "buffered", staged(store)
     if kind == "paced":
         kind, pace = "buffered", Device(bytes_per_sec=1e8, requests_per_sec=1e5, latency_sec=1e-4)
     try:
         return NativeQueue(
-            store,
+            source,
             slots,
             kind,  # type: ignore[arg-type]
             chunk_bytes=chunk_bytes,
@@ -77,9 +56,20 @@ def open_keeper(
             pace=pace,
         )
     except StoreReadError as e:
-        if kind in ("direct", "uring") and "use the" in str(e):
+        if kind == "direct" and "use the" in str(e):
             pytest.skip(str(e))
         raise
+
+
+def staged(store: Store, run: Callable[[memoryview, memoryview], None] | None = None) -> Records:
+    """A store's records by way of a stage, which copies them."""
+
+    def copy(stored: memoryview, record: memoryview) -> None:
+        record[:] = stored
+
+    first, each, file = store.record_offset(0), store.record_bytes, store.experts_file
+    offsets = [first + each * record for record in range(store.num_experts + 1)]
+    return Records(file.path, file.file_bytes, first, each, store.num_experts, Stage(run or copy, offsets, "copy"))
 
 
 @contextmanager
@@ -93,11 +83,7 @@ def opened_keeper(kind: str, store: Store, slots: npt.NDArray[np.uint8], **setti
 
 def unpack_expert(store: Store, layer: int, expert: int) -> tuple[F32, F32, F32]:
     """gate, up and down of a record, in the checkpoint's orientation."""
-    buffer = memoryview(host.aligned_buffer(store.record_bytes))
-    reader = MmapReader(store)
-    reader.read_into(store.expert_index(layer, expert), buffer)
-    reader.close()
-    record = np.frombuffer(buffer, np.uint8)
+    record = np.frombuffer(unpacked_bytes(store, store.expert_index(layer, expert)), np.uint8)
     layout, ffn, hidden = store.record_layout, store.config.moe_ffn_hidden_size, store.config.hidden_size
 
     def part(kind: Layout, start: int) -> F32:
@@ -108,9 +94,33 @@ def unpack_expert(store: Store, layer: int, expert: int) -> tuple[F32, F32, F32]
 
 
 def record_bytes(store: Store, record: int) -> bytes:
+    """As they lie in the file."""
     with store.experts_file.path.open("rb") as file:
         file.seek(store.record_offset(record))
-        return file.read(store.record_bytes)
+        return file.read(store.stored_bytes(record))
+
+
+def unpacked_bytes(store: Store, record: int) -> bytes:
+    stored, unpacked = record_bytes(store, record), bytearray(store.record_bytes)
+    if len(stored) == store.record_bytes:
+        return stored
+    Decompressor(store.quant, store.record_bytes).decompress(memoryview(stored), memoryview(unpacked))
+    return bytes(unpacked)
+
+
+def read_all(store: Store, kind: str = "buffered") -> list[bytes]:
+    """Every record, by the read queue."""
+    slots = make_slots(store, store.num_experts)
+    with opened_keeper(kind, store, slots, depth=4) as queue:
+        for record in range(store.num_experts):
+            queue.submit(record, record)
+        told = 0
+        while told < store.num_experts:
+            for _, error in queue.wait():
+                if error is not None:
+                    raise error
+                told += 1
+    return [slot.tobytes() for slot in slots]
 
 
 def make_cold(store: Store) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-GATED = ["direct", "buffered"]  # the map and the ring don't read through the C library; the order is the same code
+GATED = ["direct", "buffered"]  # the map doesn't read through the C library; the order is the same code
 HERE = Path(__file__).parent
 CACHESTAT = 451  # the system call's number
 PREAMBLE = f"""

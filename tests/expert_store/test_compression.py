@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import make_store
 from models import tiny_config as model_config
+from reading import NATIVE, make_slots, opened_keeper, read_all
 from test_hostile_files import join, refused, rewrite, split
 
-from smallthinker import host
 from smallthinker.cli import main
 from smallthinker.engine import Engine
 from smallthinker.errors import ConfigError, StoreFormatError, StoreReadError
@@ -23,25 +24,11 @@ from smallthinker.expert_store.compression import Compressor, Decompressor, Fram
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.format import QUANTS, Quant
 from smallthinker.expert_store.inspect import describe
-from smallthinker.expert_store.readers import open_reader
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.expert_store.writer import StoreWriter
 
 RECORD_BYTES = 3 * 4096
-
-
-def records_of(store: Store, reader: str = "mmap") -> list[bytes]:
-    opened = open_reader(reader, store)  # type: ignore[arg-type]
-    buffer = memoryview(host.aligned_buffer(store.record_bytes))
-    records = []
-    for index in range(store.num_experts):
-        buffer[:] = bytes(len(buffer))
-        opened.read_into(index, buffer)
-        records.append(bytes(buffer))
-    assert opened.bytes_read == store.num_experts * store.record_bytes
-    opened.close()
-    return records
 
 
 @pytest.fixture
@@ -53,19 +40,19 @@ def compressed_store(tiny_config: Path, tmp_path: Path) -> Path:
     with StoreWriter(path, plain.config, "q8_0", files, compress=3) as writer:
         for spec in writer.dense_specs:
             writer.write_dense(spec, [])
-        for index, (spec, record) in enumerate(zip(writer.expert_specs, records_of(plain), strict=True)):
+        for index, (spec, record) in enumerate(zip(writer.expert_specs, read_all(plain), strict=True)):
             writer.write_expert(spec, [record if index == 1 else record[: 4096 * (index % 3)]])
     return path
 
 
-@pytest.mark.parametrize("reader", ["mmap", "direct"])
+@pytest.mark.parametrize("reader", NATIVE)
 @pytest.mark.parametrize("quant", QUANTS)
 def test_records_are_the_same_bytes_with_and_without_compression(
     tiny_config: Path, tmp_path: Path, quant: Quant, reader: str
 ) -> None:
     plain = Store.open(synth(str(tiny_config), tmp_path / "plain", quant))
     small = Store.open(synth(str(tiny_config), tmp_path / "small", quant, compress=1))
-    assert records_of(small, reader) == records_of(plain)
+    assert read_all(small, reader) == read_all(plain)
     assert (small.path / "dense.safetensors").read_bytes() == (plain.path / "dense.safetensors").read_bytes()
     small.verify()
 
@@ -77,8 +64,8 @@ def test_a_compressed_file_is_smaller_of_whole_pages_and_its_records_are_whole(c
         assert sizes[1] == store.record_bytes  # as it is
         assert all(size < store.record_bytes and size % 4096 == 0 for i, size in enumerate(sizes) if i != 1)
         assert [store.record_offset(i + 1) - store.record_offset(i) for i in range(5)] == sizes[:-1]
-        plain = records_of(Store.open(compressed_store.parent / "plain"))
-        for index, (found, record) in enumerate(zip(records_of(store), plain, strict=True)):
+        plain = read_all(Store.open(compressed_store.parent / "plain"))
+        for index, (found, record) in enumerate(zip(read_all(store), plain, strict=True)):
             kept = len(record) if index == 1 else 4096 * (index % 3)
             assert found == record[:kept].ljust(len(record), b"\0")
 
@@ -128,11 +115,11 @@ def test_the_engine_gives_the_same_bits_with_and_without_compression(tmp_path: P
 
 def test_force_replaces_an_uncompressed_store_by_a_compressed_one(tmp_path: Path) -> None:
     store, _ = make_store(model_config(hidden_size=128, moe_ffn_hidden_size=256), tmp_path)
-    before = records_of(Store.open(store))
+    before = read_all(Store.open(store))
     convert(tmp_path / "checkpoint", store, "f16", force=True, compress=3)
     with Store.open(store) as replaced:
         assert replaced.is_compressed
-        assert records_of(replaced) == before
+        assert read_all(replaced) == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["checkpoint", "store"]
 
 
@@ -235,7 +222,7 @@ def test_a_cut_frame_is_refused(length: int) -> None:
             Decompressor("q4_0", RECORD_BYTES).decompress(memoryview(stored), memoryview(bytearray(RECORD_BYTES)))
 
 
-@pytest.mark.parametrize("reader", ["mmap", "direct"])
+@pytest.mark.parametrize("reader", NATIVE)
 def test_a_broken_record_is_one_error_with_path_and_offset_and_the_others_are_read(
     compressed_store: Path, reader: str
 ) -> None:
@@ -246,20 +233,17 @@ def test_a_broken_record_is_one_error_with_path_and_offset_and_the_others_are_re
         file.write(b"\xff" * 16)
     with pytest.raises(StoreFormatError, match=f"byte {offset}: checksum"):
         store.verify()
-    opened = open_reader(reader, store)  # type: ignore[arg-type]
-    assert opened.name == f"{reader}+zstd"
-    buffer = memoryview(host.aligned_buffer(store.record_bytes))
-    with pytest.raises(StoreReadError, match=rf"experts\.safetensors: byte {offset}: expected a zstd frame.*again"):
-        opened.read_into(3, buffer)
-    opened.read_into(4, buffer)
-    with pytest.raises(ValueError, match="writable buffer"):
-        opened.read_into(4, buffer[:4096])
-    with pytest.raises(IndexError):
-        opened.read_into(store.num_experts, buffer)
-    opened.close()
-    opened.close()
-    with pytest.raises(StoreReadError, match="closed"):
-        opened.read_into(4, buffer)
+    with opened_keeper(reader, store, make_slots(store, 2)) as queue:
+        assert queue.name == f"{reader}+zstd"
+        queue.submit(3, 0)
+        queue.submit(4, 1)
+        told = dict(queue.wait())
+        while len(told) < 2:
+            told |= dict(queue.wait())
+        assert isinstance(told[3], StoreReadError)
+        assert re.search(rf"experts\.safetensors: byte {offset}: expected a zstd frame.*again", str(told[3]))
+        assert told[4] is None
+        assert queue.counters().certain_reads == 1
 
 
 def test_a_compressed_file_cut_anywhere_is_refused(compressed_store: Path) -> None:
@@ -272,12 +256,11 @@ def test_a_compressed_file_cut_anywhere_is_refused(compressed_store: Path) -> No
 
 def test_a_compressed_file_cut_after_opening_is_an_error_and_no_crash(compressed_store: Path) -> None:
     store = Store.open(compressed_store)
-    reader = open_reader("mmap", store)
-    with (compressed_store / "experts.safetensors").open("r+b") as file:
-        file.truncate(store.record_offset(2))
-    with pytest.raises(StoreReadError, match="changed since opening"):
-        reader.read_into(2, memoryview(host.aligned_buffer(store.record_bytes)))
-    reader.close()
+    with opened_keeper("mmap", store, make_slots(store, 1)) as queue:
+        with (compressed_store / "experts.safetensors").open("r+b") as file:
+            file.truncate(store.record_offset(2))
+        queue.submit(2, 0)
+        assert "changed since opening" in str(queue.wait()[0].error)
 
 
 def resize(path: Path, change: Callable[[int], int]) -> None:
@@ -322,4 +305,4 @@ def test_the_safetensors_library_reads_a_compressed_file(compressed_store: Path)
         store.stored_bytes(index) for index in range(store.num_experts)
     ]
     stored = tensors["layers.0.experts.2"].tobytes()
-    assert zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=True) == records_of(store)[2]
+    assert zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=True) == read_all(store)[2]

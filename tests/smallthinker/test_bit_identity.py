@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from smallthinker.cache.policies import POLICIES
 from smallthinker.engine import Engine
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.device.storage_profile import StorageProfile
-from smallthinker.expert_store.readers import open_reader
 from smallthinker.expert_store.store import Store
 
 EMULATED = StorageProfile("test", "a quick one", "class", 2e8, 1e8, 1e5, 5e-5, 2, "made up for this test")
@@ -55,16 +54,18 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
 def engines_with(patch: pytest.MonkeyPatch, timing: int | None, policy: str) -> Iterator[None]:
     """Engines made meanwhile evict by this policy; with a seed for `timing`, their reads end at random times."""
     patch.setattr(engine_module, "DEFAULT_POLICY", POLICIES[policy])
-    with ExitStack() as readers:
 
-        def shuffled(_: Any, store: Store, slots: np.ndarray, *__: Any) -> ShuffledQueue:
-            reader = open_reader("mmap", store)
-            readers.callback(reader.close)
-            return ShuffledQueue(slots, lambda record, slot: reader.read_into(record, slot.data), timing or 0)
+    def shuffled(_: Any, store: Store, slots: np.ndarray, *__: Any) -> ShuffledQueue:
+        file, nbytes = np.fromfile(store.experts_file.path, np.uint8), store.record_bytes
 
-        if timing is not None:
-            patch.setattr(engine_module, "open_queue", shuffled)
-        yield
+        def read(record: int, slot: np.ndarray) -> None:
+            slot[:] = file[store.record_offset(record) :][:nbytes]
+
+        return ShuffledQueue(slots, read, timing or 0)
+
+    if timing is not None:
+        patch.setattr(engine_module, "open_queue", shuffled)
+    yield
 
 
 @given(

@@ -377,14 +377,10 @@ def test_an_emulated_disk_changes_no_token_and_is_named(hybrid_store: Path) -> N
     assert figures[1]["decode"]["disk_bytes_per_sec_probed"] <= 250e6
 
 
-def test_a_bad_profile_or_a_reader_that_cannot_be_emulated_is_one_clear_error(
-    hybrid_store: Path, tmp_path: Path
-) -> None:
+def test_a_bad_profile_is_one_clear_error(hybrid_store: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("name = 7")
     for storage, expected in (("floppy", "sd-card"), (tmp_path / "bad.toml", "summary")):
         assert_one_clear_error(smallthinker("run", "-m", hybrid_store, "--storage", storage, "x"), expected)
-    options = ["-m", hybrid_store, "--storage", "emmc", "--reader", "uring"]
-    assert_one_clear_error(smallthinker("run", *options, "x"), "another reader")
 
 
 def test_probe_says_what_is_wrong_before_it_measures(tmp_path: Path) -> None:

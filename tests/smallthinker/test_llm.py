@@ -200,7 +200,7 @@ HEAVY = {
     *("numpy", "numpy.random", "tokenizers", "jinja2", "torch", "tqdm", "zstandard", "safetensors", "starlette"),
     *("asyncio", "email", "hashlib", "http", "importlib.metadata", "secrets", "shutil", "statistics", "tempfile"),
     *("psutil", "socket", "subprocess"),
-    *("tomli", "tomllib", "smallthinker.expert_store.convert", "smallthinker.expert_store.readers"),
+    *("tomli", "tomllib", "smallthinker.expert_store.convert", "smallthinker.expert_store.compression"),
 }
 
 

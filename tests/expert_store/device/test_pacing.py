@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reading import PlainReader, make_slots, record_bytes
+from reading import make_slots, record_bytes
 
 from smallthinker._storage import Device, Pace
 from smallthinker.errors import StoreReadError
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.device.disk_profile import DiskProfile
-from smallthinker.expert_store.device.pacing import PacedReader, SequentialThrottle, random_device
+from smallthinker.expert_store.device.pacing import SequentialThrottle, random_device
 from smallthinker.expert_store.device.probe import CHUNKS, DEPTHS, emulated_profile, read_through
 from smallthinker.expert_store.device.storage_profile import BUNDLED, StorageProfile, load_profile
 from smallthinker.expert_store.native_queue import NativeKind, NativeQueue
@@ -93,45 +92,6 @@ def test_a_long_read_takes_its_bytes_at_the_sequential_rate_and_the_latency_once
     assert clock.now == before
 
 
-def test_a_reader_waits_for_each_record_and_reads_it_whole(store: Store) -> None:
-    clock, plain = Clock(), PlainReader(store)
-    reader = PacedReader(plain, store, CARD, clock, clock.sleep)  # type: ignore[arg-type]
-    slots = make_slots(store, 1)
-    for record in (3, 0, 7):
-        reader.read_into(record, slots[0].data)
-        assert slots[0].tobytes() == record_bytes(store, record)
-    assert clock.now - 100 == pytest.approx(3 * store.record_bytes / CARD.bytes_per_sec(store.record_bytes))
-    reader.close()
-    assert plain.closed == 1
-
-
-def test_no_more_readers_are_at_the_device_than_it_has_places_for(store: Store) -> None:
-    """Two threads want to read; the second one's record is read only after the first one's time is over."""
-    events: list[str] = []
-    second = threading.Event()
-
-    class Slow(PlainReader):
-        def read_into(self, index: int, buffer: memoryview) -> None:
-            events.append("read")
-            super().read_into(index, buffer)
-
-    def sleep(_: float) -> None:
-        second.set()
-        events.append("over")
-
-    slow = replace(CARD, queue_depth=1, latency_sec=1.0)
-    reader = PacedReader(Slow(store), store, slow, time.monotonic, sleep)  # type: ignore[arg-type]
-    slots = make_slots(store, 2)
-    threads = [threading.Thread(target=reader.read_into, args=(i, slots[i].data)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    reader.close()
-    assert second.is_set()
-    assert events == ["read", "over", "read", "over"]
-
-
 @pytest.mark.parametrize("kind", ["direct", "mmap", "buffered"])
 def test_records_are_whole_and_not_early_by_any_reader_from_the_page_cache_as_well(
     store: Store, kind: NativeKind
@@ -189,12 +149,6 @@ def test_a_compressed_store_is_paced_by_what_lies_in_the_file(tmp_path: Path) ->
         found.append(sorted(slot.tobytes() for slot in slots))
     assert found[0] == found[1]
     assert seconds[1] >= 3 / 400
-
-
-def test_a_ring_is_not_paced_and_says_so(store: Store) -> None:
-    with pytest.raises(StoreReadError, match="another reader than uring"):
-        open_queue("uring", store, make_slots(store, 1), None, CARD)
-    assert emulated_profile(CARD, store.record_bytes, DiskProfile(kind="uring")).kind == "direct"
 
 
 @pytest.mark.parametrize("wrong", [{"bytes_per_sec": 0.0}, {"requests_per_sec": float("nan")}, {"latency_sec": -1.0}])

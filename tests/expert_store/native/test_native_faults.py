@@ -53,20 +53,7 @@ with opened_keeper(kind, store, slots, depth=3) as queue:
     )
 
 
-def test_a_kernel_that_refuses_a_ring_says_so_in_one_line(behind_shim: Callable[..., None]) -> None:
-    behind_shim(
-        """
-try:
-    NativeQueue(store, slots, "uring", chunk_bytes=4096, depth=2)
-    raise SystemExit("no error")
-except StoreReadError as e:
-    assert "this system refuses io_uring (Operation not permitted); use the direct reader" in str(e), e
-""",
-        SHIM_NO_SYSCALL=425,
-    )
-
-
-@pytest.mark.parametrize("kind", [*NATIVE])
+@pytest.mark.parametrize("kind", NATIVE)
 def test_older_kernels_read_the_same_bytes(kind: str, behind_shim: Callable[..., None]) -> None:
     script = """
 with opened_keeper(kind, store, slots) as queue:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import threading
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from models import tiny_config
-from reading import NATIVE, make_slots, needs_proc, opened_keeper
+from reading import NATIVE, make_slots, needs_proc, opened_keeper, record_bytes, staged
 
 from smallthinker import _storage, host
 from smallthinker.expert_store.native_queue import NativeQueue
+from smallthinker.expert_store.read_queue import Finished
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.synth import synth
 
@@ -134,3 +138,98 @@ def cached_records(fd: int, store: Store) -> set[int]:
         for record in range(store.num_experts)
         if any(host.is_cached(fd, store.record_offset(record) + at, 1) for at in pages)
     }
+
+
+def test_the_stage_fills_the_slots_and_what_it_says_is_the_records_error(store: Store) -> None:
+    def stage(stored: memoryview, record: memoryview) -> None:
+        assert stored.readonly and len(stored) == len(record) == store.record_bytes
+        if bytes(stored) == record_bytes(store, 2):
+            raise ValueError("expected another record")
+        if bytes(stored) == record_bytes(store, 3):
+            raise RuntimeError("no such luck")
+        record[:] = bytes(reversed(stored))
+
+    slots = make_slots(store, 5)
+    queue = NativeQueue(staged(store, stage), slots, "buffered", chunk_bytes=4096, depth=2)
+    for record in range(1, 5):
+        queue.submit(record, record)
+    told: list[Finished] = []
+    while len(told) < 4:
+        told += queue.wait()
+    errors = {record: str(error) for record, error in told if error is not None}
+    assert f"byte {store.record_offset(2)}: expected another record; check the disk" in errors.pop(2)
+    assert f"byte {store.record_offset(3)}: cannot unpack: RuntimeError('no such luck'); check" in errors.pop(3)
+    assert not errors
+    assert all(slots[record].tobytes() == record_bytes(store, record)[::-1] for record in (1, 4))
+    assert queue.counters().certain_reads == 2
+    queue.close()
+
+
+def test_who_is_in_the_stage_leaves_the_disk_to_others(store: Store) -> None:
+    is_first, both = threading.Lock(), threading.Event()
+
+    def stage(stored: memoryview, record: memoryview) -> None:
+        if is_first.acquire(blocking=False):
+            both.wait()  # for one that is read meanwhile
+        else:
+            both.set()
+
+    queue = NativeQueue(staged(store, stage), make_slots(store, 2), "buffered", chunk_bytes=4096, depth=1)
+    queue.submit(0, 0)
+    queue.submit(1, 1)
+    told = queue.wait()
+    while len(told) < 2:
+        told += queue.wait()
+    assert sorted(told) == [(0, None), (1, None)]
+    queue.close()
+
+
+def test_the_collector_may_come_for_a_queue_on_one_of_its_own_threads(store: Store) -> None:
+    entered, gone = threading.Event(), threading.Event()
+
+    def stage(stored: memoryview, record: memoryview) -> None:
+        entered.wait()
+        gc.collect()
+
+    slots = make_slots(store, 1)
+    weakref.finalize(slots, gone.set)
+    queue = NativeQueue(staged(store, stage), slots, "buffered", chunk_bytes=4096, depth=1)
+    queue.itself = queue  # type: ignore[attr-defined]
+    queue.submit(0, 0)
+    gc.disable()
+    try:
+        del queue, slots
+        entered.set()
+        gone.wait()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"offsets": [0, 4096]}, "offsets: expected 49 to 49, found 2"),
+        ({"offsets": [4096 * i for i in range(48, -1, -1)]}, "offsets: expected"),
+        ({"offsets": [100 + 4096 * i for i in range(49)]}, "steps of 4096"),
+        ({"offsets": [12288 * i + 12288 * (i > 9) for i in range(49)]}, "offsets: expected"),
+        ({"offsets": [4096 << 40] * 49}, "offsets: expected"),
+        ({"threads": 0}, "threads: expected 1 to 64, found 0"),
+    ],
+)
+def test_records_that_lie_nowhere_are_refused(store: Store, wrong: dict[str, Any], message: str) -> None:
+    right = {"stage": lambda stored, record: None, "offsets": [4096 * i for i in range(49)], "threads": 2}
+    with pytest.raises(ValueError, match=message):
+        _storage.ReadQueue(str(store.experts_file.path), **fitting(store) | right | wrong)
+
+
+def test_a_process_that_dies_in_the_stage_ends(run_python: Callable[..., Any], store: Store) -> None:
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from reading import *
+store = Store.open({str(store.path)!r})
+queue = NativeQueue(staged(store), make_slots(store, 40), "buffered", chunk_bytes=4096, depth=2)
+for i in range(40): queue.submit(i, i)
+raise SystemExit(3)
+"""
+    assert run_python(script).returncode == 3
