@@ -25,6 +25,34 @@ class Pace:
     def due(self, start_sec: float, nbytes: int) -> float:
         """When a read of `nbytes` ends that the device began at `start_sec`, behind those that were asked before."""
 
+class Chunk:
+    """A piece of a record that is on its way."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+class Schedule:
+    """Which chunk the queue reads next, without a file or a thread; for a disk that is only computed."""
+
+    def __init__(self, *, record_bytes: int, chunk_bytes: int, depth: int, speculative_depth: int) -> None: ...
+    def submit(self, record: int, slot: int, speculative: bool) -> None:
+        """Raises ValueError: record or slot is under way already."""
+
+    def promote(self, record: int) -> None: ...
+    def cancel(self, record: int) -> bool: ...
+    def withdraw_all(self) -> None: ...
+    def take(self) -> Chunk | None:
+        """The next one, which the disk has from now on; None where no more may be in flight, or nothing waits."""
+
+    def give_back(self, chunk: Chunk) -> None:
+        """It has arrived. Each one that was taken, once."""
+
+    def take_ended(self) -> list[tuple[int, bool, tuple[int, str] | None]]:
+        """As `ReadQueue.poll`."""
+
+    def counters(self) -> tuple[int, int, int, int, int, float]:
+        """As `ReadQueue.counters`."""
+
 class ReadQueue:
     def __init__(
         self,

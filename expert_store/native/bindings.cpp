@@ -58,6 +58,28 @@ Device make_device(double bytes_per_sec, double requests_per_sec, double latency
   return {bytes_per_sec, requests_per_sec, latency_sec};
 }
 
+py::list told(const ReadQueue::Ended& ended) {
+  py::list list;
+  for (const auto& read : ended) {
+    py::object fault = py::none();
+    if (read->fault) fault = py::make_tuple(read->fault->offset, read->fault->what);
+    list.append(py::make_tuple(read->record, read->is_whole, fault));
+  }
+  return list;
+}
+
+py::tuple counted(const Counters& c) {
+  return py::make_tuple(c.certain_reads, c.certain_bytes, c.speculative_reads, c.speculative_bytes, c.withdrawn_bytes,
+                        c.busy_sec);
+}
+
+std::unique_ptr<Schedule> make_schedule(int64_t record_bytes, int64_t chunk_bytes, int depth, int speculative_depth) {
+  check("chunk_bytes", chunk_bytes, 1, record_bytes);
+  check("depth", depth, 1, kMostChunks);
+  check("speculative_depth", speculative_depth, 1, depth);
+  return std::make_unique<Schedule>(Limits{record_bytes, chunk_bytes, depth, speculative_depth});
+}
+
 // What Python makes of a record. `run` lives longer than the threads that call it, which may not have Python's lock.
 std::optional<Stage> make_stage(const py::object& run, std::vector<int64_t> offsets, int threads, int64_t num_records,
                                 int64_t record_bytes, int64_t file_bytes) {
@@ -153,9 +175,7 @@ class BoundQueue {
   }
 
   py::tuple counters() const {
-    const Counters c = queue().counters();
-    return py::make_tuple(c.certain_reads, c.certain_bytes, c.speculative_reads, c.speculative_bytes, c.withdrawn_bytes,
-                          c.busy_sec);
+    return counted(queue().counters());
   }
 
   void close() {
@@ -171,16 +191,6 @@ class BoundQueue {
   ReadQueue& queue() const {
     queue_->home().check();
     return *queue_;
-  }
-
-  py::list told(const ReadQueue::Ended& ended) const {
-    py::list list;
-    for (const auto& read : ended) {
-      py::object fault = py::none();
-      if (read->fault) fault = py::make_tuple(read->fault->offset, read->fault->what);
-      list.append(py::make_tuple(read->record, read->is_whole(queue_->record_bytes()), fault));
-    }
-    return list;
   }
 
   py::array slots_;
@@ -203,6 +213,19 @@ PYBIND11_MODULE(_storage, m) {
   py::class_<Pace>(m, "Pace")
       .def(py::init<const Device&>(), py::arg("device"))
       .def("due", &Pace::due, py::arg("start_sec"), py::arg("nbytes"));
+  py::class_<Chunk>(m, "Chunk").def_readonly("nbytes", &Chunk::bytes);
+  py::class_<Schedule>(m, "Schedule")
+      .def(py::init(&make_schedule), py::kw_only(), py::arg("record_bytes"), py::arg("chunk_bytes"), py::arg("depth"),
+           py::arg("speculative_depth"))
+      .def("submit", &Schedule::submit, py::arg("record"), py::arg("slot"), py::arg("speculative"))
+      .def("promote", &Schedule::promote, py::arg("record"))
+      .def("cancel", &Schedule::cancel, py::arg("record"))
+      .def("withdraw_all", &Schedule::withdraw_all)
+      .def("take", &Schedule::take)
+      .def("give_back", [](Schedule& self, const Chunk& chunk) { self.give_back(chunk, std::nullopt, false); },
+           py::arg("chunk"))
+      .def("take_ended", [](Schedule& self) { return told(self.take_ended()); })
+      .def("counters", [](const Schedule& self) { return counted(self.counters()); });
   py::class_<BoundQueue>(m, "ReadQueue")
       .def(py::init<const std::string&, int64_t, int64_t, int64_t, int64_t, py::array, const std::string&, int64_t, int,
                     int, std::optional<Device>, py::object, std::vector<int64_t>, int>(),

@@ -45,7 +45,6 @@ class ReadQueue {
   const Home& home() const { return home_; }
   Kind kind() const { return kind_; }
   bool is_own_thread() const;  // which can't wait for its own end, so it must not close the queue
-  int64_t record_bytes() const { return limits_.record_bytes; }
 
   void submit(int64_t record, int64_t slot, bool speculative);  // std::out_of_range, std::invalid_argument, Closed
   void promote(int64_t record);

@@ -129,7 +129,8 @@ std::vector<std::unique_ptr<Read>> Schedule::take_ended() {
   std::vector<std::unique_ptr<Read>> ended;
   ended.reserve(ended_.size());
   for (Read* read : ended_) {
-    if (read->is_whole(limits_.record_bytes)) {
+    read->is_whole = read->arrived == limits_.record_bytes && !read->fault;
+    if (read->is_whole) {
       (read->speculative ? counters_.speculative_reads : counters_.certain_reads) += 1;
       (read->speculative ? counters_.speculative_bytes : counters_.certain_bytes) += limits_.record_bytes;
     } else if (!read->fault) {

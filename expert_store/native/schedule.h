@@ -32,8 +32,7 @@ struct Read {
   int in_flight = 0;  // chunks, at the disk or in the stage
   std::chrono::steady_clock::time_point submitted;
   std::optional<Fault> fault;
-
-  bool is_whole(int64_t record_bytes) const { return arrived == record_bytes && !fault; }
+  bool is_whole = false;  // known once it is over
 };
 
 struct Chunk {

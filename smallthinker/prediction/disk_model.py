@@ -1,19 +1,17 @@
 """A disk that is only computed: when would each read have come back?
 
 Owns the disk's timing and the queue in front of it, which keeps the contract of background reading
-(`expert_store.read_queue`) on a clock of its own, so that the engine's expert cache runs over it. The queue serves
-chunks as the native one does: certain reads first, in order; speculative ones while no certain one waits and few are
-in flight. Knows nothing about experts.
+(`expert_store.read_queue`) on a clock of its own, so that the engine's expert cache runs over it. Which chunk is next
+is the native queue's own choice (`_storage.Schedule`). Knows nothing about experts.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
 from dataclasses import dataclass
 
-from smallthinker._storage import Pace
+from smallthinker._storage import Chunk, Pace, Schedule
 from smallthinker.errors import CancelledError
 from smallthinker.expert_store.device.disk_profile import MOST_CHUNKS, DiskProfile
 from smallthinker.expert_store.device.pacing import random_device
@@ -76,79 +74,59 @@ class Clock:
         self.sec = 0.0
 
 
-@dataclass(eq=False)
-class _Read:
-    record: int
-    speculative: bool
-    left_bytes: int  # that nobody has asked the disk for
-    in_flight: int = 0
-    withdrawn: bool = False
-    arrived_bytes: int = 0
-
-
 class SimulatedQueue:
-    """A ReadQueue. `wait` moves the clock on to the next end of a read; slots are ignored."""
+    """A ReadQueue. `wait` moves the clock on to the next end of a read."""
 
     name = "simulated"
 
     def __init__(self, disk: DiskModel, clock: Clock, record_bytes: int, finish_sec: float = 0.0) -> None:
         """finish_sec: processor time that one record takes between the disk and its slot, one after the other:
         decompression."""
-        self.clock, self.withdrawn_bytes = clock, 0
-        self._disk, self._record_bytes, self._finish_sec = disk, record_bytes, finish_sec
-        self._reads: dict[int, _Read] = {}
-        self._certain: deque[_Read] = deque()  # with chunks not asked for
-        self._speculative: deque[_Read] = deque()
-        self._chunks: list[tuple[float, int, _Read, int]] = []  # a heap: end, order, read, bytes
-        self._ended: list[tuple[float, _Read]] = []
+        self.clock, self._finish_sec = clock, finish_sec
+        depth = min(disk.depth, disk.storage.queue_depth)
+        self._schedule = Schedule(
+            record_bytes=record_bytes,
+            chunk_bytes=min(disk.chunk_bytes, record_bytes),
+            depth=depth,
+            speculative_depth=min(disk.speculative_depth, depth),
+        )
+        self._chunks: list[tuple[float, int, Chunk]] = []  # a heap: end, order, chunk
+        self._ended: list[tuple[float, Finished]] = []
         self._order = 0
         self._finished = -math.inf
         self._pace = Pace(random_device(disk.storage))
         self._now = 0.0  # up to where the disk has been simulated
 
+    @property
+    def withdrawn_bytes(self) -> int:
+        return self._schedule.counters()[4]
+
     def submit(self, record: int, slot: int, speculative: bool = False) -> None:
-        if record in self._reads:
-            raise ValueError(f"record {record} is under way already")
         self._advance(self.clock.sec)
-        read = self._reads[record] = _Read(record, speculative, self._record_bytes)
-        (self._speculative if speculative else self._certain).append(read)
+        self._schedule.submit(record, slot, speculative)
         self._fill()
 
     def promote(self, record: int) -> None:
         self._advance(self.clock.sec)
-        read = self._reads.get(record)
-        if read is None or not read.speculative or read.withdrawn:
-            return
-        read.speculative = False
-        if read in self._speculative:
-            self._speculative.remove(read)
-            self._certain.append(read)
+        self._schedule.promote(record)
         self._fill()
 
     def cancel(self, record: int) -> bool:
         self._advance(self.clock.sec)
-        read = self._reads.get(record)
-        if read is None or not (read.left_bytes or read.in_flight):
-            return False
-        for queue in (self._certain, self._speculative):
-            if read in queue:
-                queue.remove(read)
-        if read.left_bytes == self._record_bytes:
-            del self._reads[record]
-            return True
-        read.withdrawn = True
-        if not read.in_flight:
-            self._end(read, self.clock.sec)
-        return False
+        is_gone = self._schedule.cancel(record)
+        self._hear(self.clock.sec)
+        return is_gone
 
     def poll(self) -> list[Finished]:
         self._advance(self.clock.sec)
-        return self._take(self.clock.sec)
+        finished = [end for at, end in self._ended if at <= self.clock.sec]
+        self._ended = [ended for ended in self._ended if ended[0] > self.clock.sec]
+        return finished
 
     def wait(self) -> list[Finished]:
         finished = self.poll()
         while not finished:
-            times = [end for end, _ in self._ended]
+            times = [at for at, _ in self._ended]
             if self._chunks:
                 times.append(self._chunks[0][0])
             if not times:
@@ -157,14 +135,14 @@ class SimulatedQueue:
             finished = self.poll()
         return finished
 
-    def drain(self) -> None:
-        for read in list(self._reads.values()):
-            self.cancel(read.record)
-        while self._reads:
-            self.wait()
-
     def counters(self) -> ReadCounters:
         return ReadCounters()  # nothing that a prediction asks for
+
+    def drain(self) -> None:
+        self._schedule.withdraw_all()
+        self._ended.clear()
+        self._advance(max((at for at, _, _ in self._chunks), default=0.0))
+        self.clock.sec = max(self.clock.sec, self._now)
 
     def close(self) -> None:
         self.drain()
@@ -172,48 +150,22 @@ class SimulatedQueue:
     def _advance(self, until: float) -> None:
         """Let the disk work up to that moment."""
         while self._chunks and self._chunks[0][0] <= until:
-            end, _, read, nbytes = heapq.heappop(self._chunks)
-            self._now = end
-            read.in_flight -= 1
-            read.arrived_bytes += nbytes
-            if not read.in_flight and (read.withdrawn or not read.left_bytes):
-                self._end(read, end)
+            self._now, _, chunk = heapq.heappop(self._chunks)
+            self._schedule.give_back(chunk)
+            self._hear(self._now)
             self._fill()
         self._now = max(self._now, until)
 
     def _fill(self) -> None:
-        """Ask for chunks, as many as may be in flight."""
-        disk = self._disk
-        while True:
-            if self._certain:
-                queue, most = self._certain, disk.depth
-            elif self._speculative:
-                queue, most = self._speculative, disk.speculative_depth
-            else:
-                break
-            if len(self._chunks) >= min(most, disk.storage.queue_depth):
-                break
-            read = queue[0]
-            nbytes = min(disk.chunk_bytes, read.left_bytes)
-            read.left_bytes -= nbytes
-            read.in_flight += 1
-            if not read.left_bytes:
-                queue.popleft()
+        """Ask the disk for chunks, as many as may be in flight."""
+        while (chunk := self._schedule.take()) is not None:
             self._order += 1
-            heapq.heappush(self._chunks, (self._pace.due(self._now, nbytes), self._order, read, nbytes))
+            heapq.heappush(self._chunks, (self._pace.due(self._now, chunk.nbytes), self._order, chunk))
 
-    def _end(self, read: _Read, at: float) -> None:
-        if not read.withdrawn:
-            at = self._finished = max(at, self._finished) + self._finish_sec
-        self._ended.append((at, read))
-
-    def _take(self, until: float) -> list[Finished]:
-        finished = []
-        for end in [end for end in self._ended if end[0] <= until]:
-            read = end[1]
-            self._ended.remove(end)
-            del self._reads[read.record]
-            whole = read.arrived_bytes == self._record_bytes
-            self.withdrawn_bytes += 0 if whole else read.arrived_bytes
-            finished.append(Finished(read.record, None if whole else CancelledError(f"record {read.record}")))
-        return finished
+    def _hear(self, now: float) -> None:
+        for record, is_whole, _ in self._schedule.take_ended():
+            if not is_whole:
+                self._ended.append((now, Finished(record, CancelledError(f"record {record}"))))
+                continue
+            self._finished = max(now, self._finished) + self._finish_sec
+            self._ended.append((self._finished, Finished(record, None)))

@@ -130,6 +130,12 @@ def test_a_certain_read_overtakes_guesses_and_what_has_begun_is_withdrawn_in_the
     assert 0 < queue.withdrawn_bytes < RECORD
     with pytest.raises(ValueError, match="nothing is being read"):
         queue.wait()
+    queue.submit(4, 0)
+    queue.submit(5, 1)
+    queue.drain()
+    assert queue.poll() == []
+    queue.submit(4, 0)
+    assert [finished.record for finished in queue.wait()] == [4]
 
 
 @given(st.integers(1, 4), st.floats(1e8, 5e9), st.floats(1e-5, 1e-4))
