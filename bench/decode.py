@@ -34,10 +34,10 @@ def decode(engine: Engine, tokens: list[int]) -> float:
 def token_bytes(engine: Engine, live: float) -> float:
     """Bytes of weights that a token must touch when `live` of its experts' neurons are."""
     c, quant = engine.config, engine.store.quant
-    embedding = 0 if c.tie_word_embeddings else engine.store.dense("embed_tokens").nbytes
-    gate = _kernels.packed_bytes(quant, "tiles", c.moe_ffn_hidden_size, c.hidden_size)
-    rows = 2 * live * c.moe_ffn_hidden_size * _kernels.packed_bytes(quant, "rows", 1, c.hidden_size)
-    experts = c.num_hidden_layers * c.moe_num_active_primary_experts * (gate + rows)
+    embedding = 0 if c.head.tied else engine.store.dense("embed_tokens").nbytes
+    gate = _kernels.packed_bytes(quant, "tiles", c.ffn_width, c.hidden_size)
+    rows = 2 * live * c.ffn_width * _kernels.packed_bytes(quant, "rows", 1, c.hidden_size)
+    experts = c.num_layers * c.experts_per_token * (gate + rows)
     return engine.store.dense_bytes - embedding + experts
 
 

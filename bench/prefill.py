@@ -27,11 +27,12 @@ PEAK_ROWS, PEAK_TOKENS = 4096, 256
 def prompt_ops(engine: Engine, tokens: int, live: float) -> float:
     """Multiplications and additions of a prompt's weights when `live` of its experts' neurons are."""
     c = engine.config
-    attention = c.hidden_size * c.head_dim * 2 * (c.num_attention_heads + c.num_key_value_heads)
-    router = c.hidden_size * c.moe_num_primary_experts
-    experts = c.moe_num_active_primary_experts * c.moe_ffn_hidden_size * c.hidden_size * (1 + 2 * live)
+    mixers = [layer.attention for layer in c.layers]
+    attention = sum(c.hidden_size * m.head_dim * 2 * (m.heads + m.kv_heads) for m in mixers) / c.num_layers
+    router = c.hidden_size * c.experts_per_layer
+    experts = c.experts_per_token * c.ffn_width * c.hidden_size * (1 + 2 * live)
     chunks = -(-tokens // engine.plan.chunk)  # the head runs for the last token of each
-    return 2 * (tokens * c.num_hidden_layers * (attention + router + experts) + chunks * c.vocab_size * c.hidden_size)
+    return 2 * (tokens * c.num_layers * (attention + router + experts) + chunks * c.vocab_size * c.hidden_size)
 
 
 class Peak:

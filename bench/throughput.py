@@ -53,8 +53,8 @@ def warm_engine(args: argparse.Namespace) -> Engine:
     engine = Engine(args.store, memory=args.memory, context=args.tokens, threads=args.threads)
     if engine.plan.slots < engine.plan.num_experts:
         sys.exit(f"{engine.plan.slots} of {engine.plan.num_experts} experts fit; give a larger --memory")
-    for layer in range(engine.config.num_hidden_layers):
-        with engine.experts.request(layer, range(engine.config.moe_num_primary_experts)) as ticket:
+    for layer in range(engine.config.num_layers):
+        with engine.experts.request(layer, range(engine.config.experts_per_layer)) as ticket:
             for _ in ticket:
                 pass
     return engine

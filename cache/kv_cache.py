@@ -16,52 +16,60 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import _kernels, host
-from smallthinker.config import ModelConfig
 from smallthinker.errors import RequestError
 from smallthinker.host import pages
+from smallthinker.models.description import Model
 
 KvKind = Literal["f16", "q8"]
 QUANTS: dict[KvKind, _kernels.KvQuant] = {"f16": "f16", "q8": "q8_0"}
 
 
-def check_kind(config: ModelConfig, kind: str) -> _kernels.KvQuant:
+def check_kind(config: Model, kind: str) -> _kernels.KvQuant:
     """The kernels' name of a kind of cache. Raises RequestError where the model can't have it."""
     if kind not in QUANTS:
         raise RequestError(f"kv: expected f16 or q8, found {kind!r}")
     quant = QUANTS[kind]
-    if quant == "q8_0" and config.head_dim % _kernels.BLOCK:
+    odd = next((dim for dim in head_dims(config) if dim % _kernels.BLOCK), None)
+    if quant == "q8_0" and odd is not None:
         raise RequestError(
-            f"kv: q8 needs a head_dim that is a multiple of {_kernels.BLOCK}, this model has {config.head_dim}; use f16"
+            f"kv: q8 needs a head_dim that is a multiple of {_kernels.BLOCK}, this model has {odd}; use f16"
         )
     return quant
 
 
-def layer_capacity(config: ModelConfig, layer: int, context: int, chunk: int) -> int:
+def head_dims(config: Model) -> list[int]:
+    """Of each layer."""
+    return [layer.attention.head_dim for layer in config.layers]
+
+
+def layer_capacity(config: Model, layer: int, context: int, chunk: int) -> int:
     """Positions that a layer must hold for `context` tokens computed in chunks of up to `chunk`, in whole groups.
 
     A chunk writes all its keys before its first query looks back a whole window, hence window + chunk - 1.
     """
-    window = config.window(layer)
+    window = config.layers[layer].attention.window
     positions = min(context, window + chunk - 1) if window else context
     return -(-positions // _kernels.KV_GROUP) * _kernels.KV_GROUP
 
 
-def kv_cache_bytes(config: ModelConfig, context: int, chunk: int, kind: KvKind = "f16") -> int:
+def kv_cache_bytes(config: Model, context: int, chunk: int, kind: KvKind = "f16") -> int:
     """Bytes of keys and values together, all layers."""
-    positions = sum(layer_capacity(config, layer, context, chunk) for layer in range(config.num_hidden_layers))
-    row_bytes = _kernels.packed_bytes(QUANTS[kind], "rows", 1, config.head_dim)
-    return positions * 2 * config.num_key_value_heads * row_bytes
+    total = 0
+    for number, layer in enumerate(config.layers):
+        row_bytes = _kernels.packed_bytes(QUANTS[kind], "rows", 1, layer.attention.head_dim)
+        total += layer_capacity(config, number, context, chunk) * 2 * layer.attention.kv_heads * row_bytes
+    return total
 
 
-def kv_touched_bytes(config: ModelConfig, context: int, chunk: int, kind: KvKind, positions: int) -> int:
+def kv_touched_bytes(config: Model, context: int, chunk: int, kind: KvKind, positions: int) -> int:
     """Bytes that a cache made for `context` really takes once `positions` have been written, in whole pages."""
     groups = -(-positions // _kernels.KV_GROUP)
-    group_bytes = _kernels.packed_bytes(QUANTS[kind], "tiles", _kernels.KV_GROUP, config.head_dim)
     total = 0
-    for layer in range(config.num_hidden_layers):
-        most = layer_capacity(config, layer, context, chunk) // _kernels.KV_GROUP
+    for number, layer in enumerate(config.layers):
+        group_bytes = _kernels.packed_bytes(QUANTS[kind], "tiles", _kernels.KV_GROUP, layer.attention.head_dim)
+        most = layer_capacity(config, number, context, chunk) // _kernels.KV_GROUP
         nbytes = min(groups, most) * group_bytes
-        total += 2 * config.num_key_value_heads * min(nbytes + mmap.PAGESIZE, most * group_bytes)
+        total += 2 * layer.attention.kv_heads * min(nbytes + mmap.PAGESIZE, most * group_bytes)
     return total
 
 
@@ -72,9 +80,9 @@ class Ring(NamedTuple):
     window: int
 
 
-def rings(config: ModelConfig, context: int, chunk: int) -> list[Ring]:
+def rings(config: Model, context: int, chunk: int) -> list[Ring]:
     """Those of the sliding-window layers, in order."""
-    windows = [(layer, config.window(layer)) for layer in range(config.num_hidden_layers)]
+    windows = [(number, layer.attention.window) for number, layer in enumerate(config.layers)]
     return [Ring(layer_capacity(config, layer, context, chunk), window) for layer, window in windows if window]
 
 
@@ -105,22 +113,29 @@ class KVCache:
     that number.
     """
 
-    def __init__(self, config: ModelConfig, context: int, chunk: int, kind: KvKind = "f16") -> None:
+    def __init__(self, config: Model, context: int, chunk: int, kind: KvKind = "f16") -> None:
         self.context, self.kind = context, kind
         self.length = 0
         self.quant = check_kind(config, kind)
         self.overflow: tuple[int, float] | None = None
-        self._q8_is_possible = config.head_dim % _kernels.BLOCK == 0
+        dims = head_dims(config)
+        self._q8_is_possible = not any(dim % _kernels.BLOCK for dim in dims)
         self._written = 0  # a cancelled chunk may have written past `length`
-        layers = range(config.num_hidden_layers)
+        layers = range(config.num_layers)
         self._rings = rings(config, context, chunk)
         capacities = [layer_capacity(config, layer, context, chunk) for layer in layers]
-        group_bytes = _kernels.packed_bytes(self.quant, "tiles", _kernels.KV_GROUP, config.head_dim)
-        shapes = [(config.num_key_value_heads, c // _kernels.KV_GROUP, group_bytes) for c in capacities]
+        shapes = [
+            (
+                layer.attention.kv_heads,
+                capacity // _kernels.KV_GROUP,
+                _kernels.packed_bytes(self.quant, "tiles", _kernels.KV_GROUP, layer.attention.head_dim),
+            )
+            for layer, capacity in zip(config.layers, capacities, strict=True)
+        ]
         self.keys = [_zeros(shape) for shape in shapes]
         self.values = [_zeros(shape) for shape in shapes]
         self.layers = [
-            _kernels.KvLayer(self.quant, k, v, config.head_dim) for k, v in zip(self.keys, self.values, strict=True)
+            _kernels.KvLayer(self.quant, k, v, dim) for k, v, dim in zip(self.keys, self.values, dims, strict=True)
         ]
 
     def begin(self, tokens: int) -> int:

@@ -20,11 +20,12 @@ from smallthinker import _kernels
 from smallthinker.errors import CheckpointError
 from smallthinker.expert_store.format import TILE_ROWS, Layout, Quant, RecordLayout, TensorSpec, check_quant
 from smallthinker.expert_store.progress import Progress
-from smallthinker.expert_store.sources.checkpoint import Checkpoint, WeightSource, checkpoint_name, expert_tensor
+from smallthinker.expert_store.sources.checkpoint import Checkpoint, WeightSource
 from smallthinker.expert_store.sources.ggml_blocks import block_scales, rearrange
 from smallthinker.expert_store.sources.gguf_checkpoint import GGUF_SUFFIX, GgufCheckpoint
 from smallthinker.expert_store.writer import StoreWriter
 from smallthinker.files import is_folder
+from smallthinker.models.families import checkpoint_name
 
 _STRIP_BYTES = 32 << 20  # of float32 rows: the embedding alone is 1.5 GB
 _F16_MAX = 65504.0
@@ -58,15 +59,15 @@ def convert(
         config = source.config
         for note in source.notes:
             notice(f"{source.path}: {note}")
-        layout = RecordLayout.of(kind, config.hidden_size, config.moe_ffn_hidden_size)
+        layout = RecordLayout.of(kind, config.hidden_size, config.ffn_width)
         files, inputs = source.small_files(), [Path(checkpoint)]
         with StoreWriter(Path(out), config, kind, files, force, progress, compress=compress, inputs=inputs) as writer:
             for spec in writer.dense_specs:
                 writer.write_dense(spec, _dense_pieces(source, spec))
             records = iter(writer.expert_specs)
-            for layer in range(config.num_hidden_layers):
-                for expert in range(config.moe_num_primary_experts):
-                    writer.write_expert(next(records), [_expert_record(source, layer, expert, kind, layout).data])
+            for number, layer in enumerate(config.layers):
+                for expert in range(0 if layer.ffn is None else layer.ffn.experts):
+                    writer.write_expert(next(records), [_expert_record(source, number, expert, kind, layout).data])
     return Path(out)
 
 
@@ -87,13 +88,14 @@ def _expert_record(
         (layout.down_offset, "down", "rows"),
     )
     for offset, part, kind in parts:
-        packed = _packed(source, expert_tensor(layer, expert, part), quant, kind, transposed=part == "down")
+        name = checkpoint_name(source.config, f"layers.{layer}.{part}.{expert}")
+        packed = _packed(source, name, quant, kind, transposed=part == "down")
         record[offset : offset + packed.nbytes] = packed
     return record
 
 
 def _dense_pieces(source: WeightSource, spec: TensorSpec) -> Iterator[memoryview]:
-    name = checkpoint_name(spec.name)
+    name = checkpoint_name(source.config, spec.name)
     if spec.quant is None:
         yield _checked(source, name, "f32").view(np.uint8).data
         return

@@ -2,7 +2,7 @@
 
 Owns every number of docs/format.md. Knows nothing about how the files are written, mapped or read in time.
 
-Shape letters: d hidden_size, F moe_ffn_hidden_size, E experts of a layer.
+Shape letters: d hidden_size, F width of an expert, E experts of a layer.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from smallthinker.config import ModelConfig
 from smallthinker.errors import ConfigError, StoreFormatError
 from smallthinker.expert_store.header import MAX_HEADER_BYTES, FileHeader, encode_header, fault, read_header
+from smallthinker.models.description import Model
+from smallthinker.models.tensors import ROUTER, dense_tensors
 
 FORMAT_NAME = "smallthinker-store"
 FORMAT_VERSION = "1"
@@ -104,54 +105,37 @@ class TensorSpec:
         return self.shape if self.quant is None else (self.nbytes,)
 
 
-def dense_table(config: ModelConfig, quant: Quant) -> Iterator[TensorSpec]:
+def dense_table(model: Model, quant: Quant) -> Iterator[TensorSpec]:
     """The tensors of dense.safetensors in file order."""
-
-    def vector(name: str, size: int) -> TensorSpec:
-        return TensorSpec(name, (size,), None, 4 * size, 4 * size)  # size is a multiple of 32: 64-byte aligned as it is
-
-    def matrix(name: str, rows: int, cols: int, kind: Quant) -> TensorSpec:
-        nbytes = packed_bytes(kind, "tiles", rows, cols)
-        return TensorSpec(name, (rows, cols), kind, nbytes, align(nbytes, TENSOR_ALIGN))
-
-    d, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
-    yield matrix("embed_tokens", config.vocab_size, d, quant)
-    if not config.tie_word_embeddings:
-        yield matrix("lm_head", config.vocab_size, d, quant)
-    yield vector("norm", d)
-    for layer in range(config.num_hidden_layers):
-        name = f"layers.{layer}."
-        yield vector(name + "input_layernorm", d)
-        yield vector(name + "post_attention_layernorm", d)
-        yield matrix(name + "router", config.moe_num_primary_experts, d, "f32")  # small, and routing must be exact
-        yield matrix(name + "q_proj", heads * config.head_dim, d, quant)
-        yield matrix(name + "k_proj", kv_heads * config.head_dim, d, quant)
-        yield matrix(name + "v_proj", kv_heads * config.head_dim, d, quant)
-        yield matrix(name + "o_proj", d, heads * config.head_dim, quant)
+    for tensor in dense_tensors(model):
+        if len(tensor.shape) == 1:  # size is a multiple of 32: 64-byte aligned as it is
+            yield TensorSpec(tensor.name, tensor.shape, None, 4 * tensor.shape[0], 4 * tensor.shape[0])
+            continue
+        kind: Quant = "f32" if tensor.role == ROUTER else quant  # small, and routing must be exact
+        nbytes = packed_bytes(kind, "tiles", *tensor.shape)
+        yield TensorSpec(tensor.name, tensor.shape, kind, nbytes, align(nbytes, TENSOR_ALIGN))
 
 
 def expert_name(layer: int, expert: int) -> str:
     return f"layers.{layer}.experts.{expert}"
 
 
-def expert_table(config: ModelConfig, quant: Quant) -> Iterator[TensorSpec]:
+def expert_table(model: Model, quant: Quant) -> Iterator[TensorSpec]:
     """The records of experts.safetensors in file order: layer by layer, expert by expert."""
-    d, ffn = config.hidden_size, config.moe_ffn_hidden_size
+    d, ffn = model.hidden_size, model.ffn_width
     layout = RecordLayout.of(quant, d, ffn)
-    for layer in range(config.num_hidden_layers):
-        for expert in range(config.moe_num_primary_experts):
-            yield TensorSpec(expert_name(layer, expert), (3 * ffn, d), quant, layout.down_end, layout.record_bytes)
+    for number, layer in enumerate(model.layers):
+        for expert in range(0 if layer.ffn is None else layer.ffn.experts):
+            yield TensorSpec(expert_name(number, expert), (3 * ffn, d), quant, layout.down_end, layout.record_bytes)
 
 
-def table(kind: Literal["dense", "experts"], config: ModelConfig, quant: Quant) -> Iterator[TensorSpec]:
+def table(kind: Literal["dense", "experts"], config: Model, quant: Quant) -> Iterator[TensorSpec]:
     return (dense_table if kind == "dense" else expert_table)(config, quant)
 
 
-def num_tensors(kind: Literal["dense", "experts"], config: ModelConfig) -> int:
+def num_tensors(kind: Literal["dense", "experts"], config: Model) -> int:
     """How many tensors `table` yields."""
-    if kind == "experts":
-        return config.num_experts_total
-    return 2 + (not config.tie_word_embeddings) + 7 * config.num_hidden_layers
+    return config.num_records if kind == "experts" else sum(1 for _ in dense_tensors(config))
 
 
 @dataclass(frozen=True)
@@ -204,7 +188,7 @@ def encode_store_header(
     return encode_header(stored, metadata, len(whole))  # smaller numbers, so no more digits: it fits
 
 
-def read_store_file(path: Path, kind: Literal["dense", "experts"], config: ModelConfig) -> StoreFile:
+def read_store_file(path: Path, kind: Literal["dense", "experts"], config: Model) -> StoreFile:
     """Read and check one file of a store against the model's configuration.
 
     Nothing bigger than the expected header is allocated. Raises StoreFormatError, with path and offset.
@@ -285,7 +269,7 @@ def _checksums(header: FileHeader, count: int) -> list[int]:
 
 
 def _missing_or_unknown(
-    header: FileHeader, kind: Literal["dense", "experts"], config: ModelConfig, quant: Quant, count: int
+    header: FileHeader, kind: Literal["dense", "experts"], config: Model, quant: Quant, count: int
 ) -> StoreFormatError:
     left = dict(header.tensors)
     for spec in table(kind, config, quant):

@@ -6,6 +6,8 @@ from typing import Any
 
 from smallthinker.expert_store.format import COMPRESSION, FORMAT_NAME
 from smallthinker.expert_store.store import Store
+from smallthinker.models.families import to_config
+from smallthinker.models.tensors import num_parameters
 
 
 def describe(store: Store) -> dict[str, Any]:
@@ -27,12 +29,12 @@ def describe(store: Store) -> dict[str, Any]:
         "engine_version": store.experts_file.engine_version,
         "quant": store.quant,
         "checksums": "not checked",
-        "parameters": config.num_parameters,
-        "model": config.to_dict(),
+        "parameters": num_parameters(config),
+        "model": to_config(config),
         "experts": {
-            "layers": config.num_hidden_layers,
-            "per_layer": config.moe_num_primary_experts,
-            "per_token": config.moe_num_active_primary_experts,
+            "layers": config.num_layers,
+            "per_layer": config.experts_per_layer,
+            "per_token": config.experts_per_token,
             "total": store.num_experts,
             "record_bytes": store.record_bytes,
             "up_offset": layout.up_offset,
@@ -41,7 +43,7 @@ def describe(store: Store) -> dict[str, Any]:
             "compressed": sum(tensor.is_compressed for tensor in store.experts_file.tensors),
             "stored_bytes": stored_bytes,
             "compression_ratio": stored_bytes / experts_bytes,
-            "token_bytes": config.num_hidden_layers * config.moe_num_active_primary_experts * store.record_bytes,
+            "token_bytes": config.num_layers * config.experts_per_token * store.record_bytes,
         },
         "bytes": {
             "dense": store.dense_bytes,
@@ -50,7 +52,7 @@ def describe(store: Store) -> dict[str, Any]:
             "total": sum(files.values()),
             "files": files,
         },
-        "bits_per_parameter": 8 * (store.dense_bytes + experts_bytes) / config.num_parameters,
+        "bits_per_parameter": 8 * (store.dense_bytes + experts_bytes) / num_parameters(config),
     }
 
 

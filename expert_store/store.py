@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import host
-from smallthinker.config import ModelConfig
 from smallthinker.errors import StoreFormatError, StoreReadError
 from smallthinker.expert_store.device.pacing import SequentialThrottle
 from smallthinker.expert_store.device.storage_profile import StorageProfile
@@ -39,6 +38,8 @@ from smallthinker.expert_store.header import fault
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.files import is_folder, is_there, open_regular
 from smallthinker.host import pages
+from smallthinker.models.description import Model
+from smallthinker.models.families import read_model
 
 _MAX_CONFIG_BYTES = 1 << 20
 _PIECE_BYTES = 4 << 20  # one read of dense weights or of a verification
@@ -52,15 +53,15 @@ class Store:
     file, less where `is_compressed`; num_experts: records of all layers together.
     """
 
-    def __init__(self, path: Path, config: ModelConfig, dense: StoreFile, experts: StoreFile) -> None:
+    def __init__(self, path: Path, config: Model, dense: StoreFile, experts: StoreFile) -> None:
         self.path = path
         self.config = config
         self.quant: Quant = experts.quant
         self.dense_file = dense
         self.experts_file = experts
-        self.record_layout = RecordLayout.of(self.quant, config.hidden_size, config.moe_ffn_hidden_size)
+        self.record_layout = RecordLayout.of(self.quant, config.hidden_size, config.ffn_width)
         self.record_bytes = self.record_layout.record_bytes
-        self.num_experts = config.num_experts_total
+        self.num_experts = config.num_records
         self.is_compressed = experts.format_version == COMPRESSED_VERSION
         self.largest_stored_bytes = max(tensor.nbytes for tensor in experts.tensors)
         self.dense_bytes = dense.file_bytes - dense.data_start
@@ -79,7 +80,7 @@ class Store:
             config_bytes = (path / CONFIG_FILE).stat().st_size
             if config_bytes > _MAX_CONFIG_BYTES:
                 raise fault(path / CONFIG_FILE, 0, "size", f"at most {_MAX_CONFIG_BYTES} bytes", config_bytes)
-            config = ModelConfig.from_json(path / CONFIG_FILE, in_store=True)
+            config = read_model(path / CONFIG_FILE, in_store=True)
             dense = read_store_file(path / DENSE_FILE, "dense", config)
             experts = read_store_file(path / EXPERTS_FILE, "experts", config)
         except OSError as e:
@@ -102,9 +103,9 @@ class Store:
 
     def expert_index(self, layer: int, expert: int) -> int:
         """The record's index, as readers count them. Raises IndexError."""
-        per_layer = self.config.moe_num_primary_experts
-        if not (0 <= layer < self.config.num_hidden_layers and 0 <= expert < per_layer):
-            raise IndexError(f"layer {layer}, expert {expert}: the store has {self.config.num_hidden_layers} layers "
+        per_layer = self.config.experts_per_layer
+        if not (0 <= layer < self.config.num_layers and 0 <= expert < per_layer):
+            raise IndexError(f"layer {layer}, expert {expert}: the store has {self.config.num_layers} layers "
                              f"of {per_layer} experts")  # fmt: skip
         return layer * per_layer + expert
 

@@ -16,7 +16,6 @@ from types import TracebackType
 import numpy as np
 
 from smallthinker import host
-from smallthinker.config import ModelConfig
 from smallthinker.errors import StoreWriteError
 from smallthinker.expert_store.compression import Compressor
 from smallthinker.expert_store.folder import AtomicFolder
@@ -31,6 +30,7 @@ from smallthinker.expert_store.format import (
     expert_table,
 )
 from smallthinker.expert_store.progress import Progress, silent
+from smallthinker.models.description import Model
 
 Bytes = bytes | memoryview  # of a numpy array: its `.data`
 
@@ -121,7 +121,7 @@ class StoreWriter:
     def __init__(
         self,
         out: Path,
-        config: ModelConfig,
+        config: Model,
         quant: Quant,
         files: Mapping[str, bytes],
         force: bool = False,

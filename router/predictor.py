@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker.config import ModelConfig
 from smallthinker.errors import StoreFormatError, StoreReadError, StoreWriteError
 from smallthinker.expert_store.format import PREDICTOR_FILE, Quant, align, packed_bytes
 from smallthinker.expert_store.header import FileHeader, encode_header, fault, read_header
 from smallthinker.expert_store.store import Store
 from smallthinker.files import replacing
+from smallthinker.models.description import Model
 
 FORMAT_NAME = "smallthinker-predictor"
 FORMAT_VERSION = "2"  # 1: of the state before source
@@ -49,9 +49,9 @@ def pairs(num_layers: int) -> list[Pair]:
     return [(s, s + d) for s in range(FINAL, num_layers) for d in DISTANCES if s + d < num_layers]
 
 
-def matrix_bytes(config: ModelConfig) -> int:
+def matrix_bytes(config: Model) -> int:
     """What one packed matrix takes."""
-    return packed_bytes(QUANT, "tiles", config.moe_num_primary_experts, config.hidden_size)
+    return packed_bytes(QUANT, "tiles", config.experts_per_layer, config.hidden_size)
 
 
 class PredictorFile:
@@ -60,7 +60,7 @@ class PredictorFile:
     def __init__(self, path: Path, store: Store) -> None:
         """Raises StoreFormatError: no predictor, or one of another model; StoreReadError."""
         config = store.config
-        self._pairs = pairs(config.num_hidden_layers)
+        self._pairs = pairs(config.num_layers)
         self._matrix_bytes = matrix_bytes(config)
         self._stride = align(self._matrix_bytes, _ALIGN)
         self.nbytes = self._stride * len(self._pairs)
@@ -117,7 +117,7 @@ def save_predictor(store: Store, matrices: Mapping[Pair, npt.NDArray[np.uint8]])
     size = matrix_bytes(store.config)
     padding = bytes(align(size, _ALIGN) - size)
     metadata = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "routers": routers_checksum(store)}
-    order = pairs(store.config.num_hidden_layers)
+    order = pairs(store.config.num_layers)
     header = encode_header([(_name(pair), "U8", (align(size, _ALIGN),)) for pair in order], metadata, _ALIGN)
     try:
         with replacing(path) as file:

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import _kernels
-from smallthinker.config import ModelConfig
 from smallthinker.expert_store.format import Quant
+from smallthinker.models.description import Model
+from smallthinker.models.tensors import ROUTER
 from smallthinker.router.predictor import Matrices
 
 Floats = npt.NDArray[np.float32]
@@ -77,7 +78,7 @@ class Step:
 class DenseWeights(Protocol):
     """Of a `Store`, what is asked for here: a model's shapes, and its weights by their names in format.dense_table."""
 
-    config: ModelConfig
+    config: Model
     quant: Quant
 
     def dense_names(self) -> list[str]: ...
@@ -102,10 +103,13 @@ class Arithmetic:
         self.config, self.pool, self._quant = config, pool, store.quant
         self.live_neurons = self.neurons = 0
         self._dense: dict[str, npt.NDArray[Any]] = {name: store.dense(name) for name in store.dense_names()}
-        head = self._dense["embed_tokens" if config.tie_word_embeddings else "lm_head"]
+        head = self._dense["embed_tokens" if config.head.tied else "lm_head"]
         # nothing bound to self: a cycle would keep the weights until they are collected
         self._logits = logits or partial(_exact_logits, pool, self._quant, head, config.vocab_size)
-        self._layers = range(config.num_hidden_layers)
+        self._layers = range(config.num_layers)
+        # one table of angles serves all layers of the families here
+        self._theta = next((layer.attention.rope.theta for layer in config.layers if layer.attention.rope), None)
+        self._neurons_per_token = sum(layer.ffn.k * layer.ffn.width for layer in config.layers if layer.ffn is not None)
         self._mixers = [self._attention_layer(layer) for layer in self._layers]
         ffns = [self._ffn(layer) for layer in self._layers]
         self._forward = _kernels.Forward(pool, self._mixers, ffns, slots, predictor or {})
@@ -113,14 +117,16 @@ class Arithmetic:
     def begin(self, spans: Sequence[Span]) -> Step:
         """Embed the tokens of each span, which follow those in its cache."""
         c = self.config
-        step = Step(spans, c.hidden_size, c.moe_num_active_primary_experts)
+        step = Step(spans, c.hidden_size, c.experts_per_token)
         ids = np.fromiter(chain.from_iterable(tokens for _, tokens in spans), np.int32, step.tokens)
         _kernels.embed(self._quant, self._dense["embed_tokens"], c.vocab_size, c.hidden_size, ids, step.x)
         places = zip(step.starts, step.counts, strict=True)
         positions = np.concatenate([np.arange(start, start + n, dtype=np.int64) for start, n in places])
-        step.cos = np.empty((step.tokens, c.head_dim // 2), np.float32)
+        dim = c.layers[0].attention.head_dim
+        step.cos = np.empty((step.tokens, dim // 2), np.float32)
         step.sin = np.empty_like(step.cos)
-        _kernels.rope_angles(positions, c.head_dim, c.rope_theta, step.cos, step.sin)
+        if self._theta is not None:
+            _kernels.rope_angles(positions, dim, self._theta, step.cos, step.sin)
         return step
 
     def run(
@@ -172,11 +178,10 @@ class Arithmetic:
 
     def logits(self, step: Step, rows: npt.NDArray[np.intp] | None) -> Floats:
         """[rows, V] of these rows of the states; None: of all."""
-        c = self.config
-        self.neurons += step.tokens * len(self._layers) * c.moe_num_active_primary_experts * c.moe_ffn_hidden_size
+        self.neurons += step.tokens * self._neurons_per_token
         x = step.x if rows is None else step.x[rows]
         normed = np.empty_like(x)
-        _kernels.rmsnorm(x, self._dense["norm"], c.rms_norm_eps, normed)
+        _kernels.rmsnorm(x, self._dense["norm"], self.config.final_norm.eps, normed)
         return self._logits(normed)
 
     def release_scratch(self) -> None:
@@ -184,8 +189,10 @@ class Arithmetic:
         self.pool.release_scratch()
         self._forward.release()
 
-    def _attention_layer(self, layer: int) -> _kernels.AttentionLayer:
-        c, name = self.config, f"layers.{layer}."
+    def _attention_layer(self, number: int) -> _kernels.AttentionLayer:
+        layer, name = self.config.layers[number], f"layers.{number}."
+        mixer, norm = layer.attention, layer.norms.before_mixer
+        assert norm is not None
         return _kernels.AttentionLayer(
             self.pool,
             self._quant,
@@ -195,24 +202,25 @@ class Arithmetic:
             self._dense[name + "v_proj"],
             self._dense[name + "o_proj"],
             self._dense[name + "post_attention_layernorm"],
-            c.num_attention_heads,
-            c.num_key_value_heads,
-            c.head_dim,
-            c.rms_norm_eps,
-            c.use_rope[layer],
-            c.window(layer),
+            mixer.heads,
+            mixer.kv_heads,
+            mixer.head_dim,
+            norm.eps,
+            mixer.rope is not None,
+            mixer.window,
         )
 
-    def _ffn(self, layer: int) -> _kernels.Ffn:
-        c = self.config
+    def _ffn(self, number: int) -> _kernels.Ffn:
+        layer = self.config.layers[number]
+        assert layer.ffn is not None
         return _kernels.Ffn(
             self._quant,
-            c.hidden_size,
-            c.moe_ffn_hidden_size,
-            c.moe_num_primary_experts,
-            c.moe_num_active_primary_experts,
-            c.gating,
-            self._dense[f"layers.{layer}.router"],
+            self.config.hidden_size,
+            layer.ffn.width,
+            layer.router.experts,
+            layer.router.k,
+            layer.router.score,
+            self._dense[f"layers.{number}.{ROUTER}"],
         )
 
 

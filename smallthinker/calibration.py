@@ -102,7 +102,7 @@ def calibrate(
     if is_there(path / PREDICTOR_FILE) and not force:
         raise StoreWriteError(f"{path / PREDICTOR_FILE}: exists already; --force replaces it by a new one")
     with Engine(path, memory=memory, predictor=False) as engine:
-        routers = [engine.router_weights(layer) for layer in range(engine.config.num_hidden_layers)]
+        routers = [engine.router_weights(layer) for layer in range(engine.config.num_layers)]
         ids = engine.tokenizer.encode(text)[: MOST_TOKENS if tokens is None else tokens]
         if len(ids) < FEWEST_TOKENS:
             raise RequestError(
@@ -132,12 +132,12 @@ def _record(
 ) -> _States:
     """States at the points where decoding asks for guesses, and routes."""
     config, total, folder = engine.config, sum(map(len, sequences)), engine.store.path
-    layers, d, experts = config.num_hidden_layers, config.hidden_size, config.moe_num_primary_experts
+    layers, d, experts = config.num_layers, config.hidden_size, config.experts_per_layer
     states = _States(
         _spool(folder, np.dtype(np.float16), (layers + 1, total, d)),
         np.empty((layers + 1, total), np.float32),
         _spool(folder, np.dtype(np.float32), (layers, total, experts)),
-        np.empty((layers, total, config.moe_num_active_primary_experts), np.uint16),
+        np.empty((layers, total, config.experts_per_token), np.uint16),
         np.zeros(total, np.bool_),
     )
     states.ends[np.cumsum([len(sequence) for sequence in sequences]) - 1] = True

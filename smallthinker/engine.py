@@ -195,8 +195,8 @@ class Engine:
             self._queue = open_queue(reader, store, slots, profile, self.storage)
             resources.callback(self._queue.close)
             self.threads = threads or host.physical_cores()
-            layers, experts = self.config.num_hidden_layers, self.config.moe_num_primary_experts
-            policy = DEFAULT_POLICY(layers, experts, self.config.moe_num_active_primary_experts)
+            layers, experts = self.config.num_layers, self.config.experts_per_layer
+            policy = DEFAULT_POLICY(layers, experts, self.config.experts_per_token)
             self.experts = cache = ExpertCache(slots, self._queue, policy, experts)
             self._kv_kind = kv
             self._pool = pool = _kernels.ThreadPool(self.threads)
@@ -213,21 +213,21 @@ class Engine:
                 host.drop_library_pages()  # once more: what was still being read ahead the first time
             self.lossy_head: LossyHead | None = None
             if lossy is not None:
-                head: npt.NDArray[Any] = store.dense("embed_tokens" if self.config.tie_word_embeddings else "lm_head")
+                head: npt.NDArray[Any] = store.dense("embed_tokens" if self.config.head.tied else "lm_head")
                 self.lossy_head = LossyHead(lossy, pool, self.config, store.quant, head, lossy_threshold)
             matrices = None if ahead is None or self.plan.most_slots == store.num_experts else ahead.load()
             exact = None if self.lossy_head is None else self.lossy_head.logits
             self._arithmetic = Arithmetic(store, pool, cache.slots, matrices, exact)
             look: LookAhead | None = None
             if look_ahead and prefetch and self.plan.most_slots < store.num_experts:
-                k = self.config.moe_num_active_primary_experts
-                look = LookAhead(self.config.num_hidden_layers, k, next_token=matrices is not None)
+                k = self.config.experts_per_token
+                look = LookAhead(self.config.num_layers, k, next_token=matrices is not None)
             self._forward = ForwardPass(
-                self._arithmetic, cache, self.config.num_hidden_layers, look_ahead=look, prefetch=prefetch
+                self._arithmetic, cache, self.config.num_layers, look_ahead=look, prefetch=prefetch
             )
             self._watch = MemoryWatch(
                 lambda: cache.held,
-                fewest=self.config.moe_num_active_primary_experts,
+                fewest=self.config.experts_per_token,
                 most=self.plan.most_slots,
                 record_bytes=store.record_bytes,
                 overhead_bytes=self.plan.interpreter_bytes - before_tokenizer,
@@ -278,7 +278,7 @@ class Engine:
             raise ContextLengthError(
                 f"context: {prompt_tokens} prompt tokens and up to {new_tokens} new ones don't fit the planned "
                 f"{self.plan.context}; give a shorter prompt, a smaller --max-tokens or a larger --context "
-                f"(this model takes up to {self.config.max_position_embeddings})"
+                f"(this model takes up to {self.config.context})"
             )
 
     def check_prompt(self, tokens: Sequence[int]) -> None:
@@ -380,7 +380,7 @@ class Engine:
     def router_weights(self, layer: int) -> npt.NDArray[np.float32]:
         """The router's matrix [E, d] of a layer."""
         packed: npt.NDArray[Any] = self.store.dense(f"layers.{layer}.router")
-        return _kernels.unpack("f32", "tiles", packed, self.config.moe_num_primary_experts, self.config.hidden_size)
+        return _kernels.unpack("f32", "tiles", packed, self.config.experts_per_layer, self.config.hidden_size)
 
     def _share_memory(self, spans: Sequence[tuple[Conversation, Sequence[int]]], tokens: int) -> None:
         """Give the experts what the KV caches and the scratch of this step leave, or take it back from them; and to the

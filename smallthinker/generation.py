@@ -144,7 +144,7 @@ class Answer:
         self._decoder = engine.tokenizer.stream()
         self._stops = StopStrings(texts("stop", params.stop), engine.tokenizer.special_names, params.thought)
         self._sampler = Sampler(params, self.prompt, engine.pool)
-        self._eos = () if params.ignore_eos else engine.config.eos_token_ids
+        self._eos = () if params.ignore_eos else engine.config.tokens.eos
         self._engine, self._asked = engine, time.perf_counter()
         self._meter: _Meter | None = None
 

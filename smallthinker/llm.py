@@ -17,7 +17,6 @@ import numpy.typing as npt
 from smallthinker import arguments
 from smallthinker.arguments import flag, is_list, refuse, token_ids, whole
 from smallthinker.cache.kv_cache import KvKind
-from smallthinker.config import ModelConfig
 from smallthinker.engine import KV_DIR_BYTES, Engine
 from smallthinker.errors import RequestError
 from smallthinker.expert_store.device.storage_profile import StorageProfile
@@ -27,6 +26,7 @@ from smallthinker.generation import Completion, GenerationParams, LogitsProcesso
 from smallthinker.lossy_head import DEFAULT_THRESHOLD
 from smallthinker.memory_plan import MemoryPlan
 from smallthinker.messages import plain_messages
+from smallthinker.models.description import Model
 from smallthinker.request import Request
 from smallthinker.scheduler import MOST_WAITING, Scheduler
 from smallthinker.tokenizer import Message, Tokenizer
@@ -202,13 +202,13 @@ class LLM:
         return self._engine.tokenizer
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> Model:
         return self._engine.config
 
     def expert_uses(self) -> npt.NDArray[np.uint32]:
         """How often each expert has been used since the model was loaded, uint32 [layers, experts]; a copy."""
         config = self._engine.config
-        return self._engine.experts.uses().reshape(config.num_hidden_layers, config.moe_num_primary_experts)
+        return self._engine.experts.uses().reshape(config.num_layers, config.experts_per_layer)
 
     def generate(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Completion:
         """Write the whole answer. Options are the fields of GenerationParams (temperature, max_tokens, seed, stop ...)

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import _kernels
-from smallthinker.config import ModelConfig
 from smallthinker.errors import CheckpointError, RequestError
+from smallthinker.models.description import Model
 from smallthinker.profile import Stopwatch
 
 DEFAULT_THRESHOLD = 0.0
@@ -63,7 +63,7 @@ class HeadCounters:
 class HeadPredictor:
     """A predictor's file, checked against the model. width: H; `packed_bytes` is what `load` will take."""
 
-    def __init__(self, path: str | Path, config: ModelConfig) -> None:
+    def __init__(self, path: str | Path, config: Model) -> None:
         """Raises CheckpointError: not a torch file of two matrices fc1 [H, d] and fc2 [V, H]."""
         from smallthinker.expert_store.sources.torch_file import (
             TorchFile,  # zip files and pickles: nobody else needs them
@@ -76,7 +76,7 @@ class HeadPredictor:
             self._file.close()
             raise
 
-    def _check(self, config: ModelConfig) -> tuple[str, str]:
+    def _check(self, config: Model) -> tuple[str, str]:
         d, vocab, found = config.hidden_size, config.vocab_size, self._file.matrices
         names = next((n for n in (("fc1.weight", "fc2.weight"), ("fc1", "fc2")) if set(n) == set(found)), None)
         if names is None:
@@ -125,7 +125,7 @@ class LossyHead:
         self,
         predictor: HeadPredictor,
         pool: _kernels.ThreadPool,
-        config: ModelConfig,
+        config: Model,
         quant: _kernels.Quant,
         head: Bytes,
         threshold: float = DEFAULT_THRESHOLD,

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from smallthinker import _kernels
 from smallthinker.arguments import refuse, whole
 from smallthinker.cache.kv_cache import KvKind, kv_cache_bytes, kv_touched_bytes
-from smallthinker.config import ModelConfig
 from smallthinker.errors import ContextLengthError, MemoryBudgetError
+from smallthinker.models.description import Model
 
 MIB = 1 << 20
 DEFAULT_CONTEXT = 4096
@@ -100,14 +100,12 @@ def parse_size(size: str | float, name: str = "memory") -> int:
     return int(found)
 
 
-def choose_context(config: ModelConfig, context: int | None) -> int:
+def choose_context(config: Model, context: int | None) -> int:
     """The context to plan for. Raises ContextLengthError when the model was not made for it."""
     if context is None:
-        return min(config.max_position_embeddings, DEFAULT_CONTEXT)
-    if not 1 <= context <= config.max_position_embeddings:
-        raise ContextLengthError(
-            f"context: this model takes 1 to {config.max_position_embeddings} tokens, found {context}"
-        )
+        return min(config.context, DEFAULT_CONTEXT)
+    if not 1 <= context <= config.context:
+        raise ContextLengthError(f"context: this model takes 1 to {config.context} tokens, found {context}")
     return context
 
 
@@ -123,7 +121,7 @@ def default_budget(held_bytes: int, available_bytes: int, limit_bytes: int | Non
 
 
 def plan_process(
-    config: ModelConfig,
+    config: Model,
     *,
     budget_bytes: int,
     context: int,
@@ -141,7 +139,7 @@ def plan_process(
     """`plan_memory` of a process that held `resident_bytes` before its tokenizer: what Engine plans, and what
     `smallthinker plan` says that it will. extra_bytes: dense weights that aren't in dense.safetensors. Raises as
     `plan_memory`."""
-    page_tables = page_table_bytes(budget_bytes, dense_bytes + config.num_experts_total * record_bytes)
+    page_tables = page_table_bytes(budget_bytes, dense_bytes + config.num_records * record_bytes)
     return plan_memory(
         config,
         budget_bytes=budget_bytes,
@@ -159,7 +157,7 @@ def plan_process(
 
 
 def plan_memory(
-    config: ModelConfig,
+    config: Model,
     *,
     budget_bytes: int,
     context: int,
@@ -192,7 +190,7 @@ def plan_memory(
             slots_bytes=slots * record_bytes,
             slots=slots,
             most_slots=slots,
-            num_experts=config.num_experts_total,
+            num_experts=config.num_records,
             context=context,
             chunk=chunk,
             sequences=sequences,
@@ -209,11 +207,11 @@ def plan_memory(
             + p.slots_bytes
         )
 
-    fewest = config.moe_num_active_primary_experts
-    most = config.num_experts_total if max_slots is None else max(fewest, min(max_slots, config.num_experts_total))
+    fewest = config.experts_per_token
+    most = config.num_records if max_slots is None else max(fewest, min(max_slots, config.num_records))
     for chunk in chunks:
         slots = (budget_bytes - total(plan(chunk, 0))) // record_bytes
-        streamed = min(_STREAMED_LAYERS * config.moe_num_primary_experts, config.num_experts_total)
+        streamed = min(_STREAMED_LAYERS * config.experts_per_layer, config.num_records)
         if slots >= (fewest if chunk == chunks[-1] else streamed):
             whole = plan(chunk, min(slots, most))
             empty = kv_touched_bytes(config, context, chunk, kv, 0)
@@ -227,7 +225,7 @@ def plan_memory(
     )
 
 
-def slots_at(plan: MemoryPlan, config: ModelConfig, record_bytes: int, kv_bytes: int, tokens: int) -> int:
+def slots_at(plan: MemoryPlan, config: Model, record_bytes: int, kv_bytes: int, tokens: int) -> int:
     """Experts that fit while KV caches take `kv_bytes` and `tokens` are computed at once; all may be fewer.
 
     record_bytes: as the plan was made with.
@@ -238,19 +236,20 @@ def slots_at(plan: MemoryPlan, config: ModelConfig, record_bytes: int, kv_bytes:
     return plan.slots + (unused_kv + plan.scratch_bytes - needed) // record_bytes
 
 
-def scratch_bytes(config: ModelConfig, chunk: int, context: int, sequences: int = 1) -> int:
+def scratch_bytes(config: Model, chunk: int, context: int, sequences: int = 1) -> int:
     """Activations of one chunk, attention's partial sums, the logits, and what sampling makes of them."""
-    d, heads, kv_heads = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
-    k, ffn = config.moe_num_active_primary_experts, config.moe_ffn_hidden_size
+    d, k, ffn = config.hidden_size, config.experts_per_token, config.ffn_width
+    mixers = [layer.attention for layer in config.layers]
+    projected = max(2 * (mixer.heads + mixer.kv_heads) * mixer.head_dim for mixer in mixers)
     floats_per_token = (
         5 * d  # residual, normed copy, projections' output and their int8 copies
-        + 2 * (heads + kv_heads) * config.head_dim  # q, k, v and the attention's output
+        + projected  # q, k, v and the attention's output
         + k * d  # one output row for each (token, expert), so that they can be summed in a fixed order
         + 3 * k * ffn  # gate, up, live neurons
-        + config.moe_num_primary_experts
+        + config.experts_per_layer
     )
     splits = context // _kernels.KV_SPLIT + 1  # of one token's attention, each with sums for every head
-    attention = splits * heads * (config.head_dim + 32) * 4
+    attention = splits * max(mixer.heads * (mixer.head_dim + 32) for mixer in mixers) * 4
     # full sampling sorts the vocabulary in float64: ids, keys, order, probabilities, cumulative sums
     logits = config.vocab_size * (64 + 4 * (sequences - 1))
     return chunk * floats_per_token * 4 + attention + logits + 8 * MIB

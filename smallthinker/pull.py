@@ -17,7 +17,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from smallthinker import host
-from smallthinker.config import ModelConfig
 from smallthinker.errors import CheckpointError, ConfigError, DownloadError, StoreWriteError
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.folder import AtomicFolder
@@ -39,6 +38,8 @@ from smallthinker.expert_store.sources.checkpoint_settings import SETTINGS_FILES
 from smallthinker.files import parse_json
 from smallthinker.hub import Hub, HubFile, part_of
 from smallthinker.hub_gguf import choose_model, gguf_models, gguf_on_hub
+from smallthinker.models.description import Model
+from smallthinker.models.families import parse_model
 
 _SMALL_FILES = (*SETTINGS_FILES, INDEX_FILE)
 _OURS = ".smallthinker-pull"  # in the folder of a download: the files in it are from a hub, and may be replaced
@@ -232,7 +233,7 @@ class Pull:
                 f"{_size(plan.free_bytes)} free; make room or choose another disk"
             )
 
-    def _config(self) -> ModelConfig:
+    def _config(self) -> Model:
         """What the repository's config.json describes, before anything large is fetched."""
         repo = self._hub.repo
         if CONFIG_FILE not in self._hub.files:
@@ -242,7 +243,7 @@ class Pull:
         except ValueError as e:
             raise ConfigError(f"{repo}: {CONFIG_FILE}: not valid JSON: {e}") from None
         try:
-            return ModelConfig.from_dict(raw)
+            return parse_model(raw)
         except ConfigError as e:
             raise ConfigError(f"{repo}: not a model that this engine runs: {CONFIG_FILE}: {e}") from None
 

@@ -29,7 +29,7 @@ Ids = npt.NDArray[np.int64]
 
 def head_matrix(store: Store) -> npt.NDArray[Any]:
     """[V, d] in tiles."""
-    return store.dense("embed_tokens" if store.config.tie_word_embeddings else "lm_head")
+    return store.dense("embed_tokens" if store.config.head.tied else "lm_head")
 
 
 class Head:
@@ -38,7 +38,7 @@ class Head:
 
     def __init__(self, store: Store, pool: _kernels.ThreadPool, lossy: LossyHead | None = None) -> None:
         config = store.config
-        self.vocab_size, self._d, self._eps = config.vocab_size, config.hidden_size, config.rms_norm_eps
+        self.vocab_size, self._d, self._eps = config.vocab_size, config.hidden_size, config.final_norm.eps
         self._pool, self._quant, self._lossy = pool, store.quant, lossy
         self._norm: npt.NDArray[Any] = store.dense("norm")
         self._matrix = head_matrix(store)

@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker.arithmetic import Route
-from smallthinker.config import ModelConfig
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
 from smallthinker.expert_store.format import CONFIG_FILE
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.forward import Observers
+from smallthinker.models.families import read_model
 from smallthinker.router.trace import RARELY, Trace, Usage, ids_dtype, usage
 
 # One chunk, so that each expert is read once however few slots there are; 21B then takes seconds and little memory.
@@ -62,9 +62,9 @@ def record(engine: Engine, sequences: Sequence[Sequence[int]], progress: Progres
     if total == 0:
         raise RequestError("trace: expected at least one token, found none; give a text that is not empty")
     layers, experts, k = (
-        config.num_hidden_layers,
-        config.moe_num_primary_experts,
-        config.moe_num_active_primary_experts,
+        config.num_layers,
+        config.experts_per_layer,
+        config.experts_per_token,
     )
     ids = np.empty((total, layers, k), ids_dtype(experts))
     probs = np.empty((total, layers, experts), np.float16)
@@ -74,7 +74,7 @@ def record(engine: Engine, sequences: Sequence[Sequence[int]], progress: Progres
     def observe(layer: int, x: Floats, route: Route) -> None:
         nonlocal at
         ids[at : at + len(x), layer] = route.ids
-        probs[at : at + len(x), layer] = gate_values(x @ routers[layer].T, config.gating)
+        probs[at : at + len(x), layer] = gate_values(x @ routers[layer].T, config.layers[layer].router.score)
         if layer == layers - 1:
             at += len(x)
             done(at, total, "tokens")
@@ -94,9 +94,9 @@ def random_usage(path: Path, seed: int, progress: Progress | None = None) -> tup
 
     Raises a SmallThinkerError where the store can't be run, MemoryBudgetError above all.
     """
-    config = ModelConfig.from_json(path / CONFIG_FILE, in_store=True)
-    n = min(RANDOM_TOKENS, config.max_position_embeddings)
-    slots = max(RANDOM_SLOTS, config.moe_num_active_primary_experts)
+    config = read_model(path / CONFIG_FILE, in_store=True)
+    n = min(RANDOM_TOKENS, config.context)
+    slots = max(RANDOM_SLOTS, config.experts_per_token)
     tokens = np.random.default_rng(seed).integers(config.vocab_size, size=n).tolist()
     with Engine(path, context=n, chunk=n, max_slots=slots) as engine:
         trace = record(engine, [tokens], progress)

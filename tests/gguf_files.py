@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from smallthinker.expert_store.sources.checkpoint import Checkpoint, checkpoint_tensors, expert_tensor
+from smallthinker.expert_store.sources.checkpoint import Checkpoint, checkpoint_tensors
 
 F32 = npt.NDArray[np.float32]
 MERGED = ("he", "ll")  # tokens of two bytes beside those of one
@@ -45,26 +45,28 @@ def metadata_of(checkpoint: Path) -> dict[str, Any]:
     free = (i for i in range(config.vocab_size) if i not in by_id)
     by_id |= zip(free, MERGED, strict=False)
     tokens = [by_id.get(i, f"[PAD{i}]") for i in range(config.vocab_size)]
+    layer, windows = config.layers[-1], {layer.attention.window for layer in config.layers} - {0}
+    thetas = [other.attention.rope.theta for other in config.layers if other.attention.rope]
     facts: dict[str, Any] = {
-        "block_count": config.num_hidden_layers,
-        "context_length": config.max_position_embeddings,
+        "block_count": config.num_layers,
+        "context_length": config.context,
         "embedding_length": config.hidden_size,
-        "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
-        "attention.key_length": config.head_dim,
-        "attention.value_length": config.head_dim,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "rope.freq_base": config.rope_theta,
-        "expert_count": config.moe_num_primary_experts,
-        "expert_used_count": config.moe_num_active_primary_experts,
-        "expert_feed_forward_length": config.moe_ffn_hidden_size,
-        "feed_forward_length": config.moe_ffn_hidden_size,
-        "expert_gating_func": 1 if config.router_softmax else 2,
+        "attention.head_count": layer.attention.heads,
+        "attention.head_count_kv": layer.attention.kv_heads,
+        "attention.key_length": layer.attention.head_dim,
+        "attention.value_length": layer.attention.head_dim,
+        "attention.layer_norm_rms_epsilon": config.final_norm.eps,
+        "rope.freq_base": thetas[0],
+        "expert_count": config.experts_per_layer,
+        "expert_used_count": config.experts_per_token,
+        "expert_feed_forward_length": config.ffn_width,
+        "feed_forward_length": config.ffn_width,
+        "expert_gating_func": 1 if layer.router.score == "softmax" else 2,
         "vocab_size": config.vocab_size,
     }
-    if any(config.use_window):
-        facts["attention.sliding_window"] = config.sliding_window_size
-    ids = {"bos": config.bos_token_id, "eos": next(iter(config.eos_token_ids), None)}
+    if windows:
+        (facts["attention.sliding_window"],) = windows
+    ids = {"bos": config.tokens.bos, "eos": next(iter(config.tokens.eos), None)}
     return {
         "general.name": "tiny",
         **{f"smallthinker.{key}": value for key, value in facts.items()},
@@ -87,11 +89,10 @@ def gguf_tensors(
     merged = {name: weights for name, weights in tensors.items() if ".experts." not in name}
     for layer in range(layers):
         for part in ("down", "gate", "up"):
-            each = [tensors[expert_tensor(layer, expert, part)] for expert in range(experts)]
+            prefix = f"model.layers.{layer}.block_sparse_moe.experts"
+            each = [tensors[f"{prefix}.{expert}.{part}.weight"] for expert in range(experts)]
             turned = transposed_down and part == "down"
-            merged[f"model.layers.{layer}.block_sparse_moe.experts.{part}.weight"] = np.stack(
-                [weights.T for weights in each] if turned else each
-            )
+            merged[f"{prefix}.{part}.weight"] = np.stack([weights.T for weights in each] if turned else each)
     return {f"{names.get_name(name.removesuffix('.weight'))}.weight": weights for name, weights in merged.items()}
 
 
@@ -112,7 +113,7 @@ def write_gguf(
         config = source.config
         values = {name: source.read(name) for name, _ in checkpoint_tensors(config)}
     named: dict[str, Any] = dict(
-        gguf_tensors(values, config.num_hidden_layers, config.moe_num_primary_experts, transposed_down=transposed_down)
+        gguf_tensors(values, config.num_layers, config.experts_per_layer, transposed_down=transposed_down)
     )
     writer = gguf.GGUFWriter(path, architecture, split_max_tensors=part_tensors)
     for key, value in (metadata_of(checkpoint) | dict(metadata or {})).items():

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallthinker.config import ModelConfig
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
+from smallthinker.models.description import Model
+from smallthinker.models.families import checkpoint_name, parse_model, to_config
 
 if TYPE_CHECKING:  # torch takes two seconds to import, and most tests want only a configuration
     from smallthinker.reference import ReferenceModel
@@ -32,8 +33,8 @@ HYBRID_ATTENTION: dict[str, Any] = {
 }
 
 
-def tiny_config(**overrides: Any) -> ModelConfig:
-    return ModelConfig.from_dict(
+def tiny_config(**overrides: Any) -> Model:
+    return parse_model(
         {
             "architectures": ["SmallThinkerForCausalLM"],
             "hidden_size": 64,
@@ -54,7 +55,7 @@ def tiny_config(**overrides: Any) -> ModelConfig:
     )
 
 
-def random_reference(config: ModelConfig, seed: int = 0) -> ReferenceModel:
+def random_reference(config: Model, seed: int = 0) -> ReferenceModel:
     """Weights large enough that every part matters in the logits, rounded to bfloat16 as in published checkpoints."""
     import torch
 
@@ -63,7 +64,7 @@ def random_reference(config: ModelConfig, seed: int = 0) -> ReferenceModel:
     torch.manual_seed(seed)
     model = ReferenceModel(config).eval()
     with torch.no_grad():
-        for name, p in model.named_parameters():
+        for name, p in model.named_weights().items():
             if p.dim() == 1:
                 p.uniform_(0.5, 1.5)
             elif "embed_tokens" in name:
@@ -81,16 +82,18 @@ def write_checkpoint(model: ReferenceModel, folder: Path) -> Path:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(model.config.to_dict()))
-    for name, content in byte_tokenizer_files(model.config).items():
+    (folder / "config.json").write_text(json.dumps(to_config(model.model)))
+    for name, content in byte_tokenizer_files(model.model).items():
         (folder / name).write_bytes(content)
-    save_file(
-        {name: p.detach().bfloat16().contiguous() for name, p in model.named_parameters()}, folder / "model.safetensors"
-    )
+    weights = {
+        checkpoint_name(model.model, name): weight.detach().bfloat16().contiguous()
+        for name, weight in model.named_weights().items()
+    }
+    save_file(weights, folder / "model.safetensors")
     return folder
 
 
-def make_store(config: ModelConfig, folder: Path, quant: str = "f16", seed: int = 0) -> tuple[Path, ReferenceModel]:
+def make_store(config: Model, folder: Path, quant: str = "f16", seed: int = 0) -> tuple[Path, ReferenceModel]:
     """A store of a random model below `folder`, and the reference model with the same weights."""
     model = random_reference(config, seed)
     checkpoint = write_checkpoint(model, folder / "checkpoint")

@@ -15,69 +15,35 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker.config import ModelConfig
 from smallthinker.errors import CheckpointError, StoreFormatError
 from smallthinker.expert_store.format import Quant
 from smallthinker.expert_store.header import ITEM_BYTES, FileHeader, TensorEntry, read_header
 from smallthinker.expert_store.sources.checkpoint_settings import read_config, settings_files
 from smallthinker.expert_store.sources.weight_files import WeightFiles
 from smallthinker.files import is_folder, is_there, parse_json, read_small
+from smallthinker.models.description import Model
+from smallthinker.models.families import checkpoint_name
+from smallthinker.models.tensors import HEAD, tensors
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SOURCE_DTYPES = ("BF16", "F16", "F32")
 
 MAX_INDEX_BYTES = 64 << 20
-_NAMES = {
-    "embed_tokens": "model.embed_tokens.weight",
-    "lm_head": "lm_head.weight",
-    "norm": "model.norm.weight",
-    "router": "block_sparse_moe.primary_router.weight",
-    "q_proj": "self_attn.q_proj.weight",
-    "k_proj": "self_attn.k_proj.weight",
-    "v_proj": "self_attn.v_proj.weight",
-    "o_proj": "self_attn.o_proj.weight",
-    "input_layernorm": "input_layernorm.weight",
-    "post_attention_layernorm": "post_attention_layernorm.weight",
-}
 
 
-def checkpoint_name(store_name: str) -> str:
-    """The checkpoint's name of a tensor of dense.safetensors ("layers.3.q_proj")."""
-    *prefix, name = store_name.split(".")
-    return ".".join(["model", *prefix, _NAMES[name]]) if prefix else _NAMES[name]
-
-
-def expert_tensor(layer: int, expert: int, part: str) -> str:
-    """The checkpoint's name of an expert's gate, up or down matrix."""
-    return f"model.layers.{layer}.block_sparse_moe.experts.{expert}.{part}.weight"
-
-
-def checkpoint_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+def checkpoint_tensors(model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of every tensor that a checkpoint of this model must have."""
-    d, ffn, vocab = config.hidden_size, config.moe_ffn_hidden_size, config.vocab_size
-    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    yield checkpoint_name("embed_tokens"), (vocab, d)
-    for layer in range(config.num_hidden_layers):
-        shapes = {
-            "input_layernorm": (d,), "q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q),
-            "post_attention_layernorm": (d,), "router": (config.moe_num_primary_experts, d),
-        }  # fmt: skip
-        for name, shape in shapes.items():
-            yield checkpoint_name(f"layers.{layer}.{name}"), shape
-        for expert in range(config.moe_num_primary_experts):
-            for part, shape in (("gate", (ffn, d)), ("up", (ffn, d)), ("down", (d, ffn))):
-                yield expert_tensor(layer, expert, part), shape
-    yield checkpoint_name("norm"), (d,)
-    if not config.tie_word_embeddings:
-        yield checkpoint_name("lm_head"), (vocab, d)
+    for tensor in tensors(model):
+        for name, shape in tensor.parts:
+            yield checkpoint_name(model, name), shape
 
 
 class WeightSource(Protocol):
     """What a conversion asks of a checkpoint, whatever its files; tensors have the names of `checkpoint_tensors`."""
 
     path: Path
-    config: ModelConfig
+    config: Model
     notes: tuple[str, ...]  # what was taken for granted, since the files don't say it
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
@@ -210,8 +176,8 @@ class Checkpoint:
                     f"{path}: tensor '{name}': expected {', '.join(SOURCE_DTYPES)}, found {entry.dtype}"
                 )
             unknown.discard(name)
-        if self.config.tie_word_embeddings:
-            unknown.discard(checkpoint_name("lm_head"))  # some tied checkpoints store it all the same
+        if self.config.head.tied:
+            unknown.discard(checkpoint_name(self.config, HEAD))  # some tied checkpoints store it all the same
         if unknown:
             name = min(unknown)
             raise CheckpointError(f"{self._entries[name][0]}: unknown tensor '{name[:120]}'; this is another model")

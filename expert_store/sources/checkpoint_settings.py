@@ -14,12 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallthinker.config import ModelConfig
-from smallthinker.config_keys import token_ids
 from smallthinker.errors import CheckpointError, ConfigError, printable, shown
 from smallthinker.expert_store.format import CONFIG_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from smallthinker.expert_store.synthetic.byte_tokenizer import END_OF_TEXT
 from smallthinker.files import parse_json, read_small
+from smallthinker.models.description import Model
+from smallthinker.models.families import read_model, to_config
+from smallthinker.models.keys import token_ids
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -43,9 +44,9 @@ _TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
 _DEFAULT_TEMPLATE = "default"
 
 
-def read_config(folder: Path) -> ModelConfig:
+def read_config(folder: Path) -> Model:
     """The model, with the ends of an answer of config.json and of generation_config.json. Raises ConfigError."""
-    config = ModelConfig.from_json(folder / CONFIG_FILE)
+    config = read_model(folder / CONFIG_FILE)
     path = folder / GENERATION_FILE
     try:
         ends = token_ids("eos_token_id", _object(path).get("eos_token_id"))
@@ -54,10 +55,11 @@ def read_config(folder: Path) -> ModelConfig:
     for id in ends:
         if id >= config.vocab_size:
             raise ConfigError(f"{path}: eos_token_id: {id} is outside the vocabulary of {config.vocab_size}")
-    return replace(config, eos_token_ids=tuple(dict.fromkeys(config.eos_token_ids + ends)))
+    tokens = replace(config.tokens, eos=tuple(dict.fromkeys(config.tokens.eos + ends)))
+    return replace(config, tokens=tokens)
 
 
-def settings_files(folder: Path, config: ModelConfig) -> dict[str, bytes]:
+def settings_files(folder: Path, config: Model) -> dict[str, bytes]:
     """config.json and the tokenizer's files for the store, by name. Raises CheckpointError."""
     path = folder / TOKENIZER_CONFIG_FILE
     settings = _object(path)
@@ -72,7 +74,7 @@ def settings_files(folder: Path, config: ModelConfig) -> dict[str, bytes]:
     named = {key: token for key in _NAMED_TOKENS if (token := settings.get(key)) is not None}
     special = dict(_special_tokens(path, settings, named))
     files = {
-        CONFIG_FILE: json.dumps(config.to_dict(), indent=1).encode("ascii"),
+        CONFIG_FILE: json.dumps(to_config(config), indent=1).encode("ascii"),
         TOKENIZER_FILE: _tokenizer(
             folder, tokenizer, settings.get("added_tokens_decoder"), added, special, config.vocab_size
         ),

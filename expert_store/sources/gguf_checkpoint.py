@@ -20,16 +20,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker.config import ModelConfig
 from smallthinker.errors import CheckpointError
 from smallthinker.expert_store.format import BLOCK, CONFIG_FILE, Quant
-from smallthinker.expert_store.sources.checkpoint import checkpoint_name, expert_tensor
 from smallthinker.expert_store.sources.ggml_blocks import BLOCK_QUANTS, can_rearrange
 from smallthinker.expert_store.sources.gguf_config import check_architecture, gguf_config, gguf_notes
 from smallthinker.expert_store.sources.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from smallthinker.expert_store.sources.gguf_tokenizer import GgufTokenizer
 from smallthinker.expert_store.sources.weight_files import WeightFiles
 from smallthinker.files import open_regular
+from smallthinker.models.description import Model
+from smallthinker.models.families import checkpoint_name, gguf_name, to_config
+from smallthinker.models.tensors import DOWN, tensors
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
@@ -40,15 +41,6 @@ _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 _HEAD = "output.weight"
 _HEAD_PREDICTOR = "lm_head_profiler.weight"  # which logits PowerInfer leaves out; no part of the model
-_LAYER_NAMES = {
-    "input_layernorm": "attn_norm",
-    "q_proj": "attn_q",
-    "k_proj": "attn_k",
-    "v_proj": "attn_v",
-    "o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "router": "ffn_gate_inp",
-}
 
 
 @dataclass(frozen=True)
@@ -102,24 +94,24 @@ class GgufModel:
     def _places(self, tensors: dict[str, tuple[int, GgufTensor]]) -> dict[str, _Place]:
         """By the checkpoint's names."""
         unknown, places = set(tensors) - {_HEAD_PREDICTOR}, {}
-        for names, gguf_name, shapes in _gguf_tensors(self.config):
-            if gguf_name not in tensors:
+        for names, own_name, shapes in _gguf_tensors(self.config):
+            if own_name not in tensors:
                 raise CheckpointError(
-                    f"{self.where}: expected tensor '{gguf_name}' {list(shapes[0])}, found none; make the file again"
+                    f"{self.where}: expected tensor '{own_name}' {list(shapes[0])}, found none; make the file again"
                 )
-            number, tensor = tensors[gguf_name]
+            number, tensor = tensors[own_name]
             if tensor.shape not in shapes:
                 expected = " or ".join(str(list(shape)) for shape in shapes)
                 raise CheckpointError(
-                    f"{self.where}: tensor '{gguf_name}': expected shape {expected} (metadata), found "
+                    f"{self.where}: tensor '{own_name}': expected shape {expected} (metadata), found "
                     f"{list(tensor.shape)}; convert the model again"
                 )
             if not _can_dequantize(tensor.kind):
                 raise CheckpointError(
-                    f"{self.where}: tensor '{gguf_name}': expected a type that the package gguf can read (F32, F16, "
+                    f"{self.where}: tensor '{own_name}': expected a type that the package gguf can read (F32, F16, "
                     f"BF16, Q8_0, Q4_0, ...), found {tensor.kind.name}; choose another file of the model"
                 )
-            unknown.discard(gguf_name)
+            unknown.discard(own_name)
             is_shared = len(tensor.shape) == 3
             for expert, name in enumerate(names):
                 transposed = tensor.shape != shapes[0]
@@ -166,7 +158,7 @@ class GgufCheckpoint:
 
     def small_files(self) -> dict[str, bytes]:
         """config.json and the tokenizer's files, made from the metadata."""
-        config = json.dumps(self.config.to_dict(), indent=1).encode("ascii")
+        config = json.dumps(to_config(self.config), indent=1).encode("ascii")
         return {CONFIG_FILE: config} | self._model.tokenizer.files()
 
     def close(self) -> None:
@@ -231,24 +223,11 @@ def _can_dequantize(kind: GGMLQuantizationType) -> bool:
     return True
 
 
-def _gguf_tensors(config: ModelConfig) -> Iterator[tuple[list[str], str, list[tuple[int, ...]]]]:
+def _gguf_tensors(model: Model) -> Iterator[tuple[list[str], str, list[tuple[int, ...]]]]:
     """Every tensor that a file must have: the checkpoint's names of what is in it, its own, its possible shapes."""
-    d, ffn, vocab, experts = (
-        config.hidden_size, config.moe_ffn_hidden_size, config.vocab_size, config.moe_num_primary_experts,
-    )  # fmt: skip
-    q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    yield [checkpoint_name("embed_tokens")], "token_embd.weight", [(vocab, d)]
-    if not config.tie_word_embeddings:
-        yield [checkpoint_name("lm_head")], _HEAD, [(vocab, d)]
-    yield [checkpoint_name("norm")], "output_norm.weight", [(d,)]
-    shapes: dict[str, tuple[int, ...]] = {
-        "input_layernorm": (d,), "q_proj": (q, d), "k_proj": (kv, d), "v_proj": (kv, d), "o_proj": (d, q),
-        "post_attention_layernorm": (d,), "router": (experts, d),
-    }  # fmt: skip
-    for layer in range(config.num_hidden_layers):
-        for name, gguf_name in _LAYER_NAMES.items():
-            yield [checkpoint_name(f"layers.{layer}.{name}")], f"blk.{layer}.{gguf_name}.weight", [shapes[name]]
-        for part in ("gate", "up", "down"):
-            names = [expert_tensor(layer, expert, part) for expert in range(experts)]
-            wide, tall = (experts, ffn, d), (experts, d, ffn)
-            yield names, f"blk.{layer}.ffn_{part}_exps.weight", [tall, wide] if part == "down" else [wide]
+    for tensor in tensors(model):
+        shapes = [tensor.shape]
+        if tensor.role == DOWN:  # transposed, as PowerInfer wants it, or not
+            experts, rows, cols = tensor.shape
+            shapes.append((experts, cols, rows))
+        yield [checkpoint_name(model, name) for name, _ in tensor.parts], gguf_name(model, tensor.name), shapes

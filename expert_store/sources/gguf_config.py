@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smallthinker.config import ARCHITECTURE, ModelConfig
 from smallthinker.errors import ConfigError, printable, shown_or_nothing
 from smallthinker.expert_store.synthetic.published import PUBLISHED
+from smallthinker.models.description import Model
+from smallthinker.models.families import parse_model
+from smallthinker.models.smallthinker import ARCHITECTURE
 
 GGUF_ARCHITECTURE = "smallthinker"
 # Where there is a window, llama.cpp leaves the first of every four layers without one, and without rotated positions.
@@ -48,7 +50,7 @@ def gguf_config(
     tied: bool,
     bos_token_id: int | None,
     eos_token_ids: list[int],
-) -> ModelConfig:
+) -> Model:
     """vocab_size: tokens of the file's tokenizer; tied: there is no head of its own. Raises ConfigError."""
     keys = _Keys(metadata, where)
     layers = keys.integer("block_count")
@@ -94,12 +96,12 @@ def gguf_config(
         keys.only(key, supported)
     keys.reject_unknown()
     try:
-        return ModelConfig.from_dict(raw)
+        return parse_model(raw)
     except ConfigError as e:
         raise ConfigError(f"{where}: metadata of '{GGUF_ARCHITECTURE}', as a config.json: {e}") from None
 
 
-def gguf_notes(metadata: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
+def gguf_notes(metadata: Mapping[str, Any], config: Model) -> tuple[str, ...]:
     """What was taken for granted, since the file can't say it or doesn't; nothing of the published shapes."""
     notes = []
     if f"{GGUF_ARCHITECTURE}.expert_gating_func" not in metadata:
@@ -107,10 +109,10 @@ def gguf_notes(metadata: Mapping[str, Any], config: ModelConfig) -> tuple[str, .
             f"{GGUF_ARCHITECTURE}.expert_gating_func: missing, taken as sigmoid, which PowerInfer's converter doesn't "
             "write; if the model's config.json has moe_primary_router_apply_softmax, convert from the original weights"
         )
-    if not any(_layout(config) == _layout(ModelConfig.from_dict(raw)) for raw in PUBLISHED.values()):
+    if not any(_layout(config) == _layout(parse_model(raw)) for raw in PUBLISHED.values()):
         windows = (
             "the first of every four layers taken to have neither window nor rotary positions, the others both"
-            if any(config.use_window)
+            if any(layer.attention.window for layer in config.layers)
             else "no layer taken to have a window, all of them to have rotary positions"
         )
         notes.append(
@@ -120,8 +122,9 @@ def gguf_notes(metadata: Mapping[str, Any], config: ModelConfig) -> tuple[str, .
     return tuple(notes)
 
 
-def _layout(config: ModelConfig) -> tuple[Any, ...]:
-    return config.hidden_size, config.moe_num_primary_experts, config.use_window, config.use_rope
+def _layout(config: Model) -> tuple[Any, ...]:
+    flags = [(bool(layer.attention.window), layer.attention.rope is not None) for layer in config.layers]
+    return config.hidden_size, config.experts_per_layer, flags
 
 
 class _Keys:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 
-from smallthinker.config import ModelConfig
 from smallthinker.errors import ConfigError
+from smallthinker.models.description import Model
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 
-def byte_tokenizer_files(config: ModelConfig) -> dict[str, bytes]:
+def byte_tokenizer_files(config: Model) -> dict[str, bytes]:
     """tokenizer.json and tokenizer_config.json (with a ChatML template) for a model, by file name.
 
     The first end-of-sequence id is `<|endoftext|>`, the second, if any, `<|im_end|>`. Bytes take the lowest ids that
@@ -59,8 +59,8 @@ def byte_tokenizer_files(config: ModelConfig) -> dict[str, bytes]:
     }
 
 
-def _special_tokens(config: ModelConfig) -> dict[str, int]:
-    ends = list(dict.fromkeys(config.eos_token_ids)) or [config.vocab_size - 1]
+def _special_tokens(config: Model) -> dict[str, int]:
+    ends = list(dict.fromkeys(config.tokens.eos)) or [config.vocab_size - 1]
     special = dict(zip((END_OF_TEXT, TURN_END), ends, strict=False))
     # as in the published vocabulary, the start of a turn lies just below its end
     candidates = [*range(max(ends), 0, -1), *range(max(ends), config.vocab_size)]

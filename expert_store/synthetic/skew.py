@@ -14,13 +14,13 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker.config import ModelConfig
+from smallthinker.models.description import Model
 
 _TOKENS = 256
 
 
 def router_spreads(
-    config: ModelConfig, skew: float, embedding_std: float, router_gain: float, expert_gain: float, noise: bytes
+    config: Model, skew: float, embedding_std: float, router_gain: float, expert_gain: float, noise: bytes
 ) -> list[float]:
     """Per layer, the standard deviation over tokens of a router's logit, for a bias of `skew` times that.
 
@@ -28,24 +28,24 @@ def router_spreads(
     how sharply the router weighs its experts, so the layers are gone through with normal logits made of `noise`, one
     byte for each of 256 tokens and each expert. Attention adds too little to count.
     """
-    experts, k = config.moe_num_primary_experts, config.moe_num_active_primary_experts
+    experts, k = config.experts_per_layer, config.experts_per_token
     normal = np.array([NormalDist().inv_cdf((byte + 0.5) / 256) for byte in range(256)])
     of_tokens = normal[np.frombuffer(noise, np.uint8)].reshape(_TOKENS, experts)
     biases = skew * normal_biases(experts)
     variance, spreads = embedding_std**2, []
-    for _ in range(config.num_hidden_layers):
+    for layer in config.layers:
         spread = router_gain * math.sqrt(variance)
         chosen = -np.sort(-spread * (of_tokens + biases), axis=1)[:, :k]
-        gates = np.exp(chosen - chosen[:, :1]) if config.gating == "softmax" else 1 / (1 + np.exp(-chosen))
+        gates = np.exp(chosen - chosen[:, :1]) if layer.router.score == "softmax" else 1 / (1 + np.exp(-chosen))
         weights = gates / gates.sum(1, keepdims=True)
         variance += expert_gain**2 * float((weights**2).sum(1).mean())
         spreads.append(spread)
     return spreads
 
 
-def noise_bytes(config: ModelConfig) -> int:
+def noise_bytes(config: Model) -> int:
     """How many bytes of noise `router_spreads` takes."""
-    return _TOKENS * config.moe_num_primary_experts
+    return _TOKENS * config.experts_per_layer
 
 
 def normal_biases(experts: int) -> npt.NDArray[np.float64]:

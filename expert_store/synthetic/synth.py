@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker.config import ModelConfig
 from smallthinker.errors import ConfigError
 from smallthinker.expert_store.folder import AtomicFolder
 from smallthinker.expert_store.format import (
@@ -57,6 +56,8 @@ from smallthinker.expert_store.synthetic.random_weights import (
 from smallthinker.expert_store.synthetic.skew import noise_bytes, normal_biases, router_spreads
 from smallthinker.expert_store.writer import StoreWriter, TensorFileWriter, write_synced
 from smallthinker.files import is_there, parse_json, read_small
+from smallthinker.models.description import Model
+from smallthinker.models.families import parse_model, read_model
 
 NO_QUANT = "none"
 
@@ -92,7 +93,7 @@ def synth(
     if not 0 <= skew <= MAX_SKEW:
         raise ConfigError(f"skew: expected a number from 0 to {MAX_SKEW:g}, found {skew}")
     raw = _raw_config(shape)
-    config = ModelConfig.from_dict(raw, in_store=quant != NO_QUANT)
+    config = parse_model(raw, in_store=quant != NO_QUANT)
     inputs = [] if shape in PUBLISHED else [Path(shape)]
     files = {CONFIG_FILE: json.dumps(raw, indent=1).encode("ascii")} | byte_tokenizer_files(config)
     if quant == NO_QUANT:
@@ -104,7 +105,7 @@ def synth(
     if quant not in QUANTS:
         raise ConfigError(f"quantisation: expected one of {', '.join((*QUANTS, NO_QUANT))}, found {quant!r}")
     kind = check_quant(quant)
-    hidden, ffn = config.hidden_size, config.moe_ffn_hidden_size
+    hidden, ffn = config.hidden_size, config.ffn_width
     uneven = _Skew(config, skew, kind, seed) if skew else None
     with StoreWriter(Path(out), config, kind, files, force, progress, compress=compress, inputs=inputs) as writer:
         for spec in writer.dense_specs:
@@ -120,7 +121,7 @@ def _raw_config(shape: str) -> dict[str, Any]:
     path = Path(shape)
     if not is_there(path):
         raise ConfigError(f"shape: expected {', '.join(PUBLISHED)} or a config.json, found {shape!r}")
-    ModelConfig.from_json(path)  # its errors have the path
+    read_model(path)  # its errors have the path
     raw: dict[str, Any] = parse_json(read_small(path))
     return raw
 
@@ -149,8 +150,8 @@ def _gain(part: str) -> float:
 class _Skew:
     """What a skew changes in the weights of one model; see skew.py. Names are those of a store or of a checkpoint."""
 
-    def __init__(self, config: ModelConfig, amount: float, kind: Quant | None, seed: int) -> None:
-        self._rows = {"embed_tokens": config.vocab_size, "router": config.moe_num_primary_experts}
+    def __init__(self, config: Model, amount: float, kind: Quant | None, seed: int) -> None:
+        self._rows = {"embed_tokens": config.vocab_size, "router": config.experts_per_layer}
         self._seed = seed
         embedding_std = _std("embed_tokens", config.hidden_size)
         # the largest level there is, so that what routers multiply it with stays small
@@ -211,7 +212,7 @@ def _record(quant: Quant, hidden: int, ffn: int, random: RandomBytes, skew: _Ske
 
 
 def _write_checkpoint(
-    config: ModelConfig,
+    config: Model,
     out: Path,
     files: dict[str, bytes],
     seed: int,

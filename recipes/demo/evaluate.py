@@ -32,7 +32,7 @@ class UseCounter:
 
     def __init__(self, engine: Engine) -> None:
         config = engine.config
-        self.counts = np.zeros((config.num_hidden_layers, config.moe_num_primary_experts), np.int64)
+        self.counts = np.zeros((config.num_layers, config.experts_per_layer), np.int64)
         self.tokens = 0
         engine.observe(Observers(routed=self._count))
 

@@ -13,16 +13,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from smallthinker.config import ModelConfig
 from smallthinker.expert_store.convert import convert
+from smallthinker.models.families import checkpoint_name, read_model, to_config
 
 
 def write_checkpoint(state: dict[str, torch.Tensor], data: Path, out: Path) -> None:
     """config.json, model.safetensors and the tokenizer's files."""
     out.mkdir(parents=True)
-    config = ModelConfig.from_json(Path(__file__).parent / "model.json")
-    (out / "config.json").write_text(json.dumps(config.to_dict(), indent=1), encoding="utf-8")
-    save_file({name: weight.bfloat16().contiguous() for name, weight in state.items()}, out / "model.safetensors")
+    config = read_model(Path(__file__).parent / "model.json")
+    (out / "config.json").write_text(json.dumps(to_config(config), indent=1), encoding="utf-8")
+    names = {key: key.removeprefix("weights.").replace("/", ".") for key in state}  # as ReferenceModel has them
+    weights = {checkpoint_name(config, names[key]): weight.bfloat16().contiguous() for key, weight in state.items()}
+    save_file(weights, out / "model.safetensors")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(data / name, out / name)
 

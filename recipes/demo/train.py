@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from muon import Muon
 from torch import Tensor
 
-from smallthinker.config import ModelConfig
+from smallthinker.models.families import read_model
 from smallthinker.reference import ReferenceModel
 
 MUON_LR, ADAM_LR = 6e-3, 3e-3
@@ -64,11 +64,11 @@ def routing_losses(routing: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor
 
 def init_weights(model: ReferenceModel) -> None:
     """Outputs of each block start near zero, so that the residual stream is the embedding at first."""
-    for name, p in model.named_parameters():
+    for name, p in model.named_weights().items():
         if p.dim() < 2:
             continue
-        if name.endswith(("o_proj.weight", "down.weight")):
-            torch.nn.init.normal_(p, std=0.2 / math.sqrt(p.shape[1] * model.config.num_hidden_layers))
+        if "o_proj" in name or "down" in name:
+            torch.nn.init.normal_(p, std=0.2 / math.sqrt(p.shape[1] * model.model.num_layers))
         elif "embed" in name:
             torch.nn.init.normal_(p, std=0.05)
         elif "router" in name:
@@ -79,7 +79,7 @@ def init_weights(model: ReferenceModel) -> None:
 
 def optimizers(model: ReferenceModel) -> list[torch.optim.Optimizer]:
     matrices, others = [], []
-    for name, p in model.named_parameters():
+    for name, p in model.named_weights().items():
         plain = p.dim() == 2 and "embed" not in name and "router" not in name and "lm_head" not in name
         (matrices if plain else others).append(p)
     return [
@@ -107,7 +107,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(0)
-    config = ModelConfig.from_json(Path(__file__).parent / "model.json")
+    config = read_model(Path(__file__).parent / "model.json")
     data = np.load(args.data / "train.npy", mmap_mode="r")
     model = ReferenceModel(config).to(args.device)
     init_weights(model)

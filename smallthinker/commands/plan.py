@@ -13,7 +13,7 @@ from smallthinker.commands.options import Commands, ProgressBar, add_command, wh
 if TYPE_CHECKING:
     from smallthinker.expert_store.format import Quant
     from smallthinker.prediction.compute_costs import ComputeCosts
-    from smallthinker.prediction.needs import Model
+    from smallthinker.prediction.needs import PlannedModel
     from smallthinker.prediction.routing import Routing
 
 
@@ -126,7 +126,7 @@ def handle(args: argparse.Namespace) -> int:
     sources = {
         "disk": f"{disk_source}; {rounded(disk.random_bytes_per_sec / 1e6)} MB/s of experts, read as the engine would",
         "kernels": f"measured here: {costs.threads} threads, {costs.isa}, "
-        f"{rounded(1e3 * costs.token_sec(model.config.num_hidden_layers))} ms a token with everything in memory",
+        f"{rounded(1e3 * costs.token_sec(model.config.num_layers))} ms a token with everything in memory",
         "routing": f"{routing.source}, through the engine's own cache, which is empty at first",
         "memory": f"this process before a model is loaded; the tokenizer {tokenizer}",
     }
@@ -149,7 +149,7 @@ def _cannot_run(args: argparse.Namespace, report: object) -> str:
     return f"{report.text()}\n\n{least.table()}"
 
 
-def _routing(args: argparse.Namespace, model: Model) -> Routing:
+def _routing(args: argparse.Namespace, model: PlannedModel) -> Routing:
     from smallthinker.errors import RequestError
     from smallthinker.expert_store.synthetic.synth import MAX_SKEW
     from smallthinker.prediction.routing import PUBLISHED_SKEW, synthetic_routing, traced_routing
@@ -160,9 +160,9 @@ def _routing(args: argparse.Namespace, model: Model) -> Routing:
         trace = load_trace(args.trace)
         found = (trace.layers, trace.experts, trace.experts_per_token)
         expected = (
-            config.num_hidden_layers,
-            config.moe_num_primary_experts,
-            config.moe_num_active_primary_experts,
+            config.num_layers,
+            config.experts_per_layer,
+            config.experts_per_token,
         )
         if found != expected:
             raise RequestError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from smallthinker.cache.kv_cache import head_dims
 from smallthinker.errors import MemoryBudgetError
 from smallthinker.expert_store.device.storage_profile import BUNDLED, load_profile
 from smallthinker.expert_store.format import Quant
@@ -82,13 +83,13 @@ def _candidates(
         yield f"--quant {quant}, which loses precision", smaller
     if costs.threads < cores:
         yield f"--threads {cores}", replace(setting, costs=costs_of(model.quant, cores))
-    if process.kv == "f16" and not model.config.head_dim % 32:
+    if process.kv == "f16" and not any(dim % 32 for dim in head_dims(model.config)):
         small = replace(costs, key_sec=costs.key_sec * _Q8_KEYS)
         yield "--kv q8", replace(setting, process=replace(process, kv="q8"), costs=small)
     needed = -(-(setting.prompt_tokens + setting.answer_tokens) // 256) * 256
     if needed < process.context:
         yield f"--context {needed}", replace(setting, process=replace(process, context=needed))
-    if now.plan.slots < model.config.num_experts_total:
+    if now.plan.slots < model.config.num_records:
         yield from _disks(setting)
         yield from _compression(setting)
 

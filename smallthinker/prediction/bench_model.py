@@ -1,6 +1,6 @@
 """A few layers of a model's true shapes with random weights, in memory: what `kernel_bench` runs.
 
-Owns how large the piece is and its weights. The layers are those that the engine runs (`layers.Decoder`), the reads
+Owns how large the piece is and its weights. The layers are those that the engine runs (`ForwardPass`), the reads
 behind its expert cache are only waited for: every slot holds a random record from the start.
 """
 
@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import _kernels
-from smallthinker.config import ModelConfig
 from smallthinker.expert_store.format import Quant, RecordLayout, TensorSpec, dense_table
 from smallthinker.expert_store.read_queue import Finished, ReadCounters
 from smallthinker.host import pages
+from smallthinker.models.description import Head, Model, SpecialTokens
 
 # Weights that are gone through before any is used again: more than most last-level caches hold, as in a whole model.
 _SLOTS_BYTES = 320 << 20
@@ -30,31 +30,30 @@ class RandomModel:
     """`config` has fewer layers and, where the head is large, fewer words than the model: `head_share` of them, and of
     `all_layers`.
 
-    slots: uint8 [all experts of these layers, record_bytes], filled. It has what a Decoder asks of a store.
+    slots: uint8 [all experts of these layers, record_bytes], filled. It has what `Arithmetic` asks of a store.
     """
 
-    def __init__(self, config: ModelConfig, quant: Quant, available_bytes: int, seed: int = 0) -> None:
+    def __init__(self, config: Model, quant: Quant, available_bytes: int, seed: int = 0) -> None:
         self.quant: Quant = quant
         rng = np.random.default_rng(seed)
-        record_bytes = RecordLayout.of(quant, config.hidden_size, config.moe_ffn_hidden_size).record_bytes
+        record_bytes = RecordLayout.of(quant, config.hidden_size, config.ffn_width).record_bytes
         share = available_bytes * _MEMORY_SHARE
         row_bytes = _kernels.packed_bytes(quant, "rows", 1, config.hidden_size)
         words = int(min(config.vocab_size, max(min(_HEAD_BYTES, share / 3) // row_bytes, 64)))
-        layer_bytes = config.moe_num_primary_experts * record_bytes
-        layers = int(min(_MOST_LAYERS, config.num_hidden_layers, max(min(_SLOTS_BYTES, share / 3) // layer_bytes, 1)))
+        layer_bytes = config.experts_per_layer * record_bytes
+        layers = int(min(_MOST_LAYERS, config.num_layers, max(min(_SLOTS_BYTES, share / 3) // layer_bytes, 1)))
         self.head_share = words / config.vocab_size
-        self.all_layers = config.num_hidden_layers
+        self.all_layers = config.num_layers
         self.config = replace(
             config,
-            num_hidden_layers=layers,
+            layers=config.layers[:layers],
             vocab_size=words,
-            use_rope=config.use_rope[:layers],
-            use_window=config.use_window[:layers],
-            tie_word_embeddings=True,  # a second matrix of which one row is read would only take memory
+            head=Head(tied=True),  # a second matrix of which one row is read would only take memory
+            tokens=SpecialTokens(None, ()),
         )
         self._dense = {spec.name: _matrix(spec, rng) for spec in dense_table(self.config, quant)}
-        most = max(config.moe_num_active_primary_experts, int(share / 2 // record_bytes))
-        count = min(layers * config.moe_num_primary_experts, most)
+        most = max(config.experts_per_token, int(share / 2 // record_bytes))
+        count = min(layers * config.experts_per_layer, most)
         self.slots = _filled(count * record_bytes, random_record(config, quant, rng)).reshape(count, record_bytes)
 
     def dense_names(self) -> list[str]:
@@ -64,9 +63,9 @@ class RandomModel:
         return self._dense[name]
 
 
-def random_record(config: ModelConfig, quant: Quant, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def random_record(config: Model, quant: Quant, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """One expert with normally distributed weights, uint8 [record_bytes]: half of its neurons are live."""
-    ffn, d = config.moe_ffn_hidden_size, config.hidden_size
+    ffn, d = config.ffn_width, config.hidden_size
     layout = RecordLayout.of(quant, d, ffn)
     record = np.zeros(layout.record_bytes, np.uint8)
     for at, kind in ((0, "tiles"), (layout.up_offset, "rows"), (layout.down_offset, "rows")):

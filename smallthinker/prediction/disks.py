@@ -11,12 +11,14 @@ from smallthinker.expert_store.device.storage_profile import load_profile
 from smallthinker.expert_store.progress import Progress
 from smallthinker.expert_store.store import Store
 from smallthinker.prediction.disk_model import DiskModel
-from smallthinker.prediction.needs import Model
+from smallthinker.prediction.needs import PlannedModel
 
 _QUICK_SEC = 2.0
 
 
-def find_disk(model: Model, profile: str | None, writing: Progress, measuring: Progress) -> tuple[DiskModel, str]:
+def find_disk(
+    model: PlannedModel, profile: str | None, writing: Progress, measuring: Progress
+) -> tuple[DiskModel, str]:
     """The disk, and where its figures come from.
 
     profile: a bundled one's name or a file; None measures what the model lies on, or the current folder's disk: two

@@ -16,9 +16,9 @@ from smallthinker.arithmetic import Arithmetic, Floats, Span, Step
 from smallthinker.cache.expert_cache import ExpertCache
 from smallthinker.cache.kv_cache import KVCache, KvKind
 from smallthinker.cache.policies import DEFAULT_POLICY
-from smallthinker.config import ModelConfig
 from smallthinker.expert_store.format import Quant
 from smallthinker.forward import ForwardPass
+from smallthinker.models.description import Model
 from smallthinker.prediction.bench_model import RandomModel, WaitingQueue
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.single_calls import attention_sec, ceiling, compression
@@ -32,14 +32,14 @@ _EXPERTS = ("experts", "combine")
 _BESIDE = ("embed", "rope_angles", "rmsnorm", "linear")  # of a token, not of a layer
 
 
-def measure(config: ModelConfig, quant: Quant, kv: KvKind = "f16", threads: int | None = None) -> ComputeCosts:
+def measure(config: Model, quant: Quant, kv: KvKind = "f16", threads: int | None = None) -> ComputeCosts:
     """Takes one or two seconds, and at most half of the memory that is free, at most 600 MB."""
     threads = threads or host.physical_cores()
     pool = _kernels.ThreadPool(threads)
     model = RandomModel(config, quant, host.available_memory_bytes())
     resident = _decode(model, pool, kv, misses=False)
     missing = _decode(model, pool, kv, misses=True)
-    chunks = [_chunk(model, pool, kv, min(tokens, config.max_position_embeddings)) for tokens in _CHUNKS]
+    chunks = [_chunk(model, pool, kv, min(tokens, config.context)) for tokens in _CHUNKS]
     tokens, pairs, experts = ([chunk[key] for chunk in chunks] for key in ("tokens", "pairs", "experts"))
     fixed, each = _line(tokens, [chunk["attend"] for chunk in chunks])
     expert_sec, pair_sec = _two_terms(experts, pairs, [chunk["experts_sec"] for chunk in chunks])
@@ -49,7 +49,7 @@ def measure(config: ModelConfig, quant: Quant, kv: KvKind = "f16", threads: int 
     return ComputeCosts(
         threads=threads,
         isa=pool.isa,
-        experts_per_token=config.moe_num_active_primary_experts,
+        experts_per_token=config.experts_per_token,
         route_sec=resident["router"],
         attend_sec=resident["attend"],
         key_sec=key_sec,
@@ -117,16 +117,16 @@ class _Bench:
 
     def __init__(self, model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: int, misses: bool) -> None:
         config = model.config
-        experts, k = config.moe_num_primary_experts, config.moe_num_active_primary_experts
+        experts, k = config.experts_per_layer, config.experts_per_token
         slots = model.slots[: min(2 * k, len(model.slots))] if misses else model.slots
         queue = WaitingQueue(_READ_SEC if misses else 0.0)
         policy = DEFAULT_POLICY(model.all_layers, experts, k)  # what it takes to choose a victim grows with all experts
         self.experts = ExpertCache(slots, queue, policy, experts)
         self.arithmetic = _TimedArithmetic(model, pool, slots)
-        look = LookAhead(config.num_hidden_layers, k) if misses else None
+        look = LookAhead(config.num_layers, k) if misses else None
         if look is not None:
             look.trials = _AlwaysOn(), _AlwaysOn()
-        self.forward = _TimedForward(self.arithmetic, self.experts, config.num_hidden_layers, look_ahead=look)
+        self.forward = _TimedForward(self.arithmetic, self.experts, config.num_layers, look_ahead=look)
         self.kv = KVCache(config, tokens, tokens, kv)
 
     def run(self, tokens: Sequence[int]) -> None:
@@ -139,8 +139,8 @@ def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, misses: b
     bench = _Bench(model, pool, kv, most, misses)
     rng = np.random.default_rng(0)
     if not misses:
-        for layer in range(model.config.num_hidden_layers):  # all resident from the start
-            with bench.experts.request(layer, range(model.config.moe_num_primary_experts)) as ticket:
+        for layer in range(model.config.num_layers):  # all resident from the start
+            with bench.experts.request(layer, range(model.config.experts_per_layer)) as ticket:
                 for _ in ticket:
                     pass
     for _ in range(2):
@@ -159,7 +159,7 @@ def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, misses: b
     seconds = time.perf_counter() - began
     waited = bench.experts.counters().stall_sec - waited
     kernels = _difference(kernel_times(_kernels.timings(), pool.timings()), before)
-    each = tokens * model.config.num_hidden_layers
+    each = tokens * model.config.num_layers
     of_layers = sum(kernel.sec for name, kernel in kernels.items() if name not in _BESIDE)
     experts, router = sum(kernels[name].sec for name in _EXPERTS), kernels["router"]
     guessing = router.sec * (1 - each / router.calls)  # the same product as an exact route's
@@ -187,13 +187,12 @@ def _chunk(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: in
         if again:
             break
     kernels = _difference(kernel_times(_kernels.timings(), pool.timings()), before)
-    layers, k = model.config.num_hidden_layers, model.config.moe_num_active_primary_experts
+    layers, k = model.config.num_layers, model.config.experts_per_token
     experts = sum(kernels[name].sec for name in _EXPERTS) / layers
     return {
         "tokens": tokens,
         "pairs": tokens * k,
-        "experts": model.config.moe_num_primary_experts
-        * (1 - (1 - k / model.config.moe_num_primary_experts) ** tokens),
+        "experts": model.config.experts_per_layer * (1 - (1 - k / model.config.experts_per_layer) ** tokens),
         "experts_sec": experts,
         "attend": bench.arithmetic.layers_sec / layers - experts,
     }

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from smallthinker import host
 from smallthinker.cache.kv_cache import KvKind
-from smallthinker.config import ModelConfig
 from smallthinker.errors import ConfigError, MemoryBudgetError, RequestError
 from smallthinker.expert_store.format import (
     CONFIG_FILE,
@@ -26,6 +25,8 @@ from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.published import PUBLISHED
 from smallthinker.files import is_there
 from smallthinker.memory_plan import MIB, MemoryPlan, plan_process
+from smallthinker.models.description import Model
+from smallthinker.models.families import parse_model, read_model
 from smallthinker.tokenizer import Tokenizer
 
 # Memory of a loaded tokenizer for each word where there is none to load: Qwen's, with 151,936, takes 90 to 108 MB.
@@ -35,12 +36,12 @@ _MOST_BYTES = 1 << 50
 
 
 @dataclass(frozen=True)
-class Model:
+class PlannedModel:
     """What of a model decides its memory and its reads. `folder`: of a store or a checkpoint, None where there is only
     a configuration. record_bytes: of one expert in memory, stored_bytes: in the file, on average."""
 
     name: str
-    config: ModelConfig
+    config: Model
     quant: Quant
     dense_bytes: int
     record_bytes: int
@@ -53,9 +54,9 @@ class Model:
     @property
     def experts_bytes(self) -> int:
         """Of all records in memory."""
-        return self.config.num_experts_total * self.record_bytes
+        return self.config.num_records * self.record_bytes
 
-    def with_quant(self, quant: Quant) -> Model:
+    def with_quant(self, quant: Quant) -> PlannedModel:
         """The same model converted to another format of weights."""
         dense, record = weight_bytes(self.config, quant)
         return replace(self, quant=quant, dense_bytes=dense, record_bytes=record, stored_bytes=record)
@@ -72,27 +73,27 @@ class Process:
     resident_bytes: int
 
 
-def weight_bytes(config: ModelConfig, quant: Quant) -> tuple[int, int]:
+def weight_bytes(config: Model, quant: Quant) -> tuple[int, int]:
     """What a store's dense weights take in memory, and one expert."""
     dense = sum(spec.nbytes for spec in dense_table(config, quant))
-    return dense, RecordLayout.of(quant, config.hidden_size, config.moe_ffn_hidden_size).record_bytes
+    return dense, RecordLayout.of(quant, config.hidden_size, config.ffn_width).record_bytes
 
 
-def find_model(name: str, quant: Quant | None = None) -> Model:
+def find_model(name: str, quant: Quant | None = None) -> PlannedModel:
     """A published shape, a config.json, a checkpoint's folder or a store. Raises ConfigError, StoreFormatError,
     StoreReadError, TokenizerError, RequestError."""
     path = Path(name)
     if name in PUBLISHED and not path.exists():
-        return _model(name, ModelConfig.from_dict(PUBLISHED[name]), quant or DEFAULT_QUANT, None)
+        return _model(name, parse_model(PUBLISHED[name]), quant or DEFAULT_QUANT, None)
     if not is_there(path):
         raise ConfigError(
             f"{name}: expected {', '.join(PUBLISHED)}, a config.json, or the folder of a checkpoint or a store, found "
             f"nothing of that name"
         )
     if not path.is_dir():
-        return _model(str(path), ModelConfig.from_json(path), quant or DEFAULT_QUANT, None)
+        return _model(str(path), read_model(path), quant or DEFAULT_QUANT, None)
     if not (path / EXPERTS_FILE).exists():
-        return _model(str(path), ModelConfig.from_json(path / CONFIG_FILE), quant or DEFAULT_QUANT, path)
+        return _model(str(path), read_model(path / CONFIG_FILE), quant or DEFAULT_QUANT, path)
     with Store.open(path) as store:
         if quant not in (None, store.quant):
             raise RequestError(f"--quant: this store is {store.quant}, found {quant}; plan its checkpoint instead")
@@ -101,7 +102,7 @@ def find_model(name: str, quant: Quant | None = None) -> Model:
         return replace(model, stored_bytes=stored, is_store=True)
 
 
-def _model(name: str, config: ModelConfig, quant: Quant, folder: Path | None) -> Model:
+def _model(name: str, config: Model, quant: Quant, folder: Path | None) -> PlannedModel:
     dense, record = weight_bytes(config, quant)
     has_tokenizer = folder is not None and (folder / TOKENIZER_FILE).is_file()
     tokenizer = config.vocab_size * TOKENIZER_BYTES_PER_WORD
@@ -110,10 +111,10 @@ def _model(name: str, config: ModelConfig, quant: Quant, folder: Path | None) ->
         kept = Tokenizer(folder, config.vocab_size)
         tokenizer = host.resident_bytes() - before
         del kept
-    return Model(name, config, quant, dense, record, record, tokenizer, has_tokenizer, folder)
+    return PlannedModel(name, config, quant, dense, record, record, tokenizer, has_tokenizer, folder)
 
 
-def memory_plan(model: Model, process: Process, budget_bytes: int) -> MemoryPlan:
+def memory_plan(model: PlannedModel, process: Process, budget_bytes: int) -> MemoryPlan:
     """What Engine would plan. Raises MemoryBudgetError."""
     return plan_process(
         model.config,
@@ -128,14 +129,14 @@ def memory_plan(model: Model, process: Process, budget_bytes: int) -> MemoryPlan
     )
 
 
-def floor_bytes(model: Model, process: Process) -> int:
+def floor_bytes(model: PlannedModel, process: Process) -> int:
     """The least budget, in whole MiB, with which the model runs at all."""
     return _least(lambda budget: memory_plan(model, process, budget) is not None)
 
 
-def full_bytes(model: Model, process: Process) -> int:
+def full_bytes(model: PlannedModel, process: Process) -> int:
     """The least budget, in whole MiB, with which all experts stay in memory beside a full context."""
-    return _least(lambda budget: memory_plan(model, process, budget).slots == model.config.num_experts_total)
+    return _least(lambda budget: memory_plan(model, process, budget).slots == model.config.num_records)
 
 
 def _least(is_enough: Callable[[int], bool]) -> int:

@@ -12,7 +12,7 @@ from smallthinker.expert_store.format import packed_bytes
 from smallthinker.memory_plan import MemoryPlan
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.disk_model import DiskModel
-from smallthinker.prediction.needs import Model, Process, memory_plan
+from smallthinker.prediction.needs import PlannedModel, Process, memory_plan
 from smallthinker.prediction.routing import Routing
 from smallthinker.prediction.simulation import Phase, SimulatedEngine
 
@@ -26,7 +26,7 @@ Limit = Literal["disk", "memory", "compute"]
 class Setting:
     """Everything that a prediction depends on. prompt_tokens, answer_tokens: of each answer."""
 
-    model: Model
+    model: PlannedModel
     process: Process
     budget_bytes: int
     disk: DiskModel
@@ -157,14 +157,15 @@ def _speed(phase: Phase, setting: Setting, at_once: int) -> Speed:
 def _token_work(setting: Setting, at_once: int) -> tuple[float, float]:
     """Bytes of memory that a token touches, and multiplications and additions that it takes."""
     config, quant = setting.model.config, setting.model.quant
-    d, ffn, k = config.hidden_size, config.moe_ffn_hidden_size, config.moe_num_active_primary_experts
-    experts = config.moe_num_primary_experts
+    d, ffn, k = config.hidden_size, config.ffn_width, config.experts_per_token
+    experts = config.experts_per_layer
     used = experts * (1 - (1 - k / experts) ** at_once)  # of a layer, if all are alike
     live = 1 - (1 - LIVE_SHARE) ** max(at_once * k / used, 1)
     record = packed_bytes(quant, "tiles", ffn, d) + 2 * live * packed_bytes(quant, "rows", ffn, d)
     head = packed_bytes(quant, "tiles", config.vocab_size, d)
-    layers_bytes = setting.model.dense_bytes - head * (1 if config.tie_word_embeddings else 2)
-    touched = (layers_bytes + head + config.num_hidden_layers * used * record) / at_once
-    attention = 2 * config.head_dim * d * (config.num_attention_heads + config.num_key_value_heads)
-    weights = config.num_hidden_layers * (attention + k * d * ffn * (1 + 2 * LIVE_SHARE))
+    layers_bytes = setting.model.dense_bytes - head * (1 if config.head.tied else 2)
+    touched = (layers_bytes + head + config.num_layers * used * record) / at_once
+    mixers = [layer.attention for layer in config.layers]
+    attention = sum(2 * mixer.head_dim * d * (mixer.heads + mixer.kv_heads) for mixer in mixers)
+    weights = attention + config.num_layers * k * d * ffn * (1 + 2 * LIVE_SHARE)
     return touched, 2 * (weights + config.vocab_size * d / at_once)

@@ -9,7 +9,7 @@ from typing import Any
 from smallthinker.figures import rounded
 from smallthinker.memory_plan import MIB
 from smallthinker.prediction.advice import Change
-from smallthinker.prediction.needs import Model, Process
+from smallthinker.prediction.needs import PlannedModel, Process
 from smallthinker.prediction.predict import Prediction, Speed
 
 # Four of five predicted decode speeds were within this share of the measured ones: docs/plan.md.
@@ -32,7 +32,7 @@ class Report:
     """sources: what the prediction was made from, by part. changes: None where not asked for. others_cores: of the
     processors, how many other programs and machines took while it was measured."""
 
-    model: Model
+    model: PlannedModel
     process: Process
     budgets: Budgets
     predictions: tuple[Prediction, ...]
@@ -86,7 +86,7 @@ class Report:
         recommended = "" if budgets.recommended_bytes is None else f"recommended {_mib(budgets.recommended_bytes)}, "
         return (
             f"{model.name}: {model.quant}, {_mib(model.dense_bytes)} of dense weights and "
-            f"{_mib(model.experts_bytes)} of {model.config.num_experts_total:,} experts; "
+            f"{_mib(model.experts_bytes)} of {model.config.num_records:,} experts; "
             f"context {self.process.context}, {self.process.kv} keys and values\n"
             f"memory: floor {_mib(budgets.floor_bytes)}, {recommended}full {_mib(budgets.full_bytes)}"
         )

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker.config import ModelConfig
 from smallthinker.expert_store.synthetic.skew import normal_biases
+from smallthinker.models.description import Model
 from smallthinker.router.trace import Trace, ids_dtype
 
 PUBLISHED_SKEW = 1.3
@@ -41,10 +41,10 @@ class Routing:
         return int(self.ids.shape[0])
 
 
-def synthetic_routing(config: ModelConfig, tokens: int, skew: float, seed: int = 0) -> Routing:
+def synthetic_routing(config: Model, tokens: int, skew: float, seed: int = 0) -> Routing:
     """`tokens` independent tokens."""
-    layers, experts = config.num_hidden_layers, config.moe_num_primary_experts
-    k = config.moe_num_active_primary_experts
+    layers, experts = config.num_layers, config.experts_per_layer
+    k = config.experts_per_token
     rng = np.random.default_rng(seed)
     biases = np.stack([rng.permutation(normal_biases(experts)) for _ in range(layers)]).astype(np.float32) * skew
     ids = np.empty((tokens, layers, k), ids_dtype(experts))

@@ -20,10 +20,10 @@ from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
 from smallthinker.cache.kv_cache import KvKind, kv_touched_bytes
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.cache.read_counters import CacheCounters
-from smallthinker.config import ModelConfig
 from smallthinker.forward import ForwardPass
 from smallthinker.host import DIRECT_ALIGN
 from smallthinker.memory_plan import MemoryPlan, slots_at
+from smallthinker.models.description import Model
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.disk_model import Clock, DiskModel, SimulatedQueue
 from smallthinker.prediction.routing import Routing
@@ -70,7 +70,7 @@ class _Arithmetic:
     """Moves the clock on by what each kernel takes, and the Python around it. The tokens of a step are places in the
     routing."""
 
-    def __init__(self, config: ModelConfig, costs: ComputeCosts, routing: Routing, clock: Clock) -> None:
+    def __init__(self, config: Model, costs: ComputeCosts, routing: Routing, clock: Clock) -> None:
         self._config, self._costs, self._routing, self._clock = config, costs, routing, clock
         self.sec = 0.0  # in arithmetic and Python
         self._landing_sec = 0.0  # of Python, each time that some of the layer's experts are there
@@ -82,14 +82,14 @@ class _Arithmetic:
 
     def begin(self, spans: Sequence[Span]) -> Step:
         self._at = list(chain.from_iterable(tokens for _, tokens in spans))
-        return Step(spans, 0, self._config.moe_num_active_primary_experts)
+        return Step(spans, 0, self._config.experts_per_token)
 
     def run(
         self, step: Step, first: int, last: int, slot_table: npt.NDArray[np.int32], ahead: npt.NDArray[np.int32]
     ) -> Stop:
         costs = self._costs
         used: list[tuple[list[int], list[int]]] = []
-        for layer in range(first, self._config.num_hidden_layers):
+        for layer in range(first, self._config.num_layers):
             if step.tokens == 1:
                 self._spend(costs.route_sec)
             route = self._route(step, layer)
@@ -108,10 +108,10 @@ class _Arithmetic:
                     return Stop(layer, used, route, guess)
             self._landing_sec = costs.hit_python_sec
             self.compute(step, layer, route.pairs, [])
-        return Stop(self._config.num_hidden_layers, used, None, None)
+        return Stop(self._config.num_layers, used, None, None)
 
     def mix(self, step: Step, layer: int) -> None:
-        costs, tokens, window = self._costs, step.tokens, self._config.window(layer)
+        costs, tokens, window = self._costs, step.tokens, self._config.layers[layer].attention.window
         seen = step.starts[0] + (tokens - 1) / 2
         seen = min(seen, window) if window else seen
         if tokens == 1:
@@ -150,7 +150,7 @@ class _Arithmetic:
         return Route(ids, step.weights, experts, list(pairs.values()))
 
     def _are_there(self, slot_table: npt.NDArray[np.int32], layer: int, experts: list[int]) -> bool:
-        first = layer * self._config.moe_num_primary_experts
+        first = layer * self._config.experts_per_layer
         return all(slot_table[first + expert] >= 0 for expert in experts)
 
 
@@ -159,7 +159,7 @@ class SimulatedEngine:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: Model,
         plan: MemoryPlan,
         *,
         kv: KvKind,
@@ -173,8 +173,8 @@ class SimulatedEngine:
         """plan: made with record_bytes; stored_bytes: what the disk has of a record, less where it is compressed."""
         self._config, self._plan, self._kv, self._record_bytes = config, plan, kv, record_bytes
         self._routing, self._stored_bytes = routing, stored_bytes
-        layers, experts = config.num_hidden_layers, config.moe_num_primary_experts
-        k = config.moe_num_active_primary_experts
+        layers, experts = config.num_layers, config.experts_per_layer
+        k = config.experts_per_token
         self._clock = clock = Clock()
         finish_sec = costs.decompress_sec if stored_bytes < record_bytes else 0.0
         self._queue = queue = SimulatedQueue(disk, clock, stored_bytes, finish_sec)
@@ -182,7 +182,7 @@ class SimulatedEngine:
         policy = DEFAULT_POLICY(layers, experts, k)
         self._cache = ExpertCache(slots, queue, policy, experts, clock=lambda: clock.sec)
         self._arithmetic = _Arithmetic(config, costs, routing, clock)
-        look = LookAhead(layers, k) if look_ahead and plan.most_slots < config.num_experts_total else None
+        look = LookAhead(layers, k) if look_ahead and plan.most_slots < config.num_records else None
         self._forward = ForwardPass(self._arithmetic, self._cache, layers, look_ahead=look, clock=lambda: clock.sec)
         self._context = _Context()
         self._at = 0  # in the routing

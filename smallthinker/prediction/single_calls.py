@@ -10,9 +10,9 @@ import numpy as np
 
 from smallthinker import _kernels
 from smallthinker.cache.kv_cache import QUANTS, KvKind
-from smallthinker.config import ModelConfig
 from smallthinker.expert_store.compression import Compressor, Decompressor
 from smallthinker.expert_store.format import Quant
+from smallthinker.models.description import Model
 from smallthinker.prediction.bench_model import random_record
 
 _TIMED_SEC = 0.01  # of calls, three times
@@ -21,13 +21,14 @@ _CHUNK = 128  # tokens of a prompt at once
 _COMPRESSION_LEVEL = 3
 
 
-def attention_sec(config: ModelConfig, pool: _kernels.ThreadPool, kv: KvKind) -> tuple[float, float]:
+def attention_sec(config: Model, pool: _kernels.ThreadPool, kv: KvKind) -> tuple[float, float]:
     """Seconds for each position that one token sees in a layer; the same of a chunk, for each token."""
-    heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    mixer = config.layers[0].attention
+    heads, kv_heads, dim = mixer.heads, mixer.kv_heads, mixer.head_dim
     quant, rng = QUANTS[kv], np.random.default_rng(0)
-    keys = min(_KEYS, -(-config.max_position_embeddings // _kernels.KV_GROUP) * _kernels.KV_GROUP)
+    keys = min(_KEYS, -(-config.context // _kernels.KV_GROUP) * _kernels.KV_GROUP)
     group = _kernels.packed_bytes(quant, "tiles", _kernels.KV_GROUP, dim)
-    shape = (min(config.num_hidden_layers, 16), kv_heads, keys // _kernels.KV_GROUP, group)
+    shape = (min(config.num_layers, 16), kv_heads, keys // _kernels.KV_GROUP, group)
     cached = np.zeros((2, *shape), np.uint8)  # zeros: the kernel takes as long for any keys
     cached += 0  # memory of its own, not the system's page of zeros
 
@@ -45,7 +46,7 @@ def attention_sec(config: ModelConfig, pool: _kernels.ThreadPool, kv: KvKind) ->
     return max(call(1, keys) - short, 0.0) / keys, call(tokens, seen) / (tokens * (seen - (tokens - 1) / 2))
 
 
-def compression(config: ModelConfig, quant: Quant) -> tuple[float, float]:
+def compression(config: Model, quant: Quant) -> tuple[float, float]:
     """What is left of a record, and the seconds in which one thread decompresses it."""
     record = random_record(config, quant, np.random.default_rng(0))
     stored = Compressor(quant, _COMPRESSION_LEVEL).stored(record)

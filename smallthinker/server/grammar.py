@@ -118,9 +118,9 @@ class _Vocabulary:
 
     def __init__(self, llm: LLM) -> None:
         tokenizer = llm.tokenizer
-        ends = llm.config.eos_token_ids
+        ends = llm.config.tokens.eos
         self.eos_token_ids = ends
-        self.eos_token_id, self.bos_token_id = ends[0] if ends else 0, llm.config.bos_token_id
+        self.eos_token_id, self.bos_token_id = ends[0] if ends else 0, llm.config.tokens.bos
         self.tokens = [tokenizer.token_bytes(id) for id in range(llm.config.vocab_size)]
         self.special_token_ids = [id for id, is_special in tokenizer.added_tokens.items() if is_special]
         self._tokenizer = tokenizer

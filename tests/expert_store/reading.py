@@ -84,7 +84,7 @@ def opened_keeper(kind: str, store: Store, slots: npt.NDArray[np.uint8], **setti
 def unpack_expert(store: Store, layer: int, expert: int) -> tuple[F32, F32, F32]:
     """gate, up and down of a record, in the checkpoint's orientation."""
     record = np.frombuffer(unpacked_bytes(store, store.expert_index(layer, expert)), np.uint8)
-    layout, ffn, hidden = store.record_layout, store.config.moe_ffn_hidden_size, store.config.hidden_size
+    layout, ffn, hidden = store.record_layout, store.config.ffn_width, store.config.hidden_size
 
     def part(kind: Layout, start: int) -> F32:
         packed = record[start : start + _kernels.packed_bytes(store.quant, kind, ffn, hidden)].copy()

@@ -102,14 +102,14 @@ def test_the_engine_gives_the_same_bits_with_and_without_compression(tmp_path: P
     config = model_config(hidden_size=256, moe_ffn_hidden_size=512)  # each record saves a page or more
     plain, _ = make_store(config, tmp_path, quant)
     small = convert(tmp_path / "checkpoint", tmp_path / "small", quant, compress=1)
-    assert describe(Store.open(small))["experts"]["compressed"] == config.num_experts_total
+    assert describe(Store.open(small))["experts"]["compressed"] == config.num_records
     prompt = np.random.default_rng(0).integers(0, 256, 20).tolist()
 
     def run(store: Path, slots: int) -> list[np.ndarray]:
         with Engine(store, max_slots=slots) as engine:
             return [engine.prefill(prompt)[0], *(engine.decode(token) for token in prompt[:5])]
 
-    for found, expected in zip(run(small, 2), run(plain, config.num_experts_total), strict=True):
+    for found, expected in zip(run(small, 2), run(plain, config.num_records), strict=True):
         assert np.array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 

@@ -16,13 +16,13 @@ from safetensors.numpy import load_file, save_file
 from tiny_model import TINY
 
 from smallthinker import _kernels
-from smallthinker.config import ModelConfig
 from smallthinker.errors import CheckpointError, ConfigError
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.format import QUANTS, Quant
-from smallthinker.expert_store.sources.checkpoint import Checkpoint, checkpoint_name, checkpoint_tensors, expert_tensor
+from smallthinker.expert_store.sources.checkpoint import Checkpoint, checkpoint_tensors
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.synth import synth
+from smallthinker.models.families import checkpoint_name, read_model
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 F32 = npt.NDArray[np.float32]
@@ -67,17 +67,21 @@ def test_every_weight_of_a_checkpoint_is_in_the_store(checkpoint: Path, tmp_path
         assert store.quant == quant
         assert store.config == source.config
         for name in store.dense_names():
-            spec, expected, found = store.dense_spec(name), source.read(checkpoint_name(name)), store.dense(name)
+            spec, expected, found = (
+                store.dense_spec(name),
+                source.read(checkpoint_name(source.config, name)),
+                store.dense(name),
+            )
             if spec.quant is None:
                 assert np.array_equal(found, expected)
             else:
                 weights = _kernels.unpack(spec.quant, "tiles", found.copy(), *spec.shape)
                 assert close(weights, expected, spec.quant), name
-        for layer in range(store.config.num_hidden_layers):
-            for expert in range(store.config.moe_num_primary_experts):
+        for layer in range(store.config.num_layers):
+            for expert in range(store.config.experts_per_layer):
                 parts = unpack_expert(store, layer, expert)
                 for part, found in zip(("gate", "up", "down"), parts, strict=True):
-                    expected = source.read(expert_tensor(layer, expert, part))
+                    expected = source.read(checkpoint_name(source.config, f"layers.{layer}.{part}.{expert}"))
                     assert close(found, expected, quant), (layer, expert, part)
 
 
@@ -113,7 +117,7 @@ def test_a_head_stored_in_a_tied_model_is_ignored(checkpoint: Path, tmp_path: Pa
 def test_tokenizer_and_config_mean_the_same_and_a_chat_template_is_folded_in(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "chat_template.jinja").write_text("{{ 'héllo' }}", encoding="utf-8")
     store = convert(checkpoint, tmp_path / "store", "q4_0")
-    assert ModelConfig.from_json(store / "config.json") == ModelConfig.from_json(checkpoint / "config.json")
+    assert read_model(store / "config.json") == read_model(checkpoint / "config.json")
     old, new = (json.loads((folder / "tokenizer.json").read_text()) for folder in (checkpoint, store))
     assert new["model"]["vocab"] == old["model"]["vocab"] and new["added_tokens"] == old["added_tokens"]
     settings = json.loads((store / "tokenizer_config.json").read_text(encoding="utf-8"))

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from smallthinker import _kernels
-from smallthinker.config import ModelConfig
 from smallthinker.errors import ConfigError
 from smallthinker.expert_store.format import (
     QUANTS,
@@ -29,6 +28,7 @@ from smallthinker.expert_store.format import (
 from smallthinker.expert_store.header import encode_header
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.published import PUBLISHED
+from smallthinker.models.families import parse_model
 
 
 @given(st.sampled_from(QUANTS), st.sampled_from(["tiles", "rows"]), st.integers(1, 70), st.integers(1, 5))
@@ -52,7 +52,7 @@ def test_an_expert_of_the_4b_model_at_four_bits_fills_its_record_to_the_byte() -
 @pytest.mark.parametrize("shape", ["4b", "21b"])
 @pytest.mark.parametrize("quant", QUANTS)
 def test_tables_have_the_announced_number_of_distinct_aligned_tensors(shape: str, quant: Quant) -> None:
-    config = ModelConfig.from_dict(PUBLISHED[shape])
+    config = parse_model(PUBLISHED[shape])
     dense, experts = list(dense_table(config, quant)), list(expert_table(config, quant))
     assert len({spec.name for spec in dense}) == len(dense) == num_tensors("dense", config)
     assert len({spec.name for spec in experts}) == len(experts) == num_tensors("experts", config)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from models import make_store, tiny_config
 
+from smallthinker import reference
 from smallthinker.arithmetic import Route
 from smallthinker.engine import Engine
 from smallthinker.forward import Observers
@@ -23,8 +24,9 @@ def test_routes_are_those_of_the_reference(softmax: bool, tmp_path: Path) -> Non
     def routed(layer: int, x: np.ndarray, route: Route) -> None:
         seen.append((route.ids.copy(), route.weights.copy()))
         with torch.no_grad():
-            moe = model.model.layers[layer].block_sparse_moe
-            _, weights, ids = moe.route(torch.from_numpy(x))
+            _, weights, ids = reference.route(
+                torch.from_numpy(x), config.layers[layer].router, lambda role: model.weight(f"layers.{layer}.{role}")
+            )
         assert np.array_equal(route.ids, ids.numpy())
         np.testing.assert_allclose(route.weights, weights.numpy(), rtol=1e-5)
 
@@ -32,7 +34,7 @@ def test_routes_are_those_of_the_reference(softmax: bool, tmp_path: Path) -> Non
     with Engine(store) as engine:
         engine.observe(Observers(routed=routed))
         engine.prefill(prompt)
-        together, layers = list(seen), config.num_hidden_layers
+        together, layers = list(seen), config.num_layers
         seen.clear()
         engine.forget()
         for token in range(len(prompt)):

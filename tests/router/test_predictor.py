@@ -22,10 +22,10 @@ from smallthinker.router.predictor import FINAL, QUANT, Matrices, find_predictor
 
 def random_matrices(store: Store, seed: int) -> Matrices:
     rng = np.random.default_rng(seed)
-    shape = store.config.moe_num_primary_experts, store.config.hidden_size
+    shape = store.config.experts_per_layer, store.config.hidden_size
     return {
         pair: _kernels.pack(QUANT, "tiles", rng.standard_normal(shape).astype(np.float32))
-        for pair in pairs(store.config.num_hidden_layers)
+        for pair in pairs(store.config.num_layers)
     }
 
 
@@ -47,7 +47,7 @@ def test_what_is_saved_is_loaded(store_folder: Path) -> None:
         found = find_predictor(store)
         assert found is not None
         loaded = found.load()
-        assert list(loaded) == pairs(store.config.num_hidden_layers)
+        assert list(loaded) == pairs(store.config.num_layers)
         assert all(np.array_equal(loaded[pair], matrices[pair]) for pair in matrices)
         assert found.nbytes >= sum(matrix.nbytes for matrix in loaded.values())
     assert [p.name for p in store_folder.iterdir() if p.name.startswith(".")] == []

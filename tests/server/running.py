@@ -151,7 +151,7 @@ def with_processor(monkeypatch: pytest.MonkeyPatch, running: Running, make: Call
 
 def say(monkeypatch: pytest.MonkeyPatch, running: Running, text: str) -> None:
     """From now on the model answers exactly this."""
-    wanted = [*running.llm.tokenize(text), running.llm.config.eos_token_ids[0]]
+    wanted = [*running.llm.tokenize(text), running.llm.config.tokens.eos[0]]
 
     def make() -> Process:
         def process(ids: Sequence[int], logits: npt.NDArray[np.float32]) -> None:
@@ -182,7 +182,7 @@ class Gate:
         monkeypatch.setattr(Request, "cancel", told)
 
     def _hold(self, ids: Sequence[int], logits: npt.NDArray[np.float32]) -> None:
-        logits[list(self._running.llm.config.eos_token_ids)] = -np.inf  # it ends for another reason
+        logits[list(self._running.llm.config.tokens.eos)] = -np.inf  # it ends for another reason
         if len(ids) >= self.first:
             self._reached.set()
             assert self._open.wait(PATIENCE_SEC)

@@ -70,7 +70,7 @@ class Progress:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, running: Running) -> None:
         self.reached, self.at = threading.Event(), 0
-        self._eos = list(running.llm.config.eos_token_ids)
+        self._eos = list(running.llm.config.tokens.eos)
         with_processor(monkeypatch, running, lambda: self._note)
 
     def _note(self, ids: Sequence[int], logits: npt.NDArray[np.float32]) -> None:

@@ -244,7 +244,7 @@ def test_the_live_panel_s_figures_show_which_experts_fire(client: OpenAI, server
     client.completions.create(**TEXT | {"prompt": "Nobody has asked this before", "max_tokens": 5})
     config = server.llm.config
     fired = [sum(b) - sum(a) for a, b in zip(before, uses(), strict=True)]
-    assert len(fired) == config.num_hidden_layers and len(before[0]) == config.moe_num_primary_experts
+    assert len(fired) == config.num_layers and len(before[0]) == config.experts_per_layer
     prompt = len(server.llm.tokenize("Nobody has asked this before"))
-    assert fired[0] == (prompt + 4) * config.moe_num_active_primary_experts  # the last token is never computed
+    assert fired[0] == (prompt + 4) * config.experts_per_token  # the last token is never computed
     assert len(set(fired)) == 1

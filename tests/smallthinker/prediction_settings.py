@@ -6,17 +6,18 @@ from typing import Any
 
 from models import tiny_config
 
-from smallthinker.config import ModelConfig
 from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.synthetic.published import PUBLISHED
 from smallthinker.memory_plan import MIB
+from smallthinker.models.description import Model
+from smallthinker.models.families import parse_model
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.disk_model import DiskModel
-from smallthinker.prediction.needs import Model, Process, weight_bytes
+from smallthinker.prediction.needs import PlannedModel, Process, weight_bytes
 from smallthinker.prediction.predict import Setting
 from smallthinker.prediction.routing import synthetic_routing
 
-FOUR_B = ModelConfig.from_dict(PUBLISHED["4b"])
+FOUR_B = parse_model(PUBLISHED["4b"])
 SMALL = tiny_config(
     num_hidden_layers=6, rope_layout=[1] * 6, sliding_window_layout=[0] * 6, moe_num_primary_experts=16,
     hidden_size=256, moe_ffn_hidden_size=256,
@@ -45,15 +46,15 @@ def storage(bytes_per_sec: float = 1e9, latency_sec: float = 100e-6, queue_depth
 
 
 def setting(
-    config: ModelConfig = FOUR_B, budget_bytes: int = 1 << 30, bytes_per_sec: float = 1e9, skew: float = 1.3,
+    config: Model = FOUR_B, budget_bytes: int = 1 << 30, bytes_per_sec: float = 1e9, skew: float = 1.3,
     tokens: int = 48, **changes: Any,
 ) -> Setting:  # fmt: skip
     dense, record = weight_bytes(config, "q4_0")
-    model = Model("a model", config, "q4_0", dense, record, record, 0, True)
+    model = PlannedModel("a model", config, "q4_0", dense, record, record, 0, True)
     disk = DiskModel.of_device(storage(bytes_per_sec), record)
     figures: dict[str, Any] = {
         "model": model, "process": Process(256, "f16", disk.io_bytes, 40 * MIB), "budget_bytes": budget_bytes,
-        "disk": disk, "costs": costs(experts_per_token=config.moe_num_active_primary_experts),
+        "disk": disk, "costs": costs(experts_per_token=config.experts_per_token),
         "routing": synthetic_routing(config, tokens + 16, skew), "prompt_tokens": 16, "answer_tokens": tokens,
     }  # fmt: skip
     return Setting(**(figures | changes))

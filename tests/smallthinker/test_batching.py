@@ -58,7 +58,7 @@ def test_any_schedule_gives_each_sequence_the_bits_that_it_has_alone(
     seed: int,
 ) -> None:
     parsed, rng = tiny_config(**config), np.random.default_rng(seed)
-    slots = int(rng.integers(parsed.moe_num_active_primary_experts, parsed.num_experts_total + 1))
+    slots = int(rng.integers(parsed.experts_per_token, parsed.num_records + 1))
     all_tokens = [
         BEGINNINGS[rng.integers(3)][: rng.integers(40)] + rng.integers(0, 256, rng.integers(1, 20)).tolist()
         for _ in range(rng.integers(2, 7))

@@ -78,7 +78,7 @@ def test_every_way_to_run_gives_the_same_bits(
     parsed = tiny_config(**config)
     prompt = np.random.default_rng(0).integers(0, 256, data.draw(st.integers(1, 40), label="prompt")).tolist()
     answer = np.random.default_rng(1).integers(0, 256, 24).tolist()
-    everything, floor = parsed.num_experts_total, parsed.moe_num_active_primary_experts
+    everything, floor = parsed.num_records, parsed.experts_per_token
     with tempfile.TemporaryDirectory() as folder:
         store, _ = make_store(parsed, Path(folder), quant)
         # what is too small to save a page stays as it is: only f16 of larger shapes is compressed; see test_compression

@@ -16,6 +16,7 @@ import pytest
 from models import HYBRID_ATTENTION, random_reference, tiny_config, write_checkpoint
 
 from smallthinker.commands import COMMANDS
+from smallthinker.models.families import to_config
 
 COMMAND = [sys.executable, "-m", "smallthinker"]
 
@@ -299,7 +300,7 @@ def test_a_profile_says_where_the_time_went_after_the_answer_and_in_the_figures(
 
 def test_synth_says_how_uneven_the_routing_is_that_it_made(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(tiny_config(**HYBRID_ATTENTION).to_dict()))
+    config.write_text(json.dumps(to_config(tiny_config(**HYBRID_ATTENTION))))
     result = smallthinker("synth", config, tmp_path / "store", "--skew", "1.3")
     assert result.returncode == 0, result.stderr
     assert re.search(r"512 random tokens: \d+ % of the experts used by under 14 % of the tokens", result.stdout)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import tiny_config
 
-from smallthinker.config import ARCHITECTURE, ModelConfig
 from smallthinker.errors import ConfigError
+from smallthinker.models.families import parse_model, read_model, to_config
+from smallthinker.models.smallthinker import ARCHITECTURE
+from smallthinker.models.tensors import num_parameters
 
 # What transformers 4 writes of a configuration in full, and what 5 adds to one of its own.
 TRANSFORMERS_4: dict[str, Any] = {
@@ -62,54 +63,57 @@ KNOWN_KEYS = {*published("21b"), *published("4b"), *TRANSFORMERS_4, *TRANSFORMER
 
 
 def test_the_published_4b_config_is_understood() -> None:
-    config = ModelConfig.from_json(PUBLISHED / "4b.config.json")
-    assert (config.hidden_size, config.num_hidden_layers, config.head_dim) == (1536, 32, 128)
-    assert not config.router_softmax  # the key is absent
-    assert config.tie_word_embeddings
-    assert all(config.use_rope) and not any(config.use_window)
-    assert config.eos_token_ids == (151643, 151645)
-    assert config.num_parameters == 4_035_085_824
+    config = read_model(PUBLISHED / "4b.config.json")
+    assert (config.hidden_size, config.num_layers, config.layers[0].attention.head_dim) == (1536, 32, 128)
+    assert {layer.router.score for layer in config.layers} == {"sigmoid"}  # the key is absent
+    assert config.head.tied
+    assert all(layer.attention.rope and not layer.attention.window for layer in config.layers)
+    assert config.tokens.eos == (151643, 151645)
+    assert num_parameters(config) == 4_035_085_824
 
 
 def test_the_published_21b_config_is_understood() -> None:
-    config = ModelConfig.from_json(PUBLISHED / "21b.config.json")  # has no model_type
-    assert (config.moe_num_primary_experts, config.moe_num_active_primary_experts) == (64, 6)
-    assert config.router_softmax and not config.tie_word_embeddings
-    assert config.use_rope[:5] == (False, True, True, True, False)
-    assert (config.window(0), config.window(1)) == (0, 4096)
-    assert config.num_parameters == 21_506_562_560
+    config = read_model(PUBLISHED / "21b.config.json")  # has no model_type
+    assert (config.experts_per_layer, config.experts_per_token) == (64, 6)
+    assert {layer.router.score for layer in config.layers} == {"softmax"} and not config.head.tied
+    assert [layer.attention.rope is not None for layer in config.layers[:5]] == [False, True, True, True, False]
+    assert [layer.attention.window for layer in config.layers[:2]] == [0, 4096]
+    assert num_parameters(config) == 21_506_562_560
 
 
 def test_absent_keys_mean_what_the_published_configuration_class_means() -> None:
-    config = ModelConfig.from_dict({"architectures": [ARCHITECTURE]})
-    assert config == replace(ModelConfig.from_dict(published("4b")), rope_theta=1e6, max_position_embeddings=131_072)
+    config = parse_model({"architectures": [ARCHITECTURE]})
+    assert config == parse_model(published("4b") | {"rope_theta": 1e6, "max_position_embeddings": 131_072})
     raw = published("21b")
     del raw["sliding_window_size"], raw["num_key_value_heads"], raw["tie_word_embeddings"]
-    config = ModelConfig.from_dict(raw)
-    assert (config.window(1), config.num_key_value_heads, config.tie_word_embeddings) == (4096, 2, True)
+    config = parse_model(raw)
+    attention = config.layers[1].attention
+    assert (attention.window, attention.kv_heads, config.head.tied) == (4096, 2, True)
 
 
 def test_a_smaller_vocabulary_lacks_the_class_s_tokens() -> None:
-    config = ModelConfig.from_dict(published("4b") | {"vocab_size": 300, "eos_token_id": 7, "bos_token_id": None})
-    assert (config.eos_token_ids, config.bos_token_id) == ((7,), None)
+    config = parse_model(published("4b") | {"vocab_size": 300, "eos_token_id": 7, "bos_token_id": None})
+    assert (config.tokens.eos, config.tokens.bos) == ((7,), None)
     raw = published("4b") | {"vocab_size": 151_644}
     del raw["eos_token_id"], raw["bos_token_id"]
-    assert ModelConfig.from_dict(raw).eos_token_ids == (151_643,)
-    assert ModelConfig.from_dict(raw | {"vocab_size": 300}).eos_token_ids == ()
+    assert parse_model(raw).tokens.eos == (151_643,)
+    assert parse_model(raw | {"vocab_size": 300}).tokens.eos == ()
 
 
 def test_absent_keys_mean_in_a_store_what_they_meant_to_its_writer() -> None:
     raw = published("4b")
     for key in ("rope_theta", "eos_token_id", "bos_token_id", "tie_word_embeddings", "num_key_value_heads", "head_dim"):
         del raw[key]
-    config = ModelConfig.from_dict(raw, in_store=True)
-    assert (config.rope_theta, config.eos_token_ids, config.bos_token_id) == (1.5e6, (), None)
-    assert (config.tie_word_embeddings, config.num_key_value_heads, config.head_dim) == (False, 12, 128)
-    assert ModelConfig.from_dict(raw | {"rope_theta": None}, in_store=True) == config
+    config = parse_model(raw, in_store=True)
+    attention = config.layers[0].attention
+    assert attention.rope is not None and attention.rope.theta == 1.5e6
+    assert (config.tokens.eos, config.tokens.bos) == ((), None)
+    assert (config.head.tied, attention.kv_heads, attention.head_dim) == (False, 12, 128)
+    assert parse_model(raw | {"rope_theta": None}, in_store=True) == config
 
 
 def test_keys_that_transformers_adds_change_nothing() -> None:
-    plain = ModelConfig.from_dict(published("21b"))
+    plain = parse_model(published("21b"))
     types = ["full_attention", "sliding_attention", "sliding_attention", "sliding_attention"] * 13
     for added in (
         TRANSFORMERS_4,
@@ -123,7 +127,7 @@ def test_keys_that_transformers_adds_change_nothing() -> None:
         {"model_type": ""},
         {"model_type": "smallthinker", "architectures": None},
     ):
-        assert ModelConfig.from_dict(published("21b") | added) == plain
+        assert parse_model(published("21b") | added) == plain
 
 
 @pytest.mark.parametrize(
@@ -153,7 +157,7 @@ def test_keys_that_transformers_adds_change_nothing() -> None:
 )  # fmt: skip
 def test_what_would_be_another_model_is_refused_by_its_key(added: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match) as refused:
-        ModelConfig.from_dict(published("21b") | added)
+        parse_model(published("21b") | added)
     assert len(str(refused.value)) < 300 and str(refused.value).isprintable()
 
 
@@ -161,15 +165,15 @@ def test_what_would_be_another_model_is_refused_by_its_key(added: dict[str, Any]
 @given(key=st.sampled_from(sorted(KNOWN_KEYS)) | st.text(max_size=9), value=JSON)
 def test_any_value_of_any_key_means_what_it_says_or_is_one_line(key: str, value: Any) -> None:
     raw = published("4b")
-    plain = ModelConfig.from_dict(raw).to_dict()
+    plain = to_config(parse_model(raw))
     refused, config = "", None
     try:
-        config = ModelConfig.from_dict(raw | {key: value})
+        config = parse_model(raw | {key: value})
     except ConfigError as e:
         refused = str(e)
     assert len(refused) < 300 and refused.isprintable()
     if config is not None:
-        found = config.to_dict()
+        found = to_config(config)
         meant = {key: value} if key in plain and found[key] != plain[key] else {}
         if "eos_token_id" in meant:
             meant["eos_token_id"] = list(dict.fromkeys(value)) if isinstance(value, list) else [value]
@@ -179,8 +183,8 @@ def test_any_value_of_any_key_means_what_it_says_or_is_one_line(key: str, value:
 
 
 def test_to_dict_gives_back_an_equal_config() -> None:
-    for config in (tiny_config(), ModelConfig.from_dict(published("21b"))):
-        assert ModelConfig.from_dict(config.to_dict()) == config
+    for config in (tiny_config(), parse_model(published("21b"))):
+        assert parse_model(to_config(config)) == config
 
 
 @pytest.mark.parametrize(
@@ -218,7 +222,7 @@ def test_to_dict_gives_back_an_equal_config() -> None:
 def test_a_bad_value_is_an_error_that_names_the_key(key: str, value: Any) -> None:
     raw = published("4b") | {key: value}
     with pytest.raises(ConfigError, match=key):
-        ModelConfig.from_dict(raw)
+        parse_model(raw)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"a": ' * 5000, "\udcff"])
@@ -226,4 +230,4 @@ def test_a_file_that_is_no_config_is_an_error_with_its_path(text: str, tmp_path:
     path = tmp_path / "config.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ConfigError, match=r"config\.json"):
-        ModelConfig.from_json(path)
+        read_model(path)

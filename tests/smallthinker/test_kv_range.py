@@ -26,13 +26,13 @@ def make_store(tmp_path_factory: pytest.TempPathFactory) -> MakeStore:
         import torch
 
         model = random_reference(tiny_config(**HYBRID_ATTENTION, head_dim=32))
-        weights = dict(model.named_parameters())
+        weights = model.named_weights()
         with torch.no_grad():
-            weights["model.embed_tokens.weight"][:, 0] = 0
-            weights["model.embed_tokens.weight"][ord("L")] = 0
-            weights["model.embed_tokens.weight"][ord("L"), 0] = 1  # its norm: 8, the root of the hidden size
-            weights["model.layers.0.input_layernorm.weight"][0] = size / 80
-            weights["model.layers.0.self_attn.v_proj.weight"][:, 0] = 10
+            weights["embed_tokens"][:, 0] = 0
+            weights["embed_tokens"][ord("L")] = 0
+            weights["embed_tokens"][ord("L"), 0] = 1  # its norm: 8, the root of the hidden size
+            weights["layers.0.input_layernorm"][0] = size / 80
+            weights["layers.0.v_proj"][:, 0] = 10
         folder = tmp_path_factory.mktemp("loud")
         return convert(write_checkpoint(model, folder / "checkpoint"), folder / "store", "f16")
 

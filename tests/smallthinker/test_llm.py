@@ -171,7 +171,7 @@ def test_what_cannot_fit_is_refused_before_it_starts(llm: LLM, hybrid_store: Pat
 def test_stats_count_what_happened(llm: LLM) -> None:
     stats = llm.generate("A" + PROMPT, max_tokens=9, ignore_eos=True).stats
     config = llm._engine.config
-    per_token = config.num_hidden_layers * config.moe_num_active_primary_experts
+    per_token = config.num_layers * config.experts_per_token
     assert (stats.prompt_tokens, stats.new_tokens) == (len(PROMPT) + 1, 9)
     assert stats.decode_experts.requests == 8 * per_token
     assert stats.decode_experts.certain_bytes == stats.decode_experts.misses * llm._engine.store.record_bytes

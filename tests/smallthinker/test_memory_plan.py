@@ -39,7 +39,7 @@ def test_the_parts_never_exceed_the_budget(budget_bytes: int, context: int) -> N
         p.slots_bytes,
     ]
     assert sum(parts) <= budget_bytes
-    assert CONFIG.moe_num_active_primary_experts <= p.slots <= CONFIG.num_experts_total
+    assert CONFIG.experts_per_token <= p.slots <= CONFIG.num_records
     assert p.chunk in CHUNKS
 
 
@@ -47,14 +47,14 @@ def test_the_floor_that_is_named_is_enough_and_nearly_the_least() -> None:
     with pytest.raises(MemoryBudgetError, match="floor") as e:
         plan(1)
     floor = int(re.search(r"floor of (\d+) MiB", str(e.value))[1]) * MIB  # type: ignore[index]
-    assert plan(floor).slots >= CONFIG.moe_num_active_primary_experts
+    assert plan(floor).slots >= CONFIG.experts_per_token
     with pytest.raises(MemoryBudgetError):
         plan(floor - MIB)
 
 
 def test_more_memory_never_means_fewer_slots_at_the_same_chunk() -> None:
     plans = [plan(budget) for budget in range(70 * MIB, 120 * MIB, MIB)]
-    assert plans[-1].slots == CONFIG.num_experts_total
+    assert plans[-1].slots == CONFIG.num_records
     for smaller, larger in pairwise(plans):
         assert smaller.chunk < larger.chunk or smaller.slots <= larger.slots
 

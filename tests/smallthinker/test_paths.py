@@ -19,7 +19,6 @@ from models import HYBRID_ATTENTION, random_reference, tiny_config, write_checkp
 
 from smallthinker.benchmark.results import read_results
 from smallthinker.cli import main
-from smallthinker.config import ModelConfig
 from smallthinker.errors import SmallThinkerError
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.device.storage_profile import load_profile
@@ -27,6 +26,7 @@ from smallthinker.expert_store.sources.torch_file import TorchFile
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.llm import LLM
+from smallthinker.models.families import read_model
 from smallthinker.prediction.needs import find_model
 from smallthinker.router.trace import load_trace
 
@@ -222,7 +222,7 @@ OPENERS: dict[str, Callable[[str], object]] = {
     "profile": load_profile,
     "results": lambda path: read_results(Path(path), lambda _: None),
     "plan": find_model,
-    "config": ModelConfig.from_json,
+    "config": read_model,
 }
 
 

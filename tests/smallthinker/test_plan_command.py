@@ -9,12 +9,13 @@ import pytest
 from models import HYBRID_ATTENTION, tiny_config
 
 from smallthinker.cli import main
+from smallthinker.models.families import to_config
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("plan") / "config.json"
-    path.write_text(json.dumps(tiny_config(**HYBRID_ATTENTION).to_dict()))
+    path.write_text(json.dumps(to_config(tiny_config(**HYBRID_ATTENTION))))
     return str(path)
 
 

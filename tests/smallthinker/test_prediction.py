@@ -42,7 +42,7 @@ def test_the_simulation_counts_the_hits_and_misses_of_the_engine(hybrid_store: P
         engine.observe(Observers(lambda layer, x, route: routes.append(route.ids[0].copy())))
         for token in range(tokens):
             engine.prefill([*range(token + 1)])
-    ids = np.array(routes).reshape(tokens, config.num_hidden_layers, -1)
+    ids = np.array(routes).reshape(tokens, config.num_layers, -1)
     at_hand = setting(config, budget_bytes=plan.budget_bytes)
     simulated = SimulatedEngine(
         config, plan, kv="f16", record_bytes=record_bytes,

@@ -19,6 +19,7 @@ from smallthinker.expert_store.device.disk_profile import DiskProfile
 from smallthinker.expert_store.store import Store
 from smallthinker.llm import DEMO_STORE
 from smallthinker.memory_plan import MIB
+from smallthinker.models.families import to_config
 from smallthinker.prediction.disk_model import Clock, DiskModel, SimulatedQueue
 from smallthinker.prediction.kernel_bench import measure
 from smallthinker.prediction.needs import Process, find_model, floor_bytes, full_bytes, memory_plan, weight_bytes
@@ -52,14 +53,14 @@ def test_floor_and_full_are_the_least_budgets_that_do() -> None:
     floor, full = floor_bytes(model, process), full_bytes(model, process)
     with pytest.raises(MemoryBudgetError):
         memory_plan(model, process, floor - MIB)
-    assert memory_plan(model, process, floor).slots >= model.config.moe_num_active_primary_experts
-    assert memory_plan(model, process, full).slots == model.config.num_experts_total
-    assert memory_plan(model, process, full - MIB).slots < model.config.num_experts_total
+    assert memory_plan(model, process, floor).slots >= model.config.experts_per_token
+    assert memory_plan(model, process, full).slots == model.config.num_records
+    assert memory_plan(model, process, full - MIB).slots < model.config.num_records
 
 
 def test_a_model_is_a_name_a_configuration_or_a_folder(tmp_path: Path, hybrid_store: Path) -> None:
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(tiny_config(**HYBRID_ATTENTION).to_dict()))
+    config.write_text(json.dumps(to_config(tiny_config(**HYBRID_ATTENTION))))
     from_file, from_folder, store = (find_model(str(path)) for path in (config, tmp_path, hybrid_store))
     assert from_file.config == from_folder.config == store.config
     assert (from_file.quant, find_model(str(config), "f16").quant) == ("q4_0", "f16")

@@ -20,6 +20,7 @@ from smallthinker.errors import CheckpointError, ConfigError, DownloadError, Sma
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.llm import LLM
+from smallthinker.models.families import to_config
 
 pytest.importorskip("huggingface_hub", reason="needs smallthinker[hub]")
 
@@ -35,7 +36,7 @@ REPO = "somebody/tiny"
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint in several shards; one of its ends of an answer is in generation_config.json alone."""
     folder = tmp_path_factory.mktemp("hub")
-    (folder / "config.json").write_text(json.dumps(tiny_config().to_dict()))
+    (folder / "config.json").write_text(json.dumps(to_config(tiny_config())))
     synth(str(folder / "config.json"), folder / "checkpoint", "none", shard_bytes=60_000)
     (folder / "checkpoint" / "generation_config.json").write_text('{"eos_token_id": [297, 298]}')
     return folder / "checkpoint"
@@ -82,7 +83,7 @@ def test_a_pulled_store_is_that_of_the_same_checkpoint_converted_and_only_data_w
     assert sorted(path.name for path in tmp_path.iterdir()) == ["direct", "store"]
     with LLM(store, memory="4GiB") as llm:
         assert llm.generate("x", max_tokens=2, ignore_eos=True).token_ids
-        assert llm.config.eos_token_ids == (298, 299, 297)
+        assert llm.config.tokens.eos == (298, 299, 297)
 
 
 def test_the_plan_writes_nothing_and_says_what_would_be(hub: FakeHub, checkpoint: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from smallthinker.errors import CheckpointError, ConfigError, DownloadError
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.llm import LLM
+from smallthinker.models.families import to_config
 
 pytest.importorskip("huggingface_hub", reason="needs smallthinker[hub]")
 pytest.importorskip("gguf", reason="needs smallthinker[gguf]")
@@ -34,7 +35,7 @@ REPO = "somebody/tiny-GGUF"
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hub")
     config = tiny_config(**HYBRID_ATTENTION, vocab_size=3000, bos_token_id=None, eos_token_id=[2998, 2999])
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    (folder / "config.json").write_text(json.dumps(to_config(config)))
     return synth(str(folder / "config.json"), folder / "checkpoint", "none")
 
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from models import DENSE_ATTENTION, HYBRID_ATTENTION, random_reference, tiny_config
 
+from smallthinker.reference import feed_forward, route
+
 
 @pytest.mark.parametrize("kind", [DENSE_ATTENTION, HYBRID_ATTENTION], ids=["4b kind", "21b kind"])
 def test_cached_steps_give_the_logits_of_the_full_sequence(kind: dict) -> None:
@@ -22,25 +24,30 @@ def test_cached_steps_give_the_logits_of_the_full_sequence(kind: dict) -> None:
 def test_experts_equal_the_sum_written_out() -> None:
     """The grouped computation against the formula, token by token."""
     model = random_reference(tiny_config())
-    moe = model.model.layers[0].block_sparse_moe
-    m = torch.randn(9, 64, generator=torch.Generator().manual_seed(0))
+    ffn = model.model.layers[0].ffn
+    assert ffn is not None and ffn.router is not None
+
+    def of(role: str) -> torch.Tensor:
+        return model.weight(f"layers.0.{role}")
+
+    m, r = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        _, weights, ids = moe.route(m)
-        found = moe(m, weights, ids)
+        _, weights, ids = route(r, ffn.router, of)
+        found, _ = feed_forward(m[None], ffn, of, r[None])
         for token in range(9):
             expected = torch.zeros(64)
-            for weight, expert in zip(weights[token], ids[token], strict=True):
-                e = moe.experts[expert]
-                gate = torch.relu(e.gate.weight @ m[token])
-                expected += weight * (e.down.weight @ (gate * (e.up.weight @ m[token])))
-            torch.testing.assert_close(found[token], expected, rtol=1e-4, atol=1e-5)
+            for weight, expert in zip(weights[token], ids[token].tolist(), strict=True):
+                gate = torch.relu(of(f"gate.{expert}") @ m[token])
+                expected += weight * (of(f"down.{expert}") @ (gate * (of(f"up.{expert}") @ m[token])))
+            torch.testing.assert_close(found[0, token], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_router_weights_are_normalised_over_the_chosen_experts() -> None:
     for softmax in (False, True):
-        moe = random_reference(tiny_config(moe_primary_router_apply_softmax=softmax)).model.layers[0].block_sparse_moe
+        model = random_reference(tiny_config(moe_primary_router_apply_softmax=softmax))
         r = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
-        logits, weights, ids = moe.route(r)
+        router = model.model.layers[0].router
+        logits, weights, ids = route(r, router, lambda role, model=model: model.weight(f"layers.0.{role}"))
         top = logits.gather(1, ids)
         expected = torch.exp(top) if softmax else 1 / (1 + torch.exp(-top))
         torch.testing.assert_close(weights, expected / expected.sum(1, keepdim=True))

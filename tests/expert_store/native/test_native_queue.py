@@ -21,6 +21,7 @@ from smallthinker.expert_store.native_queue import NativeQueue
 from smallthinker.expert_store.read_queue import Finished
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.synth import synth
+from smallthinker.models.families import to_config
 
 
 def fitting(store: Store) -> dict[str, Any]:
@@ -109,7 +110,7 @@ def test_a_queue_says_what_it_reads_with(store: Store) -> None:
 def test_reading_leaves_no_page_in_the_cache_that_was_not_there(kind: str, tmp_path: Path) -> None:
     """Some of it is there, and with it the mark of a read-ahead, behind which an ordinary read goes on."""
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(tiny_config(hidden_size=256, moe_ffn_hidden_size=512).to_dict()))
+    config.write_text(json.dumps(to_config(tiny_config(hidden_size=256, moe_ffn_hidden_size=512))))
     with Store.open(synth(str(config), tmp_path / "store", "q8_0")) as store:
         fd = host.open_buffered(store.experts_file.path)
         try:

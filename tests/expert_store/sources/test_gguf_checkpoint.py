@@ -17,7 +17,6 @@ from tiny_model import TINY
 
 from smallthinker import _kernels
 from smallthinker.cli import main
-from smallthinker.config import ModelConfig
 from smallthinker.errors import CheckpointError, ConfigError
 from smallthinker.expert_store.convert import convert, open_checkpoint
 from smallthinker.expert_store.sources.checkpoint import Checkpoint, checkpoint_tensors
@@ -26,6 +25,8 @@ from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.published import PUBLISHED
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.llm import LLM
+from smallthinker.models.description import Model
+from smallthinker.models.families import parse_model, read_model, to_config
 from smallthinker.tokenizer import Tokenizer
 
 gguf = pytest.importorskip("gguf", reason="needs smallthinker[gguf]")
@@ -38,9 +39,9 @@ WEIGHTS = ("dense.safetensors", "experts.safetensors")
 KINDS = {"tied": DENSE_ATTENTION, "untied": HYBRID_ATTENTION | {"sliding_window_size": 12}}
 
 
-def synthetic(folder: Path, config: ModelConfig | dict[str, Any]) -> Path:
+def synthetic(folder: Path, config: Model | dict[str, Any]) -> Path:
     folder.mkdir(exist_ok=True)
-    raw = config if isinstance(config, dict) else config.to_dict()
+    raw = config if isinstance(config, dict) else to_config(config)
     (folder / "config.json").write_text(json.dumps(raw))
     return synth(str(folder / "config.json"), folder / "checkpoint", "none")
 
@@ -66,7 +67,7 @@ def test_the_store_is_that_of_the_same_values_in_safetensors(tmp_path: Path, mod
     assert same_weights(direct, store)
     with Store.open(store) as opened:
         opened.verify()
-        assert opened.config == ModelConfig.from_json(checkpoint / "config.json")
+        assert opened.config == read_model(checkpoint / "config.json")
 
 
 @pytest.mark.parametrize("model", KINDS)
@@ -122,7 +123,7 @@ def test_blocks_of_the_same_format_keep_every_value_whatever_chose_their_scales(
                 found = _kernels.unpack(quant, "tiles", found.copy(), *spec.shape)  # type: ignore[arg-type]
                 expected = _kernels.unpack("f32", "tiles", expected.copy(), *spec.shape)
             assert np.array_equal(found, expected), name
-        for expert in range(of_values.config.moe_num_primary_experts):
+        for expert in range(of_values.config.experts_per_layer):
             parts = zip(unpack_expert(of_values, 1, expert), unpack_expert(of_blocks, 1, expert), strict=True)
             same = [np.array_equal(expected, found) for expected, found in parts]
             # down's blocks lie along F in the file and along d in a store, unless it is stored transposed
@@ -160,7 +161,7 @@ def test_a_file_as_powerinfer_makes_it_is_read(tmp_path: Path) -> None:
     assert str(path) in notes[0] and "smallthinker.expert_gating_func: missing, taken as sigmoid" in notes[0]
     assert same_weights(store, convert(checkpoint, tmp_path / "direct", "q4_0", notice=notes.append))
     with Store.open(store) as opened:
-        assert opened.config.gating == "sigmoid"
+        assert opened.config.layers[0].router.score == "sigmoid"
 
 
 @pytest.mark.parametrize(("model", "said"), [("tied", "no layer taken"), ("untied", "the first of every four layers")])
@@ -178,9 +179,10 @@ def test_a_layout_that_a_gguf_file_cannot_say_otherwise_is_said(
 
 def test_nothing_is_said_of_the_published_models_layouts() -> None:
     for raw in PUBLISHED.values():
-        config = ModelConfig.from_dict(raw)
+        config = parse_model(raw)
         assert gguf_notes({"smallthinker.expert_gating_func": 1}, config) == ()
-        other = replace(config, use_rope=(False, *config.use_rope[1:-1], not config.use_rope[-1]))
+        last = replace(config.layers[-1], mixer=replace(config.layers[-1].attention, rope=None))
+        other = replace(config, layers=(*config.layers[:-1], last))
         assert "sliding_window" in gguf_notes({"smallthinker.expert_gating_func": 1}, other)[0]
 
 
@@ -228,7 +230,7 @@ def test_without_a_template_or_ends_the_store_is_whole_and_ends_are_found_by_nam
         metadata={"tokenizer.chat_template": None, "tokenizer.ggml.eos_token_id": None},
     )
     with Store.open(convert(path, tmp_path / "store", "q4_0")) as store:
-        assert store.config.eos_token_ids == (298, 299)
+        assert store.config.tokens.eos == (298, 299)
     assert "chat_template" not in json.loads((tmp_path / "store" / "tokenizer_config.json").read_text())
 
 

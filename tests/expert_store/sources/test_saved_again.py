@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import DENSE_ATTENTION, HYBRID_ATTENTION, tiny_config
 
-from smallthinker.config import ModelConfig
 from smallthinker.errors import CheckpointError, ConfigError
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.sources.checkpoint import INDEX_FILE, Checkpoint, checkpoint_tensors
 from smallthinker.expert_store.sources.checkpoint_settings import SETTINGS_FILES, read_config, settings_files
 from smallthinker.expert_store.synthetic.synth import synth
+from smallthinker.models.families import read_model, to_config
 from smallthinker.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rope_scaling:FutureWarning", "ignore::DeprecationWarning")
@@ -65,7 +65,7 @@ def as_published(folder: Path) -> Path:
 @pytest.fixture(scope="module", params=["4b", "21b"])
 def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published")
-    edit(folder / "config.json", **tiny_config(**KINDS[request.param]).to_dict())
+    edit(folder / "config.json", **to_config(tiny_config(**KINDS[request.param])))
     return as_published(synth(str(folder / "config.json"), folder / "checkpoint", "none"))
 
 
@@ -330,7 +330,7 @@ def test_any_value_of_any_setting_makes_a_whole_store_s_files_or_is_one_line(
         (out / name).write_bytes(content)
     if files:
         assert Tokenizer(out, 300).encode("plain text") == Tokenizer(published, 300).encode("plain text")
-        assert ModelConfig.from_json(out / "config.json", in_store=True) == read_config(again)
+        assert read_model(out / "config.json", in_store=True) == read_config(again)
 
 
 def test_other_templates_are_kept_by_name(again: Path) -> None:

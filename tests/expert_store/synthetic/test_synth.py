@@ -14,7 +14,6 @@ from tiny_model import TINY
 from tokenizers import Tokenizer
 
 from smallthinker import _kernels
-from smallthinker.config import ModelConfig
 from smallthinker.errors import ConfigError
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.format import QUANTS, Quant
@@ -23,6 +22,8 @@ from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
 from smallthinker.expert_store.synthetic.published import PUBLISHED
 from smallthinker.expert_store.synthetic.synth import synth
+from smallthinker.models.families import parse_model, read_model
+from smallthinker.models.tensors import num_parameters
 
 
 def test_a_seed_gives_the_same_bytes_and_another_seed_others(tiny_config: Path, tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def test_weights_are_zero_mean_of_the_stated_size_and_half_of_the_gates_are_zero
         assert abs(weights.mean()) < 4 * std / weights.size**0.5
         assert weights.std() == pytest.approx(std, rel=0.05)
     raw = store.experts_file.path.read_bytes()
-    hidden, ffn = store.config.hidden_size, store.config.moe_ffn_hidden_size
+    hidden, ffn = store.config.hidden_size, store.config.ffn_width
     zero = []
     for index in range(store.num_experts):
         record = np.frombuffer(raw, np.uint8, store.record_bytes, store.record_offset(index))
@@ -66,7 +67,7 @@ def test_rows_of_padding_are_zero_so_that_repacking_gives_the_same_weights(tiny_
 def test_a_checkpoint_and_its_shards_are_those_of_the_config(tiny_config: Path, tmp_path: Path) -> None:
     path = synth(str(tiny_config), tmp_path / "checkpoint", "none", shard_bytes=100_000)
     with Checkpoint(path) as source:
-        assert source.config == ModelConfig.from_json(tiny_config)
+        assert source.config == read_model(tiny_config)
         assert np.array_equal(source.read("model.norm.weight"), np.ones(64))
     index = json.loads((path / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {file.name for file in path.glob("model-*.safetensors")}
@@ -76,7 +77,7 @@ def test_a_checkpoint_and_its_shards_are_those_of_the_config(tiny_config: Path, 
 
 @pytest.mark.parametrize(("name", "parameters"), [("4b", 4_035_085_824), ("21b", 21_506_562_560)])
 def test_the_published_configs_are_valid_and_of_the_known_size(name: str, parameters: int) -> None:
-    assert ModelConfig.from_dict(PUBLISHED[name]).num_parameters == parameters
+    assert num_parameters(parse_model(PUBLISHED[name])) == parameters
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_unknown_shapes_and_quantisations_are_refused(tmp_path: Path, shape: str
 
 
 def tokenizer(**changes: object) -> Tokenizer:
-    files = byte_tokenizer_files(ModelConfig.from_dict(TINY | changes))
+    files = byte_tokenizer_files(parse_model(TINY | changes))
     return Tokenizer.from_str(files["tokenizer.json"].decode())
 
 
@@ -138,10 +139,10 @@ def test_a_skew_rides_on_a_coordinate_that_no_layer_touches(tiny_config: Path, t
     assert len(set(embedding[:, 0].tolist())) == 1 and embedding[0, 0] > 0
     assert np.std(embedding[:, 1]) > 0
     raw = store.experts_file.path.read_bytes()
-    hidden, ffn = store.config.hidden_size, store.config.moe_ffn_hidden_size
+    hidden, ffn = store.config.hidden_size, store.config.ffn_width
     _, start, stop = _kernels.record_sections(quant, hidden, ffn)
     stop = start + _kernels.packed_bytes(quant, "rows", ffn, hidden)
-    for layer in range(store.config.num_hidden_layers):
+    for layer in range(store.config.num_layers):
         output = unpacked(store, f"layers.{layer}.o_proj")
         assert not output[0].any() and output[1:].any(1).all()
         bias = unpacked(store, f"layers.{layer}.router")[:, 0] * embedding[0, 0]

@@ -1,6 +1,7 @@
 """Typed look-ups in a raw config.json that remember which keys were used.
 
-Owns what a value of each kind may be and how a message names it. Knows nothing about which keys a model has.
+Owns what a value of each kind may be, how a message names it, and the keys that transformers 4 and 5 write into every
+configuration. Knows nothing about which keys a family has.
 """
 
 from __future__ import annotations
@@ -9,6 +10,29 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from smallthinker.errors import ConfigError, printable, shown
+
+# Keys that change nothing in any family's forward pass. Anything else that a family doesn't know is an error: a key
+# that we ignored could mean another model.
+_FILE_FACTS = {
+    "_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_name_or_path", "attn_implementation",
+    "auto_map", "dtype", "experts_implementation", "initializer_range", "model_name", "name_or_path", "tokenizer_class",
+    "torch_dtype", "transformers_version",
+}  # fmt: skip
+_TRAINING_AND_TASKS = {
+    "attention_dropout", "chunk_size_feed_forward", "finetuning_task", "gradient_checkpointing", "id2label",
+    "is_decoder", "label2id", "num_labels", "output_attentions", "output_hidden_states", "output_router_logits",
+    "prefix", "problem_type", "return_dict", "router_aux_loss_coef", "task_specific_params", "tf_legacy_loss",
+    "tie_encoder_decoder", "tie_last_hidden_states", "torchscript", "use_bfloat16", "use_cache",
+}  # fmt: skip
+# transformers 4 keeps these in config.json too. A request says how it samples.
+_SAMPLING = {
+    "bad_words_ids", "begin_suppress_tokens", "decoder_start_token_id", "diversity_penalty", "do_sample",
+    "early_stopping", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id",
+    "forced_eos_token_id", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size", "num_beam_groups",
+    "num_beams", "num_return_sequences", "output_scores", "pad_token_id", "remove_invalid_values", "repetition_penalty",
+    "return_dict_in_generate", "sep_token_id", "suppress_tokens", "temperature", "top_k", "top_p", "typical_p",
+}  # fmt: skip
+_IGNORED = {"architectures", "model_type", *_FILE_FACTS, *_TRAINING_AND_TASKS, *_SAMPLING}
 
 _ROPE_THETA_RANGE = (1.0, 1e15)  # below 1, frequencies would rise; beyond, float32's would be zero
 _ROPE_KEYS = ("rope_parameters", "rope_scaling")  # what transformers 5 writes, and 4
@@ -19,20 +43,24 @@ class Keys:
     """Every method raises ConfigError, naming the key. limits: the largest value of each positive integer."""
 
     def __init__(self, raw: Mapping[str, Any], ignored: Collection[str], limits: Mapping[str, int]) -> None:
+        """ignored: the family's own keys that change nothing."""
         self.raw = raw
         self._limits = limits
-        self._seen = set(ignored)
+        self._seen = _IGNORED.union(ignored)
 
     def _get(self, key: str) -> Any:
         self._seen.add(key)
         return self.raw.get(key)
 
-    def positive(self, key: str, null: int | None = None) -> int:
-        """null: what a null means, if it may."""
+    def positive(self, key: str, null: int | None = None, most: int | None = None, multiple_of: int = 1) -> int:
+        """null: what a null means, if it may. most: that another key allows."""
         value = self._get(key)
         value = null if value is None else value
-        if type(value) is not int or not 0 < value <= self._limits[key]:
-            raise ConfigError(f"{key}: expected an integer from 1 to {self._limits[key]}, found {shown(value)}")
+        most = min(self._limits[key], most or self._limits[key])
+        if type(value) is not int or not 0 < value <= most:
+            raise ConfigError(f"{key}: expected an integer from 1 to {most}, found {shown(value)}")
+        if value % multiple_of:
+            raise ConfigError(f"{key}: expected a multiple of {multiple_of} (one weight block), found {value}")
         return value
 
     def number(self, key: str, least: float, most: float) -> float:

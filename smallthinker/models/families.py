@@ -1,0 +1,83 @@
+"""Which family a config.json is of: the one list of what this engine runs.
+
+Knows nothing about what a family's keys mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from smallthinker.errors import ConfigError, shown
+from smallthinker.files import parse_json, read_small
+from smallthinker.models import smallthinker
+from smallthinker.models.description import Model
+
+FAMILIES: dict[str, ModuleType] = {smallthinker.MODEL_TYPE: smallthinker}
+"""By model_type: modules with ARCHITECTURE, from_config, to_config, CHECKPOINT_NAMES and GGUF_NAMES."""
+
+
+def read_model(path: str | Path, *, in_store: bool = False) -> Model:
+    """The model of a config.json, a checkpoint's or a store's. Raises ConfigError, with the path and the key."""
+    path = Path(path)
+    try:
+        raw = parse_json(read_small(path))
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot read the model configuration: {e.strerror or e}") from e
+    except ValueError as e:
+        raise ConfigError(f"{path}: not valid JSON: {e}") from e
+    try:
+        return parse_model(raw, in_store=in_store)
+    except ConfigError as e:
+        raise ConfigError(f"{path}: {e}") from None
+
+
+def parse_model(raw: Any, *, in_store: bool = False) -> Model:
+    """The model of a parsed config.json. Raises ConfigError, naming the key."""
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"expected a JSON object, found {type(raw).__name__}")
+    model: Model = _family(raw).from_config(raw, in_store=in_store)
+    return model
+
+
+def to_config(model: Model) -> dict[str, Any]:
+    """The config.json of a checkpoint of this model; `parse_model` gives back an equal one."""
+    config: dict[str, Any] = FAMILIES[model.family].to_config(model)
+    return config
+
+
+def checkpoint_name(model: Model, name: str) -> str:
+    """What a checkpoint of this model calls a tensor ("layers.3.q_proj"), or an expert's part ("layers.3.gate.5")."""
+    return _named(FAMILIES[model.family].CHECKPOINT_NAMES, name)
+
+
+def gguf_name(model: Model, name: str) -> str:
+    """What llama.cpp's files call a tensor, all experts' parts together ("layers.3.gate")."""
+    return _named(FAMILIES[model.family].GGUF_NAMES, name)
+
+
+def _named(names: Mapping[str, str], name: str) -> str:
+    layer = expert = ""
+    if "." in name:
+        _, layer, name, *rest = name.split(".")
+        expert = rest[0] if rest else ""
+    return names[name].format(layer=layer, expert=expert)
+
+
+def _family(raw: Mapping[str, Any]) -> ModuleType:
+    known = {family.ARCHITECTURE: family for family in FAMILIES.values()}
+    architectures, kind = raw.get("architectures"), raw.get("model_type")
+    if architectures is None and not (isinstance(kind, str) and kind in FAMILIES):
+        raise ConfigError(f"architectures: missing; expected {' or '.join(repr([name]) for name in known)}")
+    if architectures is None:
+        return FAMILIES[str(kind)]
+    family = known.get(architectures[0]) if isinstance(architectures, list) and len(architectures) == 1 else None
+    if family is None:
+        expected = " or ".join(repr([name]) for name in known)
+        raise ConfigError(f"architectures: expected {expected}, found {shown(architectures)}")
+    # SmallThinker's published class has no type of its own, so transformers writes ""
+    if kind not in (None, "", family.MODEL_TYPE):
+        raise ConfigError(f"model_type: expected '{family.MODEL_TYPE}', found {shown(kind)}")
+    return family
