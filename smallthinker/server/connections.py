@@ -7,6 +7,7 @@ about what is asked; a body's time is `body`'s, an answer's `scheduler`'s.
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        _ask_whether_it_is_there(transport.get_extra_info("socket"))
         transport.set_write_buffer_limits(high=0)  # so that pause_writing tells of anything that isn't taken
         self._all.opened(self)
         self._note_state()
@@ -139,6 +141,14 @@ class Connection(H11Protocol):
         timer = self._timers.pop(name, None)
         if timer is not None:
             timer.cancel()
+
+
+def _ask_whether_it_is_there(sock: socket.socket) -> None:
+    """The kernel does, so that a machine that vanished without a word is missed within a minute."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def max_connections(wanted: int) -> int:

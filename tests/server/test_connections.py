@@ -90,6 +90,17 @@ def test_a_client_that_reads_nothing_holds_nothing(demo: LLM, how: str) -> None:
             assert read_to_the_end(connection) < 200 * page
 
 
+def test_the_kernel_asks_whether_a_silent_client_is_still_there(demo: LLM) -> None:
+    with serving(demo) as running, connect(running.url):
+        connections = running.server.server_state.connections
+        eventually(lambda: connections)
+        (connection,) = connections
+        sock = connection.transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            assert 0 < sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 60
+
+
 @contextlib.contextmanager
 def served(files: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """In a process that may open so many files."""
