@@ -22,7 +22,8 @@ import numpy.typing as npt
 from smallthinker import host
 from smallthinker.benchmark.environment import machine
 from smallthinker.errors import StoreReadError
-from smallthinker.expert_store.device.probe import probe, read_through
+from smallthinker.expert_store.device.cold_reads import read_through
+from smallthinker.expert_store.device.probe import probe
 from smallthinker.expert_store.native_queue import NativeKind, NativeQueue
 from smallthinker.expert_store.store import Store
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import platform
-import random
 import statistics
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any, Final
@@ -22,11 +20,11 @@ import numpy as np
 
 from smallthinker import host
 from smallthinker.errors import StoreReadError
+from smallthinker.expert_store.device.cold_reads import ColdFile, bytes_per_sec
 from smallthinker.expert_store.device.disk_facts import file_system
-from smallthinker.expert_store.device.probe import read_through
 from smallthinker.expert_store.device.probe_file import MIB, ProbeFile
 from smallthinker.expert_store.device.storage_profile import StorageProfile
-from smallthinker.expert_store.native_queue import NativeKind, NativeQueue, Records
+from smallthinker.expert_store.native_queue import NativeKind, Records
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.host import pages
 
@@ -41,7 +39,6 @@ _FEWEST = 4  # requests of a measurement
 _CLOSE = 0.95  # as good as the best: a busy disk doesn't give the same figure twice
 _LARGE = 64 << 10  # requests that show bandwidth rather than requests per second
 _BANDWIDTH_STEPS = range(60, 301, 2)  # percent of the fastest point
-_FOLIO_BYTES = 2 << 20  # the page cache may hold pages in groups of up to this, and drops a group only whole
 
 
 @dataclass(frozen=True)
@@ -155,43 +152,23 @@ class _Device:
         self._file = file
         self._deadline = time.perf_counter() + seconds
         try:
-            self._fd = host.open_buffered(file.path)
+            self._cold = ColdFile(file.path)
         except OSError as e:
             raise self._error(e) from None
         nbytes = min(max(DEPTHS) * REQUESTS[-1], max(host.available_memory_bytes() // 4, REQUESTS[-1]))
         self._memory = np.frombuffer(pages.touched_buffer(nbytes), np.uint8)
-        self._orders = {nbytes: self._cold(nbytes) for nbytes in REQUESTS}
+        self._orders = {nbytes: self._cold.places(0, nbytes, file.file_bytes // nbytes) for nbytes in REQUESTS}
 
     def close(self) -> None:
-        for order in self._orders.values():
-            order.close()
-        os.close(self._fd)
+        self._cold.close()
 
     def _error(self, e: Exception) -> StoreReadError:
         why = (e.strerror if isinstance(e, OSError) else None) or str(e)
         return StoreReadError(f"{self._file.shown}: cannot read: {why}; check the disk, or give another file")
 
-    def _cold(self, nbytes: int) -> Generator[int, None, None]:
-        """Random places, in units of `nbytes`, that the page cache doesn't hold; ends if there are none. Each as late
-        again as can be, for caches that can't be asked."""
-        count = self._file.file_bytes // nbytes
-        while True:
-            found = False
-            for place in random.sample(range(count), min(count, 1 << 16)):
-                at = place * nbytes
-                if host.cached_pages(self._fd, at, nbytes):
-                    first = max(0, at - _FOLIO_BYTES)
-                    host.drop_file_cache(self._fd, first, at + nbytes + _FOLIO_BYTES - first)
-                    if host.cached_pages(self._fd, at, nbytes):
-                        continue
-                found = True
-                yield place
-            if not found:
-                return
-
     def measured_kind(self) -> NativeKind:
         """Direct where direct reads can be had. Raises StoreReadError where nothing can be read."""
-        host.drop_file_cache(self._fd, 0, 0)
+        self._cold.drop()
         if next(self._orders[REQUESTS[0]], None) is None:
             raise StoreReadError(
                 f"{self._file.shown}: expected cold reads, found all of the file in memory for good; give another file"
@@ -214,40 +191,24 @@ class _Device:
         records = Records(file.path, file.file_bytes, 0, nbytes, file.file_bytes // nbytes)
         slots = self._memory[: depth * nbytes].reshape(depth, nbytes)
         try:
-            queue = NativeQueue(records, slots, kind, chunk_bytes=nbytes, depth=depth)
-            try:
-                began = time.perf_counter()
-                done = read_through(queue, depth, places, began + most_sec)
-                return done * nbytes / (time.perf_counter() - began)
-            finally:
-                queue.close()
+            return bytes_per_sec(records, slots, kind, nbytes, depth, places, most_sec)
         except StoreReadError as e:
             raise StoreReadError(f"{file.shown}: {str(e).removeprefix(f'{file.path}: ')}") from None
 
     def latency_sec(self, kind: NativeKind, most_sec: float) -> float:
-        """Of one small read on the idle device, without a queue's hand-over; the median."""
-        block, seconds = memoryview(host.aligned_buffer(REQUESTS[0])), []
-        until = time.perf_counter() + most_sec
+        """Of one small read on the idle device."""
+        offsets = (place * REQUESTS[0] for place in itertools.islice(self._orders[REQUESTS[0]], _LATENCY_READS))
         try:
-            fd = (host.open_direct if kind == "direct" else host.open_buffered)(self._file.path)
-            assert fd is not None  # measured_kind has tried
-            try:
-                for place in itertools.islice(self._orders[REQUESTS[0]], _LATENCY_READS):
-                    began = time.perf_counter()
-                    host.read_at(fd, block, place * REQUESTS[0])
-                    seconds.append(time.perf_counter() - began)
-                    if time.perf_counter() > until:
-                        break
-            finally:
-                os.close(fd)
+            found = self._cold.latency_sec(kind, offsets, most_sec)
         except OSError as e:
             raise self._error(e) from None
-        return statistics.median(seconds)
+        assert found is not None  # measured_kind has found a cold place
+        return found
 
     def sequential(self, kind: NativeKind, most_sec: float) -> float:
         """Bytes per second of a read through the file, as far as the time goes."""
         places = range(self._file.file_bytes // _SEQUENTIAL_REQUEST)
-        host.drop_file_cache(self._fd, 0, 0)
+        self._cold.drop()
         return self._read(kind, _SEQUENTIAL_REQUEST, _SEQUENTIAL_DEPTH, places, most_sec)
 
     def grid(self, latency_sec: float, progress: Progress) -> list[Point]:

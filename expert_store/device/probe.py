@@ -6,25 +6,23 @@ leaves no page of them in the page cache.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-import os
 import random
 import statistics
 import time
-from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
-from smallthinker import host
 from smallthinker.errors import StoreReadError
+from smallthinker.expert_store.device.cold_reads import ColdFile, bytes_per_sec
 from smallthinker.expert_store.device.disk_profile import DiskProfile, load_profile, save_profile
 from smallthinker.expert_store.device.storage_profile import StorageProfile
-from smallthinker.expert_store.native_queue import NativeKind, NativeQueue
-from smallthinker.expert_store.read_queue import ReadQueue
+from smallthinker.expert_store.native_queue import NativeKind
 from smallthinker.expert_store.store import Store
 from smallthinker.host import pages
 
@@ -38,7 +36,6 @@ _CLOSE = 0.95  # as good as the best: a busy disk doesn't give the same figure t
 # How much faster another kind must be than direct reads. What goes through the page cache takes half a core
 # for each 1.3 GB/s, where direct reads take a tenth, and arithmetic wants both cores.
 _HANDICAPS: dict[NativeKind, float] = {"buffered": 1.3, "mmap": 1.3}
-_FOLIO_BYTES = 2 << 20  # the page cache may hold pages in groups of up to this, and drops a group only whole
 _LEAST_BYTES = 64 << 20  # a smaller store is no measure of a disk, and needs none
 
 
@@ -86,24 +83,6 @@ def probe(store: Store | str | Path, seconds: float = 2.0, least_bytes: int = _L
         latency_sec=latency,
         measured=True,
     )
-
-
-def read_through(queue: ReadQueue, slots: int, records: Sequence[int], until: float = math.inf) -> int:
-    """Read distinct records in this order, as many at once as the queue has slots, up to the time `until` of
-    time.perf_counter. Returns how many have been read. Raises what a read ended with."""
-    free, slot_of, waiting = list(range(slots)), dict[int, int](), list(records[::-1])
-    done = 0
-    while (waiting or slot_of) and time.perf_counter() < until:
-        while waiting and free:
-            record = waiting.pop()
-            slot_of[record] = free.pop()
-            queue.submit(record, slot_of[record])
-        for record, error in queue.wait():
-            if error is not None:
-                raise error
-            free.append(slot_of.pop(record))
-            done += 1
-    return done
 
 
 def emulated_profile(storage: StorageProfile, record_bytes: int, real: DiskProfile) -> DiskProfile:
@@ -181,10 +160,10 @@ class _Disk:
     def __init__(self, store: Store, deadline: float) -> None:
         self._store, self._deadline = store, deadline
         try:
-            self._fd = host.open_buffered(store.experts_file.path)
+            self._file = ColdFile(store.experts_file.path)
         except OSError as e:
             raise StoreReadError(f"{store.experts_file.path}: cannot open: {e.strerror or e}") from e
-        self._cold = self._cold_records()
+        self._cold = self._file.places(store.record_offset(0), store.record_bytes, store.num_experts)
         # whole records as chunks need one each; two more wait, so that no thread does
         shape = max(DEPTHS) + 2, store.record_bytes
         self._slots = np.frombuffer(pages.touched_buffer(shape[0] * shape[1]), np.uint8).reshape(shape)
@@ -194,50 +173,15 @@ class _Disk:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._cold.close()
-        os.close(self._fd)
-
-    def _cold_records(self) -> Generator[int, None, None]:
-        """Random records that no cache of this machine has, each as late again as can be; ends if there are none."""
-        store = self._store
-        order = random.Random().sample(range(store.num_experts), store.num_experts)
-        while True:
-            found = False
-            for record in order:
-                at = store.record_offset(record), store.record_bytes
-                first = max(0, at[0] - _FOLIO_BYTES)
-                host.drop_file_cache(self._fd, first, at[0] + at[1] + _FOLIO_BYTES - first)
-                if not host.cached_pages(self._fd, *at):
-                    found = True
-                    yield record
-            if not found:
-                return
+        self._file.close()
 
     def latency_sec(self, most_sec: float) -> float | None:
         """Of one block; None where none can be read, or none is cold."""
-        path = self._store.experts_file.path
-        until = time.perf_counter() + most_sec
-        block = memoryview(host.aligned_buffer(host.DIRECT_ALIGN))
-        for opener in (host.open_direct, host.open_buffered):
-            seconds = []
-            try:
-                fd = opener(path)
-                if fd is None:
-                    continue
-                try:
-                    for record in itertools.islice(self._cold, _LATENCY_READS):
-                        at = self._store.record_offset(record)
-                        began = time.perf_counter()
-                        host.read_at(fd, block, at)
-                        seconds.append(time.perf_counter() - began)
-                        host.drop_file_cache(fd, at, host.DIRECT_ALIGN)
-                        if time.perf_counter() > until:
-                            break
-                finally:
-                    os.close(fd)
-            except OSError:
-                continue
-            return statistics.median(seconds) if seconds else None
+        offsets = map(self._store.record_offset, itertools.islice(self._cold, _LATENCY_READS))
+        kinds: tuple[NativeKind, ...] = ("direct", "buffered")
+        for kind in kinds:
+            with contextlib.suppress(OSError):
+                return self._file.latency_sec(kind, offsets, most_sec)
         return None
 
     def measure(self, trials: list[_Trial], leave_sec: float) -> None:
@@ -264,18 +208,9 @@ class _Disk:
         if not records:
             return None
         try:
-            queue = NativeQueue(self._store, self._slots, trial.kind, chunk_bytes=trial.chunk_bytes, depth=trial.depth)
+            found = bytes_per_sec(self._store, self._slots, trial.kind, trial.chunk_bytes, trial.depth, records)
         except StoreReadError:
             return None
-        try:
-            began = time.perf_counter()
-            read_through(queue, len(self._slots), records)
-            seconds = time.perf_counter() - began
-        except StoreReadError:
-            return None
-        finally:
-            queue.close()
-        bandwidth = len(records) * self._store.record_bytes / seconds
-        self._slowest = min(self._slowest or bandwidth, bandwidth)
-        self._fastest = max(self._fastest, bandwidth)
-        return bandwidth
+        self._slowest = min(self._slowest or found, found)
+        self._fastest = max(self._fastest, found)
+        return found

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from smallthinker import host
+from smallthinker.expert_store.device.cold_reads import bytes_per_sec
 from smallthinker.expert_store.device.disk_facts import disk_facts
 from smallthinker.expert_store.device.disk_profile import DiskProfile
-from smallthinker.expert_store.device.probe import read_through
-from smallthinker.expert_store.native_queue import NativeQueue
 from smallthinker.expert_store.store import Store
 from smallthinker.files import open_regular
 from smallthinker.host import pages
@@ -51,10 +49,4 @@ def random_bytes_per_sec(store: Store, profile: DiskProfile) -> float | None:
     count = profile.depth + 2
     slots = np.frombuffer(pages.touched_buffer(count * store.record_bytes), np.uint8).reshape(count, -1)
     records = np.random.default_rng().permutation(store.num_experts).tolist()
-    queue = NativeQueue(store, slots, profile.kind, chunk_bytes=profile.chunk_bytes, depth=profile.depth)
-    try:
-        began = time.perf_counter()
-        ended = read_through(queue, count, records, began + _READING_SEC)
-        return ended * store.record_bytes / (time.perf_counter() - began)
-    finally:
-        queue.close()
+    return bytes_per_sec(store, slots, profile.kind, profile.chunk_bytes, profile.depth, records, _READING_SEC)

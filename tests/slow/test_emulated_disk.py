@@ -11,9 +11,10 @@ import pytest
 
 from smallthinker import host
 from smallthinker.errors import ProfileError
+from smallthinker.expert_store.device.cold_reads import read_through
 from smallthinker.expert_store.device.disk_profile import DiskProfile
 from smallthinker.expert_store.device.pacing import random_device
-from smallthinker.expert_store.device.probe import emulated_profile, probe, read_through
+from smallthinker.expert_store.device.probe import emulated_profile, probe
 from smallthinker.expert_store.device.real_throttle import real_throttle
 from smallthinker.expert_store.device.storage_profile import StorageProfile, load_profile
 from smallthinker.expert_store.native_queue import NativeQueue

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from smallthinker import host
 from smallthinker.errors import StoreReadError
-from smallthinker.expert_store.device import device_probe, probe_file
+from smallthinker.expert_store.device import cold_reads, probe_file
 from smallthinker.expert_store.device.device_probe import (
     DEPTHS,
     KINDS,
@@ -175,14 +175,14 @@ def test_a_file_that_was_cut_short_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_without_direct_reads_the_page_cache_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "large", 8 * SMALL)
-    true_queue = device_probe.NativeQueue
+    true_queue = cold_reads.NativeQueue
 
     def refuse(source: object, slots: object, kind: str, **settings: int) -> object:
         if kind == "direct":
             raise StoreReadError("no direct reads here")
         return true_queue(source, slots, kind, **settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(device_probe, "NativeQueue", refuse)
+    monkeypatch.setattr(cold_reads, "NativeQueue", refuse)
     try:
         report = probe_device(ProbeFile(path, path, 8 * SMALL, False), seconds=0.3)
     except StoreReadError as e:

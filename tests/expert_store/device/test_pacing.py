@@ -16,9 +16,10 @@ from reading import make_slots, record_bytes
 from smallthinker._storage import Device, Pace
 from smallthinker.errors import StoreReadError
 from smallthinker.expert_store.convert import convert
+from smallthinker.expert_store.device.cold_reads import read_through
 from smallthinker.expert_store.device.disk_profile import DiskProfile
 from smallthinker.expert_store.device.pacing import SequentialThrottle, random_device
-from smallthinker.expert_store.device.probe import CHUNKS, DEPTHS, emulated_profile, read_through
+from smallthinker.expert_store.device.probe import CHUNKS, DEPTHS, emulated_profile
 from smallthinker.expert_store.device.storage_profile import BUNDLED, StorageProfile, load_profile
 from smallthinker.expert_store.native_queue import NativeKind, NativeQueue
 from smallthinker.expert_store.queues import open_queue

@@ -15,7 +15,7 @@ from reading import make_slots
 
 from smallthinker import host
 from smallthinker.errors import StoreReadError
-from smallthinker.expert_store.device import disk_profile
+from smallthinker.expert_store.device import cold_reads, disk_profile
 from smallthinker.expert_store.device import probe as probing
 from smallthinker.expert_store.device.disk_profile import DiskProfile, load_profile, save_profile
 from smallthinker.expert_store.format import PROFILE_FILE
@@ -47,7 +47,7 @@ def test_a_warm_page_cache_is_no_measure(store: Store, monkeypatch: pytest.Monke
 
 
 def test_a_store_too_small_to_measure_is_not_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probing, "NativeQueue", None)
+    monkeypatch.setattr(cold_reads, "NativeQueue", None)
     assert probing.probe(store) == DiskProfile()
     assert probing.profile_of(store) == DiskProfile()
     assert not (store.path / PROFILE_FILE).exists()
@@ -60,7 +60,7 @@ def test_without_direct_reads_the_page_cache_is_measured(store: Store, monkeypat
                 raise StoreReadError("no direct reads")
             super().__init__(store, slots, kind, **settings)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(probing, "NativeQueue", NoDirectReads)
+    monkeypatch.setattr(cold_reads, "NativeQueue", NoDirectReads)
     monkeypatch.setattr(host, "open_direct", lambda path: None)
     profile = probing.probe(store, seconds=0.3, least_bytes=0)
     assert profile.kind in (("buffered", "mmap") if profile.measured else ("direct",))
@@ -108,7 +108,8 @@ def test_a_probe_of_a_slow_disk_is_over_in_time(
             return 0
 
     monkeypatch.setattr(probing, "time", disk)
-    monkeypatch.setattr(probing, "NativeQueue", Queue)
+    monkeypatch.setattr(cold_reads, "time", disk)
+    monkeypatch.setattr(cold_reads, "NativeQueue", Queue)
     monkeypatch.setattr(host, "cached_pages", lambda *at: 0)
     monkeypatch.setattr(probing, "Store", BigStore)
     profile = probing.probe(BigStore())  # type: ignore[arg-type]
