@@ -31,8 +31,8 @@ from typing import Any
 from smallthinker.benchmark.cgroup import joining, memory_limit
 from smallthinker.benchmark.environment import machine
 from smallthinker.engine import Engine
-from smallthinker.expert_store.real_throttle import real_throttle
-from smallthinker.expert_store.storage_profile import load_profile
+from smallthinker.expert_store.device.real_throttle import real_throttle
+from smallthinker.expert_store.device.storage_profile import load_profile
 from smallthinker.memory_plan import MIB, parse_size
 
 PROMPT = "Hello there"

@@ -17,7 +17,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker.expert_store.published import PUBLISHED
+from smallthinker.expert_store.synthetic.published import PUBLISHED
 from smallthinker.models.description import Model
 from smallthinker.models.families import parse_model
 
