@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from smallthinker.commands.options import Commands, ProgressBar, add_command, check_out, read_text, whole
@@ -28,6 +29,8 @@ def add(commands: Commands) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
+    # torch's threads spin while they wait for each other: on a busy machine, seconds of work then take half an hour
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from smallthinker.calibration import calibrate
     from smallthinker.expert_store.format import PREDICTOR_FILE
     from smallthinker.files import is_there
