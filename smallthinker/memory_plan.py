@@ -25,6 +25,8 @@ CHUNKS = (512, 256, 128, 32)
 # What the process takes beside its plan: libraries are imported and mapped as they are first used, Python's objects
 # grow, and a hard limit counts pages of its files that nobody maps any more. Seen: 14 to 24 MiB; see docs/design.md.
 STARTING_BYTES = 32 * MIB
+# What a process holds before its plan differs from start to start: a floor that is named in one must work in the next.
+STARTS_DIFFER_BYTES = 4 * MIB
 # The kernel needs 8 bytes for each page of 4096 that is in memory, and a cgroup's limit counts them.
 PAGE_TABLE_SHARE = 512
 # Left free when no budget is given: other programs go on living.
@@ -137,22 +139,47 @@ def plan_process(
     sequences: int = 1,
 ) -> MemoryPlan:
     """`plan_memory` of a process that held `resident_bytes` before its tokenizer: what Engine plans, and what
-    `smallthinker plan` says that it will. extra_bytes: dense weights that aren't in dense.safetensors. Raises as
-    `plan_memory`."""
-    page_tables = page_table_bytes(budget_bytes, dense_bytes + config.num_records * record_bytes)
-    return plan_memory(
-        config,
-        budget_bytes=budget_bytes,
-        context=context,
-        kv=kv,
-        dense_bytes=dense_bytes + extra_bytes,
-        record_bytes=record_bytes,
-        io_bytes=io_bytes,
-        interpreter_bytes=resident_bytes + STARTING_BYTES + page_tables,
-        tokenizer_bytes=tokenizer_bytes,
-        chunks=chunks,
-        max_slots=max_slots,
-        sequences=sequences,
+    `smallthinker plan` says that it will. extra_bytes: dense weights that aren't in dense.safetensors. Raises
+    MemoryBudgetError with the floor: a budget in whole MiB that is enough, in the next process, too."""
+    weights_bytes = dense_bytes + config.num_records * record_bytes
+
+    def plan(budget: int) -> MemoryPlan:
+        return plan_memory(
+            config,
+            budget_bytes=budget,
+            context=context,
+            kv=kv,
+            dense_bytes=dense_bytes + extra_bytes,
+            record_bytes=record_bytes,
+            io_bytes=io_bytes,
+            interpreter_bytes=resident_bytes + STARTING_BYTES + page_table_bytes(budget, weights_bytes),
+            tokenizer_bytes=tokenizer_bytes,
+            chunks=chunks,
+            max_slots=max_slots,
+            sequences=sequences,
+        )
+
+    try:
+        return plan(budget_bytes)
+    except MemoryBudgetError as e:
+        floor = e.floor_bytes
+    while True:  # a larger budget has larger page tables: the floor that is named must be enough
+        try:
+            plan(floor)
+        except MemoryBudgetError as e:
+            floor = e.floor_bytes
+        else:
+            raise _below(floor + STARTS_DIFFER_BYTES, budget_bytes, context, sequences)
+
+
+def _below(floor_bytes: int, budget_bytes: int, context: int, sequences: int) -> MemoryBudgetError:
+    """floor_bytes: in whole MiB, as it is named."""
+    floor = floor_bytes // MIB
+    return MemoryBudgetError(
+        f"memory: {budget_bytes / MIB:.0f} MiB is below the floor of {floor} MiB for a context of {context} "
+        f"tokens{'' if sequences == 1 else f', {sequences} times'}; give --memory {floor}MiB or more, or a "
+        "smaller --context",
+        floor_bytes,
     )
 
 
@@ -216,13 +243,8 @@ def plan_memory(
             whole = plan(chunk, min(slots, most))
             empty = kv_touched_bytes(config, context, chunk, kv, 0)
             return replace(whole, most_slots=min(slots_at(whole, config, record_bytes, empty, 1), most))
-    floor = total(plan(chunks[-1], fewest))
-    raise MemoryBudgetError(
-        f"memory: {budget_bytes / MIB:.0f} MiB is below the floor of {-(-floor // MIB)} MiB for a context of {context} "
-        f"tokens{'' if sequences == 1 else f', {sequences} times'}; give --memory {-(-floor // MIB)}MiB or more, or a "
-        "smaller --context",
-        floor,
-    )
+    floor = -(-total(plan(chunks[-1], fewest)) // MIB) * MIB
+    raise _below(floor, budget_bytes, context, sequences)
 
 
 def slots_at(plan: MemoryPlan, config: Model, record_bytes: int, kv_bytes: int, tokens: int) -> int:

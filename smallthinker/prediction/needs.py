@@ -24,7 +24,7 @@ from smallthinker.expert_store.format import (
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.published import PUBLISHED
 from smallthinker.files import is_there
-from smallthinker.memory_plan import MIB, MemoryPlan, plan_process
+from smallthinker.memory_plan import MIB, STARTS_DIFFER_BYTES, MemoryPlan, plan_process
 from smallthinker.models.description import Model
 from smallthinker.models.families import parse_model, read_model
 from smallthinker.tokenizer import Tokenizer
@@ -131,7 +131,11 @@ def memory_plan(model: PlannedModel, process: Process, budget_bytes: int) -> Mem
 
 def floor_bytes(model: PlannedModel, process: Process) -> int:
     """The least budget, in whole MiB, with which the model runs at all."""
-    return _least(lambda budget: memory_plan(model, process, budget) is not None)
+    try:
+        memory_plan(model, process, 0)
+    except MemoryBudgetError as e:
+        return e.floor_bytes - STARTS_DIFFER_BYTES
+    raise AssertionError("a budget of nothing is below every floor")
 
 
 def full_bytes(model: PlannedModel, process: Process) -> int:

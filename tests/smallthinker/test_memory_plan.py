@@ -10,7 +10,18 @@ from models import HYBRID_ATTENTION, tiny_config
 
 from smallthinker.cache.kv_cache import KvKind
 from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
-from smallthinker.memory_plan import CHUNKS, MIB, MemoryPlan, choose_context, parse_size, plan_memory
+from smallthinker.expert_store.synthetic.published import PUBLISHED
+from smallthinker.memory_plan import (
+    CHUNKS,
+    MIB,
+    STARTS_DIFFER_BYTES,
+    MemoryPlan,
+    choose_context,
+    parse_size,
+    plan_memory,
+    plan_process,
+)
+from smallthinker.models.families import parse_model
 
 CONFIG = tiny_config(**HYBRID_ATTENTION)
 KINDS: list[KvKind] = ["f16", "q8"]
@@ -50,6 +61,34 @@ def test_the_floor_that_is_named_is_enough_and_nearly_the_least() -> None:
     assert plan(floor).slots >= CONFIG.experts_per_token
     with pytest.raises(MemoryBudgetError):
         plan(floor - MIB)
+
+
+@given(
+    st.sampled_from(["4b", "21b", "tiny"]), st.integers(1, 16_384), st.integers(1, 64), st.sampled_from(KINDS),
+    st.integers(1 << 20, 1 << 33),
+)  # fmt: skip
+def test_the_floor_that_is_named_works_for_every_shape_and_context(
+    shape: str, context: int, sequences: int, kv: KvKind, dense_bytes: int
+) -> None:
+    """Page tables grow with the budget: the floor is the least budget that is enough for its own."""
+    model = CONFIG if shape == "tiny" else parse_model(PUBLISHED[shape])
+    context = min(context, model.context)
+
+    def plan_at(budget: int) -> MemoryPlan:
+        return plan_process(
+            model, budget_bytes=budget, context=context, kv="f16" if shape == "tiny" else kv, dense_bytes=dense_bytes,
+            record_bytes=64 << 10 if shape == "tiny" else 2 << 20, io_bytes=4 * MIB, resident_bytes=60 * MIB,
+            tokenizer_bytes=90 * MIB, sequences=sequences,
+        )  # fmt: skip
+
+    with pytest.raises(MemoryBudgetError) as e:
+        plan_at(1)
+    floor = e.value.floor_bytes
+    assert f"give --memory {floor // MIB}MiB" in str(e.value)
+    assert plan_at(floor).slots >= model.experts_per_token
+    assert plan_at(floor - STARTS_DIFFER_BYTES).slots >= model.experts_per_token
+    with pytest.raises(MemoryBudgetError):
+        plan_at(floor - STARTS_DIFFER_BYTES - MIB)
 
 
 def test_more_memory_never_means_fewer_slots_at_the_same_chunk() -> None:
