@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from smallthinker.errors import QueueFullError, SmallThinkerError
     from smallthinker.generation import Completion, Finished, GenerationParams, Token, TokenLogprobs
     from smallthinker.llm import LLM, TextStream
+    from smallthinker.options import EngineOptions
     from smallthinker.request import Request
     from smallthinker.scheduler import Scheduler, SchedulerStats
 
@@ -35,6 +36,7 @@ _EXPORTS = {
     "AsyncLLM": "smallthinker.async_llm",
     "AsyncTextStream": "smallthinker.async_llm",
     "Completion": "smallthinker.generation",
+    "EngineOptions": "smallthinker.options",
     "Finished": "smallthinker.generation",
     "GenerationParams": "smallthinker.generation",
     "QueueFullError": "smallthinker.errors",
@@ -52,6 +54,7 @@ __all__ = [
     "AsyncLLM",
     "AsyncTextStream",
     "Completion",
+    "EngineOptions",
     "Finished",
     "GenerationParams",
     "QueueFullError",

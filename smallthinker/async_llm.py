@@ -6,11 +6,13 @@ Nothing blocks the event loop: the model computes on a thread of its own, and lo
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smallthinker.generation import Completion
 from smallthinker.llm import LLM, CallOptions, Prompt
+from smallthinker.options import EngineChanges, EngineOptions
 from smallthinker.request import Request
 from smallthinker.tokenizer import Message
 
@@ -70,11 +72,16 @@ class AsyncLLM:
         self.llm = llm
 
     @classmethod
-    async def load(cls, *args: Any, **options: Any) -> AsyncLLM:
+    async def load(
+        cls,
+        path: str | Path | None = None,
+        options: EngineOptions | None = None,
+        **changes: Unpack[EngineChanges],
+    ) -> AsyncLLM:
         """What LLM takes, and raises; `progress` is called on another thread."""
         import asyncio  # 17 ms, which whoever awaits this has spent already
 
-        return cls(await asyncio.to_thread(LLM, *args, **options))
+        return cls(await asyncio.to_thread(LLM, path, options, **changes))
 
     async def generate(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Completion:
         """See `LLM.generate`. When the task is cancelled, so is the answer."""

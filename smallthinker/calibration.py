@@ -28,6 +28,7 @@ from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.store import Store
 from smallthinker.files import is_there
 from smallthinker.forward import Observers
+from smallthinker.options import EngineOptions
 from smallthinker.router.predictor import FINAL, QUANT, Matrices, pairs, save_predictor
 from smallthinker.tracing import run_observed, split
 
@@ -83,14 +84,14 @@ class _States:
 def calibrate(
     path: Path,
     text: str,
+    options: EngineOptions | None = None,
     *,
     tokens: int | None = None,
-    memory: str | int | None = None,
     force: bool = False,
     recording: Progress | None = None,
     training: Progress | None = None,
 ) -> Calibration:
-    """tokens: at most so many of the text (default: MOST_TOKENS). memory: of the run that records.
+    """tokens: at most so many of the text (default: MOST_TOKENS). options: of the run that records.
 
     Raises RequestError: no torch, too little text; StoreWriteError: there is a predictor and no `force`, disk full; and
     what an Engine raises.
@@ -101,7 +102,7 @@ def calibrate(
         raise RequestError(f"--tokens: expected at least {FEWEST_TOKENS}, found {tokens}")
     if is_there(path / PREDICTOR_FILE) and not force:
         raise StoreWriteError(f"{path / PREDICTOR_FILE}: exists already; --force replaces it by a new one")
-    with Engine(path, memory=memory, predictor=False) as engine:
+    with Engine(path, options, predictor=False) as engine:
         routers = [engine.router_weights(layer) for layer in range(engine.config.num_layers)]
         ids = engine.tokenizer.encode(text)[: MOST_TOKENS if tokens is None else tokens]
         if len(ids) < FEWEST_TOKENS:

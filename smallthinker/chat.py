@@ -28,10 +28,10 @@ Ctrl-C       stop the answer"""
 
 class Chat:
     """One conversation. `run` returns the exit code, and raises SmallThinkerError when an answer fails and nobody sits
-    at a terminal to ask again. `profile` prints where the time went after every answer."""
+    at a terminal to ask again. `timings` prints where the time went after every answer."""
 
-    def __init__(self, llm: LLM, options: Options, system: str | None, *, profile: bool = False) -> None:
-        self._llm, self._options, self._profile = llm, options, profile
+    def __init__(self, llm: LLM, options: Options, system: str | None, *, timings: bool = False) -> None:
+        self._llm, self._options, self._timings = llm, options, timings
         self._opening: list[Message] = [{"role": "system", "content": system}] if system else []
         self.messages: list[Message] = list(self._opening)
 
@@ -115,7 +115,7 @@ class Chat:
                 print("(the oldest turn no longer fits the context and is forgotten)", file=sys.stderr)
         with stream:
             yield from stream
-        if self._profile and stream.completion is not None:
+        if self._timings and stream.completion is not None:
             print(f"\n{stream.completion.profile.table()}", end="", file=sys.stderr)
 
 

@@ -11,39 +11,37 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from smallthinker import _kernels, host
-from smallthinker.arguments import callback, choice, flag, number, whole
 from smallthinker.arguments import path as path_argument
 from smallthinker.arithmetic import Arithmetic
 from smallthinker.cache.conversations import Conversation, Conversations
 from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
 from smallthinker.cache.hot_set import LEAST_BYTES, load_hot_set, save_hot_set
-from smallthinker.cache.kv_cache import QUANTS as KV_QUANTS
-from smallthinker.cache.kv_cache import KVCache, KvKind, check_kind, kv_touched_bytes, rings
+from smallthinker.cache.kv_cache import KVCache, check_kind, kv_touched_bytes, rings
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.errors import ContextLengthError, RequestError
 from smallthinker.expert_store.device.disk_profile import DiskProfile, shortfall
 from smallthinker.expert_store.device.real_throttle import allowed_bytes_per_sec
-from smallthinker.expert_store.device.storage_profile import StorageProfile, load_profile
-from smallthinker.expert_store.progress import Progress, silent
-from smallthinker.expert_store.queues import QueueKind, open_queue, queue_bytes
+from smallthinker.expert_store.device.storage_profile import load_profile
+from smallthinker.expert_store.progress import silent
+from smallthinker.expert_store.queues import open_queue, queue_bytes
 from smallthinker.expert_store.store import Store
 from smallthinker.forks import Home
 from smallthinker.forward import ForwardPass, Observers, never
 from smallthinker.host.memory_watch import MemoryWatch
 from smallthinker.huge_pages import HugePages
-from smallthinker.lossy_head import DEFAULT_THRESHOLD, HeadPredictor, LossyHead
+from smallthinker.lossy_head import HeadPredictor, LossyHead
 from smallthinker.memory_plan import (
     CHUNKS,
-    MAX_BYTES,
     MIB,
     choose_context,
     default_budget,
@@ -51,22 +49,21 @@ from smallthinker.memory_plan import (
     plan_process,
     slots_at,
 )
+from smallthinker.options import EngineChanges, EngineOptions
 from smallthinker.profile import Clocks, Stopwatch, kernel_times
 from smallthinker.router.look_ahead import LookAhead
 from smallthinker.router.predictor import find_predictor
 from smallthinker.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from smallthinker.cache.saved_conversations import SavedConversations
 
 # What a start from a cold page cache reads of Python's and the libraries' files, but never maps: up to 60 MiB seen.
 LIBRARY_PAGES_BYTES = 128 * MIB
 # Decoded tokens from which a run knows its hot experts well enough to leave word of them.
 HOT_TOKENS = 64
-KV_DIR_BYTES = 4 << 30  # of saved conversations, unless told otherwise
-# Caches, and answers in one step: more than a processor that decodes a few tokens at once gains from.
-MOST_SEQUENCES = 64
-MOST_THREADS = 256  # of a pool of the kernels
 
 
 class Engine:
@@ -74,82 +71,29 @@ class Engine:
     from this one, `close` does nothing, and what needs threads raises ForkedError."""
 
     def __init__(
-        self,
-        path: str | Path,
-        *,
-        memory: str | float | None = None,
-        context: int | None = None,
-        kv: KvKind = "f16",
-        threads: int | None = None,
-        reader: QueueKind = "auto",
-        storage: StorageProfile | str | Path | None = None,
-        prefetch: bool = True,
-        look_ahead: bool = True,
-        predictor: bool = True,
-        chunk: int | None = None,
-        max_slots: int | None = None,
-        sequences: int = 1,
-        kv_dir: str | Path | None = None,
-        kv_dir_bytes: str | float = KV_DIR_BYTES,
-        hot_set: bool = True,
-        lossy_head: str | Path | None = None,
-        lossy_threshold: float = DEFAULT_THRESHOLD,
-        progress: Progress = silent,
-        reserved: int = 0,
+        self, path: str | Path, options: EngineOptions | None = None, **changes: Unpack[EngineChanges]
     ) -> None:
-        """Raises StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError, ContextLengthError, RequestError,
-        StoreReadError or, for `storage`, ProfileError or, for `lossy_head`, CheckpointError.
+        """path: a store. changes: options by name, instead of those in `options` or the defaults.
 
-        memory: budget of the whole process, in bytes or as '1GiB'; None takes what is free, less a margin.
-        context: tokens of prompt and answer together; None takes the model's, at most 4096.
-        kv: numbers of the KV cache; q8 halves its bytes and changes outputs slightly.
-        threads: for arithmetic; None takes the physical cores.
-        storage: a slower disk to emulate, a profile or its name or file: reads of experts and dense weights take as
-        long as from that one, from the page cache as well; no output depends on it.
-        prefetch, look_ahead: see ForwardPass; off to measure what they are worth. predictor: use the store's, if it has
-        one and not all experts fit.
-        sequences: KV caches, each for a whole context: conversations that are kept, and answers that can be written in
-        the same steps.
-        kv_dir, kv_dir_bytes: a folder for conversations that make room or are kept at the end; what it may hold.
-        chunk, max_slots: instead of what the plan would choose, to measure and test; no output depends on them.
-        hot_set: start with the experts that earlier runs used most, and leave word of this run's; off for a cold start.
-        lossy_head, lossy_threshold: a predictor's file, and the score above which it has a logit computed.
-        progress: told of the dense weights as they are read.
-        reserved: bytes of the budget that the plan leaves to the caller.
+        Raises StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError, ContextLengthError, RequestError,
+        StoreReadError or, for `storage`, ProfileError or, for `lossy_head`, CheckpointError.
         """
         began = time.perf_counter()
         # every argument before anything is opened or computed
         path_argument("path", path)
-        threads = None if threads is None else whole("threads", threads, 1, MOST_THREADS)
-        context = None if context is None else whole("context", context, 1)
-        sequences, reserved = (
-            whole("sequences", sequences, 1, MOST_SEQUENCES),
-            whole("reserved", reserved, 0, MAX_BYTES),
-        )
-        choice("kv", kv, KV_QUANTS)
-        choice("reader", reader, get_args(QueueKind))
-        for name, value in (("prefetch", prefetch), ("predictor", predictor), ("hot_set", hot_set)):
-            flag(name, value)
-        for name, file in (("lossy_head", lossy_head), ("kv_dir", kv_dir)):
-            if file is not None:
-                path_argument(name, file)
-        lossy_threshold = number("lossy_threshold", lossy_threshold, lambda _: True, "a finite number")
-        if lossy_head is None and lossy_threshold != DEFAULT_THRESHOLD:
-            raise RequestError("lossy_threshold: has no meaning without lossy_head, the predictor's file")
-        if storage is not None and not isinstance(storage, StorageProfile):
-            path_argument("storage", storage)
-        callback("progress", progress)
-        budget = None if memory is None else parse_size(memory)
-        kv_dir_bytes = parse_size(kv_dir_bytes, "kv_dir_bytes")
+        options = EngineOptions.of(options, changes)
+        self.options = replace(options, progress=silent)  # whose owner may own this engine: a cycle
+        budget = None if options.memory is None else parse_size(options.memory)
+        storage = options.storage
         self.storage = load_profile(storage) if isinstance(storage, (str, Path)) else storage
         before_tokenizer = host.resident_bytes()
         with ExitStack() as resources:
             store = resources.enter_context(Store.open(path))
             self.store, self.config = store, store.config
-            check_kind(store.config, kv)
+            check_kind(store.config, options.kv)
             self.tokenizer = Tokenizer(store.path, store.config.vocab_size)
             resident = host.resident_bytes()
-            lossy = None if lossy_head is None else HeadPredictor(lossy_head, store.config)
+            lossy = None if options.lossy_head is None else HeadPredictor(options.lossy_head, store.config)
             if lossy is not None:
                 resources.callback(lossy.close)
             limit = host.memory_limit_bytes()
@@ -161,7 +105,7 @@ class Engine:
             if is_tight:
                 host.drop_library_pages()
             # Where everything fits, each expert is read once: nothing to find out about the disk for.
-            most = store.num_experts if max_slots is None else max_slots
+            most = store.num_experts if options.max_slots is None else options.max_slots
             fits = most == store.num_experts and budget > store.dense_bytes + most * store.record_bytes
             from smallthinker.expert_store.device.probe import (  # 3 ms; `import LLM` does without
                 emulated_profile,
@@ -174,56 +118,56 @@ class Engine:
             self.disk_profile = profile  # `measured` is False where nobody asked the disk
             self.disk_bytes_per_sec_allowed = allowed_bytes_per_sec(path)  # by the kernel; None where it sets no limit
             self.storage_warning = None if self.storage is None else shortfall(self.storage, profile, real)
-            ahead = find_predictor(store) if predictor and look_ahead and prefetch and not fits else None
+            look_ahead = options.look_ahead and options.prefetch
+            ahead = find_predictor(store) if options.predictor and look_ahead and not fits else None
             extra = (lossy.packed_bytes if lossy is not None else 0) + (ahead.nbytes if ahead is not None else 0)
             self.plan = plan_process(
                 store.config,
                 budget_bytes=budget,
-                context=choose_context(store.config, context),
-                kv=kv,
+                context=choose_context(store.config, options.context),
+                kv=options.kv,
                 dense_bytes=store.dense_bytes,
                 extra_bytes=extra,
                 record_bytes=store.record_bytes,
                 io_bytes=queue_bytes(store, profile),
-                resident_bytes=before_tokenizer + reserved,
+                resident_bytes=before_tokenizer + options.reserved,
                 tokenizer_bytes=resident - before_tokenizer,
-                chunks=CHUNKS if chunk is None else (chunk,),
-                max_slots=max_slots,
-                sequences=sequences,
+                chunks=CHUNKS if options.chunk is None else (options.chunk,),
+                max_slots=options.max_slots,
+                sequences=options.sequences,
             )
             slots = allocate_slots(self.plan.most_slots, store.record_bytes)
-            self._queue = open_queue(reader, store, slots, profile, self.storage)
+            self._queue = open_queue(options.reader, store, slots, profile, self.storage)
             resources.callback(self._queue.close)
-            self.threads = threads or host.physical_cores()
+            self.threads = options.threads or host.physical_cores()
             layers, experts = self.config.num_layers, self.config.experts_per_layer
             policy = DEFAULT_POLICY(layers, experts, self.config.experts_per_token)
             self.experts = cache = ExpertCache(slots, self._queue, policy, experts)
-            self._kv_kind = kv
             self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa
-            saved = None if kv_dir is None else self._saved_conversations(Path(kv_dir), kv_dir_bytes)
+            saved = None if options.kv_dir is None else self._saved_conversations(Path(options.kv_dir))
             # What is handed to others knows nothing of `self`: a cycle would keep all memory until it is collected.
-            make_kv = partial(KVCache, self.config, self.plan.context, self.plan.chunk, kv)
-            self._conversations = Conversations(make_kv, sequences, saved)
+            make_kv = partial(KVCache, self.config, self.plan.context, self.plan.chunk, options.kv)
+            self._conversations = Conversations(make_kv, options.sequences, saved)
             self._current: Conversation | None = None
             self._huge_pages = HugePages(self.experts)
             resources.callback(self._huge_pages.close)
-            store.load_dense(progress=progress, storage=self.storage, reserved=self._huge_pages.go_ahead)
+            store.load_dense(progress=options.progress, storage=self.storage, reserved=self._huge_pages.go_ahead)
             if is_tight:
                 host.drop_library_pages()  # once more: what was still being read ahead the first time
             self.lossy_head: LossyHead | None = None
             if lossy is not None:
                 head: npt.NDArray[Any] = store.dense("embed_tokens" if self.config.head.tied else "lm_head")
-                self.lossy_head = LossyHead(lossy, pool, self.config, store.quant, head, lossy_threshold)
+                self.lossy_head = LossyHead(lossy, pool, self.config, store.quant, head, options.lossy_threshold)
             matrices = None if ahead is None or self.plan.most_slots == store.num_experts else ahead.load()
             exact = None if self.lossy_head is None else self.lossy_head.logits
             self._arithmetic = Arithmetic(store, pool, cache.slots, matrices, exact)
             look: LookAhead | None = None
-            if look_ahead and prefetch and self.plan.most_slots < store.num_experts:
+            if look_ahead and self.plan.most_slots < store.num_experts:
                 k = self.config.experts_per_token
                 look = LookAhead(self.config.num_layers, k, next_token=matrices is not None)
             self._forward = ForwardPass(
-                self._arithmetic, cache, self.config.num_layers, look_ahead=look, prefetch=prefetch
+                self._arithmetic, cache, self.config.num_layers, look_ahead=look, prefetch=options.prefetch
             )
             self._watch = MemoryWatch(
                 lambda: cache.held,
@@ -234,7 +178,7 @@ class Engine:
             )
             resources.callback(self._watch.close)
             total_bytes = store.num_experts * store.record_bytes
-            self._learns = hot_set and self.plan.most_slots < store.num_experts and total_bytes >= LEAST_BYTES
+            self._learns = options.hot_set and self.plan.most_slots < store.num_experts and total_bytes >= LEAST_BYTES
             hot = load_hot_set(store) if self._learns else None
             if hot is not None:
                 policy.restore(hot)
@@ -256,12 +200,13 @@ class Engine:
             raise RequestError("this model is closed")
         return self._pool
 
-    def _saved_conversations(self, folder: Path, most_bytes: int) -> SavedConversations:
+    def _saved_conversations(self, folder: Path) -> SavedConversations:
         from smallthinker.cache.saved_conversations import SavedConversations, model_key
 
         layout = rings(self.config, self.plan.context, self.plan.chunk)
-        model = model_key(self.store, self._kv_kind, self.isa, layout)
-        return SavedConversations(folder, model, layout, self.plan.context, self.config.vocab_size, most_bytes)
+        model = model_key(self.store, self.options.kv, self.isa, layout)
+        max_bytes = parse_size(self.options.kv_dir_bytes)
+        return SavedConversations(folder, model, layout, self.plan.context, self.config.vocab_size, max_bytes)
 
     @property
     def reader_name(self) -> str:
@@ -408,7 +353,7 @@ class Engine:
         self._shared = groups, tokens, target if self.experts.limit == limit else -1
 
     def _kv_bytes(self, positions: int) -> int:
-        return kv_touched_bytes(self.config, self.plan.context, self.plan.chunk, self._kv_kind, positions)
+        return kv_touched_bytes(self.config, self.plan.context, self.plan.chunk, self.options.kv, positions)
 
     def clocks(self) -> Clocks:
         """Time and tokens of all prefill and decode steps so far; subtract two readings."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
 from typing import IO
@@ -20,16 +20,15 @@ from typing import IO
 import numpy as np
 
 from smallthinker import _kernels, host
-from smallthinker.cache.kv_cache import KvKind
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError, StoreWriteError
 from smallthinker.evaluation_results import Comparison, Perplexity
 from smallthinker.expert_store.progress import Progress, silent
-from smallthinker.expert_store.queues import QueueKind
 from smallthinker.expert_store.store import Store
 from smallthinker.forward import Observers
-from smallthinker.lossy_head import DEFAULT_THRESHOLD, HeadPredictor, LossyHead
+from smallthinker.lossy_head import HeadPredictor, LossyHead
 from smallthinker.memory_plan import choose_context
+from smallthinker.options import EngineOptions
 from smallthinker.scoring import (
     F64,
     STRIP_TOKENS,
@@ -46,44 +45,26 @@ from smallthinker.tokenizer import Tokenizer
 from smallthinker.tracing import run_observed
 from smallthinker.windows import Windows, text_windows
 
-
-@dataclass(frozen=True)
-class Setting:
-    """What of a text is scored, and how the engines run. context (default: the model's, at most 4096), stride, tokens:
-    as `text_windows` takes them. memory, threads, reader: as `Engine` does; no figure depends on them."""
-
-    context: int | None = None
-    stride: int | None = None
-    tokens: int | None = None
-    memory: str | int | None = None
-    threads: int | None = None
-    reader: QueueKind = "auto"
-
-
-@dataclass(frozen=True)
-class Switches:
-    """What makes an engine inexact, as `Engine` takes it."""
-
-    kv: KvKind = "f16"
-    lossy_head: str | Path | None = None
-    lossy_threshold: float = DEFAULT_THRESHOLD
-
-
-DEFAULTS = Setting()
-EXACT = Switches()
+DEFAULTS = EngineOptions()
 
 
 def perplexity(
-    path: Path, text: str, setting: Setting = DEFAULTS, *, switches: Switches = EXACT, progress: Progress = silent
+    path: Path,
+    text: str,
+    options: EngineOptions = DEFAULTS,
+    *,
+    stride: int | None = None,
+    tokens: int | None = None,
+    progress: Progress = silent,
 ) -> Perplexity:
-    """How well a store predicts a text.
+    """How well a store predicts a text. stride, tokens: what of it is scored, as `text_windows` takes them.
 
     Raises RequestError (too little text, a stride that doesn't fit), and what an Engine raises.
     """
     with Store.open(path) as store:
-        windows = _windows([store], text, setting)
+        windows = _windows([store], text, options.context, stride, tokens)
     parts: list[F64] = []
-    with _open(path, windows.context, setting, switches) as engine:
+    with _open(path, windows, options) as engine:
         head = Head(engine.store, engine.pool, engine.lossy_head)
 
         def score(x: Floats, targets: Ids) -> None:
@@ -97,18 +78,20 @@ def compare(
     path: Path,
     reference: Path,
     text: str,
-    setting: Setting = DEFAULTS,
+    options: EngineOptions = DEFAULTS,
     *,
-    switches: Switches = EXACT,
+    stride: int | None = None,
+    tokens: int | None = None,
     progress: Progress = silent,
 ) -> Comparison:
     """How far a store is from a reference, usually a store of the same model in f16.
 
-    switches: of the store alone. The reference runs exactly, so `path` may be both, to see what a switch costs.
+    kv and lossy_head hold for the store alone. The reference runs exactly, so `path` may be both, to see
+    what they cost.
     Raises what `perplexity` does and StoreWriteError: no room among temporary files for 4 d bytes a token and model.
     """
     with Store.open(path) as store, Store.open(reference) as exact:
-        windows = _windows([store, exact], text, setting)
+        windows = _windows([store, exact], text, options.context, stride, tokens)
     total = 2 * len(windows.targets) + len(windows.scored)
     done = 0
 
@@ -119,10 +102,11 @@ def compare(
 
     with ExitStack() as files:
         states, exact_states = (files.enter_context(_spool()) for _ in range(2))
-        # the store first: what is wrong with the switches is found before anything has been computed
-        _write_states(path, windows, setting, switches, states, advance)
-        _write_states(reference, windows, setting, EXACT, exact_states, advance)
-        found = _compare_states(path, states, reference, exact_states, windows, setting, switches, advance)
+        # the store first: what is wrong with the options is found before anything has been computed
+        _write_states(path, windows, options, states, advance)
+        plain = replace(options, kv=DEFAULTS.kv, lossy_head=None, lossy_threshold=DEFAULTS.lossy_threshold)
+        _write_states(reference, windows, plain, exact_states, advance)
+        found = _compare_states(path, states, reference, exact_states, windows, options, advance)
     gaps = found.nats - found.reference_nats
     return Comparison(
         _perplexity(windows, found.nats),
@@ -138,10 +122,12 @@ def compare(
     )
 
 
-def _windows(stores: Sequence[Store], text: str, setting: Setting) -> Windows:
+def _windows(
+    stores: Sequence[Store], text: str, context: int | None, stride: int | None, tokens: int | None
+) -> Windows:
     """Raises RequestError, also where the stores don't make the same tokens of the text; ContextLengthError."""
-    width = min(choose_context(store.config, setting.context) for store in stores)
-    first, *others = (text_windows(_tokenizer(store), text, width, setting.stride, setting.tokens) for store in stores)
+    width = min(choose_context(store.config, context) for store in stores)
+    first, *others = (text_windows(_tokenizer(store), text, width, stride, tokens) for store in stores)
     for store, windows in zip(stores[1:], others, strict=True):
         same_size = store.config.vocab_size == stores[0].config.vocab_size
         if not same_size or windows.sequences != first.sequences:
@@ -157,17 +143,8 @@ def _tokenizer(store: Store) -> Tokenizer:
     return Tokenizer(store.path, store.config.vocab_size)
 
 
-def _open(path: Path, context: int, setting: Setting, switches: Switches) -> Engine:
-    return Engine(
-        path,
-        context=context,
-        memory=setting.memory,
-        threads=setting.threads,
-        reader=setting.reader,
-        kv=switches.kv,
-        lossy_head=switches.lossy_head,
-        lossy_threshold=switches.lossy_threshold,
-    )
+def _open(path: Path, windows: Windows, options: EngineOptions) -> Engine:
+    return Engine(path, options, context=windows.context)
 
 
 def _run(engine: Engine, windows: Windows, take: Callable[[Floats, Ids], None], progress: Progress) -> None:
@@ -201,7 +178,7 @@ def _cannot_keep(e: OSError) -> StoreWriteError:
 
 
 def _write_states(
-    path: Path, windows: Windows, setting: Setting, switches: Switches, file: IO[bytes], advance: Callable[[int], None]
+    path: Path, windows: Windows, options: EngineOptions, file: IO[bytes], advance: Callable[[int], None]
 ) -> None:
     before = 0
 
@@ -218,7 +195,7 @@ def _write_states(
         advance(done - before)
         before = done
 
-    with _open(path, windows.context, setting, switches) as engine:
+    with _open(path, windows, options) as engine:
         _run(engine, windows, take, progress)
     file.seek(0)
 
@@ -229,16 +206,15 @@ def _compare_states(
     reference: Path,
     exact_states: IO[bytes],
     windows: Windows,
-    setting: Setting,
-    switches: Switches,
+    options: EngineOptions,
     advance: Callable[[int], None],
 ) -> Differences:
     """Both heads are mapped from their files: the system can drop their pages at any time."""
     targets = windows.scored
     parts = []
     with Store.open(path) as store, Store.open(reference) as exact:
-        pool = _kernels.ThreadPool(setting.threads or host.physical_cores())
-        head, exact_head = Head(store, pool, _lossy_head(store, pool, switches)), Head(exact, pool)
+        pool = _kernels.ThreadPool(options.threads or host.physical_cores())
+        head, exact_head = Head(store, pool, _lossy_head(store, pool, options)), Head(exact, pool)
         for at in range(0, len(targets), STRIP_TOKENS):
             here = targets[at : at + STRIP_TOKENS]
             x, exact_x = (
@@ -250,12 +226,12 @@ def _compare_states(
     return joined(parts)
 
 
-def _lossy_head(store: Store, pool: _kernels.ThreadPool, switches: Switches) -> LossyHead | None:
-    if switches.lossy_head is None:
+def _lossy_head(store: Store, pool: _kernels.ThreadPool, options: EngineOptions) -> LossyHead | None:
+    if options.lossy_head is None:
         return None
-    predictor = HeadPredictor(switches.lossy_head, store.config)
+    predictor = HeadPredictor(options.lossy_head, store.config)
     try:
-        return LossyHead(predictor, pool, store.config, store.quant, head_matrix(store), switches.lossy_threshold)
+        return LossyHead(predictor, pool, store.config, store.quant, head_matrix(store), options.lossy_threshold)
     finally:
         predictor.close()
 

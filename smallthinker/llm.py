@@ -15,20 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import arguments
-from smallthinker.arguments import flag, is_list, refuse, token_ids, whole
-from smallthinker.cache.kv_cache import KvKind
-from smallthinker.engine import KV_DIR_BYTES, Engine
+from smallthinker.arguments import is_list, refuse, token_ids
+from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
 from smallthinker.expert_store.device.storage_profile import StorageProfile
-from smallthinker.expert_store.progress import Progress, silent
-from smallthinker.expert_store.queues import QueueKind
 from smallthinker.generation import Completion, GenerationParams, LogitsProcessor
-from smallthinker.lossy_head import DEFAULT_THRESHOLD
 from smallthinker.memory_plan import MemoryPlan
 from smallthinker.messages import plain_messages
 from smallthinker.models.description import Model
+from smallthinker.options import EngineChanges, EngineOptions
 from smallthinker.request import Request
-from smallthinker.scheduler import MOST_WAITING, Scheduler
+from smallthinker.scheduler import Scheduler
 from smallthinker.tokenizer import Message, Tokenizer
 
 # The collector may drop an LLM on a thread that holds a lock which the LLM's own needs to end: the longest to wait.
@@ -119,64 +116,20 @@ class LLM:
     def __init__(
         self,
         path: str | Path | None = None,
-        *,
-        memory: str | float | None = None,
-        context: int | None = None,
-        kv: KvKind = "f16",
-        threads: int | None = None,
-        reader: QueueKind = "auto",
-        storage: StorageProfile | str | Path | None = None,
-        prefetch: bool = True,
-        look_ahead: bool = True,
-        lossy_head: str | Path | None = None,
-        lossy_threshold: float = DEFAULT_THRESHOLD,
-        sequences: int = 1,
-        kv_dir: str | Path | None = None,
-        kv_dir_bytes: str | float = KV_DIR_BYTES,
-        max_waiting: int = MOST_WAITING,
-        progress: Progress = silent,
-        reserved: int = 0,
+        options: EngineOptions | None = None,
+        **changes: Unpack[EngineChanges],
     ) -> None:
-        """path: a store (see `smallthinker convert`); None is the bundled demo model. memory: a ceiling for the whole
-        process, bytes or '1GiB'; None takes what is free, less a margin. context: tokens of prompt and answer together.
-        kv: 'f16', or 'q8' for a KV cache of half the size that changes outputs slightly.
-        storage: a slower disk to emulate: a bundled profile's name ('emmc'), a file that `smallthinker probe` wrote, or
-        a StorageProfile.
-        prefetch, look_ahead: ask for a layer's experts before its attention, and read what later layers will likely
-        want in the disk's idle time; no output depends on them.
-        lossy_head: a published LM-head predictor (model_lm_head.pt): only logits that it scores above lossy_threshold
-        are computed, and answers differ from the exact ones.
-        sequences: answers that are written side by side, and conversations whose KV cache is kept for a next turn; each
-        is planned for a whole context. max_waiting: requests that may wait for others before QueueFullError.
-        kv_dir, kv_dir_bytes: a folder where conversations that make room are saved, readable by you alone, to be
-        continued without computing them again, also after the next start; and how much it may hold.
-        progress: told (bytes done, bytes in all, what) while the dense weights are read.
-        reserved: bytes of the budget that are left to the application.
+        """path: a store (see `smallthinker convert`); None is the bundled demo model. changes: options by name, as
+        `memory="1GiB"`, instead of those in `options` or the defaults: see EngineOptions.
 
         Raises a SmallThinkerError: StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError,
         ContextLengthError, RequestError, StoreReadError, ProfileError, CheckpointError.
         """
-        max_waiting = whole("max_waiting", max_waiting, 1)
-        self._engine = Engine(
-            DEMO_STORE if path is None else path,
-            memory=memory,
-            context=context,
-            kv=kv,
-            threads=threads,
-            reader=reader,
-            storage=storage,
-            prefetch=prefetch,
-            look_ahead=flag("look_ahead", look_ahead),
-            lossy_head=lossy_head,
-            lossy_threshold=lossy_threshold,
-            sequences=sequences,
-            kv_dir=kv_dir,
-            kv_dir_bytes=kv_dir_bytes,
-            progress=progress,
-            reserved=reserved,
-        )
+        self._engine = Engine(DEMO_STORE if path is None else path, options, **changes)
         try:
-            self.scheduler = Scheduler(self._engine, max_waiting=max_waiting, at_end=self._engine.close)
+            self.scheduler = Scheduler(
+                self._engine, max_waiting=self._engine.options.max_waiting, at_end=self._engine.close
+            )
         except BaseException:
             self._engine.close()
             raise

@@ -24,10 +24,10 @@ from smallthinker.engine import Engine
 from smallthinker.errors import CancelledError, QueueFullError, RequestError
 from smallthinker.forks import Home
 from smallthinker.generation import Answer, GenerationParams, LogitsProcessor
+from smallthinker.options import MAX_WAITING
 from smallthinker.request import Request
 from smallthinker.turns import Place, Turns, crowded_out
 
-MOST_WAITING = 64
 # While answers are being written, so much of a prompt is computed in a step with them: they get a token every second or
 # so instead of every few. Smaller pieces would read experts more often.
 _SHARED_PROMPT_TOKENS = 128
@@ -100,7 +100,7 @@ class Scheduler:
     """
 
     def __init__(
-        self, engine: Engine, *, max_waiting: int = MOST_WAITING, at_end: Callable[[], None] = lambda: None
+        self, engine: Engine, *, max_waiting: int = MAX_WAITING, at_end: Callable[[], None] = lambda: None
     ) -> None:
         """max_waiting: requests that may wait beside those that run. at_end: the last that the thread does; the engine
         stays open unless that closes it. Raises RequestError."""

@@ -6,14 +6,13 @@ Pure data: knows nothing about engines, processes or files of results.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from smallthinker.cache.kv_cache import KvKind
 from smallthinker.errors import RequestError
-from smallthinker.expert_store.queues import QueueKind
+from smallthinker.options import EngineOptions
 
 RAW = "raw"  # the real disk, as it is
 Start = Literal["cold", "warm"]
@@ -23,27 +22,28 @@ expert cache. The second is warm: another prompt of the same length, with what t
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """What all runs of one results file have in common.
 
     tokens: decoded after each prompt. source: where token ids come from, the generator's seed or a text. greedy: decode
     what the model finds likeliest; else the source's next tokens, whatever the model says, since a small or random
     model soon repeats itself, and its experts with it. limit: a memory cgroup of the budget's size around each run.
-    throttle: who slows the disk down for a profile.
+    options: of every run's engine; budget, context and disk are each cell's. throttle: who slows the disk down for a
+    profile.
     """
 
     tokens: int
     seed: int
     source: Literal["random", "text"]
     greedy: bool
-    threads: int | None
-    reader: QueueKind
-    kv: KvKind
+    options: EngineOptions
     limit: bool
     throttle: Literal["emulated", "kernel"]
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As results files have it."""
+        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "options"}
+        return found | {name: getattr(self.options, name) for name in ("threads", "reader", "kv")}
 
 
 class Cell(NamedTuple):
@@ -79,7 +79,7 @@ def text_answers(ids: Sequence[int], prompt_tokens: int, tokens: int) -> list[An
     if len(ids) < needed:
         raise RequestError(
             f"--text: expected {needed} tokens or more, {len(STARTS)} prompts of {prompt_tokens} and {tokens} decoded "
-            f"after each, found {len(ids)}; give a longer text, a smaller --context or fewer --tokens"
+            f"after each, found {len(ids)}; give a longer text, a smaller --prompt or --max-tokens"
         )
     return _cut(list(ids[:needed]), prompt_tokens, tokens)
 

@@ -17,6 +17,7 @@ from smallthinker.benchmark.matrix import STARTS, Answer
 from smallthinker.engine import Engine
 from smallthinker.errors import SmallThinkerError
 from smallthinker.expert_store.device.storage_profile import StorageProfile
+from smallthinker.options import EngineOptions
 from smallthinker.profile import Clocks, Stopwatch
 from smallthinker.roofline import Phase
 from smallthinker.router.trace import save_trace
@@ -28,31 +29,13 @@ Row = dict[str, Any]
 def main() -> None:
     job = json.load(sys.stdin)
     try:
-        with _engine(job) as engine:
+        with Engine(job["store"], EngineOptions.from_dict(job["options"])) as engine:
             answers = [Answer(*answer) for answer in job["answers"]]
-            throttle = None if job["emulate"] else _profile(job)
+            throttle = None if job["throttle"] is None else StorageProfile.from_dict(job["throttle"])
             result = trace(engine, answers, job) if job["trace"] else run(engine, answers, job["greedy"], throttle)
     except SmallThinkerError as e:
         result = {"error": type(e).__name__, "message": " ".join(str(e).split())}
     print(json.dumps(result))
-
-
-def _engine(job: Row) -> Engine:
-    storage = _profile(job) if job["emulate"] else None
-    return Engine(
-        job["store"],
-        memory=job["memory_bytes"],
-        context=max(len(prompt) + len(following) for prompt, following in job["answers"]),
-        kv=job["kv"],
-        threads=job["threads"],
-        reader=job["reader"],
-        storage=storage,
-        hot_set=False,
-    )
-
-
-def _profile(job: Row) -> StorageProfile | None:
-    return None if job["storage"] is None else StorageProfile.from_dict(job["storage"])
 
 
 def disk_bytes_per_sec(engine: Engine, throttle: StorageProfile | None) -> tuple[float | None, float | None]:

@@ -62,9 +62,9 @@ def command(results: Results, summaries: Sequence[CellSummary]) -> str:
     parts = [
         "smallthinker bench MODEL",
         f"--memory {listed([f'{s.cell.memory_bytes / MIB:g}MiB' for s in summaries])}",
-        f"--profile {listed([s.cell.profile for s in summaries])}",
-        f"--context {listed([s.cell.prompt_tokens for s in summaries])}",
-        f"--tokens {settings['tokens']} --seed {settings['seed']} --repeats {len(summaries[0].decode.values)}",
+        f"--storage {listed([s.cell.profile for s in summaries])}",
+        f"--prompt {listed([s.cell.prompt_tokens for s in summaries])}",
+        f"--max-tokens {settings['tokens']} --seed {settings['seed']} --repeats {len(summaries[0].decode.values)}",
     ]
     flags = (("--text FILE", settings["source"] == "text"), ("--greedy", settings["greedy"]),
              ("--limit", settings["limit"]), ("--real-throttle", settings["throttle"] == "kernel"))  # fmt: skip

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from smallthinker.benchmark.cgroup import is_v2
 from smallthinker.benchmark.disk import describe_disk
 from smallthinker.benchmark.environment import machine, model_facts, versions
-from smallthinker.benchmark.matrix import RAW, Settings, cells, random_answers, text_answers
+from smallthinker.benchmark.matrix import RAW, BenchSettings, cells, random_answers, text_answers
 from smallthinker.benchmark.results import Row
 from smallthinker.benchmark.series import Series, default_budgets
-from smallthinker.cache.kv_cache import KvKind
 from smallthinker.errors import RequestError
 from smallthinker.expert_store.device.storage_profile import StorageProfile, load_profile
-from smallthinker.expert_store.queues import QueueKind
 from smallthinker.expert_store.store import Store
 from smallthinker.memory_plan import parse_size
+from smallthinker.options import EngineOptions
 from smallthinker.tokenizer import Tokenizer
 
 _MOST = 1 << 20  # of tokens and repeats: more is a slip of the finger
 
 
 @dataclass(frozen=True)
-class Request:
+class BenchRequest:
     """memory: budgets as people write them; none takes three, from the floor to everything. profiles: RAW, names and
     files. prompts: lengths in tokens. text: where token ids come from; None takes random ones of the seed. The others
     are as in Settings."""
@@ -40,15 +39,13 @@ class Request:
     seed: int = 0
     text: str | None = None
     greedy: bool = False
-    threads: int | None = None
-    reader: QueueKind = "auto"
-    kv: KvKind = "f16"
+    options: EngineOptions = field(default_factory=EngineOptions)
     limit: bool = False
     throttle: Literal["emulated", "kernel"] = "emulated"
 
     def __post_init__(self) -> None:
         """Raises RequestError."""
-        for name, values in (("tokens", [self.tokens]), ("repeats", [self.repeats]), ("context", self.prompts)):
+        for name, values in (("max-tokens", [self.tokens]), ("repeats", [self.repeats]), ("prompt", self.prompts)):
             bad = next((value for value in values if not 1 <= value <= _MOST), None)
             if bad is not None:
                 raise RequestError(f"--{name}: expected 1 to {_MOST}, found {bad}")
@@ -56,7 +53,7 @@ class Request:
             raise RequestError(f"--seed: expected 0 or more, found {self.seed}")
 
 
-def plan(request: Request) -> tuple[Series, Row]:
+def plan(request: BenchRequest) -> tuple[Series, Row]:
     """The series and the first line of its results.
 
     Raises RequestError, ProfileError, what Store.open and Tokenizer raise, ResultsError where even the floor of memory
@@ -64,14 +61,12 @@ def plan(request: Request) -> tuple[Series, Row]:
     """
     profiles = _profiles(request)
     tokens, seed, text = request.tokens, request.seed, request.text
-    settings = Settings(
+    settings = BenchSettings(
         tokens=tokens,
         seed=seed,
         source="random" if text is None else "text",
         greedy=request.greedy,
-        threads=request.threads,
-        reader=request.reader,
-        kv=request.kv,
+        options=request.options,
         limit=request.limit,
         throttle=request.throttle,
     )
@@ -102,7 +97,7 @@ def plan(request: Request) -> tuple[Series, Row]:
     return series, environment
 
 
-def _profiles(request: Request) -> dict[str, StorageProfile | None]:
+def _profiles(request: BenchRequest) -> dict[str, StorageProfile | None]:
     """By name; None is the real disk."""
     is_throttled = request.throttle == "kernel"
     if is_throttled and request.limit and is_v2():
@@ -112,8 +107,8 @@ def _profiles(request: Request) -> dict[str, StorageProfile | None]:
         profile = None if asked == RAW else load_profile(asked)
         name = RAW if profile is None else profile.name
         if name in found or (name == RAW) != (profile is None):
-            raise RequestError(f"--profile {asked}: expected profiles of different names, found {name!r} twice")
+            raise RequestError(f"--storage {asked}: expected profiles of different names, found {name!r} twice")
         found[name] = profile
     if is_throttled and list(found) == [RAW]:
-        raise RequestError("--real-throttle: expected a --profile to throttle the disk to, found only raw")
+        raise RequestError("--real-throttle: expected a --storage to throttle the disk to, found only raw")
     return found

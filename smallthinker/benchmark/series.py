@@ -7,14 +7,14 @@ import re
 import subprocess
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from smallthinker.benchmark.bound import best_hit_rate, decode_use
 from smallthinker.benchmark.cgroup import MemoryGroup, joining, memory_limit
 from smallthinker.benchmark.disk import make_cold, random_bytes_per_sec
-from smallthinker.benchmark.matrix import RAW, STARTS, Answer, Cell, Settings
+from smallthinker.benchmark.matrix import RAW, STARTS, Answer, BenchSettings, Cell
 from smallthinker.benchmark.results import Results, Row, routing_file
 from smallthinker.errors import ResultsError
 from smallthinker.expert_store.device.disk_profile import DiskProfile, load_profile
@@ -49,7 +49,7 @@ class Series:
     """What is to be measured. `profiles` by name; None is the real disk. `answers` by prompt length, two of each."""
 
     store: Path
-    settings: Settings
+    settings: BenchSettings
     cells: list[Cell]
     profiles: dict[str, StorageProfile | None]
     answers: dict[int, list[Answer]]
@@ -123,19 +123,24 @@ class Series:
         rounded: Row = _rounded(row)
         return rounded
 
-    def _job(self, cell: Cell | None, prompt_tokens: int) -> Row:
-        """What a child is told. Without a cell: all the memory there is, and the real disk."""
+    def _job(self, cell: Cell | None, prompt_tokens: int, memory_bytes: int | None = None) -> Row:
+        """What a child is told. Without a cell: that much memory, or all there is, and the real disk."""
         storage = None if cell is None else self.profiles[cell.profile]
+        is_emulated = self.settings.throttle == "emulated"
+        answers = self.answers[prompt_tokens]
+        options = replace(
+            self.settings.options,
+            memory=memory_bytes if cell is None else cell.memory_bytes,
+            context=max(len(prompt) + len(following) for prompt, following in answers),
+            storage=storage if is_emulated else None,
+            hot_set=False,
+        )
         return {
             "store": str(self.store),
-            "memory_bytes": None if cell is None else cell.memory_bytes,
-            "storage": None if storage is None else storage.to_dict(),
-            "emulate": self.settings.throttle == "emulated",
-            "answers": self.answers[prompt_tokens],
+            "options": options.to_dict(),
+            "throttle": None if storage is None or is_emulated else storage.to_dict(),
+            "answers": answers,
             "greedy": self.settings.greedy,
-            "threads": self.settings.threads,
-            "reader": self.settings.reader,
-            "kv": self.settings.kv,
             "trace": None,
         }
 
@@ -156,7 +161,7 @@ class Series:
     def floor_bytes(self) -> int:
         """The least budget for the longest prompt, as a refusal names it."""
         longest = max(self.answers)
-        refusal = self._child(self._job(None, longest) | {"memory_bytes": 1}, [])
+        refusal = self._child(self._job(None, longest, memory_bytes=1), [])
         floor = re.search(r"floor of (\d+) MiB", refusal.get("message", ""))
         if floor is None:
             raise ResultsError(f"expected a budget's floor, found: {refusal.get('message', 'none')}; give --memory")

@@ -8,7 +8,17 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from smallthinker.commands.options import EXIT_INTERRUPTED, Commands, add_command, add_running, read_text, whole
+from smallthinker.commands.options import (
+    EXIT_INTERRUPTED,
+    Commands,
+    add_command,
+    add_kv,
+    add_running,
+    engine_options,
+    read_text,
+    renamed,
+    whole,
+)
 from smallthinker.errors import one_line
 from smallthinker.terminal import bar_stream
 
@@ -32,7 +42,7 @@ def add(commands: Commands) -> None:
         "bench",
         handle,
         "measure decode, prefill and time to first token over budgets, disks and prompt lengths, and write a report",
-        "smallthinker bench ./4b-store --memory 512MiB 1GiB --profile raw emmc --context 128 1024 -o ./4b-results",
+        "smallthinker bench ./4b-store --memory 512MiB 1GiB --storage raw emmc --prompt 128 1024 -o ./4b-results",
     )
     parser.usage = _USAGE
     add = parser.add_argument
@@ -42,14 +52,16 @@ def add(commands: Commands) -> None:
     add = parser.add_argument_group("what to measure").add_argument
     add("--memory", metavar="SIZE", nargs="+", help="budgets (default: three, from the floor to everything)")
     add(
-        "--profile",
-        metavar="NAME",
+        "--storage",
+        metavar="PROFILE",
         nargs="+",
         default=["raw"],
         help="raw for the real disk, nvme, sata-ssd, ufs, emmc, sd-card, hdd, or a profile's file (default: raw)",
     )
-    add("--context", metavar="N", nargs="+", type=whole, help="prompt lengths in tokens (default: 128)")
-    add("--tokens", metavar="N", type=whole, help="decoded after each prompt (default: 64)")
+    add("--prompt", metavar="N", nargs="+", type=whole, help="tokens of the prompts (default: 128)")
+    add("--max-tokens", metavar="N", type=whole, help="tokens of an answer (default: 64)")
+    for old, new in (("--profile", "--storage"), ("--context", "--prompt"), ("--tokens", "--max-tokens")):
+        renamed(parser, old, new)
     add("--repeats", metavar="N", type=whole, help="processes for each cell, in turns (default: 3)")
     add("--quick", action="store_true", help="fewer tokens and repeats: the demo model in under a minute")
     add = parser.add_argument_group("tokens").add_argument
@@ -64,7 +76,7 @@ def add(commands: Commands) -> None:
     how = parser.add_argument_group("how")
     add_running(how)
     add = how.add_argument
-    add("--kv", choices=["f16", "q8"], default="f16", help="numbers of the KV cache (default: f16)")
+    add_kv(how)
     add("--limit", action="store_true", help="a memory cgroup of the budget's size around each run; needs root")
     add("--real-throttle", action="store_true", help="the kernel slows the disk down, not the engine; needs root")
     add = parser.add_argument_group("results").add_argument
@@ -104,31 +116,29 @@ def _notice(text: str) -> None:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    from smallthinker.benchmark.request import Request, plan
+    from smallthinker.benchmark.request import BenchRequest, plan
     from smallthinker.benchmark.results import begin, cell_of
     from smallthinker.benchmark.views import check_folder, write_views
     from smallthinker.llm import DEMO_STORE
 
     defaults = _QUICK if args.quick else _DEFAULTS
-    request = Request(
+    request = BenchRequest(
         store=DEMO_STORE if args.what in ([], ["demo"]) else Path(args.what[0]),
         memory=args.memory or [],
-        profiles=args.profile,
-        prompts=args.context or [defaults.prompt],
-        tokens=defaults.tokens if args.tokens is None else args.tokens,
+        profiles=args.storage,
+        prompts=args.prompt or [defaults.prompt],
+        tokens=defaults.tokens if args.max_tokens is None else args.max_tokens,
         repeats=defaults.repeats if args.repeats is None else args.repeats,
         seed=args.seed,
         text=None if args.text is None else read_text(args.text),
         greedy=args.greedy,
-        threads=args.threads,
-        reader=args.reader,
-        kv=args.kv,
+        options=engine_options(args, memory=None, storage=None),
         limit=args.limit,
         throttle="kernel" if args.real_throttle else "emulated",
     )
     series, environment = plan(request)
     folder = args.out or Path(f"bench-{environment['model']['name']}")
-    inputs = [*map(Path, args.profile), *([] if args.text is None else [args.text])]
+    inputs = [*map(Path, args.storage), *([] if args.text is None else [args.text])]
     check_folder(folder, request.prompts, request.store, inputs, force=args.force)
     with begin(folder, environment, force=args.force, notice=_notice) as results:
         check_folder(folder, results.prompts(), request.store, inputs, force=args.force)

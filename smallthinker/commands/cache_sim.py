@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command, whole
+from smallthinker.commands.options import Commands, ProgressBar, add_command, renamed, whole
 
 
 def add(commands: Commands) -> None:
@@ -15,14 +15,15 @@ def add(commands: Commands) -> None:
         "cache-sim",
         handle,
         "replay a trace with every eviction policy, and with the optimum that knows the future",
-        "smallthinker cache-sim book.trace --memory 512MiB 1GiB",
+        "smallthinker cache-sim book.trace --expert-memory 512MiB 1GiB",
     )
     parser.add_argument("trace", metavar="TRACE", type=Path, help="a file that `smallthinker trace` wrote")
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--memory", metavar="SIZE", nargs="+", help="memory for experts alone, e.g. 512MiB 1GiB")
+    sizes.add_argument("--expert-memory", metavar="SIZE", nargs="+", help="memory of the cache alone, e.g. 512MiB 1GiB")
     sizes.add_argument(
         "--slots", metavar="N", nargs="+", type=whole, help="experts in memory (default: 10, 25, 34, 50, 75 %% of all)"
     )
+    renamed(parser, "--memory", "--expert-memory")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -36,7 +37,7 @@ def handle(args: argparse.Namespace) -> int:
 
     trace = load_trace(args.trace)
     most, k = trace.layers * trace.experts, trace.experts_per_token
-    slots = args.slots or [parse_size(size) // trace.record_bytes for size in args.memory or ()]
+    slots = args.slots or [parse_size(size, "expert-memory") // trace.record_bytes for size in args.expert_memory or ()]
     slots = slots or [max(most * percent // 100, k) for percent in (10, 25, 34, 50, 75)]
     few = next((n for n in slots if n < k), None)
     if few is not None:

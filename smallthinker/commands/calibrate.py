@@ -7,7 +7,16 @@ import json
 import os
 from pathlib import Path
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command, check_out, read_text, whole
+from smallthinker.commands.options import (
+    Commands,
+    ProgressBar,
+    add_command,
+    add_memory,
+    check_out,
+    engine_options,
+    read_text,
+    whole,
+)
 
 
 def add(commands: Commands) -> None:
@@ -23,7 +32,7 @@ def add(commands: Commands) -> None:
         "--text", metavar="FILE", type=Path, required=True, help="text like what the model will write, UTF-8"
     )
     parser.add_argument("--tokens", type=whole, metavar="N", help="only the first N tokens (default: 8192)")
-    parser.add_argument("--memory", metavar="SIZE", help="ceiling for running the model, e.g. 1GiB")
+    add_memory(parser)
     parser.add_argument("--force", action="store_true", help="replace an existing predictor")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -43,8 +52,8 @@ def handle(args: argparse.Namespace) -> int:
         result = calibrate(
             args.store,
             text,
+            engine_options(args),
             tokens=args.tokens,
-            memory=args.memory,
             force=args.force,
             recording=recording,
             training=training,

@@ -28,4 +28,4 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.chat import Chat
 
     with load(args) as llm:
-        return Chat(llm, generation_options(args), args.system, profile=args.profile).run()
+        return Chat(llm, generation_options(args), args.system, timings=args.timings).run()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 from smallthinker.commands.options import (
     Commands,
     ProgressBar,
     add_command,
+    add_memory,
     add_running,
     add_switches,
+    engine_options,
     read_text,
     whole,
 )
@@ -64,31 +65,20 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     group = parser.add_argument_group("model")
-    group.add_argument(
-        "--memory",
-        metavar="SIZE",
-        help="ceiling for the whole process, e.g. 1GiB (default: what is free, less a margin)",
-    )
+    add_memory(group)
     add_running(group)
     add_switches(group)
-
-
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    from smallthinker.evaluation import Setting, Switches
-
-    return {
-        "setting": Setting(args.context, args.stride, args.tokens, args.memory, args.threads, args.reader),
-        "switches": Switches(args.kv, args.lossy_head, args.lossy_threshold),
-    }
 
 
 def _perplexity(args: argparse.Namespace) -> int:
     from smallthinker.evaluation import perplexity
     from smallthinker.llm import DEMO_STORE
 
-    text = read_text(args.text)
+    text, options = read_text(args.text), engine_options(args)
     with ProgressBar("evaluating", "token") as progress:
-        result = perplexity(args.store or DEMO_STORE, text, progress=progress, **_options(args))
+        result = perplexity(
+            args.store or DEMO_STORE, text, options, stride=args.stride, tokens=args.tokens, progress=progress
+        )
     print(json.dumps(result.to_dict()) if args.json else f"{result.text()}\n{result.scope()}")
     return 0
 
@@ -97,9 +87,11 @@ def _compare(args: argparse.Namespace) -> int:
     from smallthinker.evaluation import compare
     from smallthinker.llm import DEMO_STORE
 
-    text = read_text(args.text)
+    text, options = read_text(args.text), engine_options(args)
     store = args.store or DEMO_STORE
     with ProgressBar("comparing", "token") as progress:
-        result = compare(store, args.reference or store, text, progress=progress, **_options(args))
+        result = compare(
+            store, args.reference or store, text, options, stride=args.stride, tokens=args.tokens, progress=progress
+        )
     print(json.dumps(result.to_dict()) if args.json else result.text())
     return 0

@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
@@ -16,6 +17,7 @@ from smallthinker.errors import one_line, shown
 if TYPE_CHECKING:
     from smallthinker.expert_store.progress import Progress
     from smallthinker.llm import LLM, Options
+    from smallthinker.options import EngineOptions
 
 EXIT_USAGE = 2
 EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h
@@ -54,6 +56,18 @@ def whole(value: str) -> int:
     raise argparse.ArgumentTypeError(f"expected a whole number of at most {MAX_DIGITS} digits, found {shown(value)}")
 
 
+class _Renamed(argparse.Action):
+    """An option that has another name now, which is its `const`."""
+
+    def __call__(self, *_: object) -> None:
+        raise argparse.ArgumentError(self, f"is now {self.const}")
+
+
+def renamed(group: Group, old: str, new: str) -> None:
+    """Scripts that still say `old` are told."""
+    group.add_argument(old, action=_Renamed, nargs="?", const=new, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 Group: TypeAlias = "argparse._ArgumentGroup | argparse.ArgumentParser"
 
@@ -83,11 +97,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", metavar="STORE", help="a store (default: the bundled demo model)")
-    group.add_argument(
-        "--memory",
-        metavar="SIZE",
-        help="ceiling for the whole process, e.g. 1GiB (default: what is free, less a margin)",
-    )
+    add_memory(group)
     group.add_argument(
         "--context", type=whole, metavar="N", help="tokens of prompt and answer together (default: at most 4096)"
     )
@@ -97,13 +107,27 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="PROFILE",
         help=f"emulate a slower disk: {', '.join(BUNDLED)}, or a file that `smallthinker probe` wrote",
     )
-    group.add_argument("--no-prefetch", action="store_true", help="read experts only once attention is done")
     group.add_argument(
-        "--no-look-ahead", action="store_true", help="read only what is certain, not what later layers will likely want"
+        "--no-prefetch", dest="prefetch", action="store_false", help="read experts only once attention is done"
+    )
+    group.add_argument(
+        "--no-look-ahead",
+        dest="look_ahead",
+        action="store_false",
+        help="read only what is certain, not what the next layer will likely want",
     )
     add_switches(group)
     group.add_argument("--verbose", action="store_true", help="print the memory plan to stderr")
-    group.add_argument("--profile", action="store_true", help="print where a token's time went to stderr")
+    group.add_argument("--timings", action="store_true", help="print where a token's time went to stderr")
+    renamed(group, "--profile", "--timings")
+
+
+def add_memory(group: Group) -> None:
+    group.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="ceiling for the whole process, e.g. 1GiB (default: what is free, less a margin)",
+    )
 
 
 def add_running(group: Group) -> None:
@@ -119,12 +143,7 @@ def add_running(group: Group) -> None:
 
 def add_switches(group: Group) -> None:
     """What changes outputs."""
-    group.add_argument(
-        "--kv",
-        choices=["f16", "q8"],
-        default="f16",
-        help="numbers of the KV cache; q8 halves its memory and changes outputs slightly (default: f16)",
-    )
+    add_kv(group)
     group.add_argument(
         "--lossy-head",
         metavar="FILE",
@@ -136,6 +155,15 @@ def add_switches(group: Group) -> None:
         metavar="X",
         default=0.0,
         help="score above which the predictor has a logit computed; lower loses less (default: 0, as published)",
+    )
+
+
+def add_kv(group: Group) -> None:
+    group.add_argument(
+        "--kv",
+        choices=["f16", "q8"],
+        default="f16",
+        help="numbers of the KV cache; q8 halves its memory and changes outputs slightly (default: f16)",
     )
 
 
@@ -166,24 +194,19 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", whole, "N", None, "the same seed gives the same text (default: a new one each time)")
 
 
+def engine_options(args: argparse.Namespace, **more: Any) -> EngineOptions:
+    """What a command's options say of the engine, each by the name that it has there; `more` goes before."""
+    from smallthinker.options import EngineOptions
+
+    given = {field.name: getattr(args, field.name, None) for field in fields(EngineOptions)}
+    return EngineOptions(**{name: value for name, value in given.items() if value is not None} | more)
+
+
 def load(args: argparse.Namespace, **more: Any) -> LLM:
-    """The model that the options describe; `more` goes to LLM as it is."""
+    """The model that the options describe; `more` as in `engine_options`."""
     from smallthinker.llm import LLM
 
-    llm = LLM(
-        args.model,
-        memory=args.memory,
-        context=args.context,
-        kv=args.kv,
-        threads=args.threads,
-        reader=args.reader,
-        storage=args.storage,
-        prefetch=not args.no_prefetch,
-        look_ahead=not args.no_look_ahead,
-        lossy_head=args.lossy_head,
-        lossy_threshold=args.lossy_threshold,
-        **more,
-    )
+    llm = LLM(args.model, engine_options(args, **more))
     if llm.storage is not None:
         print(f"the disk is emulated: {llm.storage.name} ({llm.storage.summary})", file=sys.stderr)
     if llm.storage_warning is not None:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command, whole
+from smallthinker.commands.options import Commands, ProgressBar, add_command, add_kv, renamed, whole
 
 if TYPE_CHECKING:
     from smallthinker.expert_store.format import Quant
@@ -23,7 +23,7 @@ def add(commands: Commands) -> None:
         "plan",
         handle,
         "predict what a model needs and how fast it would be, from its config.json alone",
-        "smallthinker plan 4b --memory 512MiB 1GiB 2GiB --profile emmc",
+        "smallthinker plan 4b --memory 512MiB 1GiB 2GiB --storage emmc",
     )
     parser.add_argument(
         "model",
@@ -37,15 +37,16 @@ def add(commands: Commands) -> None:
         nargs="+",
         help="ceilings for the whole process (default: what is free, less a margin)",
     )
+    renamed(parser, "--profile", "--storage")
     parser.add_argument(
-        "--profile",
+        "--storage",
         metavar="PROFILE",
         help="a disk: nvme, sata-ssd, ufs, emmc, sd-card, hdd or a file of `smallthinker probe` (default: measure)",
     )
     parser.add_argument(
-        "--context", type=whole, metavar="N", help="tokens of prompt and answer (default: at most 4096)"
+        "--context", type=whole, metavar="N", help="tokens of prompt and answer together (default: at most 4096)"
     )
-    parser.add_argument("--kv", choices=["f16", "q8"], default="f16", help="numbers of the KV cache (default: f16)")
+    add_kv(parser)
     parser.add_argument("--threads", type=whole, metavar="N", help="arithmetic threads (default: physical cores)")
     parser.add_argument(
         "--quant", choices=["q4_0", "q8_0", "f16"], help="weight format to convert to (default: q4_0, or the store's)"
@@ -70,6 +71,7 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.figures import rounded
     from smallthinker.llm import DEMO_STORE
     from smallthinker.memory_plan import choose_context, default_budget, parse_size
+    from smallthinker.options import EngineOptions
     from smallthinker.prediction.advice import best_changes, recommended_bytes
     from smallthinker.prediction.disks import find_disk
     from smallthinker.prediction.kernel_bench import measure
@@ -78,8 +80,7 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.prediction.report import Budgets, Report
 
     resident = host.resident_bytes()  # before anything that a run would not do
-    if args.threads is not None and not 1 <= args.threads <= 256:
-        raise RequestError(f"--threads: expected 1 to 256, found {args.threads}")
+    options = EngineOptions(kv=args.kv, threads=args.threads)
     if args.prompt < 1 or args.max_tokens < 1:
         raise RequestError("--prompt and --max-tokens: expected at least 1")
     model = find_model(args.model or str(DEMO_STORE), args.quant)
@@ -94,8 +95,8 @@ def handle(args: argparse.Namespace) -> int:
     routing = _routing(args, model)
     before = host.cpu_seconds()
     with ProgressBar("writing") as writing, ProgressBar("measuring", "point") as measuring:
-        disk, disk_source = find_disk(model, args.profile, writing, measuring)
-    process = Process(context, args.kv, disk.io_bytes, resident)
+        disk, disk_source = find_disk(model, args.storage, writing, measuring)
+    process = Process(context, options.kv, disk.io_bytes, resident)
     floor, full = floor_bytes(model, process), full_bytes(model, process)
     if max(sizes) < floor:
         print(_cannot_run(args, Report(model, process, Budgets(floor, None, full), (), None, {}, args.prompt, 0)))
@@ -103,9 +104,9 @@ def handle(args: argparse.Namespace) -> int:
 
     @lru_cache
     def costs_of(quant: Quant, threads: int) -> ComputeCosts:
-        return measure(model.config, quant, args.kv, threads)
+        return measure(model.config, quant, options.kv, threads)
 
-    costs = costs_of(model.quant, args.threads or host.physical_cores())
+    costs = costs_of(model.quant, options.threads or host.physical_cores())
     others = host.cores_of_others(before, host.cpu_seconds())
     settings = [
         Setting(model, process, size, disk, costs, routing, args.prompt, args.max_tokens)

@@ -55,10 +55,10 @@ def handle(args: argparse.Namespace) -> int:
         assert stream.completion is not None
         stats = stream.completion.stats
         profile = stream.completion.profile
-        if args.profile:
+        if args.timings:
             print(profile.table(), file=sys.stderr)
         if args.verbose and stats.least_slots < stats.slots:
             print(f"the machine ran short of memory: only {stats.least_slots} experts could stay", file=sys.stderr)
-        figures = stats.to_dict() | ({"profile": profile.to_dict()} if args.profile else {})
+        figures = stats.to_dict() | ({"profile": profile.to_dict()} if args.timings else {})
         print(json.dumps(figures) if args.stats == "json" else stats.line(), file=sys.stderr)
         return EXIT_INTERRUPTED if stream.completion.finish_reason == "cancelled" else 0

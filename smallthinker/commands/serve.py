@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smallthinker.commands.options import Commands, add_command, add_model_options, load, text, whole
 
@@ -35,10 +35,16 @@ def add(commands: Commands) -> None:
     group.add_argument(
         "--name", type=text, metavar="NAME", help="what the model is called (default: the store's folder)"
     )
-    group.add_argument("--parallel", type=whole, default=1, metavar="N", help="answers at the same time (default: 1)")
+    group.add_argument(
+        "--parallel", dest="sequences", type=whole, metavar="N", help="answers at the same time (default: 1)"
+    )
     group.add_argument("--kv-dir", metavar="FOLDER", help="save conversations there, to be continued after a restart")
-    group.add_argument("--kv-dir-size", metavar="SIZE", help="what they may take there (default: 4GiB)")
-    group.add_argument("--queue", type=whole, metavar="N", help="requests that may wait (default: 64)")
+    group.add_argument(
+        "--kv-dir-size", dest="kv_dir_bytes", metavar="SIZE", help="what they may take there (default: 4GiB)"
+    )
+    group.add_argument(
+        "--queue", dest="max_waiting", type=whole, metavar="N", help="requests that may wait (default: 64)"
+    )
     group.add_argument(
         "--timeout", type=float, default=3600, metavar="SEC", help="longest answer, waiting included (default: 3600)"
     )
@@ -94,10 +100,7 @@ def handle(args: argparse.Namespace) -> int:
     with listen(args.host, args.port) as sock:  # before the model is loaded: a port that is taken is told at once
         with Store.open(path) as store:
             reserved = reserved_bytes(settings.limits, store.config.vocab_size)
-        more: dict[str, Any] = {} if args.queue is None else {"max_waiting": args.queue}
-        if args.kv_dir_size is not None:
-            more["kv_dir_bytes"] = args.kv_dir_size
-        with load(args, sequences=args.parallel, reserved=reserved, kv_dir=args.kv_dir, **more) as llm:
+        with load(args, reserved=reserved) as llm:
             app = create_app(llm, name, settings)
             server = Server(app, llm, grace_sec=args.grace, access_log=args.access_log)
             host, port = sock.getsockname()[:2]

@@ -7,7 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command, check_out, read_text, whole
+from smallthinker.commands.options import (
+    Commands,
+    ProgressBar,
+    add_command,
+    add_memory,
+    check_out,
+    engine_options,
+    read_text,
+    whole,
+)
 
 
 def add(commands: Commands) -> None:
@@ -22,7 +31,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--text", metavar="FILE", type=Path, required=True, help="text to run through the model, UTF-8")
     parser.add_argument("-o", "--out", metavar="TRACE", type=Path, required=True, help="file to write")
     parser.add_argument("--tokens", type=whole, metavar="N", help="only the first N tokens (default: all)")
-    parser.add_argument("--memory", metavar="SIZE", help="ceiling for the whole process, e.g. 1GiB")
+    add_memory(parser)
     parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -38,7 +47,8 @@ def handle(args: argparse.Namespace) -> int:
         raise RequestError(f"--tokens: expected at least 1, found {args.tokens}")
     check_out(args.out, [args.text, Path(args.store or DEMO_STORE)], args.force)
     text = read_text(args.text)
-    with ProgressBar("tracing", "token") as progress, Engine(args.store or DEMO_STORE, memory=args.memory) as engine:
+    options = engine_options(args)
+    with ProgressBar("tracing", "token") as progress, Engine(args.store or DEMO_STORE, options) as engine:
         tokens = engine.tokenizer.encode(text)[: args.tokens]
         trace = record(engine, split(tokens, engine.plan.context), progress)
     save_trace(trace, args.out, replace=args.force)

@@ -287,7 +287,7 @@ def test_no_command_shows_the_help() -> None:
 
 
 def test_a_profile_says_where_the_time_went_after_the_answer_and_in_the_figures(hybrid_store: Path) -> None:
-    options = ("-m", hybrid_store, "--seed", "1", "--max-tokens", "5", "--ignore-eos", "--profile")
+    options = ("-m", hybrid_store, "--seed", "1", "--max-tokens", "5", "--ignore-eos", "--timings")
     *table, line = smallthinker("run", *options, "Once").stderr.splitlines()
     assert "TTFT" in line
     assert table[0].startswith("ms a token") and {"linear", "experts", "Python", "all"} <= {t.split()[0] for t in table}
@@ -348,7 +348,7 @@ def test_a_replay_compares_policies_with_the_optimum(tmp_path: Path) -> None:
     for size in facts["sizes"]:
         assert 0 <= max(size["hit_rates"].values()) <= size["optimum"] <= 1
         assert size["recovered"]["lru"] == 0
-    table = smallthinker("cache-sim", trace, "--memory", "1MiB", "4MiB").stdout.splitlines()
+    table = smallthinker("cache-sim", trace, "--expert-memory", "1MiB", "4MiB").stdout.splitlines()
     assert [row.split()[0] for row in table[1:]] == [
         "slots", "of", "memory", "lru", "lfu", "lrfu", "frequency", "router", "optimum"
     ]  # fmt: skip
@@ -363,8 +363,10 @@ def test_a_replay_of_something_else_is_one_clear_error(tmp_path: Path) -> None:
     text.write_text("The sea")
     assert smallthinker("trace", "--text", text, "-o", trace).returncode == 0
     assert_one_clear_error(smallthinker("cache-sim", trace, "--slots", "3"), "at least 4", "found 3")
-    assert_one_clear_error(smallthinker("cache-sim", trace, "--memory", "1KiB"), "at least 4", "found 0", "bytes")
-    assert_one_clear_error(smallthinker("cache-sim", trace, "--memory", "lots"), "lots")
+    assert_one_clear_error(
+        smallthinker("cache-sim", trace, "--expert-memory", "1KiB"), "at least 4", "found 0", "bytes"
+    )
+    assert_one_clear_error(smallthinker("cache-sim", trace, "--expert-memory", "lots"), "lots")
 
 
 def test_an_emulated_disk_changes_no_token_and_is_named(hybrid_store: Path) -> None:

@@ -20,10 +20,11 @@ from smallthinker import evaluation
 from smallthinker.cli import main
 from smallthinker.engine import Engine
 from smallthinker.errors import CheckpointError, RequestError, StoreWriteError
-from smallthinker.evaluation import Setting, Switches, compare, perplexity
+from smallthinker.evaluation import compare, perplexity
 from smallthinker.evaluation_results import Perplexity
 from smallthinker.expert_store.convert import convert
 from smallthinker.forward import Observers
+from smallthinker.options import EngineOptions
 from smallthinker.tracing import run_observed
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 TEXT = "It was the best of times, it was the wörst of times; it was the age of wisdom €."  # bytes are tokens
 CONTEXT, STRIDE = 32, 12
-WINDOWS = Setting(context=CONTEXT, stride=STRIDE)
+OPTIONS = EngineOptions(context=CONTEXT)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def all_log_probabilities(store: Path, **options: Any) -> tuple[np.ndarray, np.n
 
 
 def test_perplexity_is_that_of_the_torch_reference(stores: tuple[dict[str, Path], ReferenceModel]) -> None:
-    found = perplexity(stores[0]["f16"], TEXT, WINDOWS)
+    found = perplexity(stores[0]["f16"], TEXT, OPTIONS, stride=STRIDE)
     with Engine(stores[0]["f16"], context=CONTEXT) as engine:
         ids = engine.tokenizer.encode(TEXT)
     nats = []
@@ -99,7 +100,7 @@ def test_perplexity_is_that_of_the_torch_reference(stores: tuple[dict[str, Path]
 
 
 def test_a_comparison_is_that_of_all_logits(stores: tuple[dict[str, Path], ReferenceModel]) -> None:
-    found = compare(stores[0]["q4_0"], stores[0]["f16"], TEXT, WINDOWS)
+    found = compare(stores[0]["q4_0"], stores[0]["f16"], TEXT, OPTIONS, stride=STRIDE)
     (q, targets), (p, _) = (all_log_probabilities(stores[0][quant]) for quant in ("q4_0", "f16"))
     here = np.arange(len(targets)), targets
     kl = (np.exp(p) * (p - q)).sum(1)
@@ -116,18 +117,18 @@ def test_a_comparison_is_that_of_all_logits(stores: tuple[dict[str, Path], Refer
 
 
 def test_a_store_does_not_differ_from_itself(stores: tuple[dict[str, Path], ReferenceModel]) -> None:
-    found = compare(stores[0]["q4_0"], stores[0]["q4_0"], TEXT, WINDOWS)
+    found = compare(stores[0]["q4_0"], stores[0]["q4_0"], TEXT, OPTIONS, stride=STRIDE)
     assert (found.kl_mean, found.kl_max, found.top1_agreement, found.nats_difference) == (0, 0, 1, 0)
-    assert found.store == found.reference == perplexity(stores[0]["q4_0"], TEXT, WINDOWS)
+    assert found.store == found.reference == perplexity(stores[0]["q4_0"], TEXT, OPTIONS, stride=STRIDE)
 
 
 def test_a_kv_cache_of_8_bits_has_its_price_and_only_the_store_pays_it(
     stores: tuple[dict[str, Path], ReferenceModel],
 ) -> None:
     store = stores[0]["q4_0"]
-    found = compare(store, store, TEXT, WINDOWS, switches=Switches(kv="q8"))
-    assert found.reference == perplexity(store, TEXT, WINDOWS)
-    assert found.store == perplexity(store, TEXT, WINDOWS, switches=Switches(kv="q8"))
+    found = compare(store, store, TEXT, replace(OPTIONS, kv="q8"), stride=STRIDE)
+    assert found.reference == perplexity(store, TEXT, OPTIONS, stride=STRIDE)
+    assert found.store == perplexity(store, TEXT, replace(OPTIONS, kv="q8"), stride=STRIDE)
     assert 0 < found.kl_mean < 0.1
 
 
@@ -135,23 +136,23 @@ def test_figures_are_the_same_whatever_the_memory_and_the_threads(
     stores: tuple[dict[str, Path], ReferenceModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = stores[0]["q4_0"]
-    whole = perplexity(store, TEXT, WINDOWS)
-    assert perplexity(store, TEXT, replace(WINDOWS, threads=1, reader="buffered")) == whole
+    whole = perplexity(store, TEXT, OPTIONS, stride=STRIDE)
+    assert perplexity(store, TEXT, replace(OPTIONS, threads=1, reader="buffered"), stride=STRIDE) == whole
     monkeypatch.setattr("smallthinker.engine.CHUNKS", (5,))
-    assert perplexity(store, TEXT, WINDOWS) == whole
+    assert perplexity(store, TEXT, OPTIONS, stride=STRIDE) == whole
 
 
 def test_a_lossy_head_that_misses_a_token_makes_perplexity_infinite_and_says_how_many(
     stores: tuple[dict[str, Path], ReferenceModel], predictor: Path
 ) -> None:
-    store, switches = stores[0]["q4_0"], Switches(lossy_head=predictor, lossy_threshold=1e30)
-    alone = perplexity(store, TEXT, WINDOWS, switches=switches)
+    store, options = stores[0]["q4_0"], replace(OPTIONS, lossy_head=predictor, lossy_threshold=1e30)
+    alone = perplexity(store, TEXT, options, stride=STRIDE)
     q, targets = all_log_probabilities(store, lossy_head=predictor, lossy_threshold=1e30)
     missed = np.isneginf(q[np.arange(len(targets)), targets]).sum()
     assert alone.missed == missed > 0
     assert alone.perplexity == math.inf and alone.to_dict()["perplexity"] is None
     assert f"{missed} of {alone.tokens}" in alone.text()
-    found = compare(store, store, TEXT, WINDOWS, switches=switches)
+    found = compare(store, store, TEXT, options, stride=STRIDE)
     p, _ = all_log_probabilities(store)
     assert found.store == alone and found.reference.missed == 0
     assert found.lost == pytest.approx(np.exp(p)[np.isneginf(q)].sum() / len(p), rel=1e-6)
@@ -173,16 +174,16 @@ def test_no_room_for_the_states_is_an_error_that_says_where(
 ) -> None:
     monkeypatch.setattr(evaluation, "TemporaryFile", partial(Path("/dev/full").open, "r+b"))
     with pytest.raises(StoreWriteError, match=r"cannot keep the states.*TMPDIR"):
-        compare(stores[0]["q4_0"], stores[0]["q4_0"], TEXT, WINDOWS)
+        compare(stores[0]["q4_0"], stores[0]["q4_0"], TEXT, OPTIONS, stride=STRIDE)
 
 
 def test_a_wrong_switch_is_found_before_anything_is_computed(
     stores: tuple[dict[str, Path], ReferenceModel], tmp_path: Path
 ) -> None:
     seen: list[int] = []
-    switches = Switches(lossy_head=tmp_path / "nowhere.pt")
+    options = EngineOptions(lossy_head=tmp_path / "nowhere.pt")
     with pytest.raises(CheckpointError, match="nowhere"):
-        compare(stores[0]["f16"], stores[0]["f16"], TEXT, switches=switches, progress=lambda *_: seen.append(1))
+        compare(stores[0]["f16"], stores[0]["f16"], TEXT, options, progress=lambda *_: seen.append(1))
     assert not seen
 
 
@@ -196,7 +197,7 @@ def test_progress_counts_to_its_total(stores: tuple[dict[str, Path], ReferenceMo
     measure: Any = compare if references else perplexity
     seen: list[tuple[int, int]] = []
     paths = [stores[0]["q4_0"]] * (1 + references)
-    measure(*paths, TEXT, WINDOWS, progress=lambda done, total, what: seen.append((done, total)))
+    measure(*paths, TEXT, OPTIONS, stride=STRIDE, progress=lambda done, total, what: seen.append((done, total)))
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert seen[-1][0] == seen[-1][1] and len({total for _, total in seen}) == 1
 

@@ -35,10 +35,10 @@ READ = [
     "serve {} --port 0", "serve --port 0 --api-key-file {}", "serve --port 0 --storage {}",
     "serve --port 0 --lossy-head {}", "inspect {}", "convert {} out", "synth {} out",
     "trace {} --text text -o out", "trace --text {} -o out", "cache-sim {}", "calibrate {} --text text",
-    "calibrate store --text {}", "plan {}", "plan --profile {}", "plan --trace {}",
+    "calibrate store --text {}", "plan {}", "plan --storage {}", "plan --trace {}",
     "eval perplexity {} --text text", "eval perplexity --text {}", "eval compare {} store --text text",
     "eval compare store {} --text text", "eval compare store store --text {}", "bench {} -o out",
-    "bench store -o out --text {}", "bench store -o out --profile {}", "bench --submit {}",
+    "bench store -o out --text {}", "bench store -o out --storage {}", "bench --submit {}",
     "bench compare {} {}",
 ]  # fmt: skip
 WRITTEN = [
@@ -204,7 +204,7 @@ def test_a_store_and_a_trace_under_names_that_are_no_utf8_work(
 ) -> None:
     store, trace = str(tmp_path / "st\udcffre"), str(tmp_path / "tr\udcffce")
     for command in ("convert checkpoint {0}", "run -m {0} --max-tokens 1 x", "trace {0} --text text -o {1}",
-                    "inspect {0} --verify", "cache-sim {1}", "plan {0} --profile emmc --trace {1}"):  # fmt: skip
+                    "inspect {0} --verify", "cache-sim {1}", "plan {0} --storage emmc --trace {1}"):  # fmt: skip
         assert main([argument.format(store, trace) for argument in command.split(" ")]) == 0, capsys.readouterr()
 
 

@@ -19,7 +19,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-SHORT = ["--prompt", "16", "--max-tokens", "8", "--profile", "emmc"]
+SHORT = ["--prompt", "16", "--max-tokens", "8", "--storage", "emmc"]
 
 
 def test_a_configuration_alone_gives_needs_speeds_and_sources(config: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,11 +66,11 @@ def test_a_budget_below_the_floor_among_others_is_told_after_the_table(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--profile", "floppy"], "sata-ssd"),
+        (["--storage", "floppy"], "sata-ssd"),
         (["--skew", "-1"], "--skew"),
         (["--memory", "much"], "expected a size"),
         (["--context", "20"], "don't fit 20"),
-        (["--threads", "0"], "--threads"),
+        (["--threads", "0"], "threads: expected"),
         (["--trace", "nothing.trace"], "nothing.trace"),
     ],
 )

@@ -38,7 +38,7 @@ def without_charts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def arguments(store: Path, out: Path, *more: str) -> list[str]:
-    cell = ["--memory", "200MiB", "--context", "8", "--tokens", "4"]
+    cell = ["--memory", "200MiB", "--prompt", "8", "--max-tokens", "4"]
     return ["bench", str(store), *cell, "-o", str(out), "--json", *more]
 
 
@@ -46,7 +46,7 @@ def test_a_benchmark_measures_goes_on_and_measures_again_when_told(
     hybrid_store: Path, tmp_path: Path, children: list[Row], capsys: pytest.CaptureFixture[str]
 ) -> None:
     files_before = sorted(path.name for path in hybrid_store.iterdir())
-    assert main(arguments(hybrid_store, tmp_path / "out", "--repeats", "1", "--profile", "raw", "emmc")) == 0
+    assert main(arguments(hybrid_store, tmp_path / "out", "--repeats", "1", "--storage", "raw", "emmc")) == 0
     captured = capsys.readouterr()
     assert captured.err == ""  # no bar where nobody looks
     found = json.loads(captured.out)
@@ -65,7 +65,9 @@ def test_a_benchmark_measures_goes_on_and_measures_again_when_told(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(views, "_draw", lambda *_: [])
         assert main(arguments(hybrid_store, tmp_path / "out", "--repeats", "2")) == 0
-    assert [job["storage"] for job in children] == [None]  # the second run of the real disk is all that was missing
+    assert [job["options"]["storage"] for job in children] == [
+        None
+    ]  # the second run of the real disk is all that was missing
     both = json.loads(capsys.readouterr().out)
     assert [cell["decode_tok_per_sec"]["runs"] for cell in both["cells"]] == [2, 2, 1, 1]
 
@@ -130,14 +132,14 @@ def test_a_budget_below_the_floor_is_a_row_of_its_own_and_the_others_are_measure
     ("options", "message"),
     [
         (["nowhere"], "nowhere"),
-        (["--profile", "floppy"], "floppy"),
-        (["--tokens", "0"], "--tokens: expected 1 to"),
+        (["--storage", "floppy"], "floppy"),
+        (["--max-tokens", "0"], "--max-tokens: expected 1 to"),
         (["--repeats", "-1"], "--repeats: expected 1 to"),
-        (["--context", "8", "0"], "--context: expected 1 to"),
+        (["--prompt", "8", "0"], "--prompt: expected 1 to"),
         (["--seed", "-1"], "--seed: expected 0 or more"),
         (["--memory", "much"], "expected a size"),
         (["--text", "nowhere.txt"], "nowhere.txt"),
-        (["--real-throttle"], "expected a --profile"),
+        (["--real-throttle"], "expected a --storage"),
         (["one", "two"], "expected one model"),
         (["--submit", "nowhere.jsonl"], "nowhere.jsonl"),
         (["demo", "--submit", "x"], "nothing else"),
