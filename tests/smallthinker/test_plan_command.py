@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -47,11 +48,12 @@ def test_too_little_memory_says_what_is_needed_and_exits_with_2(
 ) -> None:
     assert main(["plan", config, *SHORT, "--memory", "30MiB"]) == 2
     said = capsys.readouterr()
-    floor = next(line for line in said.out.splitlines() if line.startswith("memory: floor"))
-    assert "memory plan for" in said.out
+    assert "memory: floor " in said.out and "memory plan for" in said.out
     (error,) = said.err.splitlines()
     assert "30 MiB is below the floor of" in error
-    assert floor.split()[2] in error
+    named = re.search(r"give --memory (\d+MiB)", error)
+    assert named is not None
+    assert main(["plan", config, *SHORT, "--memory", named[1]]) == 0  # the floor that is named works
 
 
 def test_a_budget_below_the_floor_among_others_is_told_after_the_table(

@@ -62,5 +62,5 @@ def test_a_sliding_layer_forgets_what_left_the_window() -> None:
     b[0, 3] = 99  # position 7 sees 4 to 7
     with torch.no_grad():
         last_a, last_b = model(a)[0][0], model(b)[0][0]
-    assert torch.equal(last_a[7], last_b[7])
+    torch.testing.assert_close(last_a[7], last_b[7], rtol=1e-5, atol=1e-5)  # threads may add up in another order
     assert not torch.allclose(last_a[6], last_b[6])
