@@ -79,13 +79,14 @@ class Server(uvicorn.Server):
         self._llm, self._grace_sec = llm, grace_sec
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        logger = logging.getLogger("uvicorn.error")
-        is_news = News()
-        logger.addFilter(is_news)
+        loggers, is_news = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio")], News()
+        for logger in loggers:
+            logger.addFilter(is_news)
         try:
             super().run(sockets)
         finally:
-            logger.removeFilter(is_news)
+            for logger in loggers:
+                logger.removeFilter(is_news)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         asyncio.get_running_loop().set_exception_handler(self._on_fault)
@@ -109,9 +110,12 @@ class Server(uvicorn.Server):
             timer.cancel()
 
 
+_CLIENT_HAS_LEFT = "socket.send() raised exception."  # asyncio's, at the fifth write after it
+
+
 class News:
-    """A log's filter. Answers that end because the server does are none, nor is a warning that was there
-    within the last minute: clients can cause as many of those as they like."""
+    """A log's filter. Answers that end because the server does are none, nor are clients that leave while they are
+    written to, nor a warning that was there within the last minute: clients can cause as many of those as they like."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -122,6 +126,8 @@ class News:
             return not isinstance(record.exc_info[1], asyncio.CancelledError)
         if record.levelno != logging.WARNING:
             return True
+        if record.msg == _CLIENT_HAS_LEFT:
+            return False
         now = self._clock()
         if now - self._last.get(record.msg, -_REPEATED_SEC) < _REPEATED_SEC:
             return False
