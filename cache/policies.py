@@ -34,9 +34,6 @@ class EvictionPolicy(Protocol):
         """A layer of `tokens` tokens asked for these distinct keys, resident or not; `counts` of the tokens for each
         (None: all of them). Layers come in order; before the insertions that follow from it."""
 
-    def observe(self, layer: int, probs: Floats) -> None:
-        """The router's gate values [E] of all experts of the layer for one token, after its `use`. May never come."""
-
     def step(self, tokens: int = 1) -> None:
         """All layers of a decode step, or of a chunk of `tokens`, have been used."""
 
@@ -79,9 +76,6 @@ class _Scored(ABC):
 
     def clear(self) -> None:
         self._absent.fill(-np.inf)
-
-    def observe(self, layer: int, probs: Floats) -> None:  # noqa: B027 (they have no use for it)
-        pass
 
     def victim(self, pinned: Collection[int], layer: int) -> int | None:
         late = self._lateness + self._absent
@@ -164,34 +158,6 @@ class LFU(_Scored):
         self._lateness[:] = -_checked(state, len(self._lateness)) * self._tokens
 
 
-class LRFU(_Scored):
-    """Evicts what has the least sum over its uses, each worth half after every `HALF_LIFE` tokens (Lee et al. 2001):
-    between LRU (a short half-life) and LFU (a long one)."""
-
-    HALF_LIFE = 16
-
-    def __init__(self, layers: int, experts: int, experts_per_token: int) -> None:
-        super().__init__(layers, experts, experts_per_token)
-        self._worth = 1.0  # of a use now; it grows instead of all sums shrinking
-
-    def use(self, layer: int, keys: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1) -> None:
-        self._lateness[list(keys)] -= self._worth * np.asarray(tokens if counts is None else counts)
-
-    def step(self, tokens: int = 1) -> None:
-        self._worth *= 2 ** (min(tokens, 50 * self.HALF_LIFE) / self.HALF_LIFE)
-        if self._worth > 1e100:
-            self._lateness /= self._worth
-            self._worth = 1.0
-
-    def state(self) -> Floats:
-        always = self._worth / (1 - 0.5 ** (1 / self.HALF_LIFE))  # what a use by each token would come to
-        chance: npt.NDArray[np.float64] = np.clip(-self._lateness / always, 0, 1)
-        return chance.astype(np.float32)
-
-    def restore(self, state: Floats) -> None:
-        self._lateness[:] = -_checked(state, len(self._lateness)) * self._worth / (1 - 0.5 ** (1 / self.HALF_LIFE))
-
-
 class Frequency(_cache.Frequency):
     """Evicts what is expected to be used last: by the share of tokens that use it, and by how far its layer is from the
     one being served.
@@ -227,28 +193,8 @@ class Frequency(_cache.Frequency):
         )
         self._keys = layers * experts
 
-    def observe(self, layer: int, probs: Floats) -> None:
-        pass
-
     def restore(self, state: Floats) -> None:
         self.restore_chances(_checked(state, self._keys), self.RESTORED_TOKENS)
-
-
-class RouterFrequency(Frequency):
-    """As Frequency, but the router's order of all experts counts too: one that nearly was chosen is likelier next."""
-
-    SHARE = 0.3  # of the order; the rest is the choice itself
-    SOFTNESS = 0.06  # of the line between chosen and not, in ranks, as a part of all experts
-
-    def __init__(self, layers: int, experts: int, experts_per_token: int) -> None:
-        super().__init__(layers, experts, experts_per_token)
-        ranks = np.arange(experts) + 0.5 - experts_per_token
-        chosen = 1 / (1 + np.exp(np.clip(ranks / (self.SOFTNESS * experts), -50, 50)))
-        self._by_rank: list[float] = (chosen * (experts_per_token / chosen.sum())).tolist()
-
-    def observe(self, layer: int, probs: Floats) -> None:
-        order = layer * len(self._by_rank) + np.argsort(-probs, kind="stable")
-        self.blend(layer, order.tolist(), self._by_rank, self.SHARE)
 
 
 Factory = Callable[[int, int, int], EvictionPolicy]
@@ -257,9 +203,7 @@ Factory = Callable[[int, int, int], EvictionPolicy]
 POLICIES: dict[str, Factory] = {
     "lru": LRU,
     "lfu": LFU,
-    "lrfu": LRFU,
     "frequency": Frequency,
-    "router": RouterFrequency,
 }
 DEFAULT_POLICY: Factory = Frequency
-"""Of what needs no more than the choices, the one that hit most in replays; see docs/benchmarks.md."""
+"""The one that hits most in replays; see docs/benchmarks.md."""

@@ -32,18 +32,15 @@ class Replay(NamedTuple):
         return (self.hit_rates[policy] - lru) / (self.optimum - lru) if self.optimum > lru else None
 
 
-def replay(
-    ids: npt.NDArray[Any], probs: npt.NDArray[np.float16], slots: int, done: Callable[[], None] | None = None
-) -> Replay:
-    """Every policy of POLICIES and the optimum, from an empty cache. ids [T, L, k], probs [T, L, E].
+def replay(ids: npt.NDArray[Any], experts: int, slots: int, done: Callable[[], None] | None = None) -> Replay:
+    """Every policy of POLICIES and the optimum, from an empty cache. ids [T, L, k]; experts: E.
 
     `done` is called after each of the len(POLICIES) + 1 of them. Raises ValueError when the slots are fewer than k.
     """
     _, layers, k = ids.shape
-    experts = probs.shape[2]
     rates = {}
     for name, policy in POLICIES.items():
-        rates[name] = hits(policy(layers, experts, k), ids, probs, slots) / ids.size
+        rates[name] = hits(policy(layers, experts, k), ids, experts, slots) / ids.size
         if done is not None:
             done()
     best = optimal_hits(ids, experts, slots) / ids.size
@@ -52,20 +49,16 @@ def replay(
     return Replay(slots, rates, best)
 
 
-def hits(policy: EvictionPolicy, ids: npt.NDArray[Any], probs: npt.NDArray[np.float16] | None, slots: int) -> int:
+def hits(policy: EvictionPolicy, ids: npt.NDArray[Any], experts: int, slots: int) -> int:
     """Of T * L * k requests, those that found their expert resident."""
     tokens, layers, k = ids.shape
     _check_slots(slots, k)
-    experts = probs.shape[2] if probs is not None else int(ids.max()) + 1
     keys = (ids.astype(np.int64) + experts * np.arange(layers)[:, None]).tolist()
     resident: set[int] = set()
     found = 0
     for t in range(tokens):
-        gates = None if probs is None else probs[t].astype(np.float32)
         for layer, wanted in enumerate(keys[t]):
             policy.use(layer, wanted)
-            if gates is not None:
-                policy.observe(layer, gates[layer])
             missing = [key for key in wanted if key not in resident]
             found += k - len(missing)
             for key in missing:

@@ -3,9 +3,10 @@
 Owns `predictor.safetensors`, an optional file of a store that only speculative reads depend on, never an output. How it
 is learned is `predictor_training`'s. Knows nothing about slots or reads.
 
-For each pair of layers (source, target), target one or two behind, the file has a matrix [E, d] that takes the place of
-target's router when it is asked with the state after source's attention. Source -1 is the final state of the token
-before, what goes into the head: the first layers' experts can so be read while the head runs and a token is chosen.
+For each layer but the last, the file has a matrix [E, d] that takes the place of the next layer's router when it is
+asked with the state after this one's attention. Source -1 is the final state of the token before, what goes into the
+head: the first layer's experts can so be read while the head runs and a token is chosen. Files of version 2 lead two
+layers on as well; guesses so early read three to five times as much for nothing, so that those matrices stay on disk.
 
 The tensors are U8 [nbytes], matrices in q8_0 in the tiles layout (docs/format.md), `layers.S.to.T` or `final.to.T`, in
 the order of `pairs`. `__metadata__` has `format`, `format_version` and `routers`, a checksum of the routers it learned
@@ -27,13 +28,13 @@ from smallthinker.errors import StoreFormatError, StoreReadError, StoreWriteErro
 from smallthinker.expert_store.format import PREDICTOR_FILE, Quant, align, packed_bytes
 from smallthinker.expert_store.header import FileHeader, encode_header, fault, read_header
 from smallthinker.expert_store.store import Store
-from smallthinker.files import replacing
+from smallthinker.files import open_regular, replacing
 from smallthinker.models.description import Model
 
 FORMAT_NAME = "smallthinker-predictor"
-FORMAT_VERSION = "2"  # 1: of the state before source
+FORMAT_VERSION = "3"  # 1: of the state before source
+_DISTANCES = {"2": (1, 2), "3": (1,)}  # by version: layers from source to target
 FINAL = -1  # as a source: the final state of the token before
-DISTANCES = (1, 2)  # layers from source to target
 QUANT: Quant = "q8_0"
 
 _ALIGN = 64
@@ -46,7 +47,11 @@ Matrices = dict[Pair, npt.NDArray[np.uint8]]
 
 def pairs(num_layers: int) -> list[Pair]:
     """Every (source, target) of a predictor."""
-    return [(s, s + d) for s in range(FINAL, num_layers) for d in DISTANCES if s + d < num_layers]
+    return _pairs(num_layers, (1,))
+
+
+def _pairs(num_layers: int, distances: tuple[int, ...]) -> list[Pair]:
+    return [(s, s + d) for s in range(FINAL, num_layers) for d in distances if s + d < num_layers]
 
 
 def matrix_bytes(config: Model) -> int:
@@ -65,7 +70,7 @@ class PredictorFile:
         self._stride = align(self._matrix_bytes, _ALIGN)
         self.nbytes = self._stride * len(self._pairs)
         try:
-            self._header = read_header(path, _MAX_ENTRY_BYTES * (len(self._pairs) + 4))
+            self._header = read_header(path, _MAX_ENTRY_BYTES * (2 * len(self._pairs) + 4))
         except OSError as e:
             raise StoreReadError(f"{path}: cannot read the predictor: {e.strerror or e}; {_REMEDY}") from e
         except StoreFormatError as e:
@@ -74,13 +79,16 @@ class PredictorFile:
 
     def _check(self, header: FileHeader, store: Store) -> None:
         metadata, path = header.metadata, header.path
-        expected = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "routers": routers_checksum(store)}
+        version = metadata.get("format_version", "")
+        expected = {"format": FORMAT_NAME, "routers": routers_checksum(store)}
+        if version not in _DISTANCES:
+            expected["format_version"] = FORMAT_VERSION
         for key, value in expected.items():
             found = metadata.get(key, "nothing")
             if found != value:
                 value += " of this store's own routers" if key == "routers" else ""
                 raise fault(path, 8, f"__metadata__ {key}", value, found, _REMEDY)
-        names = [_name(pair) for pair in self._pairs]
+        names = [_name(pair) for pair in _pairs(store.config.num_layers, _DISTANCES[version])]
         if list(header.tensors) != names:
             listed = (f"{len(n)} tensors, {n[0]} to {n[-1]}" if n else "none" for n in (names, list(header.tensors)))
             raise fault(path, 8, "tensors", next(listed), next(listed), _REMEDY)
@@ -91,15 +99,19 @@ class PredictorFile:
 
     def load(self) -> Matrices:
         """Every pair's matrix, packed in tiles of QUANT. Raises StoreReadError."""
-        path = self._header.path
+        path, rows = self._header.path, np.empty((len(self._pairs), self._stride), np.uint8)
         try:
-            data = np.fromfile(path, np.uint8, self.nbytes, offset=self._header.data_start)
+            with open_regular(path) as file:
+                for row, pair in zip(rows, self._pairs, strict=True):
+                    file.seek(self._header.tensors[_name(pair)].start)
+                    data = file.read(self._stride)
+                    if len(data) != self._stride:  # shortened since the header was read
+                        expected = f"expected {self._stride} bytes of a matrix, found {len(data)}"
+                        raise StoreReadError(f"{path}: {expected}; {_REMEDY}")
+                    row[:] = np.frombuffer(data, np.uint8)
         except OSError as e:
             raise StoreReadError(f"{path}: cannot read the predictor: {e.strerror or e}; {_REMEDY}") from e
-        if len(data) != self.nbytes:  # shortened since the header was read
-            raise StoreReadError(f"{path}: expected {self.nbytes} bytes of matrices, found {len(data)}; {_REMEDY}")
-        rows = data.reshape(len(self._pairs), self._stride)[:, : self._matrix_bytes]
-        return dict(zip(self._pairs, rows, strict=True))
+        return dict(zip(self._pairs, rows[:, : self._matrix_bytes], strict=True))
 
 
 def find_predictor(store: Store) -> PredictorFile | None:

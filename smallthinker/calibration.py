@@ -52,7 +52,7 @@ class Calibration:
         """For people."""
         lines = [f"{self.tokens} tokens, {self.held_out} of them held out; guesses that were right on those:"]
         for name, (before, after) in self.right.items():
-            lines.append(f"  {name:<24} {before:>6.1%} by the layer's own router, {after:>6.1%} by the predictor")
+            lines.append(f"  {name:<28} {before:>6.1%} by the layer's own router, {after:>6.1%} by the predictor")
         if self.file is None:
             lines.append("no better than the routers: nothing was written; give more or other text")
         else:
@@ -186,29 +186,20 @@ def _learn(
     todo = pairs(len(routers))
     matrices: Matrices = {}
     right: dict[str, list[tuple[float, float]]] = {}
-    for from_layer in range(FINAL, len(routers)):
-        targets = [target for source, target in todo if source == from_layer]
-        if not targets:
-            continue
+    for from_layer, target in todo:
+        change, chosen = None, states.ids[target]
         if from_layer == FINAL:  # of the token before
             rows = np.flatnonzero(~states.ends)
-            source = Source(states.x[-1][rows], threads)
+            source, chosen = Source(states.x[-1][rows], threads), chosen[rows + 1]
+            name = "the next token's first layer"
         else:
             source = Source(states.x[from_layer], threads)
-        for target in targets:
-            change = None
-            chosen = states.ids[target]
-            if from_layer == FINAL:
-                chosen = chosen[rows + 1]
-                name = f"next token's layer {target}"
-            else:
-                change = _change(states, routers[target], from_layer, target)
-                distance = target - from_layer
-                name = "the next layer" if distance == 1 else f"{distance} layers ahead"
-            learned = source.learn(routers[target], chosen, change, seed=len(matrices))
-            matrices[from_layer, target] = _kernels.pack(QUANT, "tiles", learned.matrix)
-            right.setdefault(name, []).append((learned.before, learned.after))
-            progress(len(matrices), len(todo), "pairs")
+            change = _change(states, routers[target], from_layer, target)
+            name = "the next layer"
+        learned = source.learn(routers[target], chosen, change, seed=len(matrices))
+        matrices[from_layer, target] = _kernels.pack(QUANT, "tiles", learned.matrix)
+        right.setdefault(name, []).append((learned.before, learned.after))
+        progress(len(matrices), len(todo), "pairs")
     return matrices, right
 
 

@@ -77,7 +77,6 @@ PYBIND11_MODULE(_cache, m) {
       .def("remove", &remove_key, py::arg("key"))
       .def("clear", &Frequency::clear)
       .def("use", &use, py::arg("layer"), py::arg("keys"), py::arg("counts") = py::none(), py::arg("tokens") = 1)
-      .def("blend", &Frequency::blend, py::arg("layer"), py::arg("keys"), py::arg("shares"), py::arg("weight"))
       .def("step", &step, py::arg("tokens") = 1)
       .def("victim", &victim, py::arg("pinned"), py::arg("layer"))
       .def("score", &Frequency::chance, py::arg("key"))

@@ -69,12 +69,6 @@ void Frequency::use(int64_t layer, const std::vector<int64_t>& keys, const std::
   be_late(first_of(layer), first_of(layer) + experts_);
 }
 
-void Frequency::blend(int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares, double weight) {
-  check(layer, keys, shares);
-  for (Average& average : averages_) add(average, layer, keys, shares, rate(average) * weight);
-  be_late(first_of(layer), first_of(layer) + experts_);
-}
-
 void Frequency::step(double tokens) {
   tokens_ += tokens;
   const double kept = std::pow(1 - 1 / memory_.judged_tokens, tokens);

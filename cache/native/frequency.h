@@ -35,8 +35,6 @@ class Frequency {
 
   // So many tokens use these keys of the layer, each by its share of them, and none of its others.
   void use(int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares, double tokens);
-  // Lets such shares count as `weight` of a token, without judging by them.
-  void blend(int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares, double weight);
   void step(double tokens);
   // Begins with these chances, keys() of them, as if so many tokens had shown them.
   void restore(const double* chances, double tokens);

@@ -54,6 +54,6 @@ def handle(args: argparse.Namespace) -> int:
             progress(done, len(slots) * (len(POLICIES) + 1), "runs")
 
         for n in slots:
-            replays.append(replay(trace.ids, trace.probs, n, count))
+            replays.append(replay(trace.ids, trace.experts, n, count))
     print(json.dumps(replay_facts(trace, replays)) if args.json else replay_text(trace, replays))
     return 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallthinker.cache.policies import LFU, LRFU, LRU, POLICIES, Frequency, RouterFrequency
+from smallthinker.cache.policies import LFU, LRU, POLICIES, Frequency
 from smallthinker.cache.replay import hits
 
 LAYERS, EXPERTS, K = 3, 5, 2
@@ -23,7 +23,6 @@ operations = st.lists(
         st.tuples(
             st.just("chunk"), st.integers(0, LAYERS - 1), st.sets(st.integers(0, EXPERTS - 1)), st.integers(1, 9)
         ),
-        st.tuples(st.just("observe"), st.integers(0, LAYERS - 1), st.integers(0, 99)),
         st.tuples(st.just("step"), st.integers(1, 2000)),
         st.tuples(st.just("victim"), st.sets(keys), st.integers(0, LAYERS - 1)),
         st.tuples(st.just("clear")),
@@ -52,8 +51,6 @@ def test_a_victim_is_resident_and_never_pinned_whatever_happened(name: str, oper
             layer, experts, tokens = rest
             counts = [1 + expert % tokens for expert in experts]
             policy.use(layer, [layer * EXPERTS + expert for expert in experts], counts, tokens)
-        elif operation == "observe":
-            policy.observe(rest[0], np.random.default_rng(rest[1]).random(EXPERTS, np.float32))
         elif operation == "step":
             policy.step(rest[0])
         elif operation == "victim":
@@ -85,7 +82,7 @@ def test_lru_hits_as_the_textbook_says(seed: int, slots: int) -> None:
                 if len(order) == slots:
                     del order[next(old for old in order if old not in wanted)]
                 order[key] = None
-    assert hits(LRU(LAYERS, EXPERTS, K), ids, None, slots) == found
+    assert hits(LRU(LAYERS, EXPERTS, K), ids, EXPERTS, slots) == found
 
 
 def random_routing(seed: int, tokens: int) -> np.ndarray:
@@ -97,7 +94,7 @@ def random_routing(seed: int, tokens: int) -> np.ndarray:
     return ids
 
 
-@pytest.mark.parametrize("policy", [LFU, LRFU, Frequency, RouterFrequency])
+@pytest.mark.parametrize("policy", [LFU, Frequency])
 def test_what_is_used_more_often_stays(policy: type) -> None:
     p = policy(1, 4, 1)
     for key in range(4):
@@ -110,7 +107,7 @@ def test_what_is_used_more_often_stays(policy: type) -> None:
     assert p.score(1) > p.score(0) > p.score(3)
 
 
-@pytest.mark.parametrize("policy", [LFU, LRFU, Frequency, RouterFrequency])
+@pytest.mark.parametrize("policy", [LFU, Frequency])
 def test_a_new_favourite_replaces_an_old_one_in_time(policy: type) -> None:
     p = policy(1, 2, 1)
     p.insert(0)
@@ -136,8 +133,8 @@ def test_of_equally_used_experts_the_one_of_the_layer_just_served_goes() -> None
 
 def test_lru_keeps_nothing_of_a_cycle_that_is_too_long_and_frequency_does() -> None:
     ids = np.tile(np.arange(4) % 2, (20, 1))[:, :, None]  # every token uses one expert in each of 4 layers
-    assert hits(LRU(4, 2, 1), ids, None, 3) == 0
-    assert hits(Frequency(4, 2, 1), ids, None, 3) >= 19 * 2
+    assert hits(LRU(4, 2, 1), ids, 2, 3) == 0
+    assert hits(Frequency(4, 2, 1), ids, 2, 3) >= 19 * 2
 
 
 class LongMemory(Frequency):
@@ -160,15 +157,6 @@ def test_a_chunk_counts_each_expert_as_often_as_tokens_chose_it() -> None:
     at_once.use(0, [0, 1], [1, 3], 4)
     at_once.step(4)
     assert at_once.state() == pytest.approx(one_by_one.state(), abs=0.001)
-
-
-def test_the_routers_order_of_experts_that_were_not_chosen_is_learned_from() -> None:
-    p = RouterFrequency(1, 8, 2)
-    for _ in range(30):
-        p.use(0, [0, 1])
-        p.observe(0, np.array([9, 8, 7, 1, 2, 3, 4, 5], np.float32) / 10)
-        p.step()
-    assert p.score(0) > p.score(2) > p.score(7) > p.score(3)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -217,7 +205,7 @@ def chosen(rng: np.random.Generator, texts: int, length: int) -> np.ndarray:
 def test_the_past_counts_for_as_long_as_it_tells_what_comes(texts: int, length: int) -> None:
     """Of texts that want different experts, and of one text, about as much is hit as with the memory that suits it."""
     ids = chosen(np.random.default_rng(0), texts, length)
-    rates = {p: hits(p(4, 16, 2), ids, None, 20) / ids.size for p in (Frequency, LongMemory, ShortMemory)}
+    rates = {p: hits(p(4, 16, 2), ids, 16, 20) / ids.size for p in (Frequency, LongMemory, ShortMemory)}
     best, other = (ShortMemory, LongMemory) if texts > 1 else (LongMemory, ShortMemory)
     assert rates[Frequency] > rates[best] - 0.01
     assert rates[best] > rates[other] + (0.05 if texts > 1 else 0.005)

@@ -16,8 +16,18 @@ from smallthinker import _kernels
 from smallthinker.engine import Engine
 from smallthinker.errors import StoreFormatError, StoreWriteError
 from smallthinker.expert_store.format import PREDICTOR_FILE
+from smallthinker.expert_store.header import encode_header
 from smallthinker.expert_store.store import Store
-from smallthinker.router.predictor import FINAL, QUANT, Matrices, find_predictor, matrix_bytes, pairs, save_predictor
+from smallthinker.router.predictor import (
+    FINAL,
+    QUANT,
+    Matrices,
+    find_predictor,
+    matrix_bytes,
+    pairs,
+    routers_checksum,
+    save_predictor,
+)
 
 
 def random_matrices(store: Store, seed: int) -> Matrices:
@@ -34,8 +44,8 @@ def store_folder(hybrid_store: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(hybrid_store, tmp_path / "store"))
 
 
-def test_pairs_lead_one_and_two_layers_on_and_from_the_final_state_to_the_first_two() -> None:
-    assert pairs(3) == [(FINAL, 0), (FINAL, 1), (0, 1), (0, 2), (1, 2)]
+def test_pairs_lead_one_layer_on_and_from_the_final_state_to_the_first() -> None:
+    assert pairs(3) == [(FINAL, 0), (0, 1), (1, 2)]
     assert pairs(1) == [(FINAL, 0)]
 
 
@@ -51,6 +61,24 @@ def test_what_is_saved_is_loaded(store_folder: Path) -> None:
         assert all(np.array_equal(loaded[pair], matrices[pair]) for pair in matrices)
         assert found.nbytes >= sum(matrix.nbytes for matrix in loaded.values())
     assert [p.name for p in store_folder.iterdir() if p.name.startswith(".")] == []
+
+
+def test_of_a_file_of_version_2_the_matrices_that_lead_one_layer_on_are_loaded(store_folder: Path) -> None:
+    with Store.open(store_folder) as store:
+        layers, size = store.config.num_layers, matrix_bytes(store.config)
+        stride = -(-size // 64) * 64
+        order = [(s, s + d) for s in range(FINAL, layers) for d in (1, 2) if s + d < layers]
+        names = ["final.to." + str(t) if s == FINAL else f"layers.{s}.to.{t}" for s, t in order]
+        metadata = {"format": "smallthinker-predictor", "format_version": "2", "routers": routers_checksum(store)}
+        body = np.random.default_rng(5).integers(0, 256, (len(order), stride)).astype(np.uint8)
+        header = encode_header([(name, "U8", (stride,)) for name in names], metadata, 64)
+        (store_folder / PREDICTOR_FILE).write_bytes(header + body.tobytes())
+        found = find_predictor(store)
+        assert found is not None and found.nbytes == layers * stride
+        loaded = found.load()
+    assert list(loaded) == pairs(layers)
+    for pair, row in zip(order, body, strict=True):
+        assert pair not in loaded or np.array_equal(loaded[pair], row[:size])
 
 
 def test_a_predictor_of_other_routers_is_refused(store_folder: Path, tmp_path: Path) -> None:

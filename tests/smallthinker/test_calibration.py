@@ -47,7 +47,7 @@ def test_guesses_of_held_out_text_become_better_and_outputs_stay(
     facts = json.loads(capsys.readouterr().out)
     assert facts["tokens"] == 1500 and facts["held_out"] == 300
     assert Path(facts["file"]).stat().st_size == facts["file_bytes"]
-    for name in ("next token's layer 0", "next token's layer 1", "the next layer"):
+    for name in ("the next token's first layer", "the next layer"):
         assert facts["right"][name]["after"] > facts["right"][name]["before"], name
     assert np.array_equal(before, logits())
     assert main(["calibrate", str(demo), "--text", str(file)]) == 2

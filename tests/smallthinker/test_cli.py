@@ -350,7 +350,7 @@ def test_a_replay_compares_policies_with_the_optimum(tmp_path: Path) -> None:
         assert size["recovered"]["lru"] == 0
     table = smallthinker("cache-sim", trace, "--expert-memory", "1MiB", "4MiB").stdout.splitlines()
     assert [row.split()[0] for row in table[1:]] == [
-        "slots", "of", "memory", "lru", "lfu", "lrfu", "frequency", "router", "optimum"
+        "slots", "of", "memory", "lru", "lfu", "frequency", "optimum"
     ]  # fmt: skip
     assert len(smallthinker("cache-sim", trace).stdout.splitlines()[1].split()) == 6
 
