@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from smallthinker import host
+from smallthinker.host.libc import libc
 
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 HUGE_PAGE_BYTES = 2 << 20
 _MADV_COLD, _MADV_POPULATE_WRITE = 20, 23
 
@@ -22,7 +21,7 @@ _MADV_COLD, _MADV_POPULATE_WRITE = 20, 23
 def weights_buffer(nbytes: int) -> mmap.mmap:
     """As `host.aligned_buffer`, in huge pages where the system has some."""
     buffer = host.aligned_buffer(nbytes)
-    if _libc is not None:
+    if libc is not None:
         with contextlib.suppress(OSError):  # a kernel without them
             buffer.madvise(mmap.MADV_HUGEPAGE)
     return buffer
@@ -37,7 +36,7 @@ def huge_pages_in(start: int, nbytes: int) -> Sequence[int]:
 def populate(start: int, nbytes: int) -> bool:
     """Have these whole pages of a buffer before they are touched. What was touched already stays as it is, and others
     may read and write meanwhile. False where that can't be had: before Linux 5.14, and on Windows and macOS."""
-    return _libc is not None and _advise(start, start + nbytes, _MADV_POPULATE_WRITE)
+    return libc is not None and _advise(start, start + nbytes, _MADV_POPULATE_WRITE)
 
 
 def touched_buffer(nbytes: int) -> mmap.mmap:
@@ -73,7 +72,7 @@ def discard(start: int, nbytes: int) -> None:
     """
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (start + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if _libc is None or end <= first:
+    if libc is None or end <= first:
         return
     # Else the system may make the huge pages at both ends whole again, some time later.
     outer = first // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES, -(-end // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
@@ -84,13 +83,13 @@ def discard(start: int, nbytes: int) -> None:
 
 def allow_huge(start: int, nbytes: int) -> None:
     """Memory that was discarded is used again, and may lie in huge pages. Linux only."""
-    if _libc is not None:
+    if libc is not None:
         _advise(start // mmap.PAGESIZE * mmap.PAGESIZE, start + nbytes, mmap.MADV_HUGEPAGE)
 
 
 def _advise(start: int, end: int, advice: int) -> bool:
-    assert _libc is not None
-    return bool(_libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice) == 0)
+    assert libc is not None
+    return bool(libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice) == 0)
 
 
 def transparent_huge_pages() -> str | None:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smallthinker import host
+from smallthinker.host import memory as host_memory
 
 
 @given(st.integers(1, 1 << 20))
@@ -108,7 +109,7 @@ def test_a_limit_is_wherever_the_kernel_begins_to_hold_a_group_back(
     group = write_group(tmp_path, files)
     memory = host.memory_of_cgroup(group, v2)
     assert memory is not None and memory.total_bytes == limit
-    monkeypatch.setattr(host, "_memory_cgroups", lambda *_: [(group, v2)])
+    monkeypatch.setattr(host_memory, "_memory_cgroups", lambda *_: [(group, v2)])
     assert host.memory_limit_bytes() == limit
 
 
@@ -135,18 +136,18 @@ def test_pages_of_files_are_resident_and_not_held(tmp_path: Path) -> None:
 def test_every_enclosing_cgroup_counts(tmp_path: Path, line: str, folders: list[str], v2: bool) -> None:
     for folder in folders:
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-    found = host._memory_cgroups(f"9:pids:/\n{line}\n", tmp_path)
+    found = host_memory._memory_cgroups(f"9:pids:/\n{line}\n", tmp_path)
     assert found == [(tmp_path / folder, v2) for folder in folders]
 
 
 def test_the_least_limit_of_the_enclosing_cgroups_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups = [(write_group(tmp_path / limit, {"memory.max": limit}), True) for limit in ("max", "5000", "3000", "4000")]
-    monkeypatch.setattr(host, "_memory_cgroups", lambda *_: groups)
+    monkeypatch.setattr(host_memory, "_memory_cgroups", lambda *_: groups)
     assert host.memory_limit_bytes() == 3000
-    monkeypatch.setattr(host, "_memory_cgroups", lambda *_: groups[:1])
+    monkeypatch.setattr(host_memory, "_memory_cgroups", lambda *_: groups[:1])
     assert host.memory_limit_bytes() is None
     unlimited = write_group(tmp_path / "v1", {"memory.limit_in_bytes": "9223372036854771712"})
-    monkeypatch.setattr(host, "_memory_cgroups", lambda *_: [(unlimited, False)])
+    monkeypatch.setattr(host_memory, "_memory_cgroups", lambda *_: [(unlimited, False)])
     assert host.memory_limit_bytes() is None
 
 

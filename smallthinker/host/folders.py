@@ -1,0 +1,59 @@
+"""Folders that several processes use: synced, locked, and exchanged at once."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+
+def sync_folder(path: Path) -> None:
+    """Make names that were created or renamed in this folder survive a power cut. Windows can't open a folder."""
+    if os.name == "nt":
+        return
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def lock_folder(path: Path, wait: bool) -> int | None:
+    """Lock a folder for this process; close the returned descriptor to unlock. None: another process holds it.
+
+    The kernel unlocks when the process ends, however it ends. Windows: -1, no lock; open files can't be deleted there.
+    """
+    if os.name == "nt":
+        return -1
+    import fcntl
+
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except OSError:  # a network file system without locks
+        pass
+    return fd
+
+
+def unlock_folder(lock: int) -> None:
+    if lock >= 0:
+        os.close(lock)
+
+
+def exchange_folders(a: Path, b: Path) -> bool:
+    """Swap two folders in one step. False where the system or file system can't (then nothing happened)."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None, use_errno=True)
+        old, new = os.fsencode(a), os.fsencode(b)
+        if sys.platform == "linux":
+            at_fdcwd, rename_exchange = -100, 2
+            return bool(libc.renameat2(at_fdcwd, old, at_fdcwd, new, rename_exchange) == 0)
+        if sys.platform == "darwin":
+            rename_swap = 2
+            return bool(libc.renamex_np(old, new, rename_swap) == 0)
+    return False
