@@ -111,7 +111,7 @@ class Bench:
             self.ops_per_sec(name, 2 * tokens * rows * cols, call, int8=True)
 
     def experts(self, quant: _kernels.Quant, tokens: int) -> None:
-        up, down, total = _kernels.record_sections(quant, d, F)
+        up, down, total = _kernels.record_sections((quant,) * 3, d, F)
         record = np.zeros(-(-total // 4096) * 4096, np.uint8)
         for begin in (0, up, down):
             w = rng.standard_normal((F, d), dtype=np.float32)
@@ -129,8 +129,8 @@ class Bench:
 
         def call(i: int) -> None:
             nonlocal live
-            slot_ids = (np.arange(len(ids)) + i * len(ids)) % n_slots
-            live = _kernels.experts(self.pool, quant, d, F, x, slots, slot_ids.astype(np.int32), offsets, order, k, out)
+            slot_ids = ((np.arange(len(ids)) + i * len(ids)) % n_slots).astype(np.int32)
+            live = _kernels.experts(self.pool, (quant,) * 3, d, F, x, slots, slot_ids, offsets, order, k, out)
 
         call(0)
         name = f"experts {quant} T={tokens} live={live / (tokens * k * F):.0%}"

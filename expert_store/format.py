@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from smallthinker import _kernels
 from smallthinker.errors import ConfigError, StoreFormatError
 from smallthinker.expert_store.header import MAX_HEADER_BYTES, FileHeader, encode_header, fault, read_header
 from smallthinker.models.description import Model
@@ -38,12 +39,12 @@ Quant = Literal["q4_0", "q8_0", "f16", "f32"]
 Layout = Literal["tiles", "rows"]
 QUANTS: tuple[Quant, ...] = get_args(Quant)
 
-BLOCK = 32  # columns that share one scale
-TILE_ROWS = 16  # rows that a tile interleaves
+BLOCK = _kernels.BLOCK  # columns that share one scale
+TILE_ROWS = _kernels.TILE_ROWS  # rows that a tile interleaves
 TENSOR_ALIGN = 64  # a cache line: tensors of dense.safetensors and parts of a record start on one
 RECORD_ALIGN = 4096  # what a direct read needs
 
-_BLOCK_BYTES = {"q4_0": 2 + BLOCK // 2, "q8_0": 2 + BLOCK, "f16": 2 * BLOCK, "f32": 4 * BLOCK}
+_BLOCK_BYTES = {quant: BLOCK // cols * nbytes for quant, (cols, nbytes) in _kernels.formats().items()}
 
 # Room for one entry of a header: the longest name, dtype, shape, two offsets, its checksum. Bounds what we parse.
 _MAX_ENTRY_BYTES = 224

@@ -85,11 +85,11 @@ inline void check_dim(const char* name, int64_t n) {
 }
 
 inline Quant parse_quant(const std::string& name) {
-  if (name == "q4_0") return Quant::q4_0;
-  if (name == "q8_0") return Quant::q8_0;
-  if (name == "f16") return Quant::f16;
-  if (name == "f32") return Quant::f32;
-  fail("quant: expected f32, f16, q8_0 or q4_0, found '", name, "'");
+  const int found = find_format(name);
+  if (found >= 0) return static_cast<Quant>(found);
+  std::string names;
+  for (const FormatSizes& format : kFormats) names += (names.empty() ? "" : ", ") + std::string(format.name);
+  fail("quant: expected one of ", names, ", found '", name, "'");
 }
 
 inline Layout parse_layout(const std::string& name) {

@@ -14,7 +14,7 @@
 namespace smallthinker {
 namespace {
 
-constexpr int kMostThreads = 256;
+constexpr int kMaxThreads = 256;
 
 // The one place that reads the environment: the instruction set of pools that don't name one.
 const Isa& default_isa() {
@@ -32,7 +32,7 @@ const Isa& default_isa() {
 using OwnedPool = std::unique_ptr<ThreadPool, DeleteAtHome>;
 
 OwnedPool make_pool(int threads, const std::optional<std::string>& isa) {
-  if (threads < 1 || threads > kMostThreads) fail("threads: expected 1 to ", kMostThreads, ", found ", threads);
+  if (threads < 1 || threads > kMaxThreads) fail("threads: expected 1 to ", kMaxThreads, ", found ", threads);
   if (isa && isa->empty()) fail("isa: expected a name or None");
   return OwnedPool(new ThreadPool(threads, isa ? find_isa(*isa) : default_isa()));
 }
@@ -42,9 +42,9 @@ int64_t bind_packed_bytes(const std::string& quant, const std::string& layout, i
   return packed_bytes(parse_quant(quant), parse_layout(layout), rows, cols);
 }
 
-py::tuple bind_record_sections(const std::string& quant, int64_t hidden, int64_t ffn) {
+py::tuple bind_record_sections(const FfnQuants& quants, int64_t hidden, int64_t ffn) {
   check_experts_shape(hidden, ffn);
-  const RecordSections s = record_sections(parse_quant(quant), hidden, ffn);
+  const RecordSections s = record_sections(parse_ffn_formats(quants), hidden, ffn);
   return py::make_tuple(s.up_offset, s.down_offset, s.total_bytes);
 }
 
@@ -204,12 +204,12 @@ void bind_attention(ThreadPool& pool, const std::string& quant, const py::array&
   attention(pool, from, tokens, heads, cache, start, window, to);
 }
 
-int64_t bind_experts(ThreadPool& pool, const std::string& quant, int64_t hidden, int64_t ffn, const py::array& x,
+int64_t bind_experts(ThreadPool& pool, const FfnQuants& quants, int64_t hidden, int64_t ffn, const py::array& x,
                      const py::array& slots, const py::array& slot_ids, const py::array& offsets,
                      const py::array& pairs, int64_t k, py::array& out) {
   check_experts_shape(hidden, ffn);
   ExpertCall call{};
-  call.quant = parse_quant(quant);
+  call.formats = parse_ffn_formats(quants);
   call.hidden = hidden;
   call.ffn = ffn;
   call.k = k;
@@ -266,7 +266,7 @@ void bind_add(py::array& x, const py::array& y) {
 
 const float* check_logits(const py::array& logits) {
   const float* from = input<float>(logits, "logits", {-1});
-  if (logits.shape(0) < 1 || logits.shape(0) > kMostLogits) fail("logits: expected 1 to ", kMostLogits, ", found ", logits.shape(0));
+  if (logits.shape(0) < 1 || logits.shape(0) > kMaxLogits) fail("logits: expected 1 to ", kMaxLogits, ", found ", logits.shape(0));
   return from;
 }
 
@@ -404,17 +404,17 @@ PYBIND11_MODULE(_kernels, m) {
       .def_readwrite("overflow", &BoundKvLayer::overflow);
 
   py::class_<BoundAttentionLayer>(m, "AttentionLayer")
-      .def(py::init<ThreadPool&, const std::string&, const py::array&, const py::array&, const py::array&, const py::array&,
-                    const py::array&, const py::array&, int64_t, int64_t, int64_t, float, bool, int64_t>(),
-           arg("pool"), arg("quant"), arg("input_norm"), arg("q"), arg("k"), arg("v"), arg("o"), arg("post_norm"),
+      .def(py::init<ThreadPool&, const BoundAttentionLayer::Quants&, const py::array&, const py::array&, const py::array&,
+                    const py::array&, const py::array&, const py::array&, int64_t, int64_t, int64_t, float, bool, int64_t>(),
+           arg("pool"), arg("quants"), arg("input_norm"), arg("q"), arg("k"), arg("v"), arg("o"), arg("post_norm"),
            arg("heads"), arg("kv_heads"), arg("head_dim"), arg("eps"), arg("use_rope"), arg("window"),
            py::keep_alive<1, 2>())
       .def("forward", &BoundAttentionLayer::forward, arg("x"), arg("caches"), arg("starts"), arg("counts"), arg("cos"),
            arg("sin"), arg("normed"));
 
   py::class_<BoundFfn>(m, "Ffn")
-      .def(py::init<const std::string&, int64_t, int64_t, int64_t, int64_t, const std::string&, const py::array&>(),
-           arg("quant"), arg("hidden"), arg("ffn"), arg("experts"), arg("k"), arg("gating"), arg("router"));
+      .def(py::init<const FfnQuants&, int64_t, int64_t, int64_t, int64_t, const std::string&, const py::array&>(),
+           arg("quants"), arg("hidden"), arg("ffn"), arg("experts"), arg("k"), arg("gating"), arg("router"));
 
   py::class_<BoundForward> forward(m, "Forward");
   forward
@@ -440,8 +440,13 @@ PYBIND11_MODULE(_kernels, m) {
   forward.attr("ROUTED") = static_cast<int>(BoundForward::Stop::routed);
   forward.attr("GUESSED") = static_cast<int>(BoundForward::Stop::guessed);
 
+  m.def("formats", [] {
+    py::dict by_name;
+    for (const FormatSizes& format : kFormats) by_name[format.name] = py::make_tuple(format.block, format.block_bytes);
+    return by_name;
+  });
   m.def("packed_bytes", &bind_packed_bytes, arg("quant"), arg("layout"), arg("rows"), arg("cols"));
-  m.def("record_sections", &bind_record_sections, arg("quant"), arg("hidden"), arg("ffn"));
+  m.def("record_sections", &bind_record_sections, arg("quants"), arg("hidden"), arg("ffn"));
   m.def("pack", &bind_pack, arg("quant"), arg("layout"), arg("w"));
   m.def("unpack", &bind_unpack, arg("quant"), arg("layout"), arg("data"), arg("rows"), arg("cols"));
   m.def("embed", &bind_embed, arg("quant"), arg("data"), arg("rows"), arg("cols"), arg("ids"), arg("out"));
@@ -456,7 +461,7 @@ PYBIND11_MODULE(_kernels, m) {
         arg("start"));
   m.def("attention", &bind_attention, arg("pool"), arg("quant"), arg("q"), arg("keys"), arg("values"), arg("start"),
         arg("window"), arg("out"));
-  m.def("experts", &bind_experts, arg("pool"), arg("quant"), arg("hidden"), arg("ffn"), arg("x"), arg("slots"),
+  m.def("experts", &bind_experts, arg("pool"), arg("quants"), arg("hidden"), arg("ffn"), arg("x"), arg("slots"),
         arg("slot_ids"), arg("offsets"), arg("pairs"), arg("k"), arg("out"));
   m.def("combine", &bind_combine, arg("pool"), arg("x"), arg("contributions"), arg("weights"));
   m.def("add", &bind_add, arg("x"), arg("y"));

@@ -37,7 +37,9 @@ class BoundKvLayer {
 // The weights of one layer's attention, checked once.
 class BoundAttentionLayer {
  public:
-  BoundAttentionLayer(ThreadPool& pool, const std::string& quant, const py::array& input_norm, const py::array& q,
+  using Quants = std::array<std::string, 4>;  // of q, k, v and o
+
+  BoundAttentionLayer(ThreadPool& pool, const Quants& quants, const py::array& input_norm, const py::array& q,
                       const py::array& k, const py::array& v, const py::array& o, const py::array& post_norm,
                       int64_t heads, int64_t kv_heads, int64_t head_dim, float eps, bool use_rope, int64_t window)
       : pool_(pool), kept_{input_norm, q, k, v, o, post_norm}, kv_heads_(kv_heads) {
@@ -49,15 +51,15 @@ class BoundAttentionLayer {
     check_dim("head_dim", head_dim);
     check_attention({Quant::f16, kv_heads, 0, head_dim, nullptr, nullptr}, heads, window);
     if (head_dim % 2 != 0) fail("head_dim: expected an even number, found ", head_dim);
-    const auto matrix = [&](const py::array& data, const char* name, int64_t rows, int64_t cols) {
+    const auto matrix = [](const std::string& quant, const py::array& data, const char* name, int64_t rows, int64_t cols) {
       const Quant format = parse_quant(quant);
       check_matrix(format, rows, cols);
       return Matrix{format, packed(data, name, packed_bytes(format, Layout::tiles, rows, cols)), rows, cols};
     };
-    layer_.q = matrix(q, "q", heads * head_dim, dim);
-    layer_.k = matrix(k, "k", kv_heads * head_dim, dim);
-    layer_.v = matrix(v, "v", kv_heads * head_dim, dim);
-    layer_.o = matrix(o, "o", dim, heads * head_dim);
+    layer_.q = matrix(quants[0], q, "q", heads * head_dim, dim);
+    layer_.k = matrix(quants[1], k, "k", kv_heads * head_dim, dim);
+    layer_.v = matrix(quants[2], v, "v", kv_heads * head_dim, dim);
+    layer_.o = matrix(quants[3], o, "o", dim, heads * head_dim);
     layer_.head_dim = head_dim;
     layer_.eps = eps;
     layer_.use_rope = use_rope;

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <string>
 
 #include "arguments.h"
 #include "isa/isa.h"
@@ -15,6 +17,12 @@ inline void check_experts_shape(int64_t hidden, int64_t ffn) {
   check_dim("ffn", ffn);
   if (hidden % kBlock != 0) fail("hidden: expected a multiple of ", kBlock, ", found ", hidden);
   if (ffn % kBlock != 0) fail("ffn: expected a multiple of ", kBlock, ", found ", ffn);
+}
+
+// Of gate, up and down.
+using FfnQuants = std::array<std::string, 3>;
+inline FfnFormats parse_ffn_formats(const FfnQuants& quants) {
+  return {parse_quant(quants[0]), parse_quant(quants[1]), parse_quant(quants[2])};
 }
 
 inline Gating parse_gating(const std::string& name, int64_t k, int64_t experts) {
@@ -64,7 +72,7 @@ inline void check_capacity(const KvCache& cache, int64_t start, int64_t tokens, 
 inline void check_slots(const py::array& slots, ExpertCall& call) {
   call.slots = input<uint8_t>(slots, "slots", {-1, -1});
   call.record_bytes = slots.shape(1);
-  const int64_t needed = record_sections(call.quant, call.hidden, call.ffn).total_bytes;
+  const int64_t needed = record_sections(call.formats, call.hidden, call.ffn).total_bytes;
   if (call.record_bytes < needed) fail("slots: expected records of at least ", needed, " bytes, found ", call.record_bytes);
   if (reinterpret_cast<uintptr_t>(call.slots) % 4 != 0 || call.record_bytes % 4 != 0) {
     fail("slots: expected records aligned to 4 bytes");

@@ -20,11 +20,11 @@ namespace smallthinker {
 // The feed-forward network of one layer: its router, and the shape of its experts' records; checked once.
 class BoundFfn {
  public:
-  BoundFfn(const std::string& quant, int64_t hidden, int64_t ffn, int64_t experts, int64_t k, const std::string& gating,
+  BoundFfn(const FfnQuants& quants, int64_t hidden, int64_t ffn, int64_t experts, int64_t k, const std::string& gating,
            const py::array& router)
       : kept_(router), gating_(parse_gating(gating, k, experts)) {
     check_experts_shape(hidden, ffn);
-    call_.quant = parse_quant(quant);
+    call_.formats = parse_ffn_formats(quants);
     call_.hidden = hidden;
     call_.ffn = ffn;
     call_.k = k;

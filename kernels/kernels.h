@@ -18,6 +18,9 @@ class ThreadPool;
 // formats/packing.cpp
 void pack(Quant quant, Layout layout, const float* w, int64_t rows, int64_t cols, uint8_t* data);
 void unpack(Quant quant, Layout layout, const uint8_t* data, int64_t rows, int64_t cols, float* w);
+void unpack_row(Quant quant, Layout layout, const uint8_t* data, int64_t row, int64_t cols, float* w);
+
+// ops/embed.cpp
 void embed(Quant quant, const uint8_t* data, int64_t cols, const int32_t* ids, int64_t tokens, float* out);
 
 // ops/linear.cpp
@@ -30,7 +33,7 @@ struct Product {  // out [T, weights.rows]
   Matrix weights;
   float* out;
 };
-// Products of matrices of one format and width with the same x [T, cols], which is prepared once.
+// Products of matrices of one width with the same x [T, cols], which is prepared once for all of their formats.
 void linear(ThreadPool& pool, const std::vector<Product>& products, const float* x, int64_t tokens);
 
 // ops/head.cpp: rows 16 * g to 16 * g + 15 of every chosen group g, ascending, the same bits as `linear`; others stay.
@@ -84,7 +87,7 @@ void attention_layer(ThreadPool& pool, const AttentionLayer& layer, float* x, co
 
 // ops/ffn.cpp
 struct ExpertCall {
-  Quant quant;
+  FfnFormats formats;
   int64_t hidden, ffn;
   const float* x;           // [T, hidden]
   int64_t tokens;
@@ -100,7 +103,7 @@ int64_t experts(ThreadPool& pool, const ExpertCall& call);
 void combine(ThreadPool& pool, float* x, const float* contributions, const float* weights, int64_t tokens, int64_t k, int64_t dim);
 
 // ops/sample.cpp: the order of tokens is that of their logits, the largest first, ties by lower id. -0 is 0.
-constexpr int64_t kMostLogits = int64_t{1} << 20;  // weights add up to less than 2^63
+constexpr int64_t kMaxLogits = int64_t{1} << 20;  // weights add up to less than 2^63
 struct Filters {
   double temperature;  // above 0
   int64_t top_k;       // 1 to n

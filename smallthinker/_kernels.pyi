@@ -7,6 +7,8 @@ release the GIL.
 A token's result is the same bits whatever the other tokens of the call, the number of threads and their timing. It may
 differ between instruction sets in functions that take a pool; the others have one text for all of them.
 
+`route`, `combine` and `add` are parts of Forward and AttentionLayer; by these entries their tests reach them.
+
 Shape letters: T tokens, E experts, H query heads, K key-value heads, D head size, k experts per token, d hidden size.
 """
 
@@ -16,7 +18,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Quant = Literal["f32", "f16", "q8_0", "q4_0"]
+Quant = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
+FfnQuants = tuple[Quant, Quant, Quant]  # of gate, up and down
 KvQuant = Literal["f16", "q8_0"]
 Layout = Literal["tiles", "rows"]
 Gating = Literal["softmax", "sigmoid"]
@@ -26,7 +29,7 @@ I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 
 BLOCK: int
-"""Columns that share one scale in q8_0 and q4_0."""
+"""Columns of an input that share one scale, where it is rounded to int8."""
 TILE_ROWS: int
 """Rows of a group of the tiles layout; matrices are padded to a multiple of it."""
 
@@ -88,14 +91,14 @@ class KvLayer:
 class AttentionLayer:
     """The attention half of one layer: its weights, checked once and kept alive.
 
-    input_norm and post_norm [d]; q [H * D, d], k and v [K * D, d], o [d, H * D] in the tiles layout and `quant`.
-    window 0 is none.
+    input_norm and post_norm [d]; q [H * D, d], k and v [K * D, d], o [d, H * D] in the tiles layout, each in its own of
+    `quants`. window 0 is none.
     """
 
     def __init__(
         self,
         pool: ThreadPool,
-        quant: Quant,
+        quants: tuple[Quant, Quant, Quant, Quant],
         input_norm: F32,
         q: U8,
         k: U8,
@@ -119,10 +122,13 @@ class AttentionLayer:
         [T, D/2] are those of `rope_angles`.
         """
 
+def formats() -> dict[Quant, tuple[int, int]]:
+    """The weight formats: columns of a block, 1 for those without, and bytes of a row's block."""
+
 def packed_bytes(quant: Quant, layout: Layout, rows: int, cols: int) -> int:
     """Bytes of a packed matrix. `cols` is a multiple of 32 for q8_0 and q4_0."""
 
-def record_sections(quant: Quant, hidden: int, ffn: int) -> tuple[int, int, int]:
+def record_sections(quants: FfnQuants, hidden: int, ffn: int) -> tuple[int, int, int]:
     """(up_offset, down_offset, total_bytes) of an expert's record; gate is at 0. Both sizes are multiples of 32."""
 
 def pack(quant: Quant, layout: Layout, w: F32) -> U8:
@@ -143,8 +149,8 @@ def rmsnorm(x: F32, weight: F32, eps: float, out: F32) -> None:
 def linear(pool: ThreadPool, quant: Quant, data: U8, rows: int, cols: int, x: F32, out: F32) -> None:
     """out [T, rows] = x [T, cols] @ W.T, W in the tiles layout.
 
-    With q8_0 and q4_0, x is rounded to int8 with one scale per 32 columns; a block with a NaN or an infinity makes the
-    token's results NaN. With f16 and f32, x and the sums are f32.
+    With formats of blocks, x is rounded to int8 with one scale per 32 columns; a block with a NaN or an infinity makes
+    the token's results NaN. With the others, x and the sums are f32.
     """
 
 def linear_groups(
@@ -167,9 +173,6 @@ def route(logits: F32, k: int, gating: Gating, ids: I32, weights: F32) -> None:
     weights [T, k] are the softmax over those k logits, or their sigmoids divided by the sum of them.
     """
 
-def router(pool: ThreadPool, data: U8, experts: int, x: F32, k: int, gating: Gating, ids: I32, weights: F32) -> None:
-    """`route` of the logits x [T, d] @ W.T, W [E, d] as f32 in the tiles layout."""
-
 def kv_append(pool: ThreadPool, quant: KvQuant, k: F32, v: F32, keys: U8, values: U8, start: int) -> None:
     """Writes k, v [T, K, D] into the KV cache of a layer; position p = start + t goes to p % capacity.
 
@@ -191,7 +194,7 @@ def attention(
 
 def experts(
     pool: ThreadPool,
-    quant: Quant,
+    quants: FfnQuants,
     hidden: int,
     ffn: int,
     x: F32,
@@ -212,10 +215,10 @@ def experts(
 
 class Ffn:
     """The experts of one layer and its router [E, d], f32 in the tiles layout: checked once and kept alive. hidden,
-    ffn: of a record in `quant`, see `record_sections`."""
+    ffn: of a record in `quants`, see `record_sections`."""
 
     def __init__(
-        self, quant: Quant, hidden: int, ffn: int, experts: int, k: int, gating: Gating, router: U8
+        self, quants: FfnQuants, hidden: int, ffn: int, experts: int, k: int, gating: Gating, router: U8
     ) -> None: ...
 
 class Forward:

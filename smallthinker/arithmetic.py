@@ -195,7 +195,7 @@ class Arithmetic:
         assert norm is not None
         return _kernels.AttentionLayer(
             self.pool,
-            self._quant,
+            (self._quant,) * 4,
             self._dense[name + "input_layernorm"],
             self._dense[name + "q_proj"],
             self._dense[name + "k_proj"],
@@ -214,7 +214,7 @@ class Arithmetic:
         layer = self.config.layers[number]
         assert layer.ffn is not None
         return _kernels.Ffn(
-            self._quant,
+            (self._quant,) * 3,
             self.config.hidden_size,
             layer.ffn.width,
             layer.router.experts,

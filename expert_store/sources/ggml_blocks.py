@@ -11,11 +11,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker.expert_store.format import TILE_ROWS, Layout, Quant
+from smallthinker import _kernels
+from smallthinker.expert_store.format import BLOCK, QUANTS, TILE_ROWS, Layout, Quant
 
 U8 = npt.NDArray[np.uint8]
 
-BLOCK_QUANTS: tuple[Quant, ...] = ("q4_0", "q8_0")
+BLOCK_QUANTS = tuple(quant for quant in QUANTS if _kernels.formats()[quant][0] > 1)
 _SCALE_BYTES = 2
 _VECTOR_BYTES = 4  # of one row, side by side in a tile
 
@@ -35,17 +36,17 @@ def rearrange(quant: Quant, layout: Layout, blocks: U8) -> U8:
 
     A block of zeros (scale 0, of either sign) becomes the one that the kernels write.
     """
-    zero = 0x88 if quant == "q4_0" else 0
+    zero = _zero_block(quant)
     rows, count, block_bytes = blocks.shape
     blocks = blocks.copy()
-    blocks[block_scales(blocks) == 0] = _zero_block(zero, block_bytes)
+    blocks[block_scales(blocks) == 0] = zero
     if layout == "rows":
         packed = np.empty((rows, count * block_bytes), np.uint8)
         levels = count * (block_bytes - _SCALE_BYTES)
         packed[:, :levels] = blocks[:, :, _SCALE_BYTES:].reshape(rows, -1)
         packed[:, levels:] = blocks[:, :, :_SCALE_BYTES].reshape(rows, -1)
         return packed.reshape(-1)
-    padding = np.broadcast_to(_zero_block(zero, block_bytes), (-rows % TILE_ROWS, count, block_bytes))
+    padding = np.broadcast_to(zero, (-rows % TILE_ROWS, count, block_bytes))
     blocks = np.concatenate([blocks, padding])
     groups = blocks.reshape(-1, TILE_ROWS, count, block_bytes)
     scales = groups[..., :_SCALE_BYTES].transpose(0, 2, 1, 3)  # [G, B, row, 2]
@@ -59,7 +60,6 @@ def rearrange(quant: Quant, layout: Layout, blocks: U8) -> U8:
     return tiles.reshape(-1)
 
 
-def _zero_block(level: int, block_bytes: int) -> U8:
-    block = np.full(block_bytes, level, np.uint8)
-    block[:_SCALE_BYTES] = 0
-    return block
+def _zero_block(quant: Quant) -> U8:
+    packed = _kernels.pack(quant, "rows", np.zeros((1, BLOCK), np.float32))
+    return np.roll(packed, _SCALE_BYTES)  # the kernels' rows end with the scale

@@ -1,4 +1,4 @@
-// f32 matrices to and from the weight formats of formats.h. Rounding is ggml's, so weights that were quantised
+// f32 matrices to and from the weight formats. Rounding is ggml's, so weights that were quantised
 // elsewhere with q4_0 or q8_0 come out of unpack and back into pack unchanged.
 //
 // A block with a NaN or an infinity gets the scale NaN: nothing in it can be trusted, and the result shows it.
@@ -8,14 +8,13 @@
 #include <limits>
 #include <memory>
 
-#include "formats/f16.h"
+#include "formats/all.h"
 #include "kernels.h"
 
 namespace smallthinker {
 
 namespace {
 
-constexpr int64_t kHalf = kBlock / 2;
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 void store_u16(uint8_t* p, uint16_t x) { std::memcpy(p, &x, 2); }
@@ -32,98 +31,99 @@ bool all_finite(const float* w) {
   return sum == 0.0f;
 }
 
-// A block as integers and the scale. q4_0 gives 0..15, q8_0 -127..127.
-float quantize(Quant quant, const float* w, int32_t* q) {
-  const int32_t zero = quant == Quant::q4_0 ? 8 : 0;
+// A block as the format's integers and their scale.
+template <class Format>
+float quantize(const float* w, int32_t* q) {
   if (!all_finite(w)) {
-    std::fill_n(q, kBlock, zero);
+    std::fill_n(q, kBlock, Format::kZero);
     return kNan;
   }
   float largest = 0.0f;
   for (int64_t i = 0; i < kBlock; ++i) {
     if (std::fabs(w[i]) > std::fabs(largest)) largest = w[i];
   }
-  const float scale = quant == Quant::q4_0 ? largest / -8.0f : std::fabs(largest) / 127.0f;
+  const float scale = Format::scale_for(largest);
   const float inverse = 1.0f / scale;
   if (!std::isfinite(inverse)) {  // no scale, or one far below the smallest f16
-    std::fill_n(q, kBlock, zero);
+    std::fill_n(q, kBlock, Format::kZero);
     return 0.0f;
   }
-  for (int64_t i = 0; i < kBlock; ++i) {
-    const float x = w[i] * inverse;
-    if (quant == Quant::q4_0) q[i] = std::clamp(static_cast<int32_t>(x + 8.5f), 0, 15);
-    else q[i] = std::clamp(static_cast<int32_t>(x + std::copysign(0.5f, x)), -127, 127);
-  }
+  for (int64_t i = 0; i < kBlock; ++i) q[i] = Format::round(w[i] * inverse);
   return scale;
 }
 
-// Where element (lane, col) of a group of tiles is, for the formats without blocks.
-int64_t tile_index(int64_t lane, int64_t col) { return col * kTileRows + lane; }
-
-void pack_blocks(Quant quant, Layout layout, const float* w, int64_t lane, int64_t cols, uint8_t* data) {
-  const int64_t block_bytes = quant == Quant::q4_0 ? kTileBlockBytesQ4 : kTileBlockBytesQ8;
-  for (int64_t block = 0; block < cols / kBlock; ++block) {
-    int32_t q[kBlock];
-    const uint16_t scale = f32_to_f16(quantize(quant, w + block * kBlock, q));
+// Where a block's bytes and its scale are: `data` is a row in the rows layout, or its group in the tiles layout.
+template <class Format>
+struct BlockPlace {
+  BlockPlace(Layout layout, int64_t lane, int64_t cols, int64_t block) {
     if (layout == Layout::tiles) {
-      uint8_t* to = data + block * block_bytes;
-      store_u16(to + 2 * lane, scale);
-      to += 2 * kTileRows + 4 * lane;
-      if (quant == Quant::q4_0) {
-        for (int64_t i = 0; i < kHalf; ++i) to[i / 4 * 64 + i % 4] = static_cast<uint8_t>(q[i] | q[i + kHalf] << 4);
-      } else {
-        for (int64_t i = 0; i < kBlock; ++i) to[i / 4 * 64 + i % 4] = static_cast<uint8_t>(q[i] + 128);
-      }
-    } else if (quant == Quant::q4_0) {
-      store_u16(data + cols / 2 + 2 * block, scale);
-      for (int64_t i = 0; i < kHalf; ++i) data[block * kHalf + i] = static_cast<uint8_t>(q[i] | q[i + kHalf] << 4);
+      const int64_t tile = block * kTileRows * (kScaleBytes + Format::kBytes);
+      scale = tile + kScaleBytes * lane;
+      bytes = tile + kScaleBytes * kTileRows + 4 * lane;
+      step = 4 * kTileRows;
     } else {
-      store_u16(data + cols + 2 * block, scale);
-      for (int64_t i = 0; i < kBlock; ++i) data[block * kBlock + i] = static_cast<uint8_t>(q[i]);
+      scale = cols / kBlock * Format::kBytes + kScaleBytes * block;
+      bytes = block * Format::kBytes;
+      step = 4;
+    }
+  }
+  int64_t at(int64_t byte) const { return bytes + byte / 4 * step + byte % 4; }
+
+  int64_t scale, bytes, step;
+};
+
+template <class Format>
+void pack_row(Layout layout, const float* w, int64_t lane, int64_t cols, uint8_t* data) {
+  if constexpr (is_block_quantized(Format::kQuant)) {
+    for (int64_t block = 0; block < cols / kBlock; ++block) {
+      const BlockPlace<Format> place(layout, lane, cols, block);
+      int32_t q[kBlock];
+      uint8_t bytes[Format::kBytes];
+      store_u16(data + place.scale, f32_to_f16(quantize<Format>(w + block * kBlock, q)));
+      Format::encode(q, layout, bytes);
+      for (int64_t i = 0; i < Format::kBytes; ++i) data[place.at(i)] = bytes[i];
+    }
+  } else {
+    for (int64_t col = 0; col < cols; ++col) {
+      const auto element = Format::narrow(w[col]);
+      const int64_t at = layout == Layout::tiles ? col * kTileRows + lane : col;
+      std::memcpy(data + at * static_cast<int64_t>(sizeof(element)), &element, sizeof(element));
     }
   }
 }
 
-void unpack_blocks(Quant quant, Layout layout, const uint8_t* data, int64_t lane, int64_t cols, float* w) {
-  const int64_t block_bytes = quant == Quant::q4_0 ? kTileBlockBytesQ4 : kTileBlockBytesQ8;
-  const bool is_tile = layout == Layout::tiles;
-  const uint8_t* row_scales = data + (quant == Quant::q4_0 ? cols / 2 : cols);
-  for (int64_t block = 0; block < cols / kBlock; ++block, w += kBlock) {
-    const uint8_t* tile = data + block * block_bytes;
-    const float scale = load_f16(is_tile ? tile + 2 * lane : row_scales + 2 * block);
-    const uint8_t* tile_bytes = tile + 2 * kTileRows + 4 * lane;
-    if (quant == Quant::q4_0) {
-      for (int64_t i = 0; i < kHalf; ++i) {
-        const int32_t byte = is_tile ? tile_bytes[i / 4 * 64 + i % 4] : data[block * kHalf + i];
-        w[i] = scale * static_cast<float>((byte & 15) - 8);
-        w[i + kHalf] = scale * static_cast<float>((byte >> 4) - 8);
-      }
-    } else {
-      for (int64_t i = 0; i < kBlock; ++i) {
-        const int32_t q = is_tile ? tile_bytes[i / 4 * 64 + i % 4] - 128 : static_cast<int8_t>(data[block * kBlock + i]);
-        w[i] = scale * static_cast<float>(q);
-      }
+template <class Format>
+void unpack_row(Layout layout, const uint8_t* data, int64_t lane, int64_t cols, float* w) {
+  if constexpr (is_block_quantized(Format::kQuant)) {
+    for (int64_t block = 0; block < cols / kBlock; ++block, w += kBlock) {
+      const BlockPlace<Format> place(layout, lane, cols, block);
+      int32_t q[kBlock];
+      uint8_t bytes[Format::kBytes];
+      for (int64_t i = 0; i < Format::kBytes; ++i) bytes[i] = data[place.at(i)];
+      Format::decode(bytes, layout, q);
+      const float scale = load_f16(data + place.scale);
+      for (int64_t i = 0; i < kBlock; ++i) w[i] = scale * static_cast<float>(q[i] - Format::kZero);
+    }
+  } else {
+    for (int64_t col = 0; col < cols; ++col) {
+      typename Format::Element element;
+      const int64_t at = layout == Layout::tiles ? col * kTileRows + lane : col;
+      std::memcpy(&element, data + at * static_cast<int64_t>(sizeof(element)), sizeof(element));
+      w[col] = Format::widen(element);
     }
   }
 }
 
-// `data` is the row in the rows layout, or its group in the tiles layout.
-void pack_row(Quant quant, Layout layout, const float* w, int64_t lane, int64_t cols, uint8_t* data) {
-  if (is_block_quantized(quant)) return pack_blocks(quant, layout, w, lane, cols, data);
-  for (int64_t col = 0; col < cols; ++col) {
-    const int64_t at = layout == Layout::tiles ? tile_index(lane, col) : col;
-    if (quant == Quant::f16) store_u16(data + 2 * at, f32_to_f16(w[col]));
-    else std::memcpy(data + 4 * at, w + col, 4);
-  }
-}
+struct Packing {
+  void (*pack)(Layout layout, const float* w, int64_t lane, int64_t cols, uint8_t* data);
+  void (*unpack)(Layout layout, const uint8_t* data, int64_t lane, int64_t cols, float* w);
+};
 
-void unpack_row(Quant quant, Layout layout, const uint8_t* data, int64_t lane, int64_t cols, float* w) {
-  if (is_block_quantized(quant)) return unpack_blocks(quant, layout, data, lane, cols, w);
-  for (int64_t col = 0; col < cols; ++col) {
-    const int64_t at = layout == Layout::tiles ? tile_index(lane, col) : col;
-    if (quant == Quant::f16) w[col] = load_f16(data + 2 * at);
-    else std::memcpy(w + col, data + 4 * at, 4);
-  }
+const Packing& packing_of(Quant quant) {
+#define SMALLTHINKER_FORMAT(name, block, bytes) {pack_row<format::name>, unpack_row<format::name>},
+  static constexpr Packing packings[] = {SMALLTHINKER_FORMATS(SMALLTHINKER_FORMAT)};
+#undef SMALLTHINKER_FORMAT
+  return packings[static_cast<int>(quant)];
 }
 
 int64_t row_offset(Quant quant, Layout layout, int64_t row, int64_t cols) {
@@ -137,22 +137,17 @@ void pack(Quant quant, Layout layout, const float* w, int64_t rows, int64_t cols
   // A zero weight is not a zero byte in q4_0 and q8_0, so padding rows are packed like any other.
   const auto zeros = std::unique_ptr<float[]>(rows == padded ? nullptr : new float[static_cast<size_t>(cols)]());
   for (int64_t row = 0; row < padded; ++row) {
-    pack_row(quant, layout, row < rows ? w + row * cols : zeros.get(), row % kTileRows, cols,
-             data + row_offset(quant, layout, row, cols));
+    packing_of(quant).pack(layout, row < rows ? w + row * cols : zeros.get(), row % kTileRows, cols,
+                           data + row_offset(quant, layout, row, cols));
   }
 }
 
 void unpack(Quant quant, Layout layout, const uint8_t* data, int64_t rows, int64_t cols, float* w) {
-  for (int64_t row = 0; row < rows; ++row) {
-    unpack_row(quant, layout, data + row_offset(quant, layout, row, cols), row % kTileRows, cols, w + row * cols);
-  }
+  for (int64_t row = 0; row < rows; ++row) unpack_row(quant, layout, data, row, cols, w + row * cols);
 }
 
-void embed(Quant quant, const uint8_t* data, int64_t cols, const int32_t* ids, int64_t tokens, float* out) {
-  for (int64_t t = 0; t < tokens; ++t) {
-    unpack_row(quant, Layout::tiles, data + row_offset(quant, Layout::tiles, ids[t], cols), ids[t] % kTileRows, cols,
-               out + t * cols);
-  }
+void unpack_row(Quant quant, Layout layout, const uint8_t* data, int64_t row, int64_t cols, float* w) {
+  packing_of(quant).unpack(layout, data + row_offset(quant, layout, row, cols), row % kTileRows, cols, w);
 }
 
 }  // namespace smallthinker

@@ -13,8 +13,6 @@
 namespace smallthinker {
 
 namespace {
-int64_t strip_cols(Quant quant) { return quant == Quant::q4_0 ? 4 * kBlock : 2 * kBlock; }
-
 #if SMALLTHINKER_COMPILES_AVXVNNI
 // Not __builtin_cpu_supports: not every compiler that knows the instructions knows their name there. Their registers
 // are those of AVX2, so whoever asks after finding AVX2 knows that the system saves them.
@@ -40,19 +38,21 @@ bool has_dot_product() {
 #endif
 }  // namespace
 
-int64_t activation_bytes(Quant quant, int64_t cols) {
-  if (!is_block_quantized(quant)) return 0;
-  const int64_t padded = round_up(cols, strip_cols(quant));
-  const int64_t strips = padded / strip_cols(quant);
-  return round_up(padded + strips * kLanes * 4 + padded / kBlock * 4, 64);
+int64_t activation_bytes(bool quantized, int64_t cols) {
+  const int64_t padded = round_up(cols, kActivationStrip);
+  return quantized ? round_up(padded + padded / kBlock * 3 * 4, 64) : 0;
 }
 
-ActivationRow place_activations(Quant quant, int64_t cols, const float* x, uint8_t* scratch) {
-  if (!is_block_quantized(quant)) return {x, nullptr, nullptr, nullptr};
-  const int64_t padded = round_up(cols, strip_cols(quant));
-  uint8_t* start = scratch + padded;
-  uint8_t* scale = start + padded / strip_cols(quant) * kLanes * 4;
-  return {x, reinterpret_cast<int8_t*>(scratch), reinterpret_cast<float*>(scale), reinterpret_cast<int32_t*>(start)};
+ActivationRow prepare_activations(const Isa& isa, bool quantized, int64_t cols, const float* x, uint8_t* scratch) {
+  ActivationRow row{x};
+  if (!quantized) return row;
+  const int64_t padded = round_up(cols, kActivationStrip), blocks = padded / kBlock;
+  row.q = reinterpret_cast<int8_t*>(scratch);
+  row.scale = reinterpret_cast<float*>(scratch + padded);
+  row.offset8 = reinterpret_cast<int32_t*>(row.scale + blocks);
+  row.offset128 = row.offset8 + blocks;
+  isa.quantize_activations(cols, row);
+  return row;
 }
 
 std::vector<const Isa*> built_isas() {
@@ -68,12 +68,6 @@ std::vector<const Isa*> built_isas() {
       &isa_neon(),
 #endif
   };
-}
-
-ActivationRow prepare_activations(const Isa& isa, Quant quant, int64_t cols, const float* x, uint8_t* scratch) {
-  const ActivationRow row = place_activations(quant, cols, x, scratch);
-  if (is_block_quantized(quant)) isa.quantize_activations(quant, cols, row);
-  return row;
 }
 
 int64_t down_scratch_bytes(Quant quant, int64_t cols, int64_t tokens) {

@@ -4,11 +4,14 @@
 // instruction set (isa_*.cpp). Above this header nothing knows which one runs; below it nothing knows threads.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "formats/formats.h"
+#include "formats/half.h"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define SMALLTHINKER_X86 1
@@ -31,25 +34,32 @@
 
 namespace smallthinker {
 
-// One token's input of a matrix product. f32 and f16 weights read `x`. Block quantised weights read the rest, in strips
-// of 128 columns (q4_0) or 64 columns (q8_0), the last one padded with zeros:
-//   q      q4_0: the first halves of four blocks, then their second halves, as the nibbles lie; q8_0: as in `x`
-//   scale  one a block
-//   start  16 int32 a strip, where the integer sums of a strip begin: undoes the unsigned weights' bias. The value of
-//          a block is at its first lane (4 or 8 lanes a block), the other lanes are zero
+// One token's input of matrix products, quantised once for weights of all formats of blocks. Formats of elements read `x`
+// alone. Arrays are padded with zeros to a multiple of 128 columns.
+//   q          int8, 32 columns share a scale
+//   scale      one a block of 32
+//   offset8    one a block: -8 times the sum of its q, and
+//   offset128  -128 times. Where its integer sum begins, to undo the bias of unsigned weights
+// Rows of one format read what FormatKernels::order_for_rows adds:
+//   ordered    q in the order of the format's rows
+//   start      16 int32 a strip of 64 bytes of weights, where its integer sums begin: a block's at its first lane, the
+//              other lanes are zero
 struct ActivationRow {
   const float* x;
-  int8_t* q;
-  float* scale;
-  int32_t* start;
+  int8_t* q = nullptr;
+  float* scale = nullptr;
+  int32_t *offset8 = nullptr, *offset128 = nullptr;
+  const int8_t* ordered = nullptr;
+  int32_t* start = nullptr;
 };
 
 constexpr int64_t kLanes = 16;
+constexpr int64_t kActivationStrip = 128;  // activations are padded to a multiple
 constexpr int64_t kRoundVectors = 16;
 constexpr int64_t kFarBytes = 8192;  // ahead in a stream, to the second-level cache: half of it reads q4_0 6 % slower
 constexpr int64_t kNearBytes = 1152;  // ahead, to the first level
-constexpr int64_t kChunkRows = 64;   // neurons of an expert that are computed together; one bit each
-constexpr int64_t kTokenBlock = 32;  // most tokens that are computed together at an expert
+constexpr int64_t kChunkRows = 64;   // neurons of an expert that are computed at a time; one bit each
+constexpr int64_t kTokenBlock = 32;  // tokens of an expert that are computed at a time, at most
 constexpr int64_t kDownStrip = 128;  // sums of down are padded to a multiple
 constexpr int64_t kKeyBlock = 64;   // online softmax steps at multiples of this position, whatever the call's shape
 constexpr int kWeightBits = 42;      // the likeliest token's weight is 2^42
@@ -101,47 +111,61 @@ struct SoftmaxState {
   float *max, *sum, *acc;
 };
 
-// Rows that will be read, in that order: kernels ask for some of them while they compute, since the hardware can't guess
+// Rows that will be read, in that order: kernels prefetch some of them while they compute, since the hardware can't guess
 // which rows of up and down are live, nor follow 64 rows at once.
+struct UpcomingRow {
+  const uint8_t* data;
+  int64_t bytes;
+};
 struct Upcoming {
-  const uint8_t* const* rows;
-  int64_t n, row_bytes;
-  int64_t asked = 0;
+  const UpcomingRow* rows;
+  int64_t n;
+  int64_t prefetched = 0;
+};
+
+// What depends on the weights' format (formats/), one table a format.
+struct FormatKernels {
+  // Sets row.ordered and row.start, of a row that is quantised, in order_bytes(cols) bytes of scratch.
+  int64_t (*order_bytes)(int64_t cols);
+  void (*order_for_rows)(int64_t cols, ActivationRow& row, uint8_t* scratch);
+
+  // out[t * out_stride + r] = weight row r . activations t, for `rows` rows of the tiles layout. A gemv for one token.
+  void (*gemm)(const uint8_t* tiles, int64_t rows, int64_t cols, const ActivationRow* activations, int64_t tokens,
+               float* out, int64_t out_stride);
+
+  // Of `rows` neurons, at most kChunkRows, of an expert: `a` [tokens, kChunkRows] holds the gates and becomes
+  // gate * (row of up . activations) for the live ones. Other rows are not read for one token.
+  void (*gated_up)(const uint8_t* up, int64_t cols, int64_t rows, const ActivationRow* activations, int64_t tokens,
+                   const uint64_t* live, float* a, Upcoming& upcoming);
+
+  // sums[t * sums_stride] += the sum over live neurons of a[t, neuron] * the neuron's row of down. A token's sums are
+  // cols rounded up to a multiple of kDownStrip, in an order of their own. scratch: down_scratch_bytes(...).
+  void (*add_down)(const uint8_t* down, int64_t cols, int64_t rows, const float* a, const uint64_t* live, int64_t tokens,
+                   uint8_t* scratch, float* sums, int64_t sums_stride, Upcoming& upcoming);
+
+  // out [cols] = sums in the order of columns; cols may end, and sums begin, at any multiple of kDownStrip.
+  void (*order_sums)(int64_t cols, const float* sums, float* out);
 };
 
 struct Isa {
   const char* name;
 
-  // Fills q, scale and start of `row` from row.x. Quant is q4_0 or q8_0. A block with a NaN or an infinity gets the
-  // scale NaN, so that its outputs are NaN; a block under 1e-30 everywhere counts as zero.
-  void (*quantize_activations)(Quant quant, int64_t cols, const ActivationRow& row);
+  FormatKernels formats[kNumFormats];
+  const FormatKernels& of(Quant quant) const { return formats[static_cast<int>(quant)]; }
 
-  // out[t * out_stride + r] = weight row r . activations t, for `rows` rows of the tiles layout.
-  void (*tile_product)(Quant quant, const uint8_t* tiles, int64_t rows, int64_t cols, const ActivationRow* activations,
-                       int64_t tokens, float* out, int64_t out_stride);
+  // Fills q, scale and offsets of `row` from row.x. A block with a NaN or an infinity gets the scale NaN, so that its
+  // outputs are NaN; a block under 1e-30 everywhere counts as zero.
+  void (*quantize_activations)(int64_t cols, const ActivationRow& row);
 
   // Of `rows` gates, at most kChunkRows and a multiple of 16, of each token [tokens, kChunkRows]: live[t] has a bit for
   // each that is above zero, or NaN; the others become zero.
   void (*find_live)(float* gates, int64_t rows, int64_t tokens, uint64_t* live);
 
-  // Of `rows` neurons, at most kChunkRows, of an expert: `a` [tokens, kChunkRows] holds the gates and becomes
-  // gate * (row of up . activations) for the live ones. Other rows are not read for one token.
-  void (*gated_up)(Quant quant, const uint8_t* up, int64_t cols, int64_t rows, const ActivationRow* activations,
-                   int64_t tokens, const uint64_t* live, float* a, Upcoming& upcoming);
-
-  // sums[t * sums_stride] += the sum over live neurons of a[t, neuron] * the neuron's row of down. A token's sums are
-  // cols rounded up to a multiple of kDownStrip, in an order of their own. scratch: down_scratch_bytes(...).
-  void (*add_down)(Quant quant, const uint8_t* down, int64_t cols, int64_t rows, const float* a, const uint64_t* live,
-                   int64_t tokens, uint8_t* scratch, float* sums, int64_t sums_stride, Upcoming& upcoming);
-
-  // out [cols] = sums in the order of columns; cols may end, and sums begin, at any multiple of kDownStrip.
-  void (*order_sums)(Quant quant, int64_t cols, const float* sums, float* out);
-
   // to += from; n is a multiple of 16.
   void (*add_sums)(float* to, const float* from, int64_t n);
 
-  // Asks for the next `n` upcoming rows.
-  void (*ask)(Upcoming& upcoming, int64_t n);
+  // Prefetches the next `n` upcoming rows.
+  void (*prefetch_rows)(Upcoming& upcoming, int64_t n);
 
   // One position's key and value of one head into lane `lane` of their groups (KvHead). q8_0 rounds as ggml's vector
   // code does, amax / 127 and to nearest even; a block with a NaN or an infinity gets the scale NaN.
@@ -185,11 +209,9 @@ inline int64_t count_bits(uint64_t bits) {
   return n;
 }
 
-// Scratch bytes of one token's q, scale and start, and their places in it.
-int64_t activation_bytes(Quant quant, int64_t cols);
-ActivationRow place_activations(Quant quant, int64_t cols, const float* x, uint8_t* scratch);
-// Placed and, for block quantised weights, rounded to int8.
-ActivationRow prepare_activations(const Isa& isa, Quant quant, int64_t cols, const float* x, uint8_t* scratch);
+// Scratch bytes of one token's prepared activations: none, unless `quantized`.
+int64_t activation_bytes(bool quantized, int64_t cols);
+ActivationRow prepare_activations(const Isa& isa, bool quantized, int64_t cols, const float* x, uint8_t* scratch);
 
 const Isa& isa_portable();
 #if SMALLTHINKER_X86

@@ -26,6 +26,11 @@ SIMD_INLINE F32 load(const uint16_t* f16) {
   const __m128i* p = reinterpret_cast<const __m128i*>(f16);
   return {_mm256_cvtph_ps(_mm_loadu_si128(p)), _mm256_cvtph_ps(_mm_loadu_si128(p + 1))};
 }
+SIMD_INLINE __m256 widen(__m128i bf16) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bf16), 16)); }
+SIMD_INLINE F32 load(const Bf16* bf16) {
+  const __m128i* p = reinterpret_cast<const __m128i*>(bf16);
+  return {widen(_mm_loadu_si128(p)), widen(_mm_loadu_si128(p + 1))};
+}
 SIMD_INLINE F32 load(const int8_t* p) {
   const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(a)), _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(a, 8)))};

@@ -22,6 +22,10 @@ SIMD_INLINE F32 zero() { return _mm512_setzero_ps(); }
 SIMD_INLINE F32 broadcast(float x) { return _mm512_set1_ps(x); }
 SIMD_INLINE F32 load(const float* p) { return _mm512_loadu_ps(p); }
 SIMD_INLINE F32 load(const uint16_t* f16) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(f16))); }
+SIMD_INLINE F32 load(const Bf16* bf16) {
+  const __m512i words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bf16)));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16));
+}
 SIMD_INLINE F32 load(const int8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }

@@ -27,6 +27,10 @@ SIMD_INLINE F32 zero() { return broadcast(0.0f); }
 SIMD_INLINE F32 load(const float* p) { return quarters<F32>([=](int i) { return vld1q_f32(p + 4 * i); }); }
 SIMD_INLINE float32x4_t widen(uint16x4_t f16) { return vcvt_f32_f16(vreinterpret_f16_u16(f16)); }
 SIMD_INLINE F32 load(const uint16_t* f16) { return quarters<F32>([=](int i) { return widen(vld1_u16(f16 + 4 * i)); }); }
+SIMD_INLINE F32 load(const Bf16* p) {
+  const uint16_t* bf16 = reinterpret_cast<const uint16_t*>(p);
+  return quarters<F32>([=](int i) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(bf16 + 4 * i), 16)); });
+}
 SIMD_INLINE F32 load(const int8_t* p) {
   const int8x16_t bytes = vld1q_s8(p);
   const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_s8(vget_high_s8(bytes));

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <limits>
 
-#include "formats/f16.h"
+#include "formats/half.h"
 
 namespace smallthinker {
 namespace {
@@ -36,6 +36,7 @@ SIMD_INLINE F32 broadcast(float x) { return lanes([=](int) { return x; }); }
 SIMD_INLINE F32 zero() { return broadcast(0.0f); }
 SIMD_INLINE F32 load(const float* p) { return lanes([=](int i) { return p[i]; }); }
 SIMD_INLINE F32 load(const uint16_t* f16) { return lanes([=](int i) { return f16_to_f32(f16[i]); }); }
+SIMD_INLINE F32 load(const Bf16* bf16) { return lanes([=](int i) { return bf16_to_f32(bf16[i]); }); }
 SIMD_INLINE F32 load(const int8_t* p) { return lanes([=](int i) { return static_cast<float>(p[i]); }); }
 SIMD_INLINE void store(float* p, const F32& v) { std::memcpy(p, v.v, sizeof(v.v)); }
 SIMD_INLINE void store(uint16_t* f16, const F32& v) {

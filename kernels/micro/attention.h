@@ -42,7 +42,7 @@ void prepare_queries(const AttentionUnit& unit, const AttentionScratch& s) {
     if (unit.cache.quant != Quant::q8_0) continue;
     for (int64_t block = 0; block < blocks; ++block) {
       int8_t* to = s.queries.q + i * dim + block * kBlock;
-      s.queries.scale[i * blocks + block] = quantize_block(q + block * kBlock, to, to + kBlock / 2);
+      s.queries.scale[i * blocks + block] = quantize_block(q + block * kBlock, to);
       s.queries.start[i * blocks + block] = -kBiasQ8 * sum_bytes(to, kBlock);
     }
   }

@@ -1,6 +1,6 @@
 // `down` of an expert, stored transposed in the "rows" layout: the sum over neurons of a neuron's row times its `a`.
 //
-// f16 and f32 rows are added up in f32. Block quantised rows are added up in integers, over the up to 64 neurons of a
+// Rows of elements are added up in f32. Block quantised rows are added up in integers, over the up to 64 neurons of a
 // chunk: with w the weights' integers and d their scale, a * d * w is factor * w * scale, where the factor is a * d as
 // an int8 and the scale belongs to the chunk's 32 columns. Four rows' bytes are interleaved to feed an instruction that
 // adds four products; integers add up to the same in any order and any company, so one token takes only its live rows
@@ -13,7 +13,7 @@ namespace smallthinker {
 namespace {
 
 constexpr int64_t kFour = 4;  // rows that are interleaved
-constexpr int64_t kMostFours = kChunkRows / kFour;
+constexpr int64_t kMaxFours = kChunkRows / kFour;
 constexpr int64_t kVectors = kDownStrip / kLanes;  // of sums in a strip
 
 // One token's chunk: the factors of four rows and a block of columns are one dword, [four][block].
@@ -22,22 +22,19 @@ struct Factors {
   float* scale = nullptr;    // [blocks]
   int32_t* start = nullptr;  // [blocks] where integer sums begin: undoes the unsigned weights' bias
 
-  static int64_t ints(int64_t blocks) { return (kMostFours + 2) * blocks; }
+  static int64_t ints(int64_t blocks) { return (kMaxFours + 2) * blocks; }
   Factors() = default;
   Factors(int32_t* at, int64_t blocks)
-      : dwords(at), scale(reinterpret_cast<float*>(at + kMostFours * blocks)), start(at + (kMostFours + 1) * blocks) {}
+      : dwords(at), scale(reinterpret_cast<float*>(at + kMaxFours * blocks)), start(at + (kMaxFours + 1) * blocks) {}
 };
 
 int64_t padded_blocks(int64_t cols) { return round_up(cols / kBlock, kLanes); }
 
-const uint16_t* row_scales(Quant quant, const uint8_t* row, int64_t cols) {
-  return reinterpret_cast<const uint16_t*>(row + (quant == Quant::q4_0 ? cols / 2 : cols));
-}
-
 // A row's scales in f32, zeros up to the padded number of blocks.
-SIMD_INLINE void widen_scales(Quant quant, const uint8_t* row, int64_t cols, float* wide) {
-  const uint16_t* const scales = row_scales(quant, row, cols);
+template <class Format>
+SIMD_INLINE void widen_scales(const uint8_t* row, int64_t cols, float* wide) {
   const int64_t blocks = cols / kBlock;
+  const uint16_t* const scales = reinterpret_cast<const uint16_t*>(row + blocks * Format::kBytes);
   int64_t block = 0;
   for (; blocks - block >= kLanes; block += kLanes) store(wide + block, load(scales + block));
   if (block < blocks) {
@@ -86,46 +83,17 @@ SIMD_INLINE void find_factors(int32_t bias, const Rows& used, const Rows& fours,
   }
 }
 
-// How the two formats differ. A strip's 128 columns are two planes of 64; `spread` fills a plane's quarters.
-struct DownQ4 {
-  static constexpr int32_t kBias = 8;
-  static constexpr int64_t kStripBytes = 64;
-  SIMD_INLINE void planes(const uint8_t* strip, B64* plane) {
-    const B64 packed = load_bytes(strip);
-    plane[0] = low_nibbles(packed);
-    plane[1] = high_nibbles(packed);
-  }
-  SIMD_INLINE B64 spread(const int32_t* dwords, int) { return spread_dwords4(dwords); }
-  SIMD_INLINE F32 spread(const float* scales, int) { return spread4(load4(scales)); }
-  SIMD_INLINE I32 dot(I32 sum, B64 w, B64 f) { return dot_nibbles(sum, w, f); }
-  // the first of four columns that quarter `quarter` of vector `vector` of a plane holds
-  static int64_t column(int plane, int vector, int quarter) { return 32 * quarter + 16 * plane + 4 * vector; }
-};
-
-struct DownQ8 {
-  static constexpr int32_t kBias = kBiasQ8;
-  static constexpr int64_t kStripBytes = 128;
-  SIMD_INLINE void planes(const uint8_t* strip, B64* plane) {
-    plane[0] = load_bytes(strip);
-    plane[1] = load_bytes(strip + 64);
-  }
-  SIMD_INLINE B64 spread(const int32_t* dwords, int plane) { return spread_dwords2(dwords + 2 * plane); }
-  SIMD_INLINE F32 spread(const float* scales, int plane) { return spread2(load2(scales + 2 * plane)); }
-  SIMD_INLINE I32 dot(I32 sum, B64 w, B64 f) { return dot_signed(sum, w, f); }
-  static int64_t column(int plane, int vector, int quarter) { return 64 * plane + 16 * quarter + 4 * vector; }
-};
-
 // A strip of four rows, interleaved: eight vectors. The last strip of a row may be short: then it is copied, so that
 // nothing past the row is read.
 template <class Format>
-SIMD_INLINE void load_strip(const uint8_t* const* rows, int64_t strip, int64_t row_end, B64* out) {
-  const int64_t at = strip * Format::kStripBytes;
+SIMD_INLINE void interleave_strip(const uint8_t* const* rows, int64_t strip, int64_t row_end, B64* out) {
+  const int64_t at = strip * Format::kDownBytes;
   B64 plane[kFour][2];
   for (int j = 0; j < kFour; ++j) {
-    if (row_end - at >= Format::kStripBytes) {
+    if (row_end - at >= Format::kDownBytes) {
       Format::planes(rows[j] + at, plane[j]);
     } else {
-      uint8_t tail[Format::kStripBytes] = {};
+      uint8_t tail[Format::kDownBytes] = {};
       std::memcpy(tail, rows[j] + at, static_cast<size_t>(row_end - at));
       Format::planes(tail, plane[j]);
     }
@@ -146,9 +114,9 @@ SIMD_INLINE void add_scaled(const Factors& factors, int64_t strip, const I32* in
 }
 
 template <class Format>
-void add_down_alone(Quant quant, const uint8_t* down, int64_t cols, const float* a, uint64_t live, uint8_t* scratch,
-                    float* sums, Upcoming& upcoming) {
-  const int64_t stride = row_bytes(quant, cols), blocks = padded_blocks(cols);
+void add_down_token(const uint8_t* down, int64_t cols, const float* a, uint64_t live, uint8_t* scratch, float* sums,
+                    Upcoming& upcoming) {
+  const int64_t stride = row_bytes(Format::kQuant, cols), blocks = padded_blocks(cols);
   const int64_t strips = round_up(cols, kDownStrip) / kDownStrip;
   int32_t* const integers = reinterpret_cast<int32_t*>(scratch);
   float* const widened = reinterpret_cast<float*>(integers + strips * kDownStrip);
@@ -160,7 +128,7 @@ void add_down_alone(Quant quant, const uint8_t* down, int64_t cols, const float*
     const int64_t row = lowest_bit(left);
     rows[used.n] = down + row * stride;
     float* const wide = widened + used.n * blocks;
-    widen_scales(quant, rows[used.n], cols, wide);
+    widen_scales<Format>(rows[used.n], cols, wide);
     used.append(a[row], wide);
   }
   if (used.n == 0) return;
@@ -178,10 +146,10 @@ void add_down_alone(Quant quant, const uint8_t* down, int64_t cols, const float*
   }
   const int64_t row_end = stride - cols / kBlock * 2;
   for (int64_t four = 0; four * kFour < fours.n; ++four) {
-    ask(upcoming, kFour);
+    prefetch_rows(upcoming, kFour);
     for (int64_t s = 0; s < strips; ++s) {
       B64 w[kVectors];
-      load_strip<Format>(rows + four * kFour, s, row_end, w);
+      interleave_strip<Format>(rows + four * kFour, s, row_end, w);
       const int32_t* const dwords = factors.dwords + four * blocks + s * 4;
       for (int v = 0; v < kVectors; ++v) {
         int32_t* const to = integers + s * kDownStrip + v * kLanes;
@@ -198,7 +166,7 @@ void add_down_alone(Quant quant, const uint8_t* down, int64_t cols, const float*
 
 // NT tokens against an unpacked strip of all rows, [four][vector].
 template <class Format, int NT>
-SIMD_INLINE void add_strip(const uint8_t* tile, int64_t fours, int64_t strip, int64_t blocks, const Factors* factors,
+SIMD_INLINE void add_down_strip(const uint8_t* tile, int64_t fours, int64_t strip, int64_t blocks, const Factors* factors,
                            float* sums, int64_t sums_stride) {
   I32 integers[NT][kVectors];
   for (int t = 0; t < NT; ++t) {
@@ -218,18 +186,18 @@ SIMD_INLINE void add_strip(const uint8_t* tile, int64_t fours, int64_t strip, in
 }
 
 template <class Format>
-void add_down_together(Quant quant, const uint8_t* down, int64_t cols, int64_t rows, const float* a,
-                       const uint64_t* live, int64_t tokens, uint8_t* scratch, float* sums, int64_t sums_stride) {
-  const int64_t stride = row_bytes(quant, cols), blocks = padded_blocks(cols);
+void add_down_batch(const uint8_t* down, int64_t cols, int64_t rows, const float* a, const uint64_t* live, int64_t tokens,
+                    uint8_t* scratch, float* sums, int64_t sums_stride) {
+  const int64_t stride = row_bytes(Format::kQuant, cols), blocks = padded_blocks(cols);
   const int64_t strips = round_up(cols, kDownStrip) / kDownStrip, fours = rows / kFour;
   uint8_t* const tile = scratch;
-  float* const widened = reinterpret_cast<float*>(tile + kMostFours * kVectors * 64);
+  float* const widened = reinterpret_cast<float*>(tile + kMaxFours * kVectors * 64);
   float* const zeros = widened + kChunkRows * blocks;
   int32_t* const ints = reinterpret_cast<int32_t*>(zeros + blocks);
   Factors factors[kTokenBlock];
 
   std::memset(zeros, 0, static_cast<size_t>(blocks) * sizeof(float));
-  for (int64_t row = 0; row < rows; ++row) widen_scales(quant, down + row * stride, cols, widened + row * blocks);
+  for (int64_t row = 0; row < rows; ++row) widen_scales<Format>(down + row * stride, cols, widened + row * blocks);
   for (int64_t t = 0; t < tokens; ++t) {
     Rows used, fours;
     for (uint64_t left = live[t]; left != 0; left &= left - 1) {
@@ -249,21 +217,21 @@ void add_down_together(Quant quant, const uint8_t* down, int64_t cols, int64_t r
       const uint8_t* four_rows[kFour];
       for (int j = 0; j < kFour; ++j) four_rows[j] = down + (four * kFour + j) * stride;
       B64 w[kVectors];
-      load_strip<Format>(four_rows, s, row_end, w);
+      interleave_strip<Format>(four_rows, s, row_end, w);
       for (int v = 0; v < kVectors; ++v) store_bytes(tile + (four * kVectors + v) * 64, w[v]);
     }
     int64_t t = 0;
     for (; tokens - t >= kDownTokens; t += kDownTokens) {
-      add_strip<Format, kDownTokens>(tile, fours, s, blocks, factors + t, sums + t * sums_stride, sums_stride);
+      add_down_strip<Format, kDownTokens>(tile, fours, s, blocks, factors + t, sums + t * sums_stride, sums_stride);
     }
-    for (; t < tokens; ++t) add_strip<Format, 1>(tile, fours, s, blocks, factors + t, sums + t * sums_stride, sums_stride);
+    for (; t < tokens; ++t) add_down_strip<Format, 1>(tile, fours, s, blocks, factors + t, sums + t * sums_stride, sums_stride);
   }
 }
 
 // Strips of 128 columns in registers, row after row; columns in their natural order.
-template <class Weight>
-void add_down_float(const uint8_t* down, int64_t cols, const float* a, uint64_t live, float* sums) {
-  const Weight* const weights = reinterpret_cast<const Weight*>(down);
+template <class Element>
+void add_down_elements(const uint8_t* down, int64_t cols, const float* a, uint64_t live, float* sums) {
+  const Element* const weights = reinterpret_cast<const Element*>(down);
   for (int64_t col = 0; col < cols; col += kDownVectors * kLanes) {
     const int64_t left_over = (cols - col) / kLanes;
     const int64_t n = left_over < kDownVectors ? left_over : kDownVectors;
@@ -278,19 +246,17 @@ void add_down_float(const uint8_t* down, int64_t cols, const float* a, uint64_t 
   }
 }
 
-void add_down(Quant quant, const uint8_t* down, int64_t cols, int64_t rows, const float* a, const uint64_t* live,
-              int64_t tokens, uint8_t* scratch, float* sums, int64_t sums_stride, Upcoming& upcoming) {
-  if (is_block_quantized(quant)) {
-    const bool is_q4 = quant == Quant::q4_0;
-    const auto alone = is_q4 ? add_down_alone<DownQ4> : add_down_alone<DownQ8>;
-    const auto together = is_q4 ? add_down_together<DownQ4> : add_down_together<DownQ8>;
-    if (tokens == 1) alone(quant, down, cols, a, *live, scratch, sums, upcoming);
-    else together(quant, down, cols, rows, a, live, tokens, scratch, sums, sums_stride);
-    return;
-  }
-  for (int64_t t = 0; t < tokens; ++t, a += kChunkRows, ++live, sums += sums_stride) {
-    if (quant == Quant::f16) add_down_float<uint16_t>(down, cols, a, *live, sums);
-    if (quant == Quant::f32) add_down_float<float>(down, cols, a, *live, sums);
+template <class Format>
+void add_down(const uint8_t* down, int64_t cols, int64_t rows, const float* a, const uint64_t* live, int64_t tokens,
+              uint8_t* scratch, float* sums, int64_t sums_stride, Upcoming& upcoming) {
+  if constexpr (!is_block_quantized(Format::kQuant)) {
+    for (int64_t t = 0; t < tokens; ++t) {
+      add_down_elements<typename Format::Element>(down, cols, a + t * kChunkRows, live[t], sums + t * sums_stride);
+    }
+  } else if (tokens == 1) {
+    add_down_token<Format>(down, cols, a, *live, scratch, sums, upcoming);
+  } else {
+    add_down_batch<Format>(down, cols, rows, a, live, tokens, scratch, sums, sums_stride);
   }
 }
 
@@ -306,9 +272,9 @@ void copy_in_order(int64_t cols, const float* sums, float* out) {
   }
 }
 
-void order_sums(Quant quant, int64_t cols, const float* sums, float* out) {
-  if (quant == Quant::q4_0) copy_in_order<DownQ4>(cols, sums, out);
-  else if (quant == Quant::q8_0) copy_in_order<DownQ8>(cols, sums, out);
+template <class Format>
+void order_sums(int64_t cols, const float* sums, float* out) {
+  if constexpr (is_block_quantized(Format::kQuant)) copy_in_order<Format>(cols, sums, out);
   else std::memcpy(out, sums, static_cast<size_t>(cols) * sizeof(float));
 }
 

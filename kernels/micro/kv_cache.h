@@ -39,14 +39,14 @@ SIMD_INLINE void store_q8_position(const float* k, const float* v, int64_t dim, 
   for (int64_t block = 0; block < dim / kBlock; ++block) {
     uint8_t q[kBlock];
     int8_t* signed_q = reinterpret_cast<int8_t*>(q);
-    const uint16_t key_scale = to_f16(quantize_block(k + block * kBlock, signed_q, signed_q + kBlock / 2));
-    uint8_t* tile = keys + block * kTileBlockBytesQ8;
+    const uint16_t key_scale = to_f16(quantize_block(k + block * kBlock, signed_q));
+    uint8_t* tile = keys + block * kKeyBlockBytes;
     std::memcpy(tile + 2 * lane, &key_scale, 2);
     for (int i = 0; i < kBlock; ++i) q[i] ^= 0x80;  // q + 128, as the products want it
     for (int j = 0; j < kBlock / 4; ++j) std::memcpy(tile + 2 * kTileRows + 64 * j + 4 * lane, q + 4 * j, 4);
 
     int8_t* row = rows + block * kBlock;
-    const uint16_t value_scale = to_f16(quantize_block(v + block * kBlock, row, row + kBlock / 2));
+    const uint16_t value_scale = to_f16(quantize_block(v + block * kBlock, row));
     std::memcpy(values + 2 * (block * kLanes + lane), &value_scale, 2);
   }
 }

@@ -2,6 +2,7 @@
 // simd_*.h.
 #pragma once
 
+#include "formats/all.h"
 #include "micro/activations.h"
 #include "micro/scores.h"
 #include "micro/values.h"
@@ -16,10 +17,17 @@
 namespace smallthinker {
 namespace {
 
+template <class Format>
+constexpr FormatKernels kernels_of() {
+  return {order_bytes<Format>, order_for_rows<Format>, gemm<Format>, gated_up<Format>, add_down<Format>, order_sums<Format>};
+}
+
 constexpr Isa isa_named(const char* name) {
-  return {name,     quantize_activations, tile_product,    find_live,    gated_up,    add_down,  order_sums,   add_sums,
-          ask,      kv_store,             prepare_queries, attend_split, merge_split, exp_weights, mix_bytes,
-          multiply_add, multiply_add_int8};
+#define SMALLTHINKER_FORMAT(name, block, bytes) kernels_of<format::name>(),
+  return {name,        {SMALLTHINKER_FORMATS(SMALLTHINKER_FORMAT)},
+          quantize_activations, find_live, add_sums, prefetch_rows, kv_store, prepare_queries, attend_split, merge_split,
+          exp_weights, mix_bytes, multiply_add, multiply_add_int8};
+#undef SMALLTHINKER_FORMAT
 }
 
 }  // namespace

@@ -7,6 +7,8 @@
 namespace smallthinker {
 namespace {
 
+constexpr int64_t kKeyBlockBytes = tile_block_bytes(Quant::q8_0);
+
 // Sums of 8 * 2 vectors beside their operands fit in 32 registers, 6 * 1 in 16 registers of half the size.
 constexpr int kBlockQueries = kAccumulators >= 16 ? 8 : 6;
 constexpr int kBlockVectors = kAccumulators >= 16 ? 2 : 1;
@@ -66,16 +68,16 @@ SIMD_INLINE void score_q8(const QuantizedQueries& q, int64_t first, const uint8_
       for (int v = 0; v < NV; ++v) dots[i * NV + v] = broadcast(q.start[(first + i) * blocks + block]);
     }
     for (int j = 0; j < 8; ++j) {
-      if (ahead != nullptr) prefetch_part<NV * kTileBlockBytesQ8 / 8>(ahead, block * 8 + j);
+      if (ahead != nullptr) prefetch_part<NV * kKeyBlockBytes / 8>(ahead, block * 8 + j);
       B64 key[NV];
-      for (int v = 0; v < NV; ++v) key[v] = load_bytes(keys[v] + block * kTileBlockBytesQ8 + 2 * kTileRows + 64 * j);
+      for (int v = 0; v < NV; ++v) key[v] = load_bytes(keys[v] + block * kKeyBlockBytes + 2 * kTileRows + 64 * j);
       for (int i = 0; i < NQ; ++i) {
         const B64 query = broadcast_dword(q.q + (first + i) * dim + block * kBlock + 4 * j);
         for (int v = 0; v < NV; ++v) dots[i * NV + v] = dot_biased(dots[i * NV + v], key[v], query);
       }
     }
     for (int v = 0; v < NV; ++v) {
-      const F32 scale = load(reinterpret_cast<const uint16_t*>(keys[v] + block * kTileBlockBytesQ8));
+      const F32 scale = load(reinterpret_cast<const uint16_t*>(keys[v] + block * kKeyBlockBytes));
       for (int i = 0; i < NQ; ++i) {
         const F32 product = mul(scale, broadcast(q.scale[(first + i) * blocks + block]));
         sums[i * NV + v] = fma(product, to_f32(dots[i * NV + v]), sums[i * NV + v]);
@@ -96,7 +98,7 @@ void score_queries(const AttentionUnit& unit, const AttentionScratch& s, const K
   float* p = s.p + first * kKeyBlock;
   constexpr int NV = kBlockVectors;
   if constexpr (sizeof(Key) == 1) {
-    for (int64_t g = 0; g < kKeyGroups; g += NV, ahead = skip(ahead, NV * dim * kTileBlockBytesQ8 / kBlock)) {
+    for (int64_t g = 0; g < kKeyGroups; g += NV, ahead = skip(ahead, NV * dim * kKeyBlockBytes / kBlock)) {
       score_q8<NQ, NV>(s.queries, first, keys + g, dim, ahead, p + g * kLanes);
     }
   } else {

@@ -17,43 +17,16 @@ SIMD_INLINE void prefetch_block(const uint8_t* weights) {
   }
 }
 
-template <int NT>
-SIMD_INLINE void group_q4(const uint8_t* group, int64_t blocks, const ActivationRow* activations, F32* sums) {
+template <class Format, int NT>
+SIMD_INLINE void add_blocks(const uint8_t* group, int64_t blocks, const ActivationRow* activations, F32* sums) {
+  constexpr int64_t kBytes = tile_block_bytes(Format::kQuant);
   for (int64_t block = 0; block < blocks; ++block) {
-    const uint8_t* weights = group + block * kTileBlockBytesQ4;
-    const int64_t strip = block / 4, i = block % 4;
-    prefetch_block<kTileBlockBytesQ4>(weights);
+    const uint8_t* weights = group + block * kBytes;
+    prefetch_block<kBytes>(weights);
     const F32 scale = load(reinterpret_cast<const uint16_t*>(weights));
     I32 dot[NT];
-    for (int t = 0; t < NT; ++t) dot[t] = broadcast(activations[t].start[strip * kLanes + i * 4]);
-    for (int j = 0; j < 4; ++j) {
-      const B64 packed = load_bytes(weights + 32 + 64 * j);
-      const B64 low = low_nibbles(packed), high = high_nibbles(packed);
-      for (int t = 0; t < NT; ++t) {
-        const int8_t* q = activations[t].q + strip * 128 + i * 16 + j * 4;
-        dot[t] = dot_nibbles(dot_nibbles(dot[t], low, broadcast_dword(q)), high, broadcast_dword(q + 64));
-      }
-    }
-    for (int t = 0; t < NT; ++t) {
-      sums[t] = fma(mul(scale, broadcast(activations[t].scale[block])), to_f32(dot[t]), sums[t]);
-    }
-  }
-}
-
-template <int NT>
-SIMD_INLINE void group_q8(const uint8_t* group, int64_t blocks, const ActivationRow* activations, F32* sums) {
-  for (int64_t block = 0; block < blocks; ++block) {
-    const uint8_t* weights = group + block * kTileBlockBytesQ8;
-    prefetch_block<kTileBlockBytesQ8>(weights);
-    const F32 scale = load(reinterpret_cast<const uint16_t*>(weights));
-    I32 dot[NT];
-    for (int t = 0; t < NT; ++t) dot[t] = broadcast(activations[t].start[block / 2 * kLanes + block % 2 * 8]);
-    for (int j = 0; j < 8; ++j) {
-      const B64 w = load_bytes(weights + 32 + 64 * j);
-      for (int t = 0; t < NT; ++t) {
-        dot[t] = dot_biased(dot[t], w, broadcast_dword(activations[t].q + block * kBlock + j * 4));
-      }
-    }
+    for (int t = 0; t < NT; ++t) dot[t] = broadcast(Format::offset(activations[t], block));
+    Format::template add_tile<NT>(weights + kScaleBytes * kTileRows, activations, block, dot);
     for (int t = 0; t < NT; ++t) {
       sums[t] = fma(mul(scale, broadcast(activations[t].scale[block])), to_f32(dot[t]), sums[t]);
     }
@@ -61,9 +34,9 @@ SIMD_INLINE void group_q8(const uint8_t* group, int64_t blocks, const Activation
 }
 
 // A column's fma waits for the one before it, so several groups run side by side; sums is [NG, NT].
-template <class Weight, int NG, int NT>
-SIMD_INLINE void groups_float(const uint8_t* group, int64_t cols, const ActivationRow* activations, F32* sums) {
-  const Weight* weights = reinterpret_cast<const Weight*>(group);
+template <class Element, int NG, int NT>
+SIMD_INLINE void add_elements(const uint8_t* group, int64_t cols, const ActivationRow* activations, F32* sums) {
+  const Element* weights = reinterpret_cast<const Element*>(group);
   const int64_t stride = cols * kTileRows;
   for (int64_t col = 0; col < cols; ++col) {
     for (int g = 0; g < NG; ++g) {
@@ -73,17 +46,17 @@ SIMD_INLINE void groups_float(const uint8_t* group, int64_t cols, const Activati
   }
 }
 
-template <int NG, int NT>
-void product(Quant quant, const uint8_t* group, int64_t rows, int64_t cols, const ActivationRow* activations, float* out,
+template <class Format, int NG, int NT>
+void product(const uint8_t* group, int64_t rows, int64_t cols, const ActivationRow* activations, float* out,
              int64_t out_stride) {
   F32 sums[NG * NT];
   for (F32& sum : sums) sum = zero();
-  if constexpr (NG == 1) {
-    if (quant == Quant::q4_0) group_q4<NT>(group, cols / kBlock, activations, sums);
-    if (quant == Quant::q8_0) group_q8<NT>(group, cols / kBlock, activations, sums);
+  if constexpr (is_block_quantized(Format::kQuant)) {
+    static_assert(NG == 1, "a block's products are enough to hide their latency");
+    add_blocks<Format, NT>(group, cols / kBlock, activations, sums);
+  } else {
+    add_elements<typename Format::Element, NG, NT>(group, cols, activations, sums);
   }
-  if (quant == Quant::f16) groups_float<uint16_t, NG, NT>(group, cols, activations, sums);
-  if (quant == Quant::f32) groups_float<float, NG, NT>(group, cols, activations, sums);
   for (int g = 0; g < NG; ++g) {
     for (int t = 0; t < NT; ++t) {
       float* to = out + t * out_stride + g * kTileRows;
@@ -98,39 +71,40 @@ void product(Quant quant, const uint8_t* group, int64_t rows, int64_t cols, cons
   }
 }
 
-template <int NG>
-void product_of_groups(Quant quant, const uint8_t* group, int64_t rows, int64_t cols, const ActivationRow* activations,
-                       int64_t tokens, float* out, int64_t out_stride) {
+template <class Format, int NG>
+void product_of_groups(const uint8_t* group, int64_t rows, int64_t cols, const ActivationRow* activations, int64_t tokens,
+                       float* out, int64_t out_stride) {
   int64_t t = 0;
   for (; tokens - t >= kTileTokens; t += kTileTokens) {
-    product<NG, kTileTokens>(quant, group, rows, cols, activations + t, out + t * out_stride, out_stride);
+    product<Format, NG, kTileTokens>(group, rows, cols, activations + t, out + t * out_stride, out_stride);
   }
-  for (; tokens - t >= kTileTokens / 2; t += kTileTokens / 2) {  // several sequences' next tokens
-    product<NG, kTileTokens / 2>(quant, group, rows, cols, activations + t, out + t * out_stride, out_stride);
+  for (; tokens - t >= kTileTokens / 2; t += kTileTokens / 2) {  // a few sequences' next tokens
+    product<Format, NG, kTileTokens / 2>(group, rows, cols, activations + t, out + t * out_stride, out_stride);
   }
   if (kTileTokens / 2 > 3 && tokens - t == 3) {
-    product<NG, 3>(quant, group, rows, cols, activations + t, out + t * out_stride, out_stride);
+    product<Format, NG, 3>(group, rows, cols, activations + t, out + t * out_stride, out_stride);
     return;
   }
   for (; tokens - t >= 2; t += 2) {
-    product<NG, 2>(quant, group, rows, cols, activations + t, out + t * out_stride, out_stride);
+    product<Format, NG, 2>(group, rows, cols, activations + t, out + t * out_stride, out_stride);
   }
-  if (t < tokens) product<NG, 1>(quant, group, rows, cols, activations + t, out + t * out_stride, out_stride);
+  if (t < tokens) product<Format, NG, 1>(group, rows, cols, activations + t, out + t * out_stride, out_stride);
 }
 
-void tile_product(Quant quant, const uint8_t* tiles, int64_t rows, int64_t cols, const ActivationRow* activations,
-                  int64_t tokens, float* out, int64_t out_stride) {
-  const int64_t stride = group_bytes(quant, cols);
+template <class Format>
+void gemm(const uint8_t* tiles, int64_t rows, int64_t cols, const ActivationRow* activations, int64_t tokens, float* out,
+          int64_t out_stride) {
+  const int64_t stride = group_bytes(Format::kQuant, cols);
   int64_t row = 0;
-  if (!is_block_quantized(quant)) {
+  if constexpr (!is_block_quantized(Format::kQuant)) {
     for (; rows - row > (kTileGroups - 1) * kTileRows; row += kTileGroups * kTileRows) {
-      product_of_groups<kTileGroups>(quant, tiles + row / kTileRows * stride, rows - row, cols, activations, tokens,
-                                     out + row, out_stride);
+      product_of_groups<Format, kTileGroups>(tiles + row / kTileRows * stride, rows - row, cols, activations, tokens,
+                                             out + row, out_stride);
     }
   }
   for (; row < rows; row += kTileRows) {
-    product_of_groups<1>(quant, tiles + row / kTileRows * stride, rows - row, cols, activations, tokens, out + row,
-                         out_stride);
+    product_of_groups<Format, 1>(tiles + row / kTileRows * stride, rows - row, cols, activations, tokens, out + row,
+                                 out_stride);
   }
 }
 

@@ -5,14 +5,10 @@
 namespace smallthinker {
 namespace {
 
-constexpr int64_t kStripQ4 = 128;  // columns of one 64-byte vector of nibbles
-constexpr int64_t kStripQ8 = 64;   // columns of one 64-byte vector of int8
-
 // The last strip of a row, copied so that nothing past the row is read; the rest of it is zeros, whose products with
 // the zeros in the activations' last strip change nothing.
-template <int Bytes>
 struct Tail {
-  uint8_t weights[Bytes] = {};
+  uint8_t weights[64] = {};
   uint16_t scale[4] = {};
 
   Tail(const uint8_t* from, int64_t bytes, const uint16_t* scales, int64_t n_scales) {
@@ -21,56 +17,35 @@ struct Tail {
   }
 };
 
-template <int NT>
-SIMD_INLINE void add_strip_q4(const uint8_t* weights, const uint16_t* scales, const ActivationRow* const* a,
-                              int64_t strip, F32* sums) {
-  const B64 packed = load_bytes(weights);
-  const B64 low = low_nibbles(packed), high = high_nibbles(packed);
-  const auto scale = load4(scales);
+template <class Format, int NT>
+SIMD_INLINE void add_strip(const uint8_t* weights, const uint16_t* scales, const ActivationRow* const* a, int64_t strip,
+                           F32* sums) {
+  const auto w = Format::load_strip(weights);
+  const auto scale = Format::load_scales(scales);
   for (int t = 0; t < NT; ++t) {
-    I32 dot = load(a[t]->start + strip * kLanes);
-    dot = dot_nibbles(dot, low, load_bytes(a[t]->q + strip * kStripQ4));
-    dot = dot_nibbles(dot, high, load_bytes(a[t]->q + strip * kStripQ4 + 64));
-    sums[t] = fma(spread4(mul4(scale, load4(a[t]->scale + strip * 4))), to_f32(dot), sums[t]);
+    I32 dot = broadcast(0);
+    if constexpr (Format::kStartOf8 != 0) dot = load(a[t]->start + strip * kLanes);
+    dot = Format::dot_strip(dot, w, a[t]->ordered + strip * Format::kStripCols);
+    const auto scales_of_both = mul4(scale, Format::load_scales(a[t]->scale + strip * kStripBlocks<Format>));
+    sums[t] = fma(Format::spread_scales(scales_of_both), to_f32(dot), sums[t]);
   }
 }
 
-template <int NT>
-SIMD_INLINE void dot_row_q4(const uint8_t* row, int64_t cols, const ActivationRow* const* a, F32* sums) {
-  const uint16_t* scales = reinterpret_cast<const uint16_t*>(row + cols / 2);
-  const int64_t strips = cols / kStripQ4;
-  for (int64_t s = 0; s < strips; ++s) add_strip_q4<NT>(row + s * 64, scales + s * 4, a, s, sums);
-  if (const int64_t rest = cols % kStripQ4) {
-    const Tail<64> tail(row + strips * 64, rest / 2, scales + strips * 4, rest / kBlock);
-    add_strip_q4<NT>(tail.weights, tail.scale, a, strips, sums);
+template <class Format, int NT>
+SIMD_INLINE void dot_blocks(const uint8_t* row, int64_t cols, const ActivationRow* const* a, F32* sums) {
+  constexpr int64_t kBlocks = kStripBlocks<Format>;
+  const uint16_t* const scales = reinterpret_cast<const uint16_t*>(row + cols / kBlock * Format::kBytes);
+  const int64_t strips = cols / Format::kStripCols;
+  for (int64_t s = 0; s < strips; ++s) add_strip<Format, NT>(row + s * 64, scales + s * kBlocks, a, s, sums);
+  if (const int64_t rest = cols % Format::kStripCols / kBlock) {
+    const Tail tail(row + strips * 64, rest * Format::kBytes, scales + strips * kBlocks, rest);
+    add_strip<Format, NT>(tail.weights, tail.scale, a, strips, sums);
   }
 }
 
-template <int NT>
-SIMD_INLINE void add_strip_q8(const uint8_t* weights, const uint16_t* scales, const ActivationRow* const* a,
-                              int64_t strip, F32* sums) {
-  const B64 w = load_bytes(weights);
-  const auto scale = load2(scales);
-  for (int t = 0; t < NT; ++t) {
-    const I32 dot = dot_signed(load(a[t]->start + strip * kLanes), w, load_bytes(a[t]->q + strip * kStripQ8));
-    sums[t] = fma(spread2(mul4(scale, load2(a[t]->scale + strip * 2))), to_f32(dot), sums[t]);
-  }
-}
-
-template <int NT>
-SIMD_INLINE void dot_row_q8(const uint8_t* row, int64_t cols, const ActivationRow* const* a, F32* sums) {
-  const uint16_t* scales = reinterpret_cast<const uint16_t*>(row + cols);
-  const int64_t strips = cols / kStripQ8;
-  for (int64_t s = 0; s < strips; ++s) add_strip_q8<NT>(row + s * 64, scales + s * 2, a, s, sums);
-  if (const int64_t rest = cols % kStripQ8) {
-    const Tail<64> tail(row + strips * 64, rest, scales + strips * 2, rest / kBlock);
-    add_strip_q8<NT>(tail.weights, tail.scale, a, strips, sums);
-  }
-}
-
-template <class Weight>
-SIMD_INLINE float dot_row_float(const uint8_t* bytes, int64_t cols, const float* x) {
-  const Weight* row = reinterpret_cast<const Weight*>(bytes);
+template <class Element>
+SIMD_INLINE float dot_elements(const uint8_t* bytes, int64_t cols, const float* x) {
+  const Element* row = reinterpret_cast<const Element*>(bytes);
   F32 sums[4] = {zero(), zero(), zero(), zero()};
   int64_t col = 0;
   for (; cols - col >= 4 * kLanes; col += 4 * kLanes) {
@@ -81,19 +56,16 @@ SIMD_INLINE float dot_row_float(const uint8_t* bytes, int64_t cols, const float*
 }
 
 // out[t] = row . activations of token t.
-template <int NT>
-SIMD_INLINE void dot_row(Quant quant, const uint8_t* row, int64_t cols, const ActivationRow* const* a, float* out) {
-  if (!is_block_quantized(quant)) {
-    for (int t = 0; t < NT; ++t) {
-      out[t] = quant == Quant::f16 ? dot_row_float<uint16_t>(row, cols, a[t]->x) : dot_row_float<float>(row, cols, a[t]->x);
-    }
-    return;
+template <class Format, int NT>
+SIMD_INLINE void dot_row(const uint8_t* row, int64_t cols, const ActivationRow* const* a, float* out) {
+  if constexpr (is_block_quantized(Format::kQuant)) {
+    F32 sums[NT];
+    for (F32& sum : sums) sum = zero();
+    dot_blocks<Format, NT>(row, cols, a, sums);
+    for (int t = 0; t < NT; ++t) out[t] = sum_lanes(sums[t]);
+  } else {
+    for (int t = 0; t < NT; ++t) out[t] = dot_elements<typename Format::Element>(row, cols, a[t]->x);
   }
-  F32 sums[NT];
-  for (F32& sum : sums) sum = zero();
-  if (quant == Quant::q4_0) dot_row_q4<NT>(row, cols, a, sums);
-  else dot_row_q8<NT>(row, cols, a, sums);
-  for (int t = 0; t < NT; ++t) out[t] = sum_lanes(sums[t]);
 }
 
 // To the second-level cache: of the first level there are too few lines under way, and half the speed.
@@ -101,38 +73,42 @@ SIMD_INLINE void prefetch_row(const uint8_t* row, int64_t bytes) {
   for (int64_t at = 0; at < bytes; at += 64) prefetch_l2(row + at);
 }
 
-void ask(Upcoming& upcoming, int64_t n) {
-  for (; n > 0 && upcoming.asked < upcoming.n; --n) prefetch_row(upcoming.rows[upcoming.asked++], upcoming.row_bytes);
+void prefetch_rows(Upcoming& upcoming, int64_t n) {
+  for (; n > 0 && upcoming.prefetched < upcoming.n; --n) {
+    const UpcomingRow& row = upcoming.rows[upcoming.prefetched++];
+    prefetch_row(row.data, row.bytes);
+  }
 }
 
 // One token: only its live rows are read.
-SIMD_INLINE void gated_up_alone(Quant quant, const uint8_t* up, int64_t cols, uint64_t live,
-                                const ActivationRow& activations, float* a, Upcoming& upcoming) {
+template <class Format>
+SIMD_INLINE void gated_up_token(const uint8_t* up, int64_t cols, uint64_t live, const ActivationRow& activations, float* a,
+                                Upcoming& upcoming) {
   const ActivationRow* const token = &activations;
   for (; live != 0; live &= live - 1) {
     const int64_t row = lowest_bit(live);
-    ask(upcoming, 1);
+    prefetch_rows(upcoming, 1);
     float dot;
-    dot_row<1>(quant, up + row * row_bytes(quant, cols), cols, &token, &dot);
+    dot_row<Format, 1>(up + row * row_bytes(Format::kQuant, cols), cols, &token, &dot);
     a[row] *= dot;
   }
 }
 
-// Several tokens: every row meets the tokens that want it. So many tokens' activations stay in the first-level cache
+// A batch of tokens: every row meets the tokens that want it. So many tokens' activations stay in the first-level cache
 // while the rows pass; over all 32 of a block it took twice the time.
 constexpr int64_t kUpBlock = 8;
 
-template <int NT>
-SIMD_INLINE void dot_live(Quant quant, const uint8_t* row, int64_t cols, const ActivationRow* const* token,
-                          float* const* a) {
+template <class Format, int NT>
+SIMD_INLINE void dot_live(const uint8_t* row, int64_t cols, const ActivationRow* const* token, float* const* a) {
   float dots[NT];
-  dot_row<NT>(quant, row, cols, token, dots);
+  dot_row<Format, NT>(row, cols, token, dots);
   for (int t = 0; t < NT; ++t) *a[t] *= dots[t];
 }
 
-SIMD_INLINE void gated_up_together(Quant quant, const uint8_t* up, int64_t cols, int64_t rows, const uint64_t* live,
-                                   const ActivationRow* activations, int64_t tokens, float* a, Upcoming& upcoming) {
-  const int64_t stride = row_bytes(quant, cols);
+template <class Format>
+SIMD_INLINE void gated_up_batch(const uint8_t* up, int64_t cols, int64_t rows, const uint64_t* live,
+                                const ActivationRow* activations, int64_t tokens, float* a, Upcoming& upcoming) {
+  const int64_t stride = row_bytes(Format::kQuant, cols);
   for (int64_t row = 0; row < rows; ++row) {
     const uint8_t* const weights = up + row * stride;
     const ActivationRow* token[kUpBlock + 1];
@@ -144,12 +120,12 @@ SIMD_INLINE void gated_up_together(Quant quant, const uint8_t* up, int64_t cols,
       n += live[t] >> row & 1;
     }
     if (n == 0) continue;
-    ask(upcoming, 1);
+    prefetch_rows(upcoming, 1);
     int64_t i = 0;
-    for (; n - i >= kUpTokens; i += kUpTokens) dot_live<kUpTokens>(quant, weights, cols, token + i, place + i);
-    if (kUpTokens > 2 && n - i == 3) dot_live<3>(quant, weights, cols, token + i, place + i);
-    else if (kUpTokens > 1 && n - i == 2) dot_live<2>(quant, weights, cols, token + i, place + i);
-    else if (n - i == 1) dot_live<1>(quant, weights, cols, token + i, place + i);
+    for (; n - i >= kUpTokens; i += kUpTokens) dot_live<Format, kUpTokens>(weights, cols, token + i, place + i);
+    if (kUpTokens > 2 && n - i == 3) dot_live<Format, 3>(weights, cols, token + i, place + i);
+    else if (kUpTokens > 1 && n - i == 2) dot_live<Format, 2>(weights, cols, token + i, place + i);
+    else if (n - i == 1) dot_live<Format, 1>(weights, cols, token + i, place + i);
   }
 }
 
@@ -165,12 +141,13 @@ void find_live(float* gates, int64_t rows, int64_t tokens, uint64_t* live) {
   }
 }
 
-void gated_up(Quant quant, const uint8_t* up, int64_t cols, int64_t rows, const ActivationRow* activations,
-              int64_t tokens, const uint64_t* live, float* a, Upcoming& upcoming) {
-  if (tokens == 1) return gated_up_alone(quant, up, cols, *live, *activations, a, upcoming);
+template <class Format>
+void gated_up(const uint8_t* up, int64_t cols, int64_t rows, const ActivationRow* activations, int64_t tokens,
+              const uint64_t* live, float* a, Upcoming& upcoming) {
+  if (tokens == 1) return gated_up_token<Format>(up, cols, *live, *activations, a, upcoming);
   for (int64_t t = 0; t < tokens; t += kUpBlock) {
     const int64_t n = tokens - t < kUpBlock ? tokens - t : kUpBlock;
-    gated_up_together(quant, up, cols, rows, live + t, activations + t, n, a + t * kChunkRows, upcoming);
+    gated_up_batch<Format>(up, cols, rows, live + t, activations + t, n, a + t * kChunkRows, upcoming);
   }
 }
 

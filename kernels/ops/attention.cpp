@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "formats/f16.h"
+#include "formats/half.h"
 #include "kernels.h"
 #include "thread_pool.h"
 
@@ -17,7 +17,7 @@ namespace smallthinker {
 namespace {
 
 // Tokens that share one widening of a block: as many as leave every thread some units to balance with.
-constexpr int64_t kMostTileTokens = 32, kFewestTileTokens = 8, kUnitsPerThread = 4;
+constexpr int64_t kMaxTileTokens = 32, kMinTileTokens = 8, kUnitsPerThread = 4;
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
 // Pieces of one allocation, each on cache lines of its own.
@@ -182,8 +182,8 @@ void attention(ThreadPool& pool, const float* q, int64_t tokens, int64_t heads, 
   const Call call{session.isa(), q, tokens, heads, cache, start, window, out};
   const int64_t splits = start / kKeySplit - call.unit(0, 1, 0, 1).first_visible(start) / kKeySplit + 1;
   const auto tiles = [&](int64_t tile_tokens) { return (tokens + tile_tokens - 1) / tile_tokens; };
-  int64_t tile_tokens = kMostTileTokens;
-  while (tile_tokens > kFewestTileTokens && tiles(tile_tokens) * cache.kv_heads < kUnitsPerThread * session.threads()) {
+  int64_t tile_tokens = kMaxTileTokens;
+  while (tile_tokens > kMinTileTokens && tiles(tile_tokens) * cache.kv_heads < kUnitsPerThread * session.threads()) {
     tile_tokens /= 2;
   }
   // Heads that share keys stay together while that leaves a unit for every thread.

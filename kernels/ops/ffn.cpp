@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kPartChunks = 3;
 constexpr int64_t kPartRows = kPartChunks * kChunkRows;  // four experts of 768 neurons: 16 parts, even for a few threads
-constexpr int64_t kMostPartBytes = int64_t{4} << 20;     // of all parts' sums; above it, work is split by tokens
+constexpr int64_t kMaxPartBytes = int64_t{4} << 20;      // of all parts' sums; above it, work is split by tokens
 constexpr int64_t kEvenTokens = 8;  // an expert's blocks of tokens are even, in multiples of what a product takes
 constexpr int64_t kSumColumns = 4 * kDownStrip;
 constexpr int64_t kFewTokens = 4;  // of an expert, up to which their live rows are read and no others
@@ -37,25 +37,32 @@ struct Worker {
 // Rows that come next, appended to those that `upcoming` has.
 class RowList {
  public:
-  RowList(const uint8_t** rows, int64_t row_bytes) : rows_(rows), upcoming_{rows, 0, row_bytes} {}
+  explicit RowList(UpcomingRow* rows) : rows_(rows), upcoming_{rows, 0} {}
   Upcoming& upcoming() { return upcoming_; }
 
-  void append(const uint8_t* first, int64_t rows) {
-    for (int64_t row = 0; row < rows; ++row) rows_[upcoming_.n++] = first + row * upcoming_.row_bytes;
+  void append(const uint8_t* first, int64_t rows, int64_t bytes) {
+    for (int64_t row = 0; row < rows; ++row) rows_[upcoming_.n++] = {first + row * bytes, bytes};
   }
-  void append_live(const uint8_t* first, uint64_t live) {
-    for (; live != 0; live &= live - 1) rows_[upcoming_.n++] = first + lowest_bit(live) * upcoming_.row_bytes;
+  void append_live(const uint8_t* first, uint64_t live, int64_t bytes) {
+    for (; live != 0; live &= live - 1) append(first + lowest_bit(live) * bytes, 1, bytes);
   }
 
  private:
-  const uint8_t** rows_;
+  UpcomingRow* rows_;
   Upcoming upcoming_;
 };
 
 class Experts {
  public:
   Experts(const ExpertCall& call, const Isa& isa)
-      : call_(call), isa_(isa), sections_(record_sections(call.quant, call.hidden, call.ffn)) {}
+      : call_(call),
+        isa_(isa),
+        gate_(isa.of(call.formats.gate)),
+        up_(isa.of(call.formats.up)),
+        down_(isa.of(call.formats.down)),
+        up_bytes_(row_bytes(call.formats.up, call.hidden)),
+        down_bytes_(row_bytes(call.formats.down, call.hidden)),
+        sections_(record_sections(call.formats, call.hidden, call.ffn)) {}
 
   int64_t parts() const { return (call_.ffn + kPartRows - 1) / kPartRows; }
   int64_t padded() const { return round_up(call_.hidden, kDownStrip); }
@@ -69,16 +76,15 @@ class Experts {
     int64_t n_live = 0;
     for (int64_t row = unit.part * kPartRows; row < end_of(unit.part); row += kChunkRows) {
       const int64_t rows = std::min(kChunkRows, call_.ffn - row);
-      isa_.tile_product(call_.quant, gate(unit.expert, row), rows, call_.hidden, activations + unit.begin, tokens, worker.a,
-                        kChunkRows);
+      gate_.gemm(gate(unit.expert, row), rows, call_.hidden, activations + unit.begin, tokens, worker.a, kChunkRows);
       isa_.find_live(worker.a, rows, tokens, worker.live);
-      const uint8_t* rows_ahead[kChunkRows];
-      RowList ahead(rows_ahead, row_bytes(call_.quant, call_.hidden));
-      ahead.append(down(unit.expert, row), rows);
-      isa_.gated_up(call_.quant, up(unit.expert, row), call_.hidden, rows, activations + unit.begin, tokens, worker.live,
-                    worker.a, ahead.upcoming());
-      isa_.add_down(call_.quant, down(unit.expert, row), call_.hidden, rows, worker.a, worker.live, tokens, worker.down,
-                    sums, sums_stride, ahead.upcoming());
+      UpcomingRow rows_ahead[kChunkRows];
+      RowList ahead(rows_ahead);
+      ahead.append(down(unit.expert, row), rows, down_bytes_);
+      up_.gated_up(up(unit.expert, row), call_.hidden, rows, activations + unit.begin, tokens, worker.live, worker.a,
+                   ahead.upcoming());
+      down_.add_down(down(unit.expert, row), call_.hidden, rows, worker.a, worker.live, tokens, worker.down, sums,
+                     sums_stride, ahead.upcoming());
       for (int64_t t = 0; t < tokens; ++t) n_live += count_bits(worker.live[t]);
     }
     return n_live;
@@ -90,8 +96,8 @@ class Experts {
   int64_t compute_few(const Unit& unit, const ActivationRow* activations, const Worker& worker, float* sums,
                       int64_t sums_stride) const {
     const int64_t tokens = unit.end - unit.begin, first = unit.part * kPartRows, last = end_of(unit.part);
-    const uint8_t* rows_ahead[2 * kPartRows + kNextRows];
-    RowList ahead(rows_ahead, row_bytes(call_.quant, call_.hidden));
+    UpcomingRow rows_ahead[2 * kPartRows + kNextRows];
+    RowList ahead(rows_ahead);
     uint64_t live_for_any[kPartChunks];
     int64_t n_live = 0;
     for (int64_t row = first, chunk = 0; row < last; row += kChunkRows, ++chunk) {
@@ -99,9 +105,8 @@ class Experts {
       float* const a = worker.a + chunk * tokens * kChunkRows;
       uint64_t* const live = worker.live + chunk * tokens;
       for (int64_t group = 0; group < n; group += kTileRows) {
-        isa_.ask(ahead.upcoming(), kTileRows / 2);
-        isa_.tile_product(call_.quant, gate(unit.expert, row + group), kTileRows, call_.hidden, activations, tokens,
-                          a + group, kChunkRows);
+        isa_.prefetch_rows(ahead.upcoming(), kTileRows / 2);
+        gate_.gemm(gate(unit.expert, row + group), kTileRows, call_.hidden, activations, tokens, a + group, kChunkRows);
       }
       isa_.find_live(a, n, tokens, live);
       live_for_any[chunk] = 0;
@@ -109,43 +114,45 @@ class Experts {
         live_for_any[chunk] |= live[t];
         n_live += count_bits(live[t]);
       }
-      ahead.append_live(up(unit.expert, row), live_for_any[chunk]);
+      ahead.append_live(up(unit.expert, row), live_for_any[chunk], up_bytes_);
     }
     for (int64_t row = first, chunk = 0; row < last; row += kChunkRows, ++chunk) {
-      ahead.append_live(down(unit.expert, row), live_for_any[chunk]);
+      ahead.append_live(down(unit.expert, row), live_for_any[chunk], down_bytes_);
     }
-    if (unit.next != nullptr) ahead.append(unit.next, kNextRows);
+    if (unit.next != nullptr) ahead.append(unit.next, kNextRows, row_bytes(call_.formats.gate, call_.hidden));
     for (int64_t row = first, chunk = 0; row < last; row += kChunkRows, ++chunk) {
-      isa_.gated_up(call_.quant, up(unit.expert, row), call_.hidden, std::min(kChunkRows, call_.ffn - row), activations,
-                    tokens, worker.live + chunk * tokens, worker.a + chunk * tokens * kChunkRows, ahead.upcoming());
+      up_.gated_up(up(unit.expert, row), call_.hidden, std::min(kChunkRows, call_.ffn - row), activations, tokens,
+                   worker.live + chunk * tokens, worker.a + chunk * tokens * kChunkRows, ahead.upcoming());
     }
     for (int64_t row = first, chunk = 0; row < last; row += kChunkRows, ++chunk) {
       for (int64_t t = 0; t < tokens; ++t) {  // the first brings the rows into the cache, and most are live for others
-        isa_.add_down(call_.quant, down(unit.expert, row), call_.hidden, std::min(kChunkRows, call_.ffn - row),
-                      worker.a + (chunk * tokens + t) * kChunkRows, worker.live + chunk * tokens + t, 1, worker.down,
-                      sums + t * sums_stride, 0, ahead.upcoming());
+        down_.add_down(down(unit.expert, row), call_.hidden, std::min(kChunkRows, call_.ffn - row),
+                       worker.a + (chunk * tokens + t) * kChunkRows, worker.live + chunk * tokens + t, 1, worker.down,
+                       sums + t * sums_stride, 0, ahead.upcoming());
       }
     }
     return n_live;
   }
 
   const uint8_t* gate(int64_t expert, int64_t row) const {
-    return record(expert) + row / kTileRows * group_bytes(call_.quant, call_.hidden);
+    return record(expert) + row / kTileRows * group_bytes(call_.formats.gate, call_.hidden);
   }
   float* out(int64_t place) const { return call_.out + call_.pairs[place] * call_.hidden; }
 
  private:
   const uint8_t* record(int64_t expert) const { return call_.slots + call_.slot_ids[expert] * call_.record_bytes; }
   const uint8_t* up(int64_t expert, int64_t row) const {
-    return record(expert) + sections_.up_offset + row * row_bytes(call_.quant, call_.hidden);
+    return record(expert) + sections_.up_offset + row * up_bytes_;
   }
   const uint8_t* down(int64_t expert, int64_t row) const {
-    return record(expert) + sections_.down_offset + row * row_bytes(call_.quant, call_.hidden);
+    return record(expert) + sections_.down_offset + row * down_bytes_;
   }
   int64_t end_of(int64_t part) const { return std::min(call_.ffn, (part + 1) * kPartRows); }
 
   const ExpertCall& call_;
   const Isa& isa_;
+  const FormatKernels &gate_, &up_, &down_;
+  const int64_t up_bytes_, down_bytes_;
   const RecordSections sections_;
 };
 
@@ -153,28 +160,32 @@ class Experts {
 
 int64_t experts(ThreadPool& pool, const ExpertCall& call) {
   const int64_t n_pairs = call.offsets[call.n_experts];
-  const int64_t row_scratch = activation_bytes(call.quant, call.hidden);
 
   ThreadPool::Session session(pool);
   const Isa& isa = session.isa();
   const Experts layer(call, isa);
+  const FormatKernels &up = isa.of(call.formats.up), &down_format = isa.of(call.formats.down);
+  const bool quantized = is_block_quantized(call.formats.gate) || is_block_quantized(call.formats.up);
+  const int64_t prepared_bytes = activation_bytes(quantized, call.hidden);
+  const int64_t row_scratch = prepared_bytes + up.order_bytes(call.hidden);
   const int64_t parts = layer.parts(), padded = layer.padded(), threads = session.threads();
-  const bool by_parts = n_pairs * parts * padded * 4 <= kMostPartBytes;
+  const bool by_parts = n_pairs * parts * padded * 4 <= kMaxPartBytes;
 
-  Scratch<uint8_t> quantized(call.tokens * row_scratch);
+  Scratch<uint8_t> prepared(call.tokens * row_scratch);
   Scratch<ActivationRow> tokens(call.tokens), activations(n_pairs);  // activations by place
   Scratch<Unit> units((n_pairs / kTokenBlock + call.n_experts) * (by_parts ? parts : 1));
-  const int64_t most_tokens = std::min(kTokenBlock, n_pairs);
-  const int64_t down_bytes = down_scratch_bytes(call.quant, call.hidden, most_tokens);
-  Scratch<float> a(threads * most_tokens * kPartRows);
-  Scratch<uint64_t> live(threads * most_tokens * kPartChunks);
-  Scratch<float> sums(by_parts ? n_pairs * parts * padded : threads * most_tokens * 2 * padded);
+  const int64_t max_tokens = std::min(kTokenBlock, n_pairs);
+  const int64_t down_bytes = down_scratch_bytes(call.formats.down, call.hidden, max_tokens);
+  Scratch<float> a(threads * max_tokens * kPartRows);
+  Scratch<uint64_t> live(threads * max_tokens * kPartChunks);
+  Scratch<float> sums(by_parts ? n_pairs * parts * padded : threads * max_tokens * 2 * padded);
   Scratch<uint8_t> down(threads * down_bytes);
-  session.allocate(quantized, tokens, activations, units, a, live, sums, down);
+  session.allocate(prepared, tokens, activations, units, a, live, sums, down);
 
   const auto prepare = [&](int, int64_t t) {
-    tokens[t] = prepare_activations(isa, call.quant, call.hidden, call.x + t * call.hidden,
-                                    quantized.data() + t * row_scratch);
+    uint8_t* const scratch = prepared.data() + t * row_scratch;
+    tokens[t] = prepare_activations(isa, quantized, call.hidden, call.x + t * call.hidden, scratch);
+    up.order_for_rows(call.hidden, tokens[t], scratch + prepared_bytes);
   };
   session.parallel_for(call.tokens, prepare);
   for (int64_t place = 0; place < n_pairs; ++place) activations[place] = tokens[call.pairs[place] / call.k];
@@ -199,14 +210,14 @@ int64_t experts(ThreadPool& pool, const ExpertCall& call) {
   std::atomic<int64_t> live_total{0};
   const auto compute = [&](int index, int64_t at) {
     const Unit& unit = units[at];
-    const Worker worker{a.data() + index * most_tokens * kPartRows, live.data() + index * most_tokens * kPartChunks,
+    const Worker worker{a.data() + index * max_tokens * kPartRows, live.data() + index * max_tokens * kPartChunks,
                         down.data() + index * down_bytes};
     if (by_parts) {  // all parts of a place lie together
       live_total += layer.compute_part(unit, activations.data(), worker,
                                        sums.data() + (unit.begin * parts + unit.part) * padded, parts * padded);
       return;
     }
-    float* const total = sums.data() + index * most_tokens * 2 * padded;  // of a token, and beside it its next part
+    float* const total = sums.data() + index * max_tokens * 2 * padded;  // of a token, and beside it its next part
     for (int64_t part = 0; part < parts; ++part) {
       live_total += layer.compute_part({unit.expert, unit.begin, unit.end, part, unit.next}, activations.data(), worker,
                                        part == 0 ? total : total + padded, 2 * padded);
@@ -216,7 +227,7 @@ int64_t experts(ThreadPool& pool, const ExpertCall& call) {
       }
     }
     for (int64_t place = unit.begin; place < unit.end; ++place) {
-      isa.order_sums(call.quant, call.hidden, total + (place - unit.begin) * 2 * padded, layer.out(place));
+      down_format.order_sums(call.hidden, total + (place - unit.begin) * 2 * padded, layer.out(place));
     }
   };
   session.parallel_for(n_units, compute);
@@ -227,7 +238,7 @@ int64_t experts(ThreadPool& pool, const ExpertCall& call) {
     const int64_t place = unit / pieces, col = unit % pieces * kSumColumns, n = std::min(kSumColumns, padded - col);
     float* const total = sums.data() + place * parts * padded + col;
     for (int64_t part = 1; part < parts; ++part) isa.add_sums(total, total + part * padded, n);
-    isa.order_sums(call.quant, std::min(n, call.hidden - col), total, layer.out(place) + col);
+    down_format.order_sums(std::min(n, call.hidden - col), total, layer.out(place) + col);
   };
   session.parallel_for(n_pairs * pieces, sum_up);
   return live_total;

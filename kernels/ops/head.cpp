@@ -10,13 +10,14 @@ void linear_groups(ThreadPool& pool, Quant quant, const uint8_t* data, int64_t r
                    const int32_t* groups, int64_t n_groups, const float* x, int64_t tokens, float* out) {
   ThreadPool::Session session(pool);
   const Isa& isa = session.isa();
-  const int64_t row_scratch = activation_bytes(quant, cols);
-  Scratch<uint8_t> quantized(tokens * row_scratch);
+  const bool quantized = is_block_quantized(quant);
+  const int64_t row_scratch = activation_bytes(quantized, cols);
+  Scratch<uint8_t> prepared(tokens * row_scratch);
   Scratch<ActivationRow> activations(tokens);
-  session.allocate(quantized, activations);
+  session.allocate(prepared, activations);
 
   const auto prepare = [&](int, int64_t t) {
-    activations[t] = prepare_activations(isa, quant, cols, x + t * cols, quantized.data() + t * row_scratch);
+    activations[t] = prepare_activations(isa, quantized, cols, x + t * cols, prepared.data() + t * row_scratch);
   };
   session.parallel_for(tokens, prepare);
 
@@ -27,8 +28,8 @@ void linear_groups(ThreadPool& pool, Quant quant, const uint8_t* data, int64_t r
     for (int64_t i = unit * chunk, next; i < end; i = next) {
       for (next = i + 1; next < end && groups[next] == groups[next - 1] + 1;) ++next;
       const int64_t first = groups[i] * kTileRows, n = std::min(rows - first, (next - i) * kTileRows);
-      isa.tile_product(quant, data + groups[i] * group_bytes(quant, cols), n, cols, activations.data(), tokens,
-                       out + first, rows);
+      isa.of(quant).gemm(data + groups[i] * group_bytes(quant, cols), n, cols, activations.data(), tokens, out + first,
+                         rows);
     }
   };
   session.parallel_for((n_groups + chunk - 1) / chunk, multiply);

@@ -9,14 +9,16 @@ namespace smallthinker {
 void linear(ThreadPool& pool, const std::vector<Product>& products, const float* x, int64_t tokens) {
   ThreadPool::Session session(pool);
   const Isa& isa = session.isa();
-  const Matrix& first = products.front().weights;
-  const int64_t cols = first.cols, row_scratch = activation_bytes(first.quant, cols);
-  Scratch<uint8_t> quantized(tokens * row_scratch);
+  const int64_t cols = products.front().weights.cols;
+  const bool quantized = std::any_of(products.begin(), products.end(),
+                                     [](const Product& product) { return is_block_quantized(product.weights.quant); });
+  const int64_t row_scratch = activation_bytes(quantized, cols);
+  Scratch<uint8_t> prepared(tokens * row_scratch);
   Scratch<ActivationRow> activations(tokens);
-  session.allocate(quantized, activations);
+  session.allocate(prepared, activations);
 
   const auto prepare = [&](int, int64_t t) {
-    activations[t] = prepare_activations(isa, first.quant, cols, x + t * cols, quantized.data() + t * row_scratch);
+    activations[t] = prepare_activations(isa, quantized, cols, x + t * cols, prepared.data() + t * row_scratch);
   };
   session.parallel_for(tokens, prepare);
 
@@ -34,8 +36,8 @@ void linear(ThreadPool& pool, const std::vector<Product>& products, const float*
     for (; unit >= chunks_of(product->weights); ++product) unit -= chunks_of(product->weights);
     const Matrix& weights = product->weights;
     const int64_t row = unit * chunk * kTileRows, n = std::min(weights.rows - row, chunk * kTileRows);
-    isa.tile_product(weights.quant, weights.data + unit * chunk * group_bytes(weights.quant, cols), n, cols,
-                     activations.data(), tokens, product->out + row, weights.rows);
+    isa.of(weights.quant).gemm(weights.data + unit * chunk * group_bytes(weights.quant, cols), n, cols, activations.data(),
+                               tokens, product->out + row, weights.rows);
   };
   session.parallel_for(chunks, multiply);
 }

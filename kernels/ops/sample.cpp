@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "formats/f16.h"
+#include "formats/half.h"
 #include "kernels.h"
 #include "thread_pool.h"
 

@@ -20,8 +20,7 @@ if command := os.environ.get("KERNELS_DRIVER"):
         "test_kernel_arguments.py",
         "test_thread_pool.py",
         "test_timings.py",
-        "test_token_experts.py",
-        "test_token_layers.py",
+        "test_forward.py",
     ]
     settings.register_profile("driver", max_examples=20, deadline=None)
 
@@ -39,7 +38,7 @@ def isa(request: pytest.FixtureRequest) -> str:
     return cast(str, request.param)
 
 
-@pytest.fixture(params=["f32", "f16", "q8_0", "q4_0"], scope="session")
+@pytest.fixture(params=list(_kernels.formats()), scope="session")
 def quant(request: pytest.FixtureRequest) -> _kernels.Quant:
     return cast("_kernels.Quant", request.param)
 

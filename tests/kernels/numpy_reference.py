@@ -39,12 +39,19 @@ def blocks_q8_0(w: F32) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int8]]:
     return scale16, q
 
 
+def bf16_bits(w: F32) -> npt.NDArray[np.uint16]:
+    """The upper half of each f32, to nearest even; a NaN stays one."""
+    whole = np.ascontiguousarray(w).view(np.uint32).astype(np.uint64)
+    rounded = np.where(np.isnan(w), whole | 0x400000, whole + 0x7FFF + (whole >> 16 & 1))
+    return (rounded >> 16).astype(np.uint16)
+
+
 def pack(quant: str, layout: str, w: F32) -> U8:
     if layout == "tiles":
         w = np.vstack([w, np.zeros((-len(w) % 16, w.shape[1]), np.float32)])
     rows, cols = w.shape
-    if quant in ("f16", "f32"):
-        values = w.astype(np.float16 if quant == "f16" else np.float32)
+    if quant in ("f32", "f16", "bf16"):
+        values = bf16_bits(w) if quant == "bf16" else w.astype(np.float16 if quant == "f16" else np.float32)
         if layout == "tiles":
             values = values.reshape(rows // 16, 16, cols).transpose(0, 2, 1)
         return np.frombuffer(values.tobytes(), np.uint8)
@@ -74,6 +81,8 @@ def unpack(quant: str, w: F32) -> F32:
         return w
     if quant == "f16":
         return w.astype(np.float16).astype(np.float32)
+    if quant == "bf16":
+        return (bf16_bits(w).astype(np.uint32) << 16).view(np.float32)
     scale, q = blocks_q4_0(w) if quant == "q4_0" else blocks_q8_0(w)
     offset = 8 if quant == "q4_0" else 0
     return (scale.astype(np.float32)[..., None] * (q.astype(np.float32) - offset)).reshape(w.shape)
@@ -165,13 +174,14 @@ def attention(q: F32, k: F32, v: F32, start: int, window: int, quant: str = "f16
     return out
 
 
-def expert(quant: str, gate: F32, up: F32, down: F32, x: F32) -> tuple[F64, F64]:
-    """gate, up [ffn, hidden] and down [hidden, ffn] as unpacked; x [T, hidden].
+def expert(quants: tuple[str, str, str], gate: F32, up: F32, down: F32, x: F32) -> tuple[F64, F64]:
+    """gate, up [ffn, hidden] and down [hidden, ffn] as unpacked, in quants; x [T, hidden].
 
     The second result bounds what one factor of each chunk makes of a value when it is rounded the other way.
     """
-    neurons: F64 = np.maximum(linear(quant, gate, x), 0) * linear(quant, up, x)
-    if quant in ("f16", "f32"):
+    neurons: F64 = np.maximum(linear(quants[0], gate, x), 0) * linear(quants[1], up, x)
+    quant = quants[2]
+    if quant not in ("q4_0", "q8_0"):
         product: F64 = neurons @ down.T.astype(np.float64)
         return product, np.zeros_like(product)
     rows = np.ascontiguousarray(down.T)

@@ -12,6 +12,7 @@ EPS, THETA = 1e-6, 1e4
 
 
 Cache = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+Quants = tuple["_kernels.Quant", "_kernels.Quant", "_kernels.Quant", "_kernels.Quant"]  # of q, k, v and o
 
 
 def kv_layer(cache: Cache) -> _kernels.KvLayer:
@@ -21,18 +22,20 @@ def kv_layer(cache: Cache) -> _kernels.KvLayer:
 class Layer:
     """One random layer twice: as the fused call, and as the kernels that it is made of."""
 
-    def __init__(self, pool: _kernels.ThreadPool, quant: _kernels.Quant, use_rope: bool, window: int) -> None:
-        self.pool, self.quant, self.use_rope, self.window = pool, quant, use_rope, window
+    def __init__(self, pool: _kernels.ThreadPool, quants: Quants, use_rope: bool, window: int) -> None:
+        self.pool, self.use_rope, self.window = pool, use_rope, window
         self.input_norm, self.post_norm = normal(1, d), normal(2, d)
         shapes = {"q": (H * D, d), "k": (K * D, d), "v": (K * D, d), "o": (d, H * D)}
         self.shapes = shapes
+        self.quants = dict(zip(shapes, quants, strict=True))
         self.packed = {
-            name: _kernels.pack(quant, "tiles", normal(3 + i, *shape)) for i, (name, shape) in enumerate(shapes.items())
+            name: _kernels.pack(self.quants[name], "tiles", normal(3 + i, *shape))
+            for i, (name, shape) in enumerate(shapes.items())
         }
         self.fused_cache, self.cache = self.empty_cache(), self.empty_cache()
         self.fused = _kernels.AttentionLayer(
             pool,
-            quant,
+            quants,
             self.input_norm,
             *self.packed.values(),
             self.post_norm,
@@ -53,7 +56,7 @@ class Layer:
     def linear(self, name: str, x: F32) -> F32:
         rows, cols = self.shapes[name]
         out = np.empty((len(x), rows), np.float32)
-        _kernels.linear(self.pool, self.quant, self.packed[name], rows, cols, x, out)
+        _kernels.linear(self.pool, self.quants[name], self.packed[name], rows, cols, x, out)
         return out
 
     def by_parts(self, x: F32, start: int, cos: F32, sin: F32) -> F32:
@@ -71,12 +74,16 @@ class Layer:
         return h
 
 
+@pytest.mark.parametrize(
+    "quants",
+    [*((quant,) * 4 for quant in _kernels.formats()), ("q4_0", "q8_0", "f16", "bf16"), ("f32", "q4_0", "q8_0", "q8_0")],
+)
 @pytest.mark.parametrize("use_rope", [True, False])
 @pytest.mark.parametrize("window", [0, 5])
 def test_a_layer_has_the_bits_of_the_kernels_that_it_is_made_of(
-    pool: _kernels.ThreadPool, quant: _kernels.Quant, use_rope: bool, window: int
+    pool: _kernels.ThreadPool, quants: Quants, use_rope: bool, window: int
 ) -> None:
-    layer = Layer(pool, quant, use_rope, window)
+    layer = Layer(pool, quants, use_rope, window)
     start = 0
     for tokens in (11, 1, 1, 9):  # a prompt, two steps, the next turn
         x = normal(20 + start, tokens, d)
@@ -95,7 +102,7 @@ def test_a_layer_has_the_bits_of_the_kernels_that_it_is_made_of(
 def test_tokens_of_several_sequences_in_one_call_have_the_bits_of_each_alone(
     pool: _kernels.ThreadPool, quant: _kernels.Quant
 ) -> None:
-    layer = Layer(pool, quant, True, 5)
+    layer = Layer(pool, (quant,) * 4, True, 5)
     alone, together = ([layer.empty_cache() for _ in range(3)] for _ in range(2))
     starts = [0, 0, 0]
     for step, counts in enumerate(([4, 1, 2], [1, 1, 1], [1, 12, 1], [3, 1, 1])):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,42 +13,48 @@ from random_inputs import F32, Make, bits, normal, seeds, uneven
 
 from smallthinker import _kernels
 
+if TYPE_CHECKING:
+    Quants = _kernels.Quant | _kernels.FfnQuants  # of a whole expert, or of gate, up and down
+
 sizes = st.integers(1, 9).map(lambda n: 32 * n)
+formats = st.sampled_from(list(_kernels.formats()))
 
 
 @dataclass
 class Layer:
     """Random experts as records, and as the matrices that the records mean."""
 
-    quant: _kernels.Quant
+    quants: _kernels.FfnQuants
     hidden: int
     ffn: int
     slots: npt.NDArray[np.uint8]
     matrices: list[tuple[F32, F32, F32]]
 
     @classmethod
-    def random(cls, quant: _kernels.Quant, hidden: int, ffn: int, n: int, seed: int) -> Layer:
-        return cls.of(quant, [tuple(normal(seed + e, 3, ffn, hidden)) for e in range(n)])
+    def random(cls, quants: Quants, hidden: int, ffn: int, n: int, seed: int) -> Layer:
+        return cls.of(quants, [tuple(normal(seed + e, 3, ffn, hidden)) for e in range(n)])
 
     @classmethod
-    def of(cls, quant: _kernels.Quant, experts: list[tuple[F32, ...]]) -> Layer:
+    def of(cls, quants: Quants, experts: list[tuple[F32, ...]]) -> Layer:
         """gate, up and down of each expert, [ffn, hidden] all three."""
+        if isinstance(quants, str):
+            quants = (quants, quants, quants)
         ffn, hidden = experts[0][0].shape
-        up_at, down_at, total = _kernels.record_sections(quant, hidden, ffn)
+        up_at, down_at, total = _kernels.record_sections(quants, hidden, ffn)
         # What lies between the sections must not matter. Nothing lies behind the last one, where a step too far shows.
         slots = np.full((len(experts), total), 0xEE, np.uint8)
         matrices = []
         for e, (gate, up, down) in enumerate(experts):
             parts = (
-                _kernels.pack(quant, "tiles", gate),
-                _kernels.pack(quant, "rows", up),
-                _kernels.pack(quant, "rows", down),
+                _kernels.pack(quants[0], "tiles", gate),
+                _kernels.pack(quants[1], "rows", up),
+                _kernels.pack(quants[2], "rows", down),
             )
             for at, packed in zip((0, up_at, down_at), parts, strict=True):
                 slots[e, at : at + len(packed)] = packed
-            kept = [numpy_reference.unpack(quant, w) for w in (gate, up, down)]
+            kept = [numpy_reference.unpack(quant, w) for quant, w in zip(quants, (gate, up, down), strict=True)]
             matrices.append((kept[0], kept[1], kept[2].T))
-        return cls(quant, hidden, ffn, slots, matrices)
+        return cls(quants, hidden, ffn, slots, matrices)
 
     def run(self, pool: _kernels.ThreadPool, x: F32, chosen: npt.NDArray[np.int64]) -> tuple[F32, int]:
         """chosen [T, k] experts of each token; experts are given in descending order, pairs ascending."""
@@ -58,7 +65,7 @@ class Layer:
         out = np.full((chosen.size, self.hidden), 7, np.float32)
         live = _kernels.experts(
             pool,
-            self.quant,
+            self.quants,
             self.hidden,
             self.ffn,
             x,
@@ -89,11 +96,27 @@ def test_experts_match_the_reference(
     n_live = 0
     for e in np.unique(chosen):
         pairs = np.flatnonzero(chosen.ravel() == e)
-        expected, rounding = numpy_reference.expert(quant, *layer.matrices[e], x[pairs // k])
+        expected, rounding = numpy_reference.expert(layer.quants, *layer.matrices[e], x[pairs // k])
         n_live += int((numpy_reference.linear(quant, layer.matrices[e][0], x[pairs // k]) > 0).sum())
         tolerance = 1.01 * rounding + 1e-4 * np.abs(expected) + 1e-4 * hidden * np.sqrt(ffn)
         assert (np.abs(out[pairs] - expected) <= tolerance).all()
     assert abs(live - n_live) <= 2  # a gate next to zero may round to either side
+
+
+@given(seed=seeds, quants=st.tuples(formats, formats, formats), tokens=st.integers(1, 11))
+def test_gate_up_and_down_have_a_format_each(
+    pools: list[_kernels.ThreadPool], seed: int, quants: _kernels.FfnQuants, tokens: int
+) -> None:
+    layer = Layer.random(quants, 96, 160, 3, seed)
+    x, chosen = normal(seed + 9, tokens, 96), choose(seed, tokens, 3, 2)
+    out, _ = layer.run(pools[0], x, chosen)
+    for e in np.unique(chosen):
+        pairs = np.flatnonzero(chosen.ravel() == e)
+        expected, rounding = numpy_reference.expert(quants, *layer.matrices[e], x[pairs // 2])
+        tolerance = 1.01 * rounding + 1e-4 * np.abs(expected) + 1e-4 * 96 * np.sqrt(160)
+        assert (np.abs(out[pairs] - expected) <= tolerance).all()
+    alone = np.vstack([layer.run(pools[1], x[t : t + 1], chosen[t : t + 1])[0] for t in range(tokens)])
+    np.testing.assert_array_equal(bits(out), bits(alone))
 
 
 @given(
@@ -127,7 +150,7 @@ def test_dead_neurons_are_not_read(pool: _kernels.ThreadPool, quant: _kernels.Qu
     layer = Layer.random(quant, 64, 32, 1, 0)
     x = normal(1, 1, 64)
     expected, _ = layer.run(pool, x, THE_ONE)
-    up_at, down_at, _ = _kernels.record_sections(quant, 64, 32)
+    up_at, down_at, _ = _kernels.record_sections(layer.quants, 64, 32)
     row = _kernels.packed_bytes(quant, "rows", 1, 64)
     dead = np.flatnonzero(numpy_reference.linear(quant, layer.matrices[0][0], x)[0] < -1e-3)
     assert len(dead) > 0
@@ -159,7 +182,7 @@ def test_experts_of_every_size_match_the_reference(
     layer = Layer.of(quant, [tuple(normal(seed, 3, ffn, hidden) * np.float32(10.0**weight_exponent))])
     x = normal(seed + 1, 1, hidden) * np.float32(10.0**exponent)
     out, _ = layer.run(pool, x, THE_ONE)
-    expected, rounding = numpy_reference.expert(quant, *layer.matrices[0], x)
+    expected, rounding = numpy_reference.expert(layer.quants, *layer.matrices[0], x)
     gate, up, down = (np.abs(w).astype(np.float64) for w in layer.matrices[0])
     magnitude = (np.abs(x) @ gate.T) * (np.abs(x) @ up.T) @ down.T
     assert (np.abs(out - expected) <= 1.01 * rounding + 1e-5 * magnitude + 1e-25).all()
@@ -191,7 +214,7 @@ def test_what_is_not_finite_in_down_reaches_its_columns_and_is_not_lost(
     assert np.isfinite(clean).all()
     down[70, 130] = bad
     out, _ = Layer.of(quant, [(gate, up, down)]).run(pool, x, chosen)
-    reached = slice(130, 131) if quant in ("f16", "f32") else slice(128, 160)
+    reached = slice(130, 131) if quant in ("f32", "f16", "bf16") else slice(128, 160)
     assert not np.isfinite(out[:, reached]).any()
 
 
@@ -210,7 +233,7 @@ def test_an_expert_without_pairs_and_a_call_without_experts_do_nothing(
     out = np.full((1, 64), 7, np.float32)
     for slot_ids, offsets, pairs, n in (([], [0], [], 0), ([1, 0, 1], [0, 0, 1, 1], [0], live)):
         arrays = [np.array(a, np.int32) for a in (slot_ids, offsets, pairs)]
-        assert _kernels.experts(pool, quant, 64, 32, x, layer.slots, *arrays, 1, out) == n
+        assert _kernels.experts(pool, layer.quants, 64, 32, x, layer.slots, *arrays, 1, out) == n
         np.testing.assert_array_equal(out, expected if n else np.full((1, 64), 7))
 
 
@@ -232,7 +255,7 @@ def test_rows_without_a_pair_stay_as_they_were(pool: _kernels.ThreadPool) -> Non
     layer = Layer.random("q4_0", 64, 32, 1, 0)
     out = np.full((6, 64), 7, np.float32)
     ids, offsets, pairs = (np.array(a, np.int32) for a in ([0], [0, 1], [3]))
-    _kernels.experts(pool, "q4_0", 64, 32, normal(1, 3, 64), layer.slots, ids, offsets, pairs, 2, out)
+    _kernels.experts(pool, layer.quants, 64, 32, normal(1, 3, 64), layer.slots, ids, offsets, pairs, 2, out)
     assert (np.delete(out, 3, axis=0) == 7).all()
     assert (out[3] != 7).all()
 

@@ -36,7 +36,9 @@ class Model:
             )
             for _ in range(LAYERS)
         ]
-        ffns = [_kernels.Ffn(quant, D, WIDTH, EXPERTS, K, "sigmoid", tiles(EXPERTS, D, "f32")) for _ in range(LAYERS)]
+        ffns = [
+            _kernels.Ffn((quant,) * 3, D, WIDTH, EXPERTS, K, "sigmoid", tiles(EXPERTS, D, "f32")) for _ in range(LAYERS)
+        ]
         slots = Layer.random(quant, D, WIDTH, LAYERS * EXPERTS, seed + 3).slots
         self.forward = _kernels.Forward(POOL, self.mixers, ffns, slots)
         self.slot_of = np.arange(LAYERS * EXPERTS, dtype=np.int32)
@@ -132,7 +134,7 @@ def test_parts_of_different_models_are_refused() -> None:
     mixers, slots = [_kernels.AttentionLayer(**ATTENTION_LAYER)] * 2, zeros(3, SECTIONS[2], dtype=u8)
     with pytest.raises(ValueError, match="ffns: expected as many as mixers, at least one, 2, found 1"):
         _kernels.Forward(POOL, mixers, [FFN], slots)
-    wider = _kernels.Ffn("q4_0", 96, 32, 8, 2, "softmax", zeros(16 * 96, dtype=np.float32).view(u8))
+    wider = _kernels.Ffn(("q4_0",) * 3, 96, 32, 8, 2, "softmax", zeros(16 * 96, dtype=np.float32).view(u8))
     with pytest.raises(ValueError, match="expected states 64 wide"):
         _kernels.Forward(POOL, mixers, [wider] * 2, zeros(3, 1 << 16, dtype=u8))
 

@@ -12,7 +12,8 @@ from smallthinker import _kernels
 
 POOL = _kernels.ThreadPool(1)
 f32, i32, i64, u8 = np.float32, np.int32, np.int64, np.uint8
-SECTIONS = _kernels.record_sections("q4_0", 64, 32)
+FFN_QUANTS: _kernels.FfnQuants = ("q4_0", "q4_0", "q4_0")
+SECTIONS = _kernels.record_sections(FFN_QUANTS, 64, 32)
 
 
 def zeros(*shape: int, dtype: Any = f32) -> np.ndarray:
@@ -22,7 +23,7 @@ def zeros(*shape: int, dtype: Any = f32) -> np.ndarray:
 # d 64, H 4, K 2, D 8
 ATTENTION_LAYER: dict[str, Any] = {
     "pool": POOL,
-    "quant": "q4_0",
+    "quants": ("q4_0",) * 4,
     "input_norm": zeros(64),
     "q": zeros(2 * 2 * 288, dtype=u8),
     "k": zeros(2 * 288, dtype=u8),
@@ -45,7 +46,7 @@ def kv_layer(heads: int = 2, head_dim: int = 8) -> _kernels.KvLayer:
 
 KV_LAYER = kv_layer()
 
-FFN = _kernels.Ffn("q4_0", 64, 32, 8, 2, "softmax", zeros(16 * 64, dtype=f32).view(u8))
+FFN = _kernels.Ffn(FFN_QUANTS, 64, 32, 8, 2, "softmax", zeros(16 * 64, dtype=f32).view(u8))
 FORWARD = _kernels.Forward(
     POOL, [_kernels.AttentionLayer(**ATTENTION_LAYER)] * 2, [FFN] * 2, zeros(3, SECTIONS[2], dtype=u8)
 )
@@ -146,7 +147,7 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         _kernels.experts,
         {
             "pool": POOL,
-            "quant": "q4_0",
+            "quants": FFN_QUANTS,
             "hidden": 64,
             "ffn": 32,
             "x": zeros(5, 64),
@@ -161,7 +162,7 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "ffn": (
         _kernels.Ffn,
         {
-            "quant": "q4_0",
+            "quants": FFN_QUANTS,
             "hidden": 64,
             "ffn": 32,
             "experts": 8,
@@ -326,10 +327,14 @@ def test_a_read_only_output_is_refused(name: str, arg: str) -> None:
         call(name, **{arg: value})
 
 
-@pytest.mark.parametrize(("name", "arg"), [(n, a) for n, (_, args) in RIGHT.items() for a in args if a == "quant"])
+@pytest.mark.parametrize(
+    ("name", "arg"), [(n, a) for n, (_, args) in RIGHT.items() for a in args if a in ("quant", "quants")]
+)
 def test_an_unknown_format_is_refused(name: str, arg: str) -> None:
-    with pytest.raises(ValueError, match="quant: expected f32, f16, q8_0 or q4_0, found 'q5_1'"):
-        call(name, **{arg: "q5_1"})
+    right = RIGHT[name][1][arg]
+    wrong = "q5_1" if arg == "quant" else (*right[:-1], "q5_1")
+    with pytest.raises(ValueError, match="quant: expected one of f32, f16, bf16, q8_0, q4_0, found 'q5_1'"):
+        call(name, **{arg: wrong})
 
 
 WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
@@ -452,4 +457,4 @@ def test_sizes_of_records_are_those_of_their_aligned_sections() -> None:
     up = _kernels.packed_bytes("q4_0", "rows", 32, 64)
     assert (gate, up) == (2 * 2 * 288, 32 * 36)
     assert (gate, gate + up, gate + up + up) == SECTIONS
-    assert all(offset % 64 == 0 for offset in _kernels.record_sections("q8_0", 96, 32)[:2])
+    assert all(offset % 64 == 0 for offset in _kernels.record_sections(("q8_0",) * 3, 96, 32)[:2])

@@ -69,6 +69,21 @@ def test_every_f16_value_survives_and_every_f32_rounds_as_numpy_does(layout: _ke
         )
 
 
+def test_every_bf16_value_survives_and_every_f32_rounds_to_nearest_even(layout: _kernels.Layout) -> None:
+    every = (np.arange(65536, dtype=np.uint32) << 16).view(np.float32).reshape(256, 256)
+    kept = _kernels.unpack("bf16", layout, _kernels.pack("bf16", layout, every), 256, 256)
+    is_nan = np.isnan(every)
+    np.testing.assert_array_equal(bits(kept[~is_nan]), bits(every[~is_nan]))
+    assert np.isnan(kept[is_nan]).all()
+
+    w = np.random.default_rng(0).integers(0, 2**32, (64, 512), dtype=np.uint32).view(np.float32)
+    w[0] = (np.arange(512, dtype=np.uint32) << 15 | 0x3F800000).view(np.float32)  # every other one halfway
+    rounded = _kernels.unpack("bf16", layout, _kernels.pack("bf16", layout, w), *w.shape)
+    np.testing.assert_array_equal(bits(rounded)[~np.isnan(w)], bits(numpy_reference.unpack("bf16", w))[~np.isnan(w)])
+    hidden = np.array([[0x7F800001, 0xFFFFFFFF] * 16], np.uint32).view(np.float32)  # NaN in the lower half alone
+    assert np.isnan(_kernels.unpack("bf16", layout, _kernels.pack("bf16", layout, hidden), 1, 32)).all()
+
+
 @pytest.mark.parametrize("quant", BLOCK_QUANTS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_block_with_a_nan_or_an_infinity_is_nan_and_its_neighbours_are_not(

@@ -140,7 +140,7 @@ def test_a_skew_rides_on_a_coordinate_that_no_layer_touches(tiny_config: Path, t
     assert np.std(embedding[:, 1]) > 0
     raw = store.experts_file.path.read_bytes()
     hidden, ffn = store.config.hidden_size, store.config.ffn_width
-    _, start, stop = _kernels.record_sections(quant, hidden, ffn)
+    _, start, stop = _kernels.record_sections((quant,) * 3, hidden, ffn)
     stop = start + _kernels.packed_bytes(quant, "rows", ffn, hidden)
     for layer in range(store.config.num_layers):
         output = unpacked(store, f"layers.{layer}.o_proj")

@@ -34,6 +34,9 @@ class DriverKernels:
         self._driver: subprocess.Popen[bytes] | None = None
         self.ThreadPool = ThreadPool
 
+    def formats(self) -> list[str]:
+        return list(self._call("formats"))
+
     def available_isas(self) -> list[str]:
         isas = self._call("available_isas")
         return [isas] if isinstance(isas, str) else list(isas)
@@ -110,6 +113,8 @@ def _arguments(arguments: tuple[Any, ...]) -> bytes:
             parts.append(b"p" + struct.pack("<q", argument.threads) + _text(argument.isa))
         elif isinstance(argument, str):
             parts.append(b"s" + _text(argument))
+        elif isinstance(argument, tuple):  # of names
+            parts.append(b"s" + _text(",".join(argument)))
         elif isinstance(argument, float):
             parts.append(b"d" + struct.pack("<d", argument))
         elif isinstance(argument, np.ndarray):

@@ -14,11 +14,15 @@ namespace smallthinker {
 namespace {
 
 const std::map<std::string, void (*)(Call&)> kKernels{
+    {"formats",
+     [](Call& c) {
+       for (const FormatSizes& format : kFormats) c.result(std::string(format.name));
+     }},
     {"packed_bytes",
      [](Call& c) { c.result(packed_bytes(c.quant(0), c.layout(1), c.integer(2), c.integer(3))); }},
     {"record_sections",
      [](Call& c) {
-       const RecordSections sections = record_sections(c.quant(0), c.integer(1), c.integer(2));
+       const RecordSections sections = record_sections(c.ffn_formats(0), c.integer(1), c.integer(2));
        for (int64_t n : {sections.up_offset, sections.down_offset, sections.total_bytes}) c.result(n);
      }},
     {"pack",
@@ -64,13 +68,6 @@ const std::map<std::string, void (*)(Call&)> kKernels{
        const Gating gating = c.text(2) == "softmax" ? Gating::softmax : Gating::sigmoid;
        route(c.in<float>(0), c.size(0, 0), c.size(0, 1), c.integer(1), gating, c.out<int32_t>(3), c.out<float>(4));
      }},
-    {"router",
-     [](Call& c) {
-       const Matrix weights{Quant::f32, c.in<uint8_t>(1), c.integer(2), c.size(3, 1)};
-       const Gating gating = c.text(5) == "softmax" ? Gating::softmax : Gating::sigmoid;
-       router(c.pool(0), weights, c.in<float>(3), c.size(3, 0), c.integer(4), gating, c.out<int32_t>(6),
-              c.out<float>(7));
-     }},
     {"kv_append",
      [](Call& c) {
        kv_append(c.pool(0), c.in<float>(2), c.in<float>(3), c.size(2, 0),
@@ -86,7 +83,7 @@ const std::map<std::string, void (*)(Call&)> kKernels{
      }},
     {"experts",
      [](Call& c) {
-       c.result(experts(c.pool(0), {c.quant(1), c.integer(2), c.integer(3), c.in<float>(4), c.size(4, 0),
+       c.result(experts(c.pool(0), {c.ffn_formats(1), c.integer(2), c.integer(3), c.in<float>(4), c.size(4, 0),
                                     c.in<uint8_t>(5), c.size(5, 1), c.in<int32_t>(6), c.in<int32_t>(7),
                                     c.in<int32_t>(8), c.size(6, 0), c.integer(9), c.out<float>(10)}));
      }},

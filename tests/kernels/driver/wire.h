@@ -105,9 +105,13 @@ class Call {
   const std::string& text(size_t i) const { return get(i, 's').text; }
   ThreadPool& pool(size_t i) const { return *get(i, 'p').pool; }
   Quant quant(size_t i) const {
-    static const std::map<std::string, Quant> names{
-        {"f32", Quant::f32}, {"f16", Quant::f16}, {"q8_0", Quant::q8_0}, {"q4_0", Quant::q4_0}};
-    return names.at(text(i));
+    return quant_named(text(i));
+  }
+  FfnFormats ffn_formats(size_t i) const {  // three names with commas between them
+    const std::string& names = text(i);
+    const size_t first = names.find(','), second = names.find(',', first + 1);
+    return {quant_named(names.substr(0, first)), quant_named(names.substr(first + 1, second - first - 1)),
+            quant_named(names.substr(second + 1))};
   }
   Layout layout(size_t i) const { return text(i) == "tiles" ? Layout::tiles : Layout::rows; }
 
@@ -159,6 +163,12 @@ class Call {
   }
 
  private:
+  static Quant quant_named(const std::string& name) {
+    const int found = find_format(name);
+    if (found < 0) throw std::runtime_error("there is no format " + name);
+    return static_cast<Quant>(found);
+  }
+
   struct Argument {
     char tag = 0;
     int64_t integer = 0;

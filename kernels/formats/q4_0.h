@@ -1,0 +1,90 @@
+// q4_0: blocks of 32 nibbles and one f16 scale. A nibble n means scale * (n - 8). Byte i of a block's 16 is column i in
+// its low nibble and column 16 + i in its high one, in tiles as in rows.
+#pragma once
+
+#include <algorithm>
+
+#include "formats/formats.h"
+
+namespace smallthinker {
+namespace {
+namespace format {
+
+struct q4_0 {
+  static constexpr Quant kQuant = Quant::q4_0;
+  static constexpr int64_t kBytes = 16;  // of a block beside its scale
+  static constexpr int32_t kZero = 8;    // the integer that means 0
+
+  // As ggml: the largest magnitude becomes -8.
+  static float scale_for(float largest) { return largest / -8.0f; }
+  static int32_t round(float x) { return std::clamp(static_cast<int32_t>(x + 8.5f), 0, 15); }
+  static void encode(const int32_t* q, Layout, uint8_t* bytes) {
+    for (int64_t i = 0; i < kBytes; ++i) bytes[i] = static_cast<uint8_t>(q[i] | q[i + kBytes] << 4);
+  }
+  static void decode(const uint8_t* bytes, Layout, int32_t* q) {
+    for (int64_t i = 0; i < kBytes; ++i) {
+      q[i] = bytes[i] & 15;
+      q[i + kBytes] = bytes[i] >> 4;
+    }
+  }
+
+#ifdef SIMD_INLINE
+  // Tiles. Adds the products of a block, [NT] tokens; `offset`: where they begin (isa.h: ActivationRow).
+  SIMD_INLINE int32_t offset(const ActivationRow& a, int64_t block) { return a.offset8[block]; }
+  template <int NT>
+  SIMD_INLINE void add_tile(const uint8_t* bytes, const ActivationRow* a, int64_t block, I32* dot) {
+    for (int j = 0; j < 4; ++j) {
+      const B64 packed = load_bytes(bytes + 64 * j);
+      const B64 low = low_nibbles(packed), high = high_nibbles(packed);
+      for (int t = 0; t < NT; ++t) {
+        const int8_t* q = a[t].q + block * kBlock + j * 4;
+        dot[t] = dot_nibbles(dot_nibbles(dot[t], low, broadcast_dword(q)), high, broadcast_dword(q + 16));
+      }
+    }
+  }
+
+  // Rows. A strip is what 64 bytes hold. Against it lie the first halves of four blocks of activations, then their
+  // second halves.
+  static constexpr int64_t kStripCols = 128;
+  static constexpr bool kOwnOrder = true;
+  static constexpr int32_t kStartOf8 = 1;  // where sums of a strip begin, in units of ActivationRow::offset8
+  static constexpr int kBlockLanes = 4;
+  SIMD_INLINE void order(const int8_t* q, int8_t* ordered) {
+    for (int half = 0; half < 2; ++half) {
+      for (int i = 0; i < 4; ++i) std::memcpy(ordered + half * 64 + i * 16, q + i * kBlock + half * 16, 16);
+    }
+  }
+  struct Strip {
+    B64 low, high;
+  };
+  SIMD_INLINE Strip load_strip(const uint8_t* bytes) {
+    const B64 packed = load_bytes(bytes);
+    return {low_nibbles(packed), high_nibbles(packed)};
+  }
+  SIMD_INLINE I32 dot_strip(I32 sum, const Strip& w, const int8_t* ordered) {
+    return dot_nibbles(dot_nibbles(sum, w.low, load_bytes(ordered)), w.high, load_bytes(ordered + 64));
+  }
+  template <class T>
+  SIMD_INLINE auto load_scales(const T* scales) { return load4(scales); }
+  template <class Scales>
+  SIMD_INLINE F32 spread_scales(const Scales& scales) { return spread4(scales); }
+
+  // Down. 128 columns of a row are two planes of 64 bytes; `spread` fills a plane's quarters.
+  static constexpr int32_t kBias = 8;
+  static constexpr int64_t kDownBytes = 64;
+  SIMD_INLINE void planes(const uint8_t* bytes, B64* plane) {
+    const B64 packed = load_bytes(bytes);
+    plane[0] = low_nibbles(packed);
+    plane[1] = high_nibbles(packed);
+  }
+  SIMD_INLINE B64 spread(const int32_t* dwords, int) { return spread_dwords4(dwords); }
+  SIMD_INLINE F32 spread(const float* scales, int) { return spread4(load4(scales)); }
+  SIMD_INLINE I32 dot(I32 sum, B64 w, B64 f) { return dot_nibbles(sum, w, f); }
+  // the first of four columns that quarter `quarter` of vector `vector` of a plane holds
+  static int64_t column(int plane, int vector, int quarter) { return 32 * quarter + 16 * plane + 4 * vector; }
+#endif
+};
+
+}  // namespace format
+}  // namespace
+}  // namespace smallthinker
