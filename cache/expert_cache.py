@@ -3,7 +3,7 @@
 Owns the slots, who is in them, who may not leave, and what was read for whom. Knows nothing about arithmetic or files:
 it is handed a read queue and asked by layer and expert; which experts a later layer may want, it is told.
 
-A layer's request is answered by a Ticket, which yields resident experts first and then the others as they land, and
+A layer's misses are served by an ExpertRequest, which yields resident experts first, then the others as they land, and
 takes an expert's pin away once the caller comes back for the next ones. So a layer may need more experts than there
 are slots: it then goes through them in waves.
 """
@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from smallthinker.cache.expert_request import ABSENT, LATER, NO_SLOT, READING, ExpertRequest
 from smallthinker.cache.policies import EvictionPolicy
-from smallthinker.cache.read_counters import CacheCounters, Tally
-from smallthinker.cache.ticket import Ticket
+from smallthinker.cache.read_counters import CacheCounters, CacheStats
 from smallthinker.expert_store.read_queue import Finished, ReadQueue
 from smallthinker.host import pages
 
 # Records under way beyond which nothing is guessed: enough to keep the disk busy until the next layer is certain.
-MOST_UNDER_WAY = 6
+MAX_UNDER_WAY = 6
 
 
 _Use = tuple[int, list[int], Sequence[int] | None, int]  # layer, records, counts, tokens: see `ExpertCache.request`
@@ -53,23 +53,23 @@ class ExpertCache:
         self._clock = clock
         self.slots, self._queue, self._policy, self._experts_per_layer = slots, queue, policy, experts_per_layer
         self._record_bytes = slots.shape[1]
-        self._slot_of: dict[int, int] = {}  # record -> slot, for records that are whole
-        # the same for who can't ask a dict: int32 [records], -1 for the others; not to be written to
+        # int32 [records]: the slot of a record that is whole, -1 for the others; not to be written to by others
         self.slot_table = np.full(len(policy.state()), -1, np.int32)
+        self._slot_of = memoryview(self.slot_table)  # type: ignore[arg-type]  # numpy takes three times as long for a number
         self._reading: dict[int, int] = {}  # record -> slot, for reads under way
         self._preloading: list[int] = []  # of `_reading`: in the order in which they were asked for
         self._withdrawn: set[int] = set()  # of `_reading`: nobody wants them any more
-        self._pinned: set[int] = set()  # records that the open ticket or a guess needs
-        self._serving: list[int] = []  # records that were found by `resident_slots`, and are computed now
+        self._pinned: set[int] = set()  # records that the open request or a guess needs
+        self._active: list[int] = []  # records that were found by `resident_slots`, and are computed now
         self._guesses: dict[int, _Guess] = {}  # by layer
         self._free = list(range(len(slots) - 1, -1, -1))
-        self._lent: list[int] = []  # slots whose memory the system has
+        self._released: list[int] = []  # slots whose memory the system has now
         self.took_free = threading.Event()  # set each time that a free slot is taken; whoever waits clears it
         self._in_use = False
         # what the policy hasn't heard of yet, in order; and what it has, in this step
         self._used: list[_Use] = []
         self._told: list[_Use] = []
-        self._tally = Tally(self._record_bytes)
+        self._stats = CacheStats(self._record_bytes)
         self._uses: npt.NDArray[np.uint32] = np.zeros(len(policy.state()), np.uint32)
 
     def uses(self) -> npt.NDArray[np.uint32]:
@@ -80,67 +80,61 @@ class ExpertCache:
 
     def counters(self) -> CacheCounters:
         """Valid after `free`, too."""
-        return self._tally.counters(self._queue.counters())
+        return self._stats.counters(self._queue.counters())
 
     @property
     def wanted(self) -> int:
         """Records that were asked for and hadn't been kept, guessed or not, so far."""
-        return self._tally.in_time + self._tally.late + self._tally.misses
+        return self._stats.in_time + self._stats.late + self._stats.misses
 
     @property
     def stall_sec(self) -> float:
         """As `CacheCounters.stall_sec`, for less than all of them cost."""
-        return self._tally.stall_sec
+        return self._stats.stall_sec
 
     @property
     def limit(self) -> int:
         """Slots that may be used now."""
-        return len(self.slots) - len(self._lent)
-
-    @property
-    def held(self) -> int:
-        """Slots that hold a record, or will soon. May be asked from any thread."""
-        return len(self._slot_of) + len(self._reading)
+        return len(self.slots) - len(self._released)
 
     @property
     def taken(self) -> int:
-        """Slots that have been taken so far, the first ones in their order. May be asked from any thread."""
-        return len(self.slots) - len(self._free) - len(self._lent)
+        """Slots that hold a record, or will soon; the first ones in their order. May be asked from any thread."""
+        return len(self.slots) - len(self._free) - len(self._released)
 
-    def is_lent(self, slot: int) -> bool:
+    def is_released(self, slot: int) -> bool:
         """The system has this slot's memory. May be asked from any thread."""
-        return slot in self._lent
+        return slot in self._released
 
     def is_resident(self, layer: int, expert: int) -> bool:
-        return layer * self._experts_per_layer + expert in self._slot_of
+        return self._slot_of[layer * self._experts_per_layer + expert] >= 0
 
     def resident_slots(
         self, layer: int, experts: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1
     ) -> list[int] | None:
         """The slots of a layer's experts if all are resident, counted as hits; None, and nothing counted, if not.
 
-        They stay until the next layer is asked for. A ticket takes three times as long, which a step without a miss
+        They stay until the next layer is asked for. A request takes three times as long, which a step without a miss
         feels. counts, tokens: see `request`.
         """
         if self._in_use:  # an interrupt struck while the books were being changed: the next request starts over
             return None
         if self._reading:
             self._in_use = True
-            self._absorb(self._queue.poll())
+            self._handle_completions(self._queue.poll())
             self._in_use = False
         first = layer * self._experts_per_layer
         records = [first + expert for expert in experts]
-        try:
-            slots = [self._slot_of[record] for record in records]
-        except KeyError:
+        slots = [self._slot_of[record] for record in records]
+        if -1 in slots:
             return None
-        self._tally.hits += len(slots)
+        self._stats.hits += len(slots)
         if layer in self._guesses:
             self._in_use = True
-            self._settle(layer, records)
+            self._resolve_prefetch(layer, records)
             self._in_use = False
         self._used.append((layer, records, counts, tokens))
-        self._serving = records
+        self._active = records
         return slots
 
     def layers_in_table(self, layer: int, layers: int) -> int:
@@ -154,9 +148,9 @@ class ExpertCache:
         experts, and how many tokens wanted each."""
         for experts, counts in used:
             first = self.first_record(layer)
-            self._serving = [first + expert for expert in experts]
-            self._tally.hits += len(experts)
-            self._used.append((layer, self._serving, counts if tokens > 1 else None, tokens))
+            self._active = [first + expert for expert in experts]
+            self._stats.hits += len(experts)
+            self._used.append((layer, self._active, counts if tokens > 1 else None, tokens))
             layer += 1
 
     def first_record(self, layer: int) -> int:
@@ -165,29 +159,93 @@ class ExpertCache:
 
     def request(
         self, layer: int, experts: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1
-    ) -> Ticket:
+    ) -> ExpertRequest:
         """Ask for distinct experts of a layer, in the order in which their reads should start: for `tokens` tokens,
         `counts` of them for each expert (None: all).
 
-        Reads start before this returns, as many as slots can be had for. Use the ticket as a context manager: leaving
-        it takes back what was not read yet and unpins the rest. One ticket at a time.
+        Reads start before this returns, as many as slots can be had for. Use it as a context manager: leaving
+        it takes back what was not read yet and unpins the rest. One at a time.
         """
         if self._in_use:  # an interrupt struck while the books were being changed
             self._recover()
         self._in_use = True
-        self._serving = []
-        self._absorb(self._queue.poll())
+        self._active = []
+        self._handle_completions(self._queue.poll())
         records = [layer * self._experts_per_layer + expert for expert in experts]
         self._used.append((layer, records, counts, tokens))
         self._tell_policy()
-        return Ticket(self, layer, records)
+        if layer in self._guesses:
+            self._resolve_prefetch(layer, records)
+        return ExpertRequest(self, layer, records)
 
-    def expect(
-        self, layer: int, experts: Sequence[int], likelihoods: Sequence[float], most_under_way: int = MOST_UNDER_WAY
+    def claim(self, record: int) -> int:
+        """For ExpertRequest: its slot, where it stays now; READING for a guess that came late; ABSENT."""
+        slot = self._slot_of[record]
+        if slot < 0 and (record not in self._reading or record in self._withdrawn):
+            self._stats.misses += 1
+            return ABSENT
+        self._pinned.add(record)
+        if slot >= 0:
+            self._stats.hits += 1
+            return slot
+        self._queue.promote(record)
+        if record in self._preloading:
+            self._preloading.remove(record)
+            self._stats.guessed(in_time=False)
+        return READING
+
+    def read(self, layer: int, record: int) -> int:
+        """For ExpertRequest, of a record that was ABSENT: READING from now on; NO_SLOT to be had for it; LATER, while
+        an earlier read of it is being stopped; or its slot, where that turned out to be too late to stop."""
+        slot = self._slot_of[record]
+        if slot >= 0:
+            self._pinned.add(record)
+            self._stats.regained()
+            return slot
+        if record in self._reading:
+            return LATER
+        taken = self._take_slot(layer)
+        if taken is None and self._guesses:  # what is certain goes before what is guessed
+            self._withdraw_guesses()
+            taken = self._take_slot(layer)
+        if taken is None:
+            taken = self._take_preloading()
+        if taken is None:
+            return NO_SLOT
+        self._start_read(record, taken, speculative=False)
+        return READING
+
+    def wait(self) -> list[Finished]:
+        """For ExpertRequest: the reads that have ended, after waiting for one if none has."""
+        finished = self._queue.poll()
+        if not finished:
+            began = self._clock()
+            finished = self._queue.wait()
+            self._stats.stall_sec += self._clock() - began
+        self._handle_completions(finished)
+        return finished
+
+    def unpin(self, records: Iterable[int]) -> None:
+        """For ExpertRequest: these have been computed."""
+        self._pinned.difference_update(records)
+
+    def end_request(self, records: list[int], pending: Iterable[int], interrupted: bool) -> None:
+        """For ExpertRequest, whose reads under way, `pending`, nobody waits for any more."""
+        if interrupted:
+            self._recover()
+            return
+        self.unpin(records)
+        for record in pending:
+            if record in self._reading:
+                self._withdraw(record)
+        self._in_use = False
+
+    def prefetch(
+        self, layer: int, experts: Sequence[int], likelihoods: Sequence[float], max_under_way: int = MAX_UNDER_WAY
     ) -> list[int]:
         """A later layer may want these experts, each with the likelihood beside it. Where some are missing, those that
         are resident stay until the layer has been served, the others are read in time in which no certain read is
-        waiting, while fewer than `most_under_way` records are being read and slots can be had from experts that are
+        waiting, while fewer than `max_under_way` records are being read and slots can be had from experts that are
         less likely to be wanted.
 
         A later call for the same layer knows better: what is still being read for an earlier one alone is withdrawn. A
@@ -195,11 +253,11 @@ class ExpertCache:
         """
         first = layer * self._experts_per_layer
         records = [first + expert for expert in experts]
-        missing = [place for place, record in enumerate(records) if record not in self._slot_of]
+        missing = [place for place, record in enumerate(records) if self._slot_of[record] < 0]
         guess = self._guesses.get(layer)
         if guess is None and not missing:
             return missing
-        in_ticket, self._in_use = self._in_use, True
+        in_request, self._in_use = self._in_use, True
         if guess is None:
             guess = self._guesses[layer] = _Guess(set(), set())
         else:
@@ -207,19 +265,19 @@ class ExpertCache:
                 guess.read.discard(record)
                 guess.expected.discard(record)
                 self._withdraw(record)
-        kept = self._slot_of.keys() & set(records) - self._pinned
+        kept = {record for record in records if self._slot_of[record] >= 0} - self._pinned
         self._pinned |= kept  # so that they aren't evicted for the others
         guess.expected.update(kept)
         for place in missing:
             record, likelihood = records[place], likelihoods[place]
-            if record in self._reading or not likelihood or len(self._reading) >= most_under_way:
+            if record in self._reading or not likelihood or len(self._reading) >= max_under_way:
                 continue
             slot = self._take_slot(layer, likelihood)
             if slot is not None:
                 self._start_read(record, slot, speculative=True)
                 guess.expected.add(record)
                 guess.read.add(record)
-        self._in_use = in_ticket
+        self._in_use = in_request
         return missing
 
     def preload(self, records: Sequence[int]) -> None:
@@ -231,7 +289,7 @@ class ExpertCache:
         for record in records:
             if not self._free:
                 break
-            if record not in self._slot_of and record not in self._reading:
+            if self._slot_of[record] < 0 and record not in self._reading:
                 self._start_read(record, self._pop_free(), speculative=True)
                 self._preloading.append(record)
         self._in_use = False
@@ -252,10 +310,10 @@ class ExpertCache:
         if self._in_use:
             self._recover()
         self._in_use = True
-        self._serving = []
+        self._active = []
         limit = min(max(limit, 1), len(self.slots))
         while self.limit < limit:
-            regained = self._lent.pop()
+            regained = self._released.pop()
             pages.allow_huge(self.slots[regained].ctypes.data, self._record_bytes)
             self._free.append(regained)
         while self.limit > limit:
@@ -264,7 +322,7 @@ class ExpertCache:
                 slot = self._take_preloading()
             if slot is None:
                 break
-            self._lent.append(slot)
+            self._released.append(slot)
             pages.discard(self.slots[slot].ctypes.data, self._record_bytes)
         self._in_use = False
 
@@ -285,7 +343,7 @@ class ExpertCache:
         self._told += self._used
         self._used.clear()
 
-    def _absorb(self, finished: list[Finished]) -> None:
+    def _handle_completions(self, finished: list[Finished]) -> None:
         for record, error in finished:
             slot = self._reading.pop(record)
             withdrawn = record in self._withdrawn
@@ -293,13 +351,13 @@ class ExpertCache:
             if record in self._preloading:
                 self._preloading.remove(record)
                 self._pinned.discard(record)
-                self._tally.preloaded += error is None
+                self._stats.preloaded += error is None
             if error is None:
-                self._slot_of[record] = self.slot_table[record] = slot
-                self._tally.landed(record)
+                self._slot_of[record] = slot
+                self._stats.landed(record)
                 if withdrawn:  # it was whole before it could be stopped
                     self._policy.insert(record)
-                    self._tally.wasted += 1
+                    self._stats.wasted += 1
                 continue
             if not withdrawn:  # broken; whoever needs it will ask again and be told
                 self._policy.remove(record)
@@ -308,18 +366,18 @@ class ExpertCache:
                     guess.read.discard(record)
             self._free.append(slot)
 
-    def _settle(self, layer: int, records: Sequence[int]) -> None:
+    def _resolve_prefetch(self, layer: int, records: Sequence[int]) -> None:
         """The layer's experts are known: what was expected in vain may go, reads for nothing end."""
         guess = self._guesses.pop(layer)
         self._pinned -= guess.expected
         for record in guess.read:
             under_way = record in self._reading
             if record in records:
-                self._tally.guessed(in_time=not under_way)
+                self._stats.guessed(in_time=not under_way)
             elif under_way:
                 self._withdraw(record)
             else:
-                self._tally.wasted += 1
+                self._stats.wasted += 1
 
     def _withdraw(self, record: int) -> None:
         self._policy.remove(record)
@@ -359,13 +417,13 @@ class ExpertCache:
         `layer`; None when every record is pinned, being read, or likelier to be wanted."""
         if self._free:
             return self._pop_free()
-        victim = self._policy.victim(self._pinned.union(self._serving), layer)
+        victim = self._policy.victim(self._pinned.union(self._active), layer)
         if victim is None or (likelihood < 1.0 and self._policy.score(victim) >= likelihood):
             return None
         self._policy.remove(victim)
-        self._tally.evicted(victim)
-        self.slot_table[victim] = -1
-        return self._slot_of.pop(victim)
+        self._stats.evicted(victim)
+        slot, self._slot_of[victim] = self._slot_of[victim], -1
+        return slot
 
     def _pop_free(self) -> int:
         self.took_free.set()
@@ -378,16 +436,15 @@ class ExpertCache:
         self._policy.clear()
         self._used.clear()
         self._told.clear()
-        self._serving = []
-        self._slot_of.clear()
+        self._active = []
         self.slot_table.fill(-1)
         self._reading.clear()
         self._preloading.clear()
         self._withdrawn.clear()
         self._pinned.clear()
         self._guesses.clear()
-        lent = set(self._lent)
-        self._free = [slot for slot in range(len(self.slots)) if slot not in lent]
+        released = set(self._released)
+        self._free = [slot for slot in range(len(self.slots)) if slot not in released]
         self._in_use = False
 
 

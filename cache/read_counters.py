@@ -46,7 +46,7 @@ class CacheCounters:
         return CacheCounters(*(a - b for a, b in zip(astuple(self), astuple(earlier), strict=True)))
 
 
-class Tally:
+class CacheStats:
     """The cache's own counts, in records."""
 
     def __init__(self, record_bytes: int) -> None:

@@ -170,7 +170,7 @@ class Engine:
                 self._arithmetic, cache, self.config.num_layers, look_ahead=look, prefetch=options.prefetch
             )
             self._watch = MemoryWatch(
-                lambda: cache.held,
+                lambda: cache.taken,
                 fewest=self.config.experts_per_token,
                 most=self.plan.most_slots,
                 record_bytes=store.record_bytes,

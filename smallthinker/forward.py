@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker.arithmetic import Floats, Route, Span, Step, Stop
-from smallthinker.cache.expert_cache import MOST_UNDER_WAY, ExpertCache
+from smallthinker.cache.expert_cache import MAX_UNDER_WAY, ExpertCache
 from smallthinker.errors import CancelledError
 from smallthinker.router.look_ahead import LookAhead
 from smallthinker.router.predictor import FINAL
@@ -205,11 +205,11 @@ class ForwardPass:
         experts, ranks = guess or self.arithmetic.guess(step, source, target)
         of_rank = look.likelihoods(target)
         likelihoods = [of_rank[rank] for rank in ranks]
-        missing = self.experts.expect(target, experts, likelihoods, min(step.tokens, 2) * MOST_UNDER_WAY)
+        missing = self.experts.prefetch(target, experts, likelihoods, min(step.tokens, 2) * MAX_UNDER_WAY)
         if missing:
             look.record_prediction(source, target, [(experts[place], ranks[place]) for place in missing])
 
     def _read_most(self, source: int, step: Step) -> None:
         """Many tokens want most of the next layer's experts: all that a token names, the best-ranked first."""
         experts, _ = self.arithmetic.guess(step, source, source + 1)
-        self.experts.expect(source + 1, experts, [1.0] * len(experts), most_under_way=len(self.experts.slots))
+        self.experts.prefetch(source + 1, experts, [1.0] * len(experts), max_under_way=len(self.experts.slots))

@@ -55,7 +55,7 @@ class HugePages:
             while not self._stopped and not self._is_near(slots[0]):
                 self._experts.took_free.wait()
                 self._experts.took_free.clear()
-            if any(self._experts.is_lent(slot) for slot in slots):
+            if any(self._experts.is_released(slot) for slot in slots):
                 continue
             if self._stopped or not pages.populate(page, pages.HUGE_PAGE_BYTES):
                 return

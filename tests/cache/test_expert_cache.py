@@ -59,11 +59,11 @@ def use(cache: ExpertCache, layer: int, experts: list[int]) -> list[int]:
 
 def check_books(cache: Cache) -> None:
     """Every slot is in one place, and every resident record is what its slot holds."""
-    taken = [*cache._slot_of.values(), *cache._reading.values(), *cache._free, *cache._lent]
+    resident = {record: slot for record, slot in enumerate(cache.slot_table.tolist()) if slot >= 0}
+    taken = [*resident.values(), *cache._reading.values(), *cache._free, *cache._released]
     assert sorted(taken) == list(range(len(cache.slots)))
-    for record, slot in cache._slot_of.items():
+    for record, slot in resident.items():
         assert (cache.slots[slot] == record).all()
-    assert {record: slot for record, slot in enumerate(cache.slot_table.tolist()) if slot >= 0} == cache._slot_of
     assert set(cache.queue.under_way) <= set(cache._reading)
 
 
@@ -97,7 +97,7 @@ def test_whatever_is_asked_guessed_and_given_up_in_any_timing_the_bytes_are_righ
                 with pytest.raises(StoreReadError, match="cannot read"):
                     use(cache, layer, experts)
         elif action == "expect":
-            cache.expect(layer, experts, [random.Random(seed).random()] * len(experts))
+            cache.prefetch(layer, experts, [random.Random(seed).random()] * len(experts))
         elif action == "resident":
             found = cache.resident_slots(layer, experts)
             if found is not None:
@@ -240,7 +240,7 @@ def test_an_error_in_the_caller_s_arithmetic_is_what_comes_out() -> None:
 
 def test_a_right_guess_is_no_second_read_and_is_not_called_a_hit() -> None:
     cache = Cache(6)
-    cache.expect(1, [2, 3, 4], [0.9, 0.9, 0.9])
+    cache.prefetch(1, [2, 3, 4], [0.9, 0.9, 0.9])
     cache.queue.finish(EXPERTS + 2)
     use(cache, 1, [2, 3, 7])
     counters = cache.counters()
@@ -253,7 +253,7 @@ def test_a_right_guess_is_no_second_read_and_is_not_called_a_hit() -> None:
 
 def test_a_guess_that_came_late_becomes_certain() -> None:
     cache = Cache(6)
-    cache.expect(1, [2], [0.9])
+    cache.prefetch(1, [2], [0.9])
     with cache.request(1, [2]) as ticket:
         assert ("promote", EXPERTS + 2) in cache.queue.log or cache.counters().guessed
         assert [position for batch in ticket for position, _ in batch] == [0]
@@ -261,9 +261,9 @@ def test_a_guess_that_came_late_becomes_certain() -> None:
 
 def test_a_later_guess_for_the_same_layer_withdraws_what_it_no_longer_names() -> None:
     cache = Cache(6)
-    cache.expect(2, [1, 2, 3], [0.9, 0.9, 0.9])
+    cache.prefetch(2, [1, 2, 3], [0.9, 0.9, 0.9])
     cache.queue.finish(2 * EXPERTS + 1)
-    cache.expect(2, [2, 4], [0.9, 0.9])
+    cache.prefetch(2, [2, 4], [0.9, 0.9])
     assert set(cache.queue.under_way) | {2 * EXPERTS + 3} == {2 * EXPERTS + 2, 2 * EXPERTS + 3, 2 * EXPERTS + 4}
     assert ("cancel", 2 * EXPERTS + 3) in cache.queue.log
     use(cache, 2, [3, 4])
@@ -275,9 +275,9 @@ def test_a_guess_never_evicts_what_is_likelier() -> None:
     cache = Cache(2)
     use(cache, 0, [0, 1])
     cache._policy.score = lambda key: 0.5  # type: ignore[method-assign]
-    cache.expect(1, [0], [0.4])
+    cache.prefetch(1, [0], [0.4])
     assert not cache.queue.under_way
-    cache.expect(1, [0], [0.6])
+    cache.prefetch(1, [0], [0.6])
     assert set(cache.queue.under_way) == {EXPERTS}
 
 
@@ -285,7 +285,7 @@ def test_what_is_expected_stays_until_its_layer_has_been_served() -> None:
     cache = Cache(3)
     use(cache, 1, [0])  # the oldest
     use(cache, 0, [0, 1])
-    cache.expect(1, [0, 5], [0.9, 0.0])
+    cache.prefetch(1, [0, 5], [0.9, 0.0])
     use(cache, 2, [0, 1])
     assert cache.is_resident(1, 0)
     assert cache.resident_slots(1, [0]) is not None
@@ -298,14 +298,14 @@ def test_a_guess_never_takes_the_slots_of_the_layer_that_is_computed() -> None:
     use(cache, 0, [0, 1])
     slots = cache.resident_slots(0, [0, 1])
     assert slots is not None
-    cache.expect(1, [0, 1, 2], [0.9, 0.9, 0.9])
+    cache.prefetch(1, [0, 1, 2], [0.9, 0.9, 0.9])
     assert len(cache.queue.under_way) == 1
     assert [int(cache.slots[slot][0]) for slot in slots] == [0, 1]
 
 
 def test_certain_reads_take_the_slots_of_guesses() -> None:
     cache = Cache(3)
-    cache.expect(1, [0, 1, 2], [0.9, 0.9, 0.9])
+    cache.prefetch(1, [0, 1, 2], [0.9, 0.9, 0.9])
     use(cache, 0, [0, 1, 2])
     check_books(cache)
 
@@ -324,16 +324,16 @@ def test_a_cache_that_shrinks_and_grows_keeps_what_is_worth_most() -> None:
     assert cache.resident_slots(0, [0, 1, 2, 3]) is not None
 
 
-def test_which_slots_are_taken_and_which_are_lent_is_told() -> None:
+def test_which_slots_are_taken_and_which_are_released_is_told() -> None:
     cache = Cache(6)
     assert cache.taken == 0 and not cache.took_free.is_set()
     use(cache, 0, [0, 1, 2, 3])
     assert cache.taken == 4 and cache.took_free.is_set()
     cache.resize(4)  # takes the two that were never taken
     assert cache.taken == 4
-    assert [cache.is_lent(slot) for slot in range(6)] == [False] * 4 + [True] * 2
+    assert [cache.is_released(slot) for slot in range(6)] == [False] * 4 + [True] * 2
     cache.resize(3)
-    assert cache.taken == 3 and sum(cache.is_lent(slot) for slot in range(6)) == 3
+    assert cache.taken == 3 and sum(cache.is_released(slot) for slot in range(6)) == 3
 
 
 def test_bytes_read_again_after_an_eviction_are_counted() -> None:
@@ -354,7 +354,7 @@ def test_an_interrupt_anywhere_leaves_a_cache_that_works() -> None:
 
         def trace(frame: Any, event: str, _: Any, strike: int = strike) -> Any:
             nonlocal lines
-            if not frame.f_code.co_filename.endswith("cache/expert_cache.py"):
+            if not frame.f_code.co_filename.endswith(("cache/expert_cache.py", "cache/expert_request.py")):
                 return None
             lines += event == "line"
             if lines == strike:
@@ -365,9 +365,9 @@ def test_an_interrupt_anywhere_leaves_a_cache_that_works() -> None:
         sys.settrace(trace)
         try:
             cache.resident_slots(0, [2, 1])
-            cache.expect(1, [0, 4], [0.9, 0.9])
+            cache.prefetch(1, [0, 4], [0.9, 0.9])
             with cache.request(1, [3, 1, 4]) as ticket:
-                cache.expect(2, [0, 4], [0.9, 0.9])
+                cache.prefetch(2, [0, 4], [0.9, 0.9])
                 for _ in ticket:
                     pass
             cache.resident_slots(2, [4])

@@ -68,7 +68,7 @@ def test_a_second_run_preloads_what_the_first_used_and_writes_the_same(
 
     def run() -> tuple[list[int], int]:
         with Engine(store_path, max_slots=8, context=64) as model:
-            preloaded = model.experts.held  # before any is asked for, whether it has been read by now or not
+            preloaded = model.experts.taken  # before any is asked for, whether it has been read by now or not
             logits, _ = model.prefill([1, 2, 3])
             ids = []
             for _ in range(12):

@@ -94,7 +94,8 @@ def test_every_way_to_run_gives_the_same_bits(
             with (
                 pytest.MonkeyPatch.context() as patch,
                 engines_with(patch, timing, policy),
-                Engine(small if compressed else store, kv=kv, **options) as engine,
+                # the queue of random times reads bytes as they lie in the file
+                Engine(small if compressed and timing is None else store, kv=kv, **options) as engine,
             ):
                 found = [engine.prefill(prompt)[0]]
                 for token, size in zip(answer, sizes or [0] * len(answer), strict=True):

@@ -23,11 +23,11 @@ class FakeExperts:
 
     slots: npt.NDArray[np.uint8]
     taken: int = 0
-    lent: set[int] = field(default_factory=set)
+    released: set[int] = field(default_factory=set)
     took_free: threading.Event = field(default_factory=threading.Event)
 
-    def is_lent(self, slot: int) -> bool:
-        return slot in self.lent
+    def is_released(self, slot: int) -> bool:
+        return slot in self.released
 
 
 class System:
@@ -97,7 +97,7 @@ def test_nothing_beyond_that_way_is_asked_for(system: System) -> None:
 
 
 def test_memory_that_the_system_was_lent_is_left_to_it(system: System) -> None:
-    experts = FakeExperts(allocate_slots(6, PAGE), taken=6, lent={2})
+    experts = FakeExperts(allocate_slots(6, PAGE), taken=6, released={2})
     with at_work(experts, allocate_slots(1, PAGE // 2)):
         last = addresses(experts.slots)[-1]
         system.wait(lambda: last in system.populated)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallthinker.cache.read_counters import CacheCounters, Tally
+from smallthinker.cache.read_counters import CacheCounters, CacheStats
 from smallthinker.engine import Engine
 from smallthinker.expert_store.read_queue import ReadCounters
 from smallthinker.generation import GenerationParams
@@ -109,7 +109,7 @@ def test_an_answers_figures_add_up(hybrid_store: Path, max_tokens: int, slots: i
 
 
 def test_a_guess_that_was_withdrawn_and_wanted_after_all_is_read_and_counted_once() -> None:
-    tally = Tally(100)
+    tally = CacheStats(100)
     tally.wasted, tally.misses = 1, 1  # as it landed, and as the request counted it
     tally.regained()
     counters = tally.counters(ReadCounters())
