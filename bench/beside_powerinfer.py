@@ -1,7 +1,7 @@
 """How fast does a store decode beside PowerInfer's own engine: one text, one hard limit, the disk cold, in turns?
 
 python bench/beside_powerinfer.py STORE --llama-cli PATH --gguf F.gguf --bundle F.bundle
-       [--memory 1GiB] [--matrices 1120] [--context 512] [--profile FILE] [--tokens 64] [--rounds 5]
+       [--memory 1GiB] [--matrices 1120] [--context 512] [--storage FILE] [--tokens 64] [--rounds 5]
 
 Needs root and cgroups. STORE is `smallthinker convert` of a file from random_gguf.py; F.gguf and F.bundle are what
 PowerInfer's tools make of the same file with --transposed. `llama-cli` is built for this CPU from PowerInfer's
@@ -10,7 +10,7 @@ likeliest words and prints them; they name their tokens, and this engine is then
 
 Each side runs at its best: PowerInfer caches --matrices of 3 an expert (1,120 is the most that doesn't thrash in 1 GiB
 with a context of 512; it fills its cache before the prompt, outside the speed that it reports, so whole commands are
-compared, too). --profile: throttle the disk by the kernel to this profile's bandwidth and requests. Last line: JSON.
+compared, too). --storage: throttle the disk by the kernel to this profile's bandwidth and requests. Last line: JSON.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from smallthinker.engine import Engine
 from smallthinker.expert_store.device.real_throttle import real_throttle
 from smallthinker.expert_store.device.storage_profile import load_profile
 from smallthinker.memory_plan import MIB, parse_size
+from smallthinker.options import EngineOptions
 
 PROMPT = "Hello there"
 _WORD = re.compile(r"<t(\d+)>")
@@ -51,8 +52,8 @@ def run(args: argparse.Namespace, command: Sequence[str], text: str | None = Non
     drop_page_cache()
     with ExitStack() as resources:
         group = resources.enter_context(memory_limit(parse_size(args.memory)))
-        if args.profile is not None:
-            resources.enter_context(real_throttle(load_profile(args.profile), args.store))
+        if args.storage is not None:
+            resources.enter_context(real_throttle(load_profile(args.storage), args.store))
         began = time.perf_counter()
         done = subprocess.run(joining([group.folder], command), input=text, capture_output=True, text=True, check=False)
         sec = time.perf_counter() - began
@@ -93,9 +94,8 @@ def ours(args: argparse.Namespace, ids: list[int]) -> dict[str, Any]:
 def child() -> None:
     """Lead an engine along the ids that stdin names; its figures on stdout."""
     job = json.load(sys.stdin)
-    with Engine(
-        job["store"], memory=job["memory"], threads=job["threads"], context=job["context"], hot_set=False
-    ) as engine:
+    options = EngineOptions(memory=job["memory"], threads=job["threads"], context=job["context"], hot_set=False)
+    with Engine(job["store"], options) as engine:
         engine.prefill(engine.tokenizer.encode(PROMPT))
         before, began = engine.experts.counters(), time.perf_counter()
         for id in job["ids"]:
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--matrices", type=int, default=1120, help="that PowerInfer caches, three an expert")
     parser.add_argument("--context", type=int, default=512, help="of PowerInfer")
     parser.add_argument("--own-context", type=int, help="of this engine (default: its own)")
-    parser.add_argument("--profile", help="a disk to throttle to, by the kernel")
+    parser.add_argument("--storage", help="a disk to throttle to, by the kernel")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
