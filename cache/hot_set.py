@@ -17,7 +17,7 @@ from smallthinker.files import open_regular, write_hint
 
 Floats = npt.NDArray[np.float32]
 _TENSOR, _ALIGN = "chances", 64
-_MOST_HEADER_BYTES = 4096
+_MAX_HEADER_BYTES = 4096
 LEAST_BYTES = 64 << 20  # of experts: fewer are read in no time, and a small store is no place to leave files in
 
 
@@ -25,7 +25,7 @@ def load_hot_set(store: Store) -> Floats | None:
     """What was kept for this very store, [layers * experts]; None where there is none that fits."""
     path, shape = store.path / HOT_FILE, (store.num_experts,)
     try:
-        header = read_header(path, _MOST_HEADER_BYTES)
+        header = read_header(path, _MAX_HEADER_BYTES)
         entry = header.tensors.get(_TENSOR)
         if entry is None or len(header.tensors) != 1 or header.metadata != _key(store):
             return None

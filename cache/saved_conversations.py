@@ -32,7 +32,7 @@ LEAST_TOKENS = 32  # fewer are computed about as fast as they are read
 _SUFFIX = ".kv.safetensors"
 _NAME = re.compile(rf"[0-9a-f]{{32}}{re.escape(_SUFFIX)}")
 _FORMAT, _ALIGN = "smallthinker-kv-1", 64
-_MOST_HEADER_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 1 << 20
 _TOKENS = "tokens"
 
 
@@ -55,13 +55,13 @@ class Saved:
 
 
 class SavedConversations:
-    """At most `most_bytes` in `folder`; the files saved or read least recently make room."""
+    """At most `max_bytes` in `folder`; the files saved or read least recently make room."""
 
     def __init__(
-        self, folder: Path, model: str, rings: Sequence[Ring], context: int, vocab_size: int, most_bytes: int
+        self, folder: Path, model: str, rings: Sequence[Ring], context: int, vocab_size: int, max_bytes: int
     ) -> None:
         """Raises RequestError where the folder can't be made or written."""
-        self._folder, self._model, self._rings, self._most_bytes = folder, model, rings, most_bytes
+        self._folder, self._model, self._rings, self._max_bytes = folder, model, rings, max_bytes
         self._context, self._vocab_size = context, vocab_size
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ class SavedConversations:
         """Fill a cache. False, and the file gone, where it is damaged: the cache is empty then."""
         kv.rewind(0)
         try:
-            header = read_header(saved.path, _MOST_HEADER_BYTES)
+            header = read_header(saved.path, _MAX_HEADER_BYTES)
             arrays = dict(kv.arrays(saved.written))
             crcs = header.metadata["crc32"].split()
             wanted = [*arrays, _TOKENS]
@@ -161,10 +161,10 @@ class SavedConversations:
                 stat = path.stat()
                 found.append((path not in first, stat.st_mtime_ns, path, stat.st_size))
         total = sum(size for *_, size in found)
-        if nbytes > self._most_bytes:
+        if nbytes > self._max_bytes:
             return False
         for _, _, path, size in sorted(found):
-            if total + nbytes <= self._most_bytes:
+            if total + nbytes <= self._max_bytes:
                 break
             self._remove(path)
             total -= size
@@ -182,7 +182,7 @@ class SavedConversations:
     def _read(self, path: Path) -> Saved | None:
         """What a file says of itself, if it is one of ours for this model and says what can be."""
         try:
-            header = read_header(path, _MOST_HEADER_BYTES)
+            header = read_header(path, _MAX_HEADER_BYTES)
             meta, entry = header.metadata, header.tensors.get(_TOKENS)
             if (meta.get("format"), meta.get("model")) != (_FORMAT, self._model) or entry is None:
                 return None

@@ -60,7 +60,7 @@ class Trial:
     SPELL = 5  # tokens one way, then the other
     SPELLS = 6
     REST = 128  # tokens until the next trial; twice as many each time that nothing has changed
-    MOST_REST = 1024
+    MAX_REST = 1024
 
     def __init__(self) -> None:
         self.on = self._winner = True  # most guesses are right
@@ -82,7 +82,7 @@ class Trial:
         if done == self.SPELL * self.SPELLS:
             mean = sum(map(sum, wanted)) / done
             self.on = self._ways[True].cost(mean) <= self._ways[False].cost(mean)
-            self._rest = min(2 * self._rest, self.MOST_REST) if self.on == self._winner else self.REST
+            self._rest = min(2 * self._rest, self.MAX_REST) if self.on == self._winner else self.REST
             self._winner, self._left = self.on, self._rest
             self._ways = {True: _Way(), False: _Way()}
 

@@ -152,7 +152,7 @@ def _check_values(
         raise bad("starts", f"ascending tokens from 0 to {tokens - 1}", starts[:8].tolist())
 
 
-class Usage(NamedTuple):
+class ExpertUsage(NamedTuple):
     """How unevenly experts are used. All are shares from 0 to 1.
 
     rarely_used: of the experts, those used by under 14 % of the tokens; top_quarter: mean share of tokens that use one
@@ -177,7 +177,7 @@ def expert_use(ids: npt.NDArray[Any], experts: int) -> npt.NDArray[np.float64]:
     return shares
 
 
-def usage(ids: npt.NDArray[Any], starts: npt.NDArray[np.int64], experts: int) -> Usage:
+def usage(ids: npt.NDArray[Any], starts: npt.NDArray[np.int64], experts: int) -> ExpertUsage:
     """ids [T, L, k], starts [S] as in a trace."""
     tokens, _, k = ids.shape
     shares = np.sort(expert_use(ids, experts).ravel())
@@ -188,7 +188,7 @@ def usage(ids: npt.NDArray[Any], starts: npt.NDArray[np.int64], experts: int) ->
     if after.size:
         same = sum(np.count_nonzero(ids[after, :, i, None] == ids[after - 1]) for i in range(k))
         repeated = same / ids[after].size
-    return Usage(
+    return ExpertUsage(
         float((shares < RARELY).mean()),
         float(shares[-max(len(shares) // 4, 1) :].mean()),
         float(shares[-1]),

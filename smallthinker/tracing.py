@@ -18,7 +18,7 @@ from smallthinker.expert_store.format import CONFIG_FILE
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.forward import Observers
 from smallthinker.models.families import read_model
-from smallthinker.router.trace import RARELY, Trace, Usage, ids_dtype, usage
+from smallthinker.router.trace import RARELY, ExpertUsage, Trace, ids_dtype, usage
 
 # One chunk, so that each expert is read once however few slots there are; 21B then takes seconds and little memory.
 RANDOM_TOKENS = 512
@@ -89,7 +89,7 @@ def split(tokens: Sequence[int], longest: int) -> list[Sequence[int]]:
     return [tokens[at : at + longest] for at in range(0, len(tokens), longest)]
 
 
-def random_usage(path: Path, seed: int, progress: Progress | None = None) -> tuple[int, Usage]:
+def random_usage(path: Path, seed: int, progress: Progress | None = None) -> tuple[int, ExpertUsage]:
     """How a store's router uses the experts for random tokens -> how many tokens there were, and the figures.
 
     Raises a SmallThinkerError where the store can't be run, MemoryBudgetError above all.
@@ -103,7 +103,7 @@ def random_usage(path: Path, seed: int, progress: Progress | None = None) -> tup
     return n, usage(trace.ids, trace.starts, trace.experts)
 
 
-def usage_text(use: Usage) -> str:
+def usage_text(use: ExpertUsage) -> str:
     text = (
         f"{use.rarely_used:.0%} of the experts used by under {RARELY:.0%} of the tokens, the top quarter by "
         f"{use.top_quarter:.0%} (even: {use.even:.1%})"

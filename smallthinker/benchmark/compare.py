@@ -34,7 +34,7 @@ _METRICS: dict[str, Callable[[CellSummary], Spread]] = {
 _TITLES = {"decode_tok_per_sec": "decode, tokens/s", "ttft_sec": "TTFT, s"}
 
 
-class Change(NamedTuple):
+class CellChange(NamedTuple):
     """One figure of one cell in both files. ratio: B's median over A's; low, high: its 95 % interval."""
 
     cell: Cell
@@ -52,10 +52,10 @@ class Change(NamedTuple):
         return self.cell._asdict() | plain | {"a": self.a.to_dict(), "b": self.b.to_dict()}
 
 
-class Comparison(NamedTuple):
+class BenchComparison(NamedTuple):
     """Cells that both files have; `only_a` and `only_b` count the others. `warnings`: why A and B may not be alike."""
 
-    changes: list[Change]
+    changes: list[CellChange]
     warnings: list[str]
     noise: dict[str, float]
     only_a: int
@@ -65,7 +65,7 @@ class Comparison(NamedTuple):
         return self._asdict() | {"changes": [change.to_dict() for change in self.changes]}
 
 
-def compare(a: Results, b: Results) -> Comparison:
+def compare(a: Results, b: Results) -> BenchComparison:
     """Every cell and start that both have, in A's order."""
     ours, theirs = ({(s.cell, s.start): s for s in summarise(results)} for results in (a, b))
     both = [(summary, theirs[key]) for key, summary in ours.items() if key in theirs]
@@ -78,7 +78,7 @@ def compare(a: Results, b: Results) -> Comparison:
         for x, y in both
         for metric, spread in _METRICS.items()
     ]
-    return Comparison(changes, _warnings(a, b), noise, len(ours) - len(both), len(theirs) - len(both))
+    return BenchComparison(changes, _warnings(a, b), noise, len(ours) - len(both), len(theirs) - len(both))
 
 
 def pooled_noise(spreads: Sequence[Spread]) -> float:
@@ -114,8 +114,8 @@ def judge(a: Spread, b: Spread, noise: float, lower_is_better: bool) -> tuple[fl
     return ratio, low, high, "faster" if (ratio > 1) != lower_is_better else "slower"
 
 
-def _change(x: CellSummary, y: CellSummary, metric: str, a: Spread, b: Spread, noise: float) -> Change:
-    return Change(x.cell, x.start, metric, a, b, *judge(a, b, noise, metric == "ttft_sec"))
+def _change(x: CellSummary, y: CellSummary, metric: str, a: Spread, b: Spread, noise: float) -> CellChange:
+    return CellChange(x.cell, x.start, metric, a, b, *judge(a, b, noise, metric == "ttft_sec"))
 
 
 def _warnings(a: Results, b: Results) -> list[str]:
@@ -133,7 +133,7 @@ def _warnings(a: Results, b: Results) -> list[str]:
     return found
 
 
-def comparison_text(found: Comparison) -> str:
+def comparison_text(found: BenchComparison) -> str:
     """For people: one line for each figure, changes first."""
     place = f"{'disk':<12}{'prompt':>7}{'budget':>11}  {'start':<6}"
     lines = [f"{place}{'figure':<18}{'A':>10}{'B':>10}{'B / A':>8}  verdict"]

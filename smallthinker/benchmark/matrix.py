@@ -54,7 +54,7 @@ class Cell(NamedTuple):
     prompt_tokens: int
 
 
-class Answer(NamedTuple):
+class BenchAnswer(NamedTuple):
     """Token ids of a prompt, and those to decode after it."""
 
     prompt: list[int]
@@ -67,13 +67,13 @@ def cells(memory: Sequence[int], profiles: Sequence[str], prompts: Sequence[int]
     return list(dict.fromkeys(all_cells))
 
 
-def random_answers(vocab_size: int, prompt_tokens: int, tokens: int, seed: int) -> list[Answer]:
+def random_answers(vocab_size: int, prompt_tokens: int, tokens: int, seed: int) -> list[BenchAnswer]:
     """One for each of STARTS, with ids that the seed and the prompt's length decide."""
     ids = np.random.default_rng([seed, prompt_tokens]).integers(0, vocab_size, len(STARTS) * (prompt_tokens + tokens))
     return _cut(ids.tolist(), prompt_tokens, tokens)
 
 
-def text_answers(ids: Sequence[int], prompt_tokens: int, tokens: int) -> list[Answer]:
+def text_answers(ids: Sequence[int], prompt_tokens: int, tokens: int) -> list[BenchAnswer]:
     """The same from a text's token ids, in order. Raises RequestError where it is too short."""
     needed = len(STARTS) * (prompt_tokens + tokens)
     if len(ids) < needed:
@@ -84,7 +84,7 @@ def text_answers(ids: Sequence[int], prompt_tokens: int, tokens: int) -> list[An
     return _cut(list(ids[:needed]), prompt_tokens, tokens)
 
 
-def _cut(ids: list[int], prompt_tokens: int, tokens: int) -> list[Answer]:
+def _cut(ids: list[int], prompt_tokens: int, tokens: int) -> list[BenchAnswer]:
     each = prompt_tokens + tokens
     parts = [ids[at : at + each] for at in range(0, len(ids), each)]
-    return [Answer(part[:prompt_tokens], part[prompt_tokens:]) for part in parts]
+    return [BenchAnswer(part[:prompt_tokens], part[prompt_tokens:]) for part in parts]

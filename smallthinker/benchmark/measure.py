@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from smallthinker import host
-from smallthinker.benchmark.matrix import STARTS, Answer
+from smallthinker.benchmark.matrix import STARTS, BenchAnswer
 from smallthinker.engine import Engine
 from smallthinker.errors import SmallThinkerError
 from smallthinker.expert_store.device.storage_profile import StorageProfile
@@ -30,7 +30,7 @@ def main() -> None:
     job = json.load(sys.stdin)
     try:
         with Engine(job["store"], EngineOptions.from_dict(job["options"])) as engine:
-            answers = [Answer(*answer) for answer in job["answers"]]
+            answers = [BenchAnswer(*answer) for answer in job["answers"]]
             throttle = None if job["throttle"] is None else StorageProfile.from_dict(job["throttle"])
             result = trace(engine, answers, job) if job["trace"] else run(engine, answers, job["greedy"], throttle)
     except SmallThinkerError as e:
@@ -47,7 +47,7 @@ def disk_bytes_per_sec(engine: Engine, throttle: StorageProfile | None) -> tuple
     return probed, throttle.bytes_per_sec(disk.chunk_bytes, disk.depth)
 
 
-def run(engine: Engine, answers: list[Answer], greedy: bool, throttle: StorageProfile | None) -> Row:
+def run(engine: Engine, answers: list[BenchAnswer], greedy: bool, throttle: StorageProfile | None) -> Row:
     """The figures of the answers, one after another, and of the engine that gave them."""
     disk = disk_bytes_per_sec(engine, throttle)
     return {
@@ -64,7 +64,7 @@ def run(engine: Engine, answers: list[Answer], greedy: bool, throttle: StoragePr
     }
 
 
-def answer_figures(engine: Engine, answer: Answer, greedy: bool, disk: tuple[float | None, float | None]) -> Row:
+def answer_figures(engine: Engine, answer: BenchAnswer, greedy: bool, disk: tuple[float | None, float | None]) -> Row:
     """One answer into an empty context: its speeds, its two phases, and the most slots that decoding had."""
     engine.forget()
     sampling, most_slots, cpu = Stopwatch(), 0, time.process_time()
@@ -123,7 +123,7 @@ def phase_figures(phase: Phase, clocks: Clocks) -> Row:
     }
 
 
-def trace(engine: Engine, answers: list[Answer], job: Row) -> Row:
+def trace(engine: Engine, answers: list[BenchAnswer], job: Row) -> Row:
     """Record the routing of the answers' tokens, one sequence each, into the file that the job names."""
     sequences = []
     for answer in answers:

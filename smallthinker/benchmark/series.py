@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from smallthinker.benchmark.bound import best_hit_rate, decode_use
 from smallthinker.benchmark.cgroup import MemoryGroup, joining, memory_limit
 from smallthinker.benchmark.disk import make_cold, random_bytes_per_sec
-from smallthinker.benchmark.matrix import RAW, STARTS, Answer, BenchSettings, Cell
+from smallthinker.benchmark.matrix import RAW, STARTS, BenchAnswer, BenchSettings, Cell
 from smallthinker.benchmark.results import Results, Row, routing_file
 from smallthinker.errors import ResultsError
 from smallthinker.expert_store.device.disk_profile import DiskProfile, load_profile
@@ -52,7 +52,7 @@ class Series:
     settings: BenchSettings
     cells: list[Cell]
     profiles: dict[str, StorageProfile | None]
-    answers: dict[int, list[Answer]]
+    answers: dict[int, list[BenchAnswer]]
     repeats: int
 
     def steps(self) -> int:

@@ -47,8 +47,8 @@ class Cache(ExpertCache):
 def use(cache: ExpertCache, layer: int, experts: list[int]) -> list[int]:
     """Go through a request and check that every slot holds the record that it should. Returns the order of landing."""
     order = []
-    with cache.request(layer, experts) as ticket:
-        for landed in ticket:
+    with cache.request(layer, experts) as request:
+        for landed in request:
             assert landed
             for position, slot in landed:
                 assert (cache.slots[slot] == layer * EXPERTS + experts[position]).all()
@@ -159,8 +159,8 @@ def test_a_smaller_limit_takes_slots_from_preloading() -> None:
 def test_residents_are_given_before_anything_has_landed() -> None:
     cache = Cache(4)
     use(cache, 0, [1, 2])
-    with cache.request(0, [5, 1, 2]) as ticket:
-        batches = iter(ticket)
+    with cache.request(0, [5, 1, 2]) as request:
+        batches = iter(request)
         assert sorted(position for position, _ in next(batches)) == [1, 2]
         assert 5 in cache.queue.under_way
         assert [position for batch in batches for position, _ in batch] == [0]
@@ -232,8 +232,8 @@ def test_leaving_a_request_early_frees_its_slots() -> None:
 
 def test_an_error_in_the_caller_s_arithmetic_is_what_comes_out() -> None:
     cache = Cache(2)
-    with pytest.raises(ZeroDivisionError), cache.request(0, [0, 1]) as ticket:
-        for _ in ticket:
+    with pytest.raises(ZeroDivisionError), cache.request(0, [0, 1]) as request:
+        for _ in request:
             raise ZeroDivisionError
     use(cache, 0, [2, 3])
 
@@ -254,9 +254,9 @@ def test_a_right_guess_is_no_second_read_and_is_not_called_a_hit() -> None:
 def test_a_guess_that_came_late_becomes_certain() -> None:
     cache = Cache(6)
     cache.prefetch(1, [2], [0.9])
-    with cache.request(1, [2]) as ticket:
+    with cache.request(1, [2]) as request:
         assert ("promote", EXPERTS + 2) in cache.queue.log or cache.counters().guessed
-        assert [position for batch in ticket for position, _ in batch] == [0]
+        assert [position for batch in request for position, _ in batch] == [0]
 
 
 def test_a_later_guess_for_the_same_layer_withdraws_what_it_no_longer_names() -> None:
@@ -366,9 +366,9 @@ def test_an_interrupt_anywhere_leaves_a_cache_that_works() -> None:
         try:
             cache.resident_slots(0, [2, 1])
             cache.prefetch(1, [0, 4], [0.9, 0.9])
-            with cache.request(1, [3, 1, 4]) as ticket:
+            with cache.request(1, [3, 1, 4]) as request:
                 cache.prefetch(2, [0, 4], [0.9, 0.9])
-                for _ in ticket:
+                for _ in request:
                     pass
             cache.resident_slots(2, [4])
             cache.resize(3)
