@@ -75,8 +75,8 @@ class Store:
         Raises StoreFormatError (not a folder, a file missing, a header that doesn't fit), ConfigError, StoreReadError.
         """
         path = Path(path)
-        _check_folder(path)
         try:
+            _check_folder(path)
             config_bytes = (path / CONFIG_FILE).stat().st_size
             if config_bytes > _MAX_CONFIG_BYTES:
                 raise fault(path / CONFIG_FILE, 0, "size", f"at most {_MAX_CONFIG_BYTES} bytes", config_bytes)

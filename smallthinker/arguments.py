@@ -101,7 +101,11 @@ def token_ids(name: str, value: object) -> list[int]:
 
 def path(name: str, value: object) -> None:
     found = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(found, str) or "\0" in found:
+    try:
+        is_path = isinstance(found, str) and b"\0" not in os.fsencode(found)
+    except UnicodeEncodeError:  # half of a surrogate pair that stands for no byte
+        is_path = False
+    if not is_path:
         refuse(name, "a path", value)
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallthinker.errors import TokenizerError
+from smallthinker.errors import TokenizerError, one_line
 from smallthinker.files import parse_json, read_small
 
 if TYPE_CHECKING:
@@ -89,12 +89,8 @@ def _strftime_now(format: str) -> str:
 
 
 def _said(error: Exception) -> str:
-    """In one line, however long or empty a message is."""
-    text = str(error)[: 2 * _SHOWN].split()
-    if isinstance(error, RecursionError) or not text:
-        return "it calls itself without end" if isinstance(error, RecursionError) else type(error).__name__
-    line = " ".join(text)
-    return line if len(line) <= _SHOWN else line[:_SHOWN] + "..."
+    said = "it calls itself without end" if isinstance(error, RecursionError) else str(error)
+    return one_line(said or type(error).__name__, _SHOWN)
 
 
 def _token_text(value: Any) -> str | None:

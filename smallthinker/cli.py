@@ -79,6 +79,8 @@ def _tell(name: str, code: int, message: object) -> int:
 
 def _fault(error: Exception) -> tuple[int, str]:
     """The exit code and what is said of an error."""
+    if isinstance(error, ImportError) and isinstance(error.__cause__, ImportError):
+        error = error.__cause__  # numpy's own words about it are a page of advice
     said = str(error) or type(error).__name__
     if isinstance(error, SmallThinkerError):
         return EXIT_USAGE, said
@@ -88,7 +90,7 @@ def _fault(error: Exception) -> tuple[int, str]:
             "shell (`ulimit -a` shows them)"
         )
     if isinstance(error, OSError) and error.strerror is not None:  # the system's word, about a path or about nothing
-        return EXIT_USAGE, f"{os.fspath(error.filename)!s}: {error.strerror}" if error.filename else error.strerror
+        return EXIT_USAGE, f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     if isinstance(error, ImportError):
         if said.startswith("SMALLTHINKER_ISA"):  # the user's own setting, found wrong when the kernels load
             return EXIT_USAGE, said
@@ -138,7 +140,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="smallthinker",
         description="Runs sparse Mixture-of-Experts language models that are larger than memory.",
-        epilog='example: smallthinker run "Once upon a time"',
+        epilog='example: smallthinker run "Once upon a time". Exit codes: 0 done; 2 something is wrong with an '
+        "argument, a file or the system; 70 a fault of smallthinker; 129, 130, 143 ended by SIGHUP, Ctrl-C, SIGTERM.",
     )
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")

@@ -16,6 +16,7 @@ from jinja2 import filters, pass_context, tests
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Context
 from jinja2.utils import Cycler, Joiner, Namespace, _PassArg
+from markupsafe import escape
 
 from smallthinker.sandbox.meter import ITEM, NODE, OPERATION, Meter
 from smallthinker.sandbox.operators import charge_comparison, charge_search, meter_of, need_replace, text_of
@@ -126,6 +127,11 @@ def _guarded(function: Callable[..., Any], check: Callable[..., None]) -> Callab
     return guarded
 
 
+def _escape(value: Any) -> str:
+    """A text like any other: Markup has operators and methods of its own."""
+    return str(escape(value))
+
+
 @pass_context
 def _safe(context: Context, value: Any) -> str:
     """Means nothing where nothing is escaped."""
@@ -189,7 +195,8 @@ GLOBALS: dict[str, Any] = {"dict": _dict, "namespace": _namespace, "cycler": Cyc
 FILTERS: dict[str, Any] = {
     **_each(_cheap, "attr count d default first last length", filters.FILTERS),
     **_each(_items, "items list map reject rejectattr reverse select selectattr", filters.FILTERS),
-    **_each(_everything, "abs capitalize e escape lower string truncate upper", filters.FILTERS),
+    **_each(_everything, "abs capitalize lower string truncate upper", filters.FILTERS),
+    **_each(_everything, "e escape", {"e": _escape, "escape": _escape}),
     **_each(_sorted, "dictsort groupby max min sort unique", filters.FILTERS),
     **_each(_pieces, "title urlencode wordcount", filters.FILTERS),
     **_each(_number, "float int", filters.FILTERS),

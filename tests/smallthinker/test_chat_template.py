@@ -224,6 +224,7 @@ RENDERED = [
     ("{{ tools is not none }}{{ documents is not none }}{{ tools is defined }}", "FalseFalseTrue"),
     ("{{ tools if tools else 'none' }}{{ bos_token }}{{ eos_token is defined }}{{ pad_token }}", "none<s>False<pad>"),
     ("{{ strftime_now('%Y')|length }}", "4"),
+    ("{{ ('<'|e).upper() ~ ('<'|escape + '<') ~ '<'|safe }}", "&LT;&lt;<<"),
     (
         "{{ messages|map(attribute='role')|join }}{{ messages|selectattr('role', 'eq', 'user')|list|length }}",
         "userassistant1",

@@ -15,7 +15,7 @@ from streams import CONTROL, Terminal, assert_one_line, in_process, streams
 
 from smallthinker.cli import main
 from smallthinker.commands import COMMANDS
-from smallthinker.errors import MAX_MESSAGE_CHARACTERS, RequestError, one_line, shown
+from smallthinker.errors import MAX_MESSAGE_CHARACTERS, RequestError, SmallThinkerError, one_line, shown
 from smallthinker.llm import LLM
 from smallthinker.terminal import visible
 
@@ -230,6 +230,23 @@ def test_any_path_is_one_line(empty: Path, path: str) -> None:
         code, _, err = in_process(*arguments)
         assert code == 2, (arguments, err)
         assert_one_line(err)
+
+
+def test_any_path_is_the_project_s_own_error_in_python() -> None:
+    for path in ("n" * 300, "n/" * 2500, "\udcff", "a\0b", "\ud800", "\x1b[31m"):
+        for arguments in ({"path": path}, {"lossy_head": path}, {"storage": path}):
+            with pytest.raises(SmallThinkerError):
+                LLM(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_part_that_cannot_be_loaded_is_one_line_with_a_remedy() -> None:
+    program = (
+        "import sys; sys.modules['smallthinker._kernels'] = None; from smallthinker.cli import main; sys.exit(main())"
+    )
+    done = shell(f'{sys.executable} -c "{program}" run x')
+    assert done.returncode == 2
+    assert_one_line(done.stderr.decode())
+    assert b"cannot load smallthinker._kernels" in done.stderr and b"install smallthinker again" in done.stderr
 
 
 # What is said of it
