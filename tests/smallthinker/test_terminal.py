@@ -151,7 +151,7 @@ WHOLE = ["--max-tokens", "--threads", "--context", "--top-k", "--seed", "--compr
     sign=st.sampled_from(["", "-", "+"]),
 )
 def test_a_number_of_many_digits_is_one_line(flag: str, number: str, sign: str) -> None:
-    command = {"--compress": "synth", "--port": "serve", "--tokens": "bench"}.get(flag, "run")
+    command = {"--compress": "synth", "--port": "serve", "--tokens": "trace"}.get(flag, "run")
     code, _, err = in_process(command, f"{flag}={sign}{number}", "4b", "x")
     assert code == 2
     assert_one_line(err)
