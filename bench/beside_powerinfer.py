@@ -38,7 +38,7 @@ from smallthinker.options import EngineOptions
 
 PROMPT = "Hello there"
 _WORD = re.compile(r"<t(\d+)>")
-_SPEED = re.compile(r" eval time =.*?([\d.]+) tokens per second")
+_SPEED = re.compile(r"(?<!prompt) eval time =.*?([\d.]+) tokens per second")
 
 
 def drop_page_cache() -> None:
