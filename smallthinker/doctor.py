@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from smallthinker import host
 from smallthinker.errors import MemoryBudgetError, RequestError, SmallThinkerError
 from smallthinker.expert_store.device.disk_facts import DiskFacts, disk_facts
-from smallthinker.expert_store.format import EXPERTS_FILE
 from smallthinker.host.machine_facts import cores, kernel_features, memory, versions
 
 if TYPE_CHECKING:
@@ -43,13 +42,13 @@ def diagnose(path: Path | None = None) -> dict[str, Any]:
     facts = versions() | cores() | memory() | {"kernel": kernel_features()}
     facts["isa"] = isa = _instruction_sets(findings)
     _judge_machine(facts, findings)
-    is_store = path is not None and (path / EXPERTS_FILE).is_file()
-    disk = _disk(path or Path(), path / EXPERTS_FILE if path is not None and is_store else None)
-    _judge_disk(disk, is_store, findings)
+    experts = _experts_file(path) if path is not None and isa is not None else None
+    disk = _disk(path or Path(), experts)
+    _judge_disk(disk, experts is not None, findings)
     facts |= {"disk": disk.to_dict(), "store": None}
     if isa is not None:
         _answer_once(findings)
-        if path is not None and is_store:
+        if path is not None and experts is not None:
             facts["store"] = _store(path, facts, findings)
     facts["chosen"] = _chosen(facts)
     facts["findings"] = [asdict(finding) for finding in findings]
@@ -80,6 +79,13 @@ def _instruction_sets(findings: list[Finding]) -> dict[str, Any] | None:
         "compiler": _kernels.COMPILER,
         "why": "forced by SMALLTHINKER_ISA" if is_forced else "the best that this CPU can run",
     }
+
+
+def _experts_file(path: Path) -> Path | None:
+    from smallthinker.expert_store.format import EXPERTS_FILE  # which loads the kernels
+
+    file = path / EXPERTS_FILE
+    return file if file.is_file() else None
 
 
 def _judge_machine(facts: dict[str, Any], findings: list[Finding]) -> None:

@@ -39,9 +39,9 @@ def served(*options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def wait_until_refused(url: str) -> None:
-    """Until the first signal has been seen: two at once are one."""
+    """Until the first signal has been seen: two at once are one. Who connects as the listener closes is reset."""
     at = httpx.URL(url)
-    with contextlib.suppress(ConnectionRefusedError):
+    with contextlib.suppress(ConnectionError):
         while True:
             socket.create_connection((at.host, at.port or 0)).close()
 
