@@ -46,7 +46,7 @@ def test_a_cancelled_task_and_a_dropped_stream_end_their_answers(hybrid_store: P
             long: Any = OPTIONS | {"max_tokens": 450, "logits_processor": gates[0]}
             stream = llm.stream("The sea", **long)
             request = stream.request
-            await stream.__anext__()
+            await asyncio.to_thread(gates[0].wait)
             del stream
             gates[0].open()
             assert (await request.aresult()).finish_reason == "cancelled"

@@ -92,7 +92,7 @@ def test_cancel_from_another_thread_ends_the_answer(hybrid_store: Path) -> None:
     with LLM(hybrid_store, threads=1) as llm:
         gate = Gate(1)
         with llm.stream(PROMPT, max_tokens=400, seed=1, ignore_eos=True, logits_processor=gate) as stream:
-            next(stream)
+            gate.wait()
             thread = threading.Thread(target=llm.cancel)
             thread.start()
             thread.join()
@@ -130,7 +130,7 @@ def test_a_dropped_stream_is_not_written_to_its_end(llm: LLM) -> None:
     gate = Gate(1)
     stream = llm.stream(PROMPT, max_tokens=450, seed=1, ignore_eos=True, logits_processor=gate)
     request = stream.request
-    next(stream)
+    gate.wait()
     del stream
     gate.open()
     assert request.result().finish_reason == "cancelled"
@@ -139,7 +139,7 @@ def test_a_dropped_stream_is_not_written_to_its_end(llm: LLM) -> None:
 def test_closing_in_the_middle_of_a_stream_ends_it(hybrid_store: Path) -> None:
     llm, gate = LLM(hybrid_store), Gate(1)
     stream = llm.stream(PROMPT, max_tokens=200, seed=1, ignore_eos=True, logits_processor=gate)
-    next(stream)
+    gate.wait()
     closer = threading.Thread(target=llm.close)
     closer.start()
     until(lambda: stream.request.ending)
