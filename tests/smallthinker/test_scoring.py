@@ -112,7 +112,7 @@ def test_a_head_in_blocks_has_the_bits_of_the_whole_one(hybrid_store: Path, monk
     with Store.open(hybrid_store) as store:
         pool = _kernels.ThreadPool(2)
         normed, whole = np.empty_like(x), np.empty((7, 300), np.float32)
-        _kernels.rmsnorm(x, store.dense("norm"), store.config.rms_norm_eps, normed)
+        _kernels.rmsnorm(x, store.dense("norm"), store.config.final_norm.eps, normed)
         _kernels.linear(pool, store.quant, store.dense("lm_head"), 300, 64, normed, whole)
         blocks = list(Head(store, pool).blocks(x))
     assert max(block.shape[1] for block in blocks) == 32
