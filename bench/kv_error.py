@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker.benchmark.environment import machine
-from smallthinker.cache.kv_cache import KvKind, kv_cache_bytes
+from smallthinker.cache.kv_ring import KvKind
 from smallthinker.engine import Engine
 from smallthinker.llm import DEMO_STORE
 
@@ -48,9 +48,7 @@ def log_softmax(logits: F64) -> F64:
 def logits_of(store: Path, kind: KvKind, tokens: list[int]) -> tuple[F64, int]:
     """Logits [T, V], and the bytes of the cache that they went through."""
     with Engine(store, kv=kind, context=len(tokens)) as engine:
-        return engine.all_logits(tokens).astype(np.float64), kv_cache_bytes(
-            engine.config, engine.plan.context, engine.plan.chunk, kind
-        )
+        return engine.all_logits(tokens).astype(np.float64), engine.plan.kv_bytes
 
 
 def main() -> None:

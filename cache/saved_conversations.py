@@ -1,7 +1,7 @@
-"""Conversations on disk: a KV cache and the tokens that it holds, one safetensors file each, for another run.
+"""Conversations on disk: a sequence's state and the tokens that it holds, one safetensors file each, for another run.
 
 Owns the files of one folder, who may trust them and how much room they take together. A file holds for one model (by
-its checksums), one instruction set (floats differ between them) and one layout of the rings; others are left alone. It
+its checksums), one instruction set (floats differ between them) and one shape of the state; others are left alone. It
 holds private text, so only its owner may read it. No more than a hint: what can't be read is computed again.
 """
 
@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import host
-from smallthinker.cache.kv_cache import KVCache, Ring, can_continue, shared_prefix
+from smallthinker.cache.conversations import shared_prefix
+from smallthinker.cache.sequence_state import SequenceShape, SequenceState
 from smallthinker.errors import RequestError, StoreFormatError
 from smallthinker.expert_store.header import encode_header, read_header
 from smallthinker.expert_store.store import Store
@@ -36,9 +37,9 @@ _MAX_HEADER_BYTES = 1 << 20
 _TOKENS = "tokens"
 
 
-def model_key(store: Store, kv: str, isa: str, rings: Sequence[Ring]) -> str:
+def model_key(store: Store, isa: str, shape: SequenceShape) -> str:
     """What a file must have been written for, 64 hexadecimal digits."""
-    digest = sha256(f"{_FORMAT} {store.quant} {kv} {isa} {[ring.capacity for ring in rings]}".encode())
+    digest = sha256(f"{_FORMAT} {store.quant} {shape.kind} {isa} {shape.saved_as}".encode())
     for file in (store.dense_file, store.experts_file):
         for tensor in file.tensors:
             digest.update(f"{tensor.spec.name} {tensor.crc32} ".encode())
@@ -47,7 +48,7 @@ def model_key(store: Store, kv: str, isa: str, rings: Sequence[Ring]) -> str:
 
 @dataclass(frozen=True)
 class Saved:
-    """A file that was found fit. `written`: positions that the cache had been written up to, `tokens` or more."""
+    """A file that was found fit. `written`: positions that the state had been written up to, `tokens` or more."""
 
     path: Path
     tokens: list[int]
@@ -58,10 +59,10 @@ class SavedConversations:
     """At most `max_bytes` in `folder`; the files saved or read least recently make room."""
 
     def __init__(
-        self, folder: Path, model: str, rings: Sequence[Ring], context: int, vocab_size: int, max_bytes: int
+        self, folder: Path, model: str, shape: SequenceShape, context: int, vocab_size: int, max_bytes: int
     ) -> None:
         """Raises RequestError where the folder can't be made or written."""
-        self._folder, self._model, self._rings, self._max_bytes = folder, model, rings, max_bytes
+        self._folder, self._model, self._shape, self._max_bytes = folder, model, shape, max_bytes
         self._context, self._vocab_size = context, vocab_size
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -80,16 +81,16 @@ class SavedConversations:
         best: tuple[Saved, int] | None = None
         for saved in self._saved:
             shared = shared_prefix(saved.tokens, prompt[:-1])
-            if shared >= longer_than + LEAST_TOKENS and can_continue(self._rings, shared, saved.written):
+            if shared >= longer_than + LEAST_TOKENS and self._shape.can_continue(shared, saved.written):
                 best, longer_than = (saved, shared), shared - LEAST_TOKENS + 1
         return best
 
-    def load(self, saved: Saved, kv: KVCache) -> bool:
-        """Fill a cache. False, and the file gone, where it is damaged: the cache is empty then."""
-        kv.rewind(0)
+    def load(self, saved: Saved, state: SequenceState) -> bool:
+        """Fill a state. False, and the file gone, where it is damaged: the state is empty then."""
+        state.rewind(0)
         try:
             header = read_header(saved.path, _MAX_HEADER_BYTES)
-            arrays = dict(kv.arrays(saved.written))
+            arrays = dict(state.arrays(saved.written))
             crcs = header.metadata["crc32"].split()
             wanted = [*arrays, _TOKENS]
             if list(header.tensors) != wanted or len(crcs) != len(wanted):
@@ -107,20 +108,20 @@ class SavedConversations:
                 os.close(fd)
         except (OSError, StoreFormatError, ValueError, KeyError):
             self._remove(saved.path)
-            kv.rewind(0)
+            state.rewind(0)
             return False
-        kv.restore(len(saved.tokens), saved.written)
+        state.restore(len(saved.tokens), saved.written)
         with contextlib.suppress(OSError):
             os.utime(saved.path)
         self._saved.append(self._saved.pop(self._saved.index(saved)))
         return True
 
-    def save(self, kv: KVCache, tokens: Sequence[int]) -> None:
+    def save(self, state: SequenceState, tokens: Sequence[int]) -> None:
         """Keep it, whole or not at all, unless a file holds as much already. A full disk is no error."""
         if len(tokens) < LEAST_TOKENS or any(shared_prefix(s.tokens, tokens) == len(tokens) for s in self._saved):
             return
-        written = kv.touched_after(0)
-        arrays = dict(kv.arrays(written))
+        written = state.touched_after(0)
+        arrays = dict(state.arrays(written))
         sizes = [(name, sum(piece.nbytes for piece in pieces)) for name, pieces in arrays.items()]
         sizes.append((_TOKENS, 4 * len(tokens)))
 

@@ -17,22 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import _kernels
+from smallthinker.cache.sequence_state import SequenceState
 from smallthinker.expert_store.format import Quant
 from smallthinker.models.description import Model
 from smallthinker.models.tensors import ROUTER
 from smallthinker.router.predictor import Matrices
 
 Floats = npt.NDArray[np.float32]
-
-
-class SequenceState(Protocol):
-    """Of a `KVCache`, what a step asks for."""
-
-    layers: list[_kernels.KvLayer]
-
-    def begin(self, tokens: int) -> int: ...
-
-    def advance(self, tokens: int) -> None: ...
 
 
 Span = tuple[SequenceState, Sequence[int]]
@@ -61,12 +52,12 @@ class Stop(NamedTuple):
 
 class Step:
     """What the layers of one step share: the states `x` [T, d], which each changes in place, their last norm, and where
-    the tokens go: `counts` of each cache from its position `starts` on."""
+    the tokens go: `counts` of each sequence from its position `starts` on."""
 
     def __init__(self, spans: Sequence[Span], hidden_size: int, k: int) -> None:
-        self.caches = [kv for kv, _ in spans]
+        self.sequences = [state for state, _ in spans]
         self.counts = [len(tokens) for _, tokens in spans]
-        self.starts = [kv.begin(len(tokens)) for kv, tokens in spans]
+        self.starts = [state.begin(len(tokens)) for state, tokens in spans]
         self.tokens = sum(self.counts)
         self.x = np.empty((self.tokens, hidden_size), np.float32)
         self.normed = np.empty_like(self.x)
@@ -115,7 +106,7 @@ class Arithmetic:
         self._forward = _kernels.Forward(pool, self._mixers, ffns, slots, predictor or {})
 
     def begin(self, spans: Sequence[Span]) -> Step:
-        """Embed the tokens of each span, which follow those in its cache."""
+        """Embed the tokens of each span, which follow those in its state."""
         c = self.config
         step = Step(spans, c.hidden_size, c.experts_per_token)
         ids = np.fromiter(chain.from_iterable(tokens for _, tokens in spans), np.int32, step.tokens)
@@ -148,7 +139,7 @@ class Arithmetic:
             step.weights,
             slot_table,
             ahead,
-            [kv.layers for kv in step.caches],
+            [state.bound for state in step.sequences],
             step.starts,
             step.counts,
             step.cos,
@@ -160,7 +151,7 @@ class Arithmetic:
 
     def mix(self, step: Step, layer: int) -> None:
         """Attention, added to the states; its keys and values go into the caches."""
-        caches = [kv.layers[layer] for kv in step.caches]
+        caches = [state.bound[layer] for state in step.sequences]
         self._mixers[layer].forward(step.x, caches, step.starts, step.counts, step.cos, step.sin, step.normed)
 
     def guess(self, step: Step, source: int, target: int) -> tuple[list[int], list[int]]:

@@ -26,8 +26,8 @@ from smallthinker.arithmetic import Arithmetic
 from smallthinker.cache.conversations import Conversation, Conversations
 from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
 from smallthinker.cache.hot_set import LEAST_BYTES, load_hot_set, save_hot_set
-from smallthinker.cache.kv_cache import KVCache, check_kind, kv_touched_bytes, rings
 from smallthinker.cache.policies import DEFAULT_POLICY
+from smallthinker.cache.sequence_state import SequenceShape, SequenceState
 from smallthinker.errors import ContextLengthError, RequestError
 from smallthinker.expert_store.device.disk_profile import DiskProfile, shortfall
 from smallthinker.expert_store.device.real_throttle import allowed_bytes_per_sec
@@ -90,7 +90,7 @@ class Engine:
         with ExitStack() as resources:
             store = resources.enter_context(Store.open(path))
             self.store, self.config = store, store.config
-            check_kind(store.config, options.kv)
+            SequenceShape.of(store.config, 1, 1, options.kv)  # what the model can't have is refused here
             self.tokenizer = Tokenizer(store.path, store.config.vocab_size)
             resident = host.resident_bytes()
             lossy = None if options.lossy_head is None else HeadPredictor(options.lossy_head, store.config)
@@ -145,10 +145,10 @@ class Engine:
             self.experts = cache = ExpertCache(slots, self._queue, policy, experts)
             self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa
+            self._shape = SequenceShape.of(self.config, self.plan.context, self.plan.chunk, options.kv)
             saved = None if options.kv_dir is None else self._saved_conversations(Path(options.kv_dir))
             # What is handed to others knows nothing of `self`: a cycle would keep all memory until it is collected.
-            make_kv = partial(KVCache, self.config, self.plan.context, self.plan.chunk, options.kv)
-            self._conversations = Conversations(make_kv, options.sequences, saved)
+            self._conversations = Conversations(partial(SequenceState, self._shape), options.sequences, saved)
             self._current: Conversation | None = None
             self._huge_pages = HugePages(self.experts)
             resources.callback(self._huge_pages.close)
@@ -203,10 +203,9 @@ class Engine:
     def _saved_conversations(self, folder: Path) -> SavedConversations:
         from smallthinker.cache.saved_conversations import SavedConversations, model_key
 
-        layout = rings(self.config, self.plan.context, self.plan.chunk)
-        model = model_key(self.store, self.options.kv, self.isa, layout)
+        model = model_key(self.store, self.isa, self._shape)
         max_bytes = parse_size(self.options.kv_dir_bytes)
-        return SavedConversations(folder, model, layout, self.plan.context, self.config.vocab_size, max_bytes)
+        return SavedConversations(folder, model, self._shape, self.plan.context, self.config.vocab_size, max_bytes)
 
     @property
     def reader_name(self) -> str:
@@ -215,7 +214,7 @@ class Engine:
     @property
     def kv_bytes(self) -> int:
         """Of the planned KV caches, what is taken by positions that have been computed. From any thread."""
-        return sum(self._kv_bytes(conversation.kv.touched_after(0)) for conversation in self._conversations)
+        return sum(self._shape.touched_bytes(opened.state.touched_after(0)) for opened in self._conversations)
 
     def check_fits(self, prompt_tokens: int, new_tokens: int) -> None:
         """Raises ContextLengthError when prompt and answer together exceed the planned context."""
@@ -252,13 +251,13 @@ class Engine:
 
         A conversation gets at most `plan.chunk` tokens, all together as many or one for each. Raises CancelledError
         when `cancelled()` turns true (nothing has been appended then), StoreReadError. A number beyond the KV cache's
-        range is no error here, where it would be one for the others: `KVCache.check_range` tells.
+        range is no error here, where it would be one for the others: `SequenceState.check_range` tells.
         """
         self._home.check()
         tokens = sum(len(new) for _, new in spans)
         with self._computing:
             self._share_memory(spans, tokens)
-            logits = self._forward.step([(c.kv, new) for c, new in spans], cancelled=cancelled)
+            logits = self._forward.step([(c.state, new) for c, new in spans], cancelled=cancelled)
         for conversation, new in spans:
             conversation.extend(new)
         self._computed_tokens += tokens
@@ -282,7 +281,7 @@ class Engine:
         logits = np.empty(0, np.float32)
         for at in range(reused, len(tokens), self.plan.chunk):
             logits = self.step([(self._current, tokens[at : at + self.plan.chunk])], cancelled=cancelled)[0]
-            self._current.kv.check_range()
+            self._current.state.check_range()
         return logits, reused
 
     def decode(self, token: int, *, cancelled: Callable[[], bool] = never) -> npt.NDArray[np.float32]:
@@ -292,7 +291,7 @@ class Engine:
             raise RequestError("decode: nothing to continue; prefill a prompt first")
         self.check_fits(len(self._current.tokens), 1)
         logits: npt.NDArray[np.float32] = self.step([(self._current, [token])], cancelled=cancelled)[0]
-        self._current.kv.check_range()
+        self._current.state.check_range()
         return logits
 
     def all_logits(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -301,10 +300,10 @@ class Engine:
         self.check_fits(len(tokens), 0)
         self.forget()
         self._current, _ = self.open(tokens)
-        kv, size = self._current.kv, self.plan.chunk
+        state, size = self._current.state, self.plan.chunk
         chunks = [tokens[at : at + size] for at in range(0, len(tokens), size)]
-        logits = [self._forward.step([(kv, chunk)], all_logits=True) for chunk in chunks]
-        kv.check_range()
+        logits = [self._forward.step([(state, chunk)], all_logits=True) for chunk in chunks]
+        state.check_range()
         self.forget()
         return np.concatenate(logits)
 
@@ -335,7 +334,7 @@ class Engine:
             return
         new = {id(conversation): len(added) for conversation, added in spans}
         groups = tuple(
-            conversation.kv.touched_after(new.get(id(conversation), 0)) // _kernels.KV_GROUP
+            conversation.state.touched_after(new.get(id(conversation), 0)) // _kernels.KV_GROUP
             for conversation in self._conversations
         )
         tokens = max(tokens, self.plan.sequences)  # answers come and go; the scratch of a few tokens is nothing
@@ -344,16 +343,13 @@ class Engine:
         if tokens < self._shared[1]:  # a prompt's scratch is no longer needed
             self._arithmetic.release_scratch()
             host.trim_heap()
-        kv_bytes = sum(self._kv_bytes((n + 1) * _kernels.KV_GROUP) for n in groups)
+        kv_bytes = sum(self._shape.touched_bytes((n + 1) * _kernels.KV_GROUP) for n in groups)
         limit = slots_at(self.plan, self.config, self.store.record_bytes, kv_bytes, tokens)
         limit = min(limit, self.plan.most_slots, target)
         self.experts.resize(limit)
         self.least_slots = min(self.least_slots, self.experts.limit)
         # where a guess kept its slot, the next step tries again
         self._shared = groups, tokens, target if self.experts.limit == limit else -1
-
-    def _kv_bytes(self, positions: int) -> int:
-        return kv_touched_bytes(self.config, self.plan.context, self.plan.chunk, self.options.kv, positions)
 
     def clocks(self) -> Clocks:
         """Time and tokens of all prefill and decode steps so far; subtract two readings."""

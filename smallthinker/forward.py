@@ -68,7 +68,7 @@ def _ignore(*_: object) -> None:
 
 
 class ForwardPass:
-    """A model's layers over KV caches that it is handed and one expert cache.
+    """A model's layers over sequences' states that it is handed and one expert cache.
 
     `prefetch=False` asks for experts only after attention, `look_ahead=None` guesses none of later layers: for
     measuring what asking early is worth. clock: seconds, as `time.perf_counter`.
@@ -97,11 +97,11 @@ class ForwardPass:
         self._final = observers.final or _ignore
 
     def step(self, spans: Sequence[Span], *, all_logits: bool = False, cancelled: Callable[[], bool] = never) -> Floats:
-        """Run T tokens: those of each span after the ones in its KV cache, which is another for each span.
+        """Run T tokens: those of each span after the ones in its state, which is another for each span.
 
         A span has at most the tokens of the planned chunk. Returns logits [spans, V] of each one's last token, or
         [T, V] with `all_logits`; no span's depend on what else is computed. Raises CancelledError between two layers
-        when `cancelled()` turns true (the KV caches then hold what they held before), StoreReadError when experts can't
+        when `cancelled()` turns true (the states then hold what they held before), StoreReadError when experts can't
         be read.
         """
         began, waited, wanted = self._clock(), self.experts.stall_sec, self.experts.wanted
@@ -119,8 +119,8 @@ class ForwardPass:
                 self._go_on(stop, step)
             elif stop.route is not None:
                 self._serve(stop.layer, stop.route, step)
-        for kv, n in zip(step.caches, step.counts, strict=True):
-            kv.advance(n)
+        for state, n in zip(step.sequences, step.counts, strict=True):
+            state.advance(n)
         self.experts.step(step.tokens)
         if look is not None:
             each, waited = 1 / step.tokens, self.experts.stall_sec - waited

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 
 from smallthinker import _kernels
 from smallthinker.arguments import refuse, whole
-from smallthinker.cache.kv_cache import KvKind, kv_cache_bytes, kv_touched_bytes
+from smallthinker.cache.kv_ring import KvKind
+from smallthinker.cache.sequence_state import SequenceShape
 from smallthinker.errors import ContextLengthError, MemoryBudgetError
 from smallthinker.models.description import Model
 
@@ -211,7 +212,7 @@ def plan_memory(
             interpreter_bytes=interpreter_bytes,
             tokenizer_bytes=tokenizer_bytes,
             dense_bytes=dense_bytes,
-            kv_bytes=sequences * kv_cache_bytes(config, context, chunk, kv),
+            kv_bytes=sequences * SequenceShape.of(config, context, chunk, kv).nbytes,
             scratch_bytes=scratch_bytes(config, max(chunk, sequences), context, sequences),
             io_bytes=io_bytes,
             slots_bytes=slots * record_bytes,
@@ -241,7 +242,7 @@ def plan_memory(
         streamed = min(_STREAMED_LAYERS * config.experts_per_layer, config.num_records)
         if slots >= (fewest if chunk == chunks[-1] else streamed):
             whole = plan(chunk, min(slots, most))
-            empty = kv_touched_bytes(config, context, chunk, kv, 0)
+            empty = SequenceShape.of(config, context, chunk, kv).touched_bytes(0)
             return replace(whole, most_slots=min(slots_at(whole, config, record_bytes, empty, 1), most))
     floor = -(-total(plan(chunks[-1], fewest)) // MIB) * MIB
     raise _below(floor, budget_bytes, context, sequences)

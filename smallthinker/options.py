@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypedDict, get_args
 
 from smallthinker.arguments import callback, choice, flag, number, path, refuse, whole
-from smallthinker.cache.kv_cache import QUANTS as KV_QUANTS
-from smallthinker.cache.kv_cache import KvKind
+from smallthinker.cache.kv_ring import QUANTS as KV_QUANTS
+from smallthinker.cache.kv_ring import KvKind
 from smallthinker.errors import RequestError
 from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.progress import Progress, silent

@@ -327,7 +327,7 @@ class Scheduler:
 
     def _push(self, entry: _Entry, logits: npt.NDArray[np.float32]) -> None:
         answer = entry.answer
-        entry.opened.kv.check_range()
+        entry.opened.state.check_range()
         if not answer.ids and entry.on_prefill is not None:
             entry.on_prefill(len(entry.opened.tokens), len(answer.prompt))
         if entry.pending:  # the prompt's next chunk

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from smallthinker.cache.kv_cache import head_dims
+from smallthinker.cache.sequence_state import SequenceShape
 from smallthinker.errors import MemoryBudgetError
 from smallthinker.expert_store.device.storage_profile import BUNDLED, load_profile
 from smallthinker.expert_store.format import Quant
@@ -83,7 +83,7 @@ def _candidates(
         yield f"--quant {quant}, which loses precision", smaller
     if costs.threads < cores:
         yield f"--threads {cores}", replace(setting, costs=costs_of(model.quant, cores))
-    if process.kv == "f16" and not any(dim % 32 for dim in head_dims(model.config)):
+    if process.kv == "f16" and SequenceShape.of(model.config, 1, 1).can_be("q8"):
         small = replace(costs, key_sec=costs.key_sec * _Q8_KEYS)
         yield "--kv q8", replace(setting, process=replace(process, kv="q8"), costs=small)
     needed = -(-(setting.prompt_tokens + setting.answer_tokens) // 256) * 256

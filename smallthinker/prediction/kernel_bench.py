@@ -14,8 +14,9 @@ import numpy.typing as npt
 from smallthinker import _kernels, host
 from smallthinker.arithmetic import Arithmetic, Floats, Span, Step
 from smallthinker.cache.expert_cache import ExpertCache
-from smallthinker.cache.kv_cache import KVCache, KvKind
+from smallthinker.cache.kv_ring import KvKind
 from smallthinker.cache.policies import DEFAULT_POLICY
+from smallthinker.cache.sequence_state import SequenceShape, SequenceState
 from smallthinker.expert_store.format import Quant
 from smallthinker.forward import ForwardPass
 from smallthinker.models.description import Model
@@ -127,10 +128,10 @@ class _Bench:
         if look is not None:
             look.trials = _AlwaysOn(), _AlwaysOn()
         self.forward = _TimedForward(self.arithmetic, self.experts, config.num_layers, look_ahead=look)
-        self.kv = KVCache(config, tokens, tokens, kv)
+        self.state = SequenceState(SequenceShape.of(config, tokens, tokens, kv))
 
     def run(self, tokens: Sequence[int]) -> None:
-        self.forward.step([(self.kv, tokens)])
+        self.forward.step([(self.state, tokens)])
 
 
 def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, misses: bool) -> Mapping[str, float]:
@@ -181,7 +182,7 @@ def _chunk(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: in
     rng = np.random.default_rng(0)
     bench = _Bench(model, pool, kv, tokens, misses=False)
     for again in range(2):
-        bench.kv.rewind(0)
+        bench.state.rewind(0)
         before, bench.arithmetic.layers_sec = kernel_times(_kernels.timings(), pool.timings()), 0.0
         bench.run(rng.integers(model.config.vocab_size, size=tokens).tolist())
         if again:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from smallthinker import host
-from smallthinker.cache.kv_cache import KvKind
+from smallthinker.cache.kv_ring import KvKind
 from smallthinker.errors import ConfigError, MemoryBudgetError, RequestError
 from smallthinker.expert_store.format import (
     CONFIG_FILE,

@@ -14,12 +14,12 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker import _kernels
 from smallthinker.arithmetic import Floats, Route, Span, Step, Stop
 from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
-from smallthinker.cache.kv_cache import KvKind, kv_touched_bytes
+from smallthinker.cache.kv_ring import KvKind
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.cache.read_counters import CacheCounters
+from smallthinker.cache.sequence_state import SequenceShape, SequenceState
 from smallthinker.forward import ForwardPass
 from smallthinker.host import DIRECT_ALIGN
 from smallthinker.memory_plan import MemoryPlan, slots_at
@@ -50,20 +50,6 @@ class Phase:
     def needed_records(self) -> int:
         """Read and wanted."""
         return self.experts.requests - self.experts.hits
-
-
-class _Context:
-    """Positions of a sequence, of which nothing is kept but how many there are."""
-
-    def __init__(self) -> None:
-        self.length = 0
-        self.layers: list[_kernels.KvLayer] = []
-
-    def begin(self, tokens: int) -> int:
-        return self.length
-
-    def advance(self, tokens: int) -> None:
-        self.length += tokens
 
 
 class _Arithmetic:
@@ -171,7 +157,8 @@ class SimulatedEngine:
         look_ahead: bool = True,
     ) -> None:
         """plan: made with record_bytes; stored_bytes: what the disk has of a record, less where it is compressed."""
-        self._config, self._plan, self._kv, self._record_bytes = config, plan, kv, record_bytes
+        self._config, self._plan, self._record_bytes = config, plan, record_bytes
+        self._shape = SequenceShape.of(config, plan.context, plan.chunk, kv)
         self._routing, self._stored_bytes = routing, stored_bytes
         layers, experts = config.num_layers, config.experts_per_layer
         k = config.experts_per_token
@@ -184,13 +171,13 @@ class SimulatedEngine:
         self._arithmetic = _Arithmetic(config, costs, routing, clock)
         look = LookAhead(layers, k) if look_ahead and plan.most_slots < config.num_records else None
         self._forward = ForwardPass(self._arithmetic, self._cache, layers, look_ahead=look, clock=lambda: clock.sec)
-        self._context = _Context()
+        self._context = SequenceState(SequenceShape(()))  # without memory: nothing is kept but the length
         self._at = 0  # in the routing
         self._shared = (-1, 0)
 
     def forget(self) -> None:
         """Empty the context, as before another prompt."""
-        self._context.length = 0
+        self._context.rewind(0)
 
     def prefill(self, tokens: int) -> Phase:
         began = self._reading()
@@ -226,7 +213,7 @@ class SimulatedEngine:
         positions = self._context.length + tokens
         if self._plan.most_slots > self._plan.slots and (positions // 16, tokens) != self._shared:
             self._shared = positions // 16, tokens
-            plan, config = self._plan, self._config
-            kv_bytes = kv_touched_bytes(config, plan.context, plan.chunk, self._kv, positions + 16)
-            limit = slots_at(plan, config, self._record_bytes, kv_bytes, tokens)
+            plan = self._plan
+            kv_bytes = self._shape.touched_bytes(positions + 16)
+            limit = slots_at(plan, self._config, self._record_bytes, kv_bytes, tokens)
             self._cache.resize(min(limit, self._plan.most_slots))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from smallthinker import _kernels
-from smallthinker.cache.kv_cache import QUANTS, KvKind
+from smallthinker.cache.kv_ring import QUANTS, KvKind
 from smallthinker.expert_store.compression import Compressor, Decompressor
 from smallthinker.expert_store.format import Quant
 from smallthinker.models.description import Model

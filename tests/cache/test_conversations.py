@@ -4,32 +4,33 @@ import numpy as np
 import pytest
 from models import DENSE_ATTENTION, HYBRID_ATTENTION, tiny_config
 
-from smallthinker.cache.conversations import Conversation, Conversations
-from smallthinker.cache.kv_cache import KVCache, shared_prefix
+from smallthinker.cache.conversations import Conversation, Conversations, shared_prefix
+from smallthinker.cache.sequence_state import SequenceShape, SequenceState
 
 DENSE, HYBRID = tiny_config(**DENSE_ATTENTION), tiny_config(**HYBRID_ATTENTION)  # a window of 12
 RNG = np.random.default_rng(0)
 
 
 def conversations(most: int, hybrid: bool = False) -> Conversations:
-    return Conversations(lambda: KVCache(HYBRID if hybrid else DENSE, 200, 8), most)
+    shape = SequenceShape.of(HYBRID if hybrid else DENSE, 200, 8)
+    return Conversations(lambda: SequenceState(shape), most)
 
 
 def write(conversation: Conversation, tokens: list[int]) -> None:
     """Stand-in for computing them: bytes that tell each token and its position."""
     for token in tokens:
-        position = conversation.kv.begin(1)
-        for keys, values in zip(conversation.kv.keys, conversation.kv.values, strict=True):
-            for array in (keys, values):
+        position = conversation.state.begin(1)
+        for layer in conversation.state.layers:
+            for array in layer.arrays.values():
                 array[:, position // 16 % array.shape[1], position % 16 :: 16] = (token + position) % 251
-        conversation.kv.advance(1)
+        conversation.state.advance(1)
     conversation.extend(tokens)
 
 
 def opened(pool: Conversations, prompt: list[int]) -> tuple[Conversation, int]:
     conversation, shared = pool.open(prompt)
     assert conversation.tokens == prompt[:shared]
-    assert conversation.kv.length == shared
+    assert conversation.state.length == shared
     write(conversation, prompt[shared:])
     return conversation, shared
 
@@ -68,11 +69,11 @@ def test_what_is_copied_is_what_computing_it_would_have_written() -> None:
         copied, shared = opened(pool, prompt[:-1] + other)
         computed, _ = opened(fresh, prompt[:-1] + other)
         assert copied is not running and shared == 32
-        for name in ("keys", "values"):
-            for got, wanted in zip(getattr(copied.kv, name), getattr(computed.kv, name), strict=True):
-                groups = -(-34 // 16)
-                np.testing.assert_array_equal(got[:, :groups], wanted[:, :groups])
-        assert [copied.kv.can_rewind(n) for n in range(35)] == [computed.kv.can_rewind(n) for n in range(35)]
+        got, wanted = dict(copied.state.arrays(34)), dict(computed.state.arrays(34))
+        assert got.keys() == wanted.keys()
+        for name in got:
+            np.testing.assert_array_equal(got[name], wanted[name])
+        assert [copied.state.can_rewind(n) for n in range(35)] == [computed.state.can_rewind(n) for n in range(35)]
 
 
 def test_a_ring_that_has_gone_on_is_not_continued() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smallthinker.cache.kv_cache import KvKind
+from smallthinker.cache.kv_ring import KvKind
 from smallthinker.cache.saved_conversations import LEAST_TOKENS
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError

@@ -14,7 +14,7 @@ from models import HYBRID_ATTENTION, make_store, tiny_config
 
 from smallthinker import LLM
 from smallthinker.cache.conversations import Conversation
-from smallthinker.cache.kv_cache import KvKind
+from smallthinker.cache.kv_ring import KvKind
 from smallthinker.engine import Engine
 from smallthinker.errors import CancelledError
 from smallthinker.generation import Completion, GenerationParams

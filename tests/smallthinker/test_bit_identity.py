@@ -17,7 +17,7 @@ from models import HYBRID_ATTENTION, make_store, tiny_config
 from queues import ShuffledQueue
 
 import smallthinker.engine as engine_module
-from smallthinker.cache.kv_cache import KvKind
+from smallthinker.cache.kv_ring import KvKind
 from smallthinker.cache.policies import POLICIES
 from smallthinker.engine import Engine
 from smallthinker.expert_store.convert import convert

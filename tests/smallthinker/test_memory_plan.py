@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from models import HYBRID_ATTENTION, tiny_config
 
-from smallthinker.cache.kv_cache import KvKind
+from smallthinker.cache.kv_ring import KvKind
 from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
 from smallthinker.expert_store.synthetic.published import PUBLISHED
 from smallthinker.memory_plan import (
