@@ -22,6 +22,8 @@ from smallthinker.benchmark.environment import machine
 
 # The 4B model: d hidden size, F expert size, k experts a token of E, H query and K key-value heads of size D.
 d, F, E, k, H, K, D, VOCAB, LAYERS = 1536, 768, 32, 4, 12, 2, 128, 151_936, 32
+DENSE, SLICES = 8960, 7  # the network of a dense model with the same d, in records of about the experts' size
+Shape = tuple["_kernels.FfnQuants", int, int, "_kernels.Activation", bool]
 KV_QUANTS: tuple[_kernels.KvQuant, ...] = ("f16", "q8_0")
 rng = np.random.default_rng(0)
 
@@ -110,15 +112,41 @@ class Bench:
         else:
             self.ops_per_sec(name, 2 * tokens * rows * cols, call, int8=True)
 
-    def experts(self, quant: _kernels.Quant, tokens: int) -> None:
-        up, down, total = _kernels.record_sections((quant,) * 3, d, F)
+    def slots(self, shape: Shape, n: int) -> np.ndarray:
+        """Copies of one random record."""
+        sections = _kernels.record_sections(*shape)
+        total = sections[-1].offset + sections[-1].nbytes
         record = np.zeros(-(-total // 4096) * 4096, np.uint8)
-        for begin in (0, up, down):
-            w = rng.standard_normal((F, d), dtype=np.float32)
-            section = _kernels.pack(quant, "rows" if begin else "tiles", w)
-            record[begin : begin + len(section)] = section
-        n_slots = (384 << 20) // len(record) if tokens == 1 else E
-        slots = np.tile(record, (n_slots, 1))
+        for section in sections:
+            w = rng.standard_normal((section.rows, section.cols), dtype=np.float32)
+            record[section.offset : section.offset + section.nbytes] = _kernels.pack(shape[0][0], section.layout, w)
+        return np.tile(record, (n, 1))
+
+    def slices(self, quant: _kernels.Quant, width: int, n: int, tokens: int) -> None:
+        """A dense network that streams like experts do: every token uses all of n slices."""
+        shape: Shape = ((quant,) * 3, d, width // n, "silu", True)
+        record_bytes = sum(section.nbytes for section in _kernels.record_sections(*shape))
+        slots = self.slots(shape, (384 << 20) // record_bytes // n * n if tokens == 1 else n)
+        x = rng.standard_normal((tokens, d), dtype=np.float32)
+        out = np.empty((tokens * n, d), np.float32)
+        pairs = np.arange(tokens * n, dtype=np.int32).reshape(tokens, n).T.ravel().copy()
+        offsets = np.arange(0, (n + 1) * tokens, tokens, dtype=np.int32)
+
+        def call(i: int) -> None:
+            slot_ids = ((np.arange(n) + i * n) % len(slots)).astype(np.int32)
+            _kernels.experts(self.pool, *shape, x, slots, slot_ids, offsets, pairs, n, out)
+
+        name = f"dense ffn {quant} {d}x{width} in {n} T={tokens}"
+        if tokens == 1:
+            self.bytes_per_sec(name, n * record_bytes, call)
+        else:
+            self.ops_per_sec(name, 2 * tokens * 3 * d * width, call, int8=True)
+
+    def experts(self, quant: _kernels.Quant, tokens: int) -> None:
+        shape: Shape = ((quant,) * 3, d, F, "relu", True)
+        record_bytes = sum(section.nbytes for section in _kernels.record_sections(*shape))
+        n_slots = (384 << 20) // record_bytes if tokens == 1 else E
+        slots = self.slots(shape, n_slots)
         x = rng.standard_normal((tokens, d), dtype=np.float32)
         out = np.empty((tokens * k, d), np.float32)
         chosen = np.argsort(rng.random((tokens, min(E, n_slots))), axis=1)[:, :k]
@@ -130,7 +158,7 @@ class Bench:
         def call(i: int) -> None:
             nonlocal live
             slot_ids = ((np.arange(len(ids)) + i * len(ids)) % n_slots).astype(np.int32)
-            live = _kernels.experts(self.pool, (quant,) * 3, d, F, x, slots, slot_ids, offsets, order, k, out)
+            live = _kernels.experts(self.pool, *shape, x, slots, slot_ids, offsets, order, k, out)
 
         call(0)
         name = f"experts {quant} T={tokens} live={live / (tokens * k * F):.0%}"
@@ -215,9 +243,12 @@ def main() -> None:
     bench.linear("f32", E, d, 1, "router")
     for quant in ("q4_0", "q8_0", "f16"):
         bench.experts(quant, 1)
+    for quant in ("q4_0", "q8_0", "f16"):
+        bench.slices(quant, DENSE, SLICES, 1)
     bench.linear("q4_0", (H + 2 * K) * D, d, 128, "qkv")
     bench.linear("q8_0", (H + 2 * K) * D, d, 128, "qkv")
     bench.experts("q4_0", 128)
+    bench.slices("q4_0", DENSE, SLICES, 128)
     for quant in KV_QUANTS:
         for seen in (256, 4096, 16384):
             bench.attention(quant, 1, seen)

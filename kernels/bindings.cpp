@@ -42,10 +42,11 @@ int64_t bind_packed_bytes(const std::string& quant, const std::string& layout, i
   return packed_bytes(parse_quant(quant), parse_layout(layout), rows, cols);
 }
 
-py::tuple bind_record_sections(const FfnQuants& quants, int64_t hidden, int64_t ffn) {
-  check_experts_shape(hidden, ffn);
-  const RecordSections s = record_sections(parse_ffn_formats(quants), hidden, ffn);
-  return py::make_tuple(s.up_offset, s.down_offset, s.total_bytes);
+std::vector<Section> bind_record_sections(const FfnQuants& quants, int64_t hidden, int64_t ffn, const std::string& activation,
+                                          bool gated) {
+  const RecordSections sections = record_sections(check_ffn_shape(quants, hidden, ffn, activation, gated));
+  if (!gated) return {sections.up, sections.down};
+  return {sections.gate, sections.up, sections.down};
 }
 
 py::array_t<uint8_t> bind_pack(const std::string& quant, const std::string& layout, const py::array& w) {
@@ -204,14 +205,11 @@ void bind_attention(ThreadPool& pool, const std::string& quant, const py::array&
   attention(pool, from, tokens, heads, cache, start, window, to);
 }
 
-int64_t bind_experts(ThreadPool& pool, const FfnQuants& quants, int64_t hidden, int64_t ffn, const py::array& x,
-                     const py::array& slots, const py::array& slot_ids, const py::array& offsets,
-                     const py::array& pairs, int64_t k, py::array& out) {
-  check_experts_shape(hidden, ffn);
+int64_t bind_experts(ThreadPool& pool, const FfnQuants& quants, int64_t hidden, int64_t ffn, const std::string& activation,
+                     bool gated, const py::array& x, const py::array& slots, const py::array& slot_ids,
+                     const py::array& offsets, const py::array& pairs, int64_t k, py::array& out) {
   ExpertCall call{};
-  call.formats = parse_ffn_formats(quants);
-  call.hidden = hidden;
-  call.ffn = ffn;
+  call.shape = check_ffn_shape(quants, hidden, ffn, activation, gated);
   call.k = k;
   call.x = input<float>(x, "x", {-1, hidden});
   call.tokens = x.shape(0);
@@ -413,8 +411,10 @@ PYBIND11_MODULE(_kernels, m) {
            arg("sin"), arg("normed"));
 
   py::class_<BoundFfn>(m, "Ffn")
-      .def(py::init<const FfnQuants&, int64_t, int64_t, int64_t, int64_t, const std::string&, const py::array&>(),
-           arg("quants"), arg("hidden"), arg("ffn"), arg("experts"), arg("k"), arg("gating"), arg("router"));
+      .def(py::init<const FfnQuants&, int64_t, int64_t, const std::string&, bool, int64_t, int64_t,
+                    const std::optional<std::string>&, const std::optional<py::array>&>(),
+           arg("quants"), arg("hidden"), arg("ffn"), arg("activation"), arg("gated"), arg("experts"), arg("k"),
+           arg("gating"), arg("router"));
 
   py::class_<BoundForward> forward(m, "Forward");
   forward
@@ -445,8 +445,16 @@ PYBIND11_MODULE(_kernels, m) {
     for (const FormatSizes& format : kFormats) by_name[format.name] = py::make_tuple(format.block, format.block_bytes);
     return by_name;
   });
+  m.def("activations", [] { return std::vector<std::string>(std::begin(kActivations), std::end(kActivations)); });
   m.def("packed_bytes", &bind_packed_bytes, arg("quant"), arg("layout"), arg("rows"), arg("cols"));
-  m.def("record_sections", &bind_record_sections, arg("quants"), arg("hidden"), arg("ffn"));
+  py::class_<Section>(m, "Section")
+      .def_property_readonly("layout", [](const Section& s) { return s.layout == Layout::tiles ? "tiles" : "rows"; })
+      .def_readonly("is_transposed", &Section::is_transposed)
+      .def_readonly("rows", &Section::rows)
+      .def_readonly("cols", &Section::cols)
+      .def_readonly("offset", &Section::offset)
+      .def_readonly("nbytes", &Section::bytes);
+  m.def("record_sections", &bind_record_sections, arg("quants"), arg("hidden"), arg("ffn"), arg("activation"), arg("gated"));
   m.def("pack", &bind_pack, arg("quant"), arg("layout"), arg("w"));
   m.def("unpack", &bind_unpack, arg("quant"), arg("layout"), arg("data"), arg("rows"), arg("cols"));
   m.def("embed", &bind_embed, arg("quant"), arg("data"), arg("rows"), arg("cols"), arg("ids"), arg("out"));
@@ -461,8 +469,8 @@ PYBIND11_MODULE(_kernels, m) {
         arg("start"));
   m.def("attention", &bind_attention, arg("pool"), arg("quant"), arg("q"), arg("keys"), arg("values"), arg("start"),
         arg("window"), arg("out"));
-  m.def("experts", &bind_experts, arg("pool"), arg("quants"), arg("hidden"), arg("ffn"), arg("x"), arg("slots"),
-        arg("slot_ids"), arg("offsets"), arg("pairs"), arg("k"), arg("out"));
+  m.def("experts", &bind_experts, arg("pool"), arg("quants"), arg("hidden"), arg("ffn"), arg("activation"), arg("gated"),
+        arg("x"), arg("slots"), arg("slot_ids"), arg("offsets"), arg("pairs"), arg("k"), arg("out"));
   m.def("combine", &bind_combine, arg("pool"), arg("x"), arg("contributions"), arg("weights"));
   m.def("add", &bind_add, arg("x"), arg("y"));
   m.def("sample", &bind_sample, arg("pool"), arg("logits"), arg("temperature"), arg("top_k"), arg("top_p"), arg("min_p"),

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <iterator>
 #include <string>
 
 #include "arguments.h"
@@ -12,17 +13,24 @@
 
 namespace smallthinker {
 
-inline void check_experts_shape(int64_t hidden, int64_t ffn) {
-  check_dim("hidden", hidden);
-  check_dim("ffn", ffn);
-  if (hidden % kBlock != 0) fail("hidden: expected a multiple of ", kBlock, ", found ", hidden);
-  if (ffn % kBlock != 0) fail("ffn: expected a multiple of ", kBlock, ", found ", ffn);
+inline Activation parse_activation(const std::string& name) {
+  std::string names;
+  for (size_t i = 0; i < std::size(kActivations); ++i) {
+    if (name == kActivations[i]) return static_cast<Activation>(i);
+    names += (names.empty() ? "" : ", ") + std::string(kActivations[i]);
+  }
+  fail("activation: expected one of ", names, ", found '", name, "'");
 }
 
 // Of gate, up and down.
 using FfnQuants = std::array<std::string, 3>;
-inline FfnFormats parse_ffn_formats(const FfnQuants& quants) {
-  return {parse_quant(quants[0]), parse_quant(quants[1]), parse_quant(quants[2])};
+inline FfnShape check_ffn_shape(const FfnQuants& quants, int64_t hidden, int64_t ffn, const std::string& activation, bool gated) {
+  check_dim("hidden", hidden);
+  check_dim("ffn", ffn);
+  if (hidden % kBlock != 0) fail("hidden: expected a multiple of ", kBlock, ", found ", hidden);
+  if (ffn % kBlock != 0) fail("ffn: expected a multiple of ", kBlock, ", found ", ffn);
+  const FfnFormats formats{parse_quant(quants[0]), parse_quant(quants[1]), parse_quant(quants[2])};
+  return {formats, hidden, ffn, parse_activation(activation), gated};
 }
 
 inline Gating parse_gating(const std::string& name, int64_t k, int64_t experts) {
@@ -72,7 +80,7 @@ inline void check_capacity(const KvCache& cache, int64_t start, int64_t tokens, 
 inline void check_slots(const py::array& slots, ExpertCall& call) {
   call.slots = input<uint8_t>(slots, "slots", {-1, -1});
   call.record_bytes = slots.shape(1);
-  const int64_t needed = record_sections(call.formats, call.hidden, call.ffn).total_bytes;
+  const int64_t needed = record_sections(call.shape).total_bytes;
   if (call.record_bytes < needed) fail("slots: expected records of at least ", needed, " bytes, found ", call.record_bytes);
   if (reinterpret_cast<uintptr_t>(call.slots) % 4 != 0 || call.record_bytes % 4 != 0) {
     fail("slots: expected records aligned to 4 bytes");

@@ -6,8 +6,10 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <optional>
 #include <string>
 #include <utility>
@@ -17,31 +19,38 @@
 
 namespace smallthinker {
 
-// The feed-forward network of one layer: its router, and the shape of its experts' records; checked once.
+// The feed-forward network of one layer: its router, and the shape of its experts' records; checked once. Without a router
+// its k slices are all used by every token, with weight 1.
 class BoundFfn {
  public:
-  BoundFfn(const FfnQuants& quants, int64_t hidden, int64_t ffn, int64_t experts, int64_t k, const std::string& gating,
-           const py::array& router)
-      : kept_(router), gating_(parse_gating(gating, k, experts)) {
-    check_experts_shape(hidden, ffn);
-    call_.formats = parse_ffn_formats(quants);
-    call_.hidden = hidden;
-    call_.ffn = ffn;
+  BoundFfn(const FfnQuants& quants, int64_t hidden, int64_t ffn, const std::string& activation, bool gated, int64_t experts,
+           int64_t k, const std::optional<std::string>& gating, const std::optional<py::array>& router)
+      : kept_(router), experts_(experts) {
+    call_.shape = check_ffn_shape(quants, hidden, ffn, activation, gated);
     call_.k = k;
+    check_dim("experts", experts);
+    if (gating.has_value() != router.has_value()) fail("gating, router: expected both or neither");
+    if (!router) {
+      if (k != experts) fail("k: expected ", experts, ", all slices, without a router, found ", k);
+      return;
+    }
+    gating_ = parse_gating(*gating, k, experts);
     check_matrix(Quant::f32, experts, hidden);
-    router_ = {Quant::f32, packed(router, "router", packed_bytes(Quant::f32, Layout::tiles, experts, hidden)), experts, hidden};
+    router_ = {Quant::f32, packed(*router, "router", packed_bytes(Quant::f32, Layout::tiles, experts, hidden)), experts, hidden};
   }
 
+  bool has_router() const { return kept_.has_value(); }
   const Matrix& router() const { return router_; }
   Gating gating() const { return gating_; }
-  int64_t experts() const { return router_.rows; }
+  int64_t experts() const { return experts_; }
   int64_t k() const { return call_.k; }
   const ExpertCall& call() const { return call_; }
 
  private:
-  const py::array kept_;  // whose memory router_ points to
-  Matrix router_;
-  const Gating gating_;
+  const std::optional<py::array> kept_;  // whose memory router_ points to
+  const int64_t experts_;
+  Matrix router_{};
+  Gating gating_ = Gating::softmax;
   ExpertCall call_{};
 };
 
@@ -93,12 +102,13 @@ class BoundForward {
       records += layer.ffn->experts();
       ExpertCall call = layer.ffn->call();
       check_slots(slots, call);
-      if (call.hidden != layer.mixer->dim() || call.hidden != layers_[0].mixer->dim()) {
+      if (call.shape.hidden != layer.mixer->dim() || call.shape.hidden != layers_[0].mixer->dim()) {
         fail("layer ", i, ": expected states ", layers_[0].mixer->dim(), " wide");
       }
     }
     for (const auto& [pair, matrix] : kept_predictors_) {
       const BoundFfn& ffn = *at("predictors", pair.second).ffn;
+      if (!ffn.has_router()) fail("predictors: layer ", pair.second, " has no router whose choice there is to predict");
       if (pair.first != kFinal) at("predictors", pair.first);
       check_matrix(Quant::q8_0, ffn.experts(), dim());
       const uint8_t* bytes = packed(matrix, "predictors", packed_bytes(Quant::q8_0, Layout::tiles, ffn.experts(), dim()));
@@ -109,7 +119,8 @@ class BoundForward {
   // x [T, d] through the layers from `first` on, in place, as long as they find their experts in slots; `last` is routed
   // and no more. slot_of [records or more]: where an expert is, or -1; those of a layer stand together, layer after
   // layer. counts[i] tokens of caches[i] from position starts[i] on. ahead [L]: the layer that is guessed once attention
-  // has been added, -1 for none. ids, weights [T, k] get the last route, normed [T, d] the last norm.
+  // has been added, -1 for none. ids, weights [T, largest k] get the last route, as [T, its layer's k] from their start on;
+  // normed [T, d] the last norm.
   End run(int64_t first, int64_t last, py::array& x, py::array& normed, py::array& ids, py::array& weights,
           const py::array& slot_of, const py::array& ahead, const Caches& caches, const std::vector<int64_t>& starts,
           const std::vector<int64_t>& counts, const py::array& cos, const py::array& sin) {
@@ -179,8 +190,8 @@ class BoundForward {
     const float* from = input<float>(x, "x", {-1, dim()});
     const int64_t tokens = x.shape(0);
     for (const int64_t target : targets) {
-      at("targets", target);
-      if (source == kFinal && predictors_.count({source, target}) == 0) fail("targets: no predictor of layer ", target);
+      const bool is_known = predictors_.count({source, target}) != 0 || !at("targets", target).ffn->has_router();
+      if (source == kFinal && !is_known) fail("targets: no predictor of layer ", target);
     }
     py::gil_scoped_release unlocked;
     std::vector<Guess> guesses;
@@ -215,12 +226,12 @@ class BoundForward {
     return compute_locked(of, from, tokens, route, slots);
   }
 
-  // x [T, d] += the sum over rank j of weights[t, j] * what was computed last for pair t * k + j.
+  // x [T, d] += the sum over rank j of weights[t, j] times what was computed last for pair t * k + j, k the layer's.
   void combine(int64_t layer, py::array& x, const py::array& weights) {
     const Layer& of = at("layer", layer);
     float* to = output<float>(x, "x", {-1, dim()});
     const int64_t tokens = x.shape(0);
-    const float* w = input<float>(weights, "weights", {tokens, widest_k()});
+    const float* w = input<float>(weights, "weights", {tokens, of.ffn->k()});
     py::gil_scoped_release unlocked;  // before the lock, which another thread may hold and want the GIL
     pool_.home().check();  // else the lock may be held for ever
     std::lock_guard<std::mutex> lock(mutex_);
@@ -269,7 +280,12 @@ class BoundForward {
   // The layer's exact route, into state.ids and state.weights as well.
   Routes choose(const Layer& layer, const State& state) {
     const int64_t k = layer.ffn->k(), experts = layer.ffn->experts(), tokens = state.tokens;
-    ask(layer.ffn->router(), *layer.ffn, state.x, tokens, state.ids, state.weights);
+    if (layer.ffn->has_router()) {
+      ask(layer.ffn->router(), *layer.ffn, state.x, tokens, state.ids, state.weights);
+    } else {
+      for (int64_t pair = 0; pair < tokens * k; ++pair) state.ids[pair] = static_cast<int32_t>(pair % k);
+      std::fill_n(state.weights, tokens * k, 1.0f);
+    }
     Routes route;
     route.offsets.push_back(0);
     if (tokens == 1) {
@@ -295,6 +311,11 @@ class BoundForward {
 
   Guess guess_one(int64_t source, int64_t target, const float* x, int64_t tokens) {
     const BoundFfn& ffn = *layers_[static_cast<size_t>(target)].ffn;
+    if (!ffn.has_router()) {
+      Guess all{std::vector<int32_t>(static_cast<size_t>(ffn.k())), std::vector<int32_t>(static_cast<size_t>(ffn.k()))};
+      std::iota(all.experts.begin(), all.experts.end(), 0);
+      return all;
+    }
     const auto predictor = predictors_.find({source, target});
     std::vector<int32_t> ids(static_cast<size_t>(tokens * ffn.k()));
     std::vector<float> unused(ids.size());
@@ -330,7 +351,7 @@ class BoundForward {
   }
 
   static size_t floats(const Layer& layer, int64_t tokens) {
-    return static_cast<size_t>(tokens * layer.ffn->k() * layer.ffn->call().hidden);
+    return static_cast<size_t>(tokens * layer.ffn->k() * layer.ffn->call().shape.hidden);
   }
 
   int64_t compute_locked(const Layer& layer, const float* normed, int64_t tokens, const Routes& route,

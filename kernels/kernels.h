@@ -87,8 +87,7 @@ void attention_layer(ThreadPool& pool, const AttentionLayer& layer, float* x, co
 
 // ops/ffn.cpp
 struct ExpertCall {
-  FfnFormats formats;
-  int64_t hidden, ffn;
+  FfnShape shape;
   const float* x;           // [T, hidden]
   int64_t tokens;
   const uint8_t* slots;     // [n_slots, record_bytes]
@@ -99,6 +98,7 @@ struct ExpertCall {
   int64_t n_experts, k;
   float* out;               // [T * k, hidden]
 };
+// out of every pair, by the kernel for the network's shape. Returns how many neurons were computed, over all pairs.
 int64_t experts(ThreadPool& pool, const ExpertCall& call);
 void combine(ThreadPool& pool, float* x, const float* contributions, const float* weights, int64_t tokens, int64_t k, int64_t dim);
 

@@ -23,6 +23,7 @@ FfnQuants = tuple[Quant, Quant, Quant]  # of gate, up and down
 KvQuant = Literal["f16", "q8_0"]
 Layout = Literal["tiles", "rows"]
 Gating = Literal["softmax", "sigmoid"]
+Activation = Literal["relu", "silu", "gelu", "gelu_tanh", "relu2"]
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -128,8 +129,32 @@ def formats() -> dict[Quant, tuple[int, int]]:
 def packed_bytes(quant: Quant, layout: Layout, rows: int, cols: int) -> int:
     """Bytes of a packed matrix. `cols` is a multiple of 32 for q8_0 and q4_0."""
 
-def record_sections(quants: FfnQuants, hidden: int, ffn: int) -> tuple[int, int, int]:
-    """(up_offset, down_offset, total_bytes) of an expert's record; gate is at 0. Both sizes are multiples of 32."""
+def activations() -> list[Activation]:
+    """Those that a feed-forward network may have; "gelu" is the exact one, by erf, "relu2" the square of "relu"."""
+
+class Section:
+    """A packed matrix in a record. is_transposed: its rows are the columns of the model's matrix."""
+
+    @property
+    def layout(self) -> Layout: ...
+    @property
+    def is_transposed(self) -> bool: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+def record_sections(quants: FfnQuants, hidden: int, ffn: int, activation: Activation, gated: bool) -> list[Section]:
+    """An expert's record: gate, if gated, up and down, each on a multiple of 64; it ends where the last one does.
+
+    Behind a relu gate: gate in tiles [ffn, hidden], up and the transposed down in rows [ffn, hidden], so that dead
+    neurons can be skipped. Else all in tiles: gate and up [ffn, hidden], down [hidden, ffn]. Both sizes are multiples
+    of 32. Without a gate its format is ignored, as wherever FfnQuants are asked for.
+    """
 
 def pack(quant: Quant, layout: Layout, w: F32) -> U8:
     """Packs w [rows, cols] into bytes [packed_bytes]. Rounds as ggml does.
@@ -197,6 +222,8 @@ def experts(
     quants: FfnQuants,
     hidden: int,
     ffn: int,
+    activation: Activation,
+    gated: bool,
     x: F32,
     slots: U8,
     slot_ids: I32,
@@ -205,24 +232,41 @@ def experts(
     k: int,
     out: F32,
 ) -> int:
-    """out[pair] = down(relu(gate(x)) * up(x)), for each expert i and each pair in pairs[offsets[i]:offsets[i + 1]].
+    """out[pair] = down(activation(gate(x)) * up(x)) or, not gated, down(activation(up(x))), for each expert i and each
+    pair in pairs[offsets[i]:offsets[i + 1]].
 
     x [T, hidden]; slots [n_slots, record_bytes], each row an expert's record; slot_ids [n]; offsets [n + 1]; pairs [m],
     each at most once; out [T * k, hidden]. A pair is token * k + place among that token's experts; rows of `out`
-    without a pair stay. Neurons whose gate is zero or less are skipped; a NaN gate is not. Returns how many were
-    computed, over all pairs.
+    without a pair stay. Behind a relu gate neurons whose gate is zero or less are skipped; a NaN gate is not. Elsewhere
+    none is. Returns how many were computed, over all pairs.
+
+    x is rounded to int8 as in `linear`. Neurons are rounded as down's formats of blocks have it: all of a token at once
+    as in `linear`, or behind a relu gate with factors of 64 of them.
     """
 
 class Ffn:
-    """The experts of one layer and its router [E, d], f32 in the tiles layout: checked once and kept alive. hidden,
-    ffn: of a record in `quants`, see `record_sections`."""
+    """The experts of one layer and its router [E, d], f32 in the tiles layout: checked once and kept alive. quants to
+    gated: of a record, see `record_sections`.
+
+    gating and router None: a dense network in k = `experts` slices. Every token uses all, in order, with weight 1.
+    """
 
     def __init__(
-        self, quants: FfnQuants, hidden: int, ffn: int, experts: int, k: int, gating: Gating, router: U8
+        self,
+        quants: FfnQuants,
+        hidden: int,
+        ffn: int,
+        activation: Activation,
+        gated: bool,
+        experts: int,
+        k: int,
+        gating: Gating | None,
+        router: U8 | None,
     ) -> None: ...
 
 class Forward:
-    """The layers of a model, each an AttentionLayer and an Ffn; slots [n, record_bytes] hold experts' records.
+    """The layers of a model, each an AttentionLayer and an Ffn, which may differ in width, E and k; slots
+    [n, record_bytes] hold experts' records.
 
     predictors: by the layer whose state is taken and the layer guessed for, [E, d] as q8_0 in the tiles layout. Layer
     -1 is the final state of the token before.
@@ -274,22 +318,22 @@ class Forward:
 
         slot_of [E of all layers, or more]: where each expert is, -1 where it isn't. ahead [L]: the layer whose experts
         are guessed once this one's attention has been added, -1 for none. caches: of each sequence, by layer, for
-        counts[i] tokens from position starts[i] on. ids, weights [T, k] get the last route, normed [T, d] the last
-        norm; cos, sin [T, D / 2].
+        counts[i] tokens from position starts[i] on. ids, weights [T, largest k] get the last route, from their start on
+        as [T, its layer's k]; normed [T, d] the last norm; cos, sin [T, D / 2].
         """
 
     def guess(self, source: int, x: F32, targets: Sequence[int]) -> list[tuple[list[int], list[int]]]:
         """What each layer in `targets` would choose for x [T, d]: as its predictor for layer `source` says or, without
         one, as its own router does of the same x. From -1 there must be one. Distinct experts, best rank first, and
-        these ranks."""
+        these ranks; of a layer without a router all slices, ranks 0."""
 
     def compute(self, layer: int, normed: F32, pairs: list[list[int]], slots: list[int]) -> int:
         """What some of the layer's experts give the tokens that chose them, normed [T, d], kept until `combine`:
         pairs[i] are those of the expert in slots[i]. Returns how many neurons were computed."""
 
     def combine(self, layer: int, x: F32, weights: F32) -> None:
-        """x [T, d] += the sum over rank j of weights[t, j] * what was computed last for pair t * k + j, the same bits
-        as `run`. Raises ValueError for more tokens than any call before computed."""
+        """x [T, d] += the sum over rank j of weights[t, j] times what was computed last for pair t * k + j, the same
+        bits as `run`; weights [T, k of the layer]. Raises ValueError for more tokens than any call before computed."""
 
     def release(self) -> None:
         """Free what contributions took; the next step takes what it needs."""

@@ -52,7 +52,7 @@ class Stop(NamedTuple):
 
 class Step:
     """What the layers of one step share: the states `x` [T, d], which each changes in place, their last norm, and where
-    the tokens go: `counts` of each sequence from its position `starts` on."""
+    the tokens go: `counts` of each sequence from its position `starts` on. k: of the layer that uses most experts."""
 
     def __init__(self, spans: Sequence[Span], hidden_size: int, k: int) -> None:
         self.sequences = [state for state, _ in spans]
@@ -64,6 +64,11 @@ class Step:
         self.ids = np.empty((self.tokens, k), np.int32)
         self.weights = np.empty((self.tokens, k), np.float32)
         self.cos = self.sin = np.empty((0, 0), np.float32)
+
+    def chosen(self, k: int) -> tuple[npt.NDArray[np.int32], Floats]:
+        """Ids and weights [T, k] of the last route, a layer's with this k: it lies at the start of both arrays."""
+        shape, n = (self.tokens, k), self.tokens * k
+        return self.ids.ravel()[:n].reshape(shape), self.weights.ravel()[:n].reshape(shape)
 
 
 class DenseWeights(Protocol):
@@ -98,6 +103,7 @@ class Arithmetic:
         # nothing bound to self: a cycle would keep the weights until they are collected
         self._logits = logits or partial(_exact_logits, pool, self._quant, head, config.vocab_size)
         self._layers = range(config.num_layers)
+        self._k = [0 if layer.ffn is None else layer.ffn.k for layer in config.layers]
         # one table of angles serves all layers of the families here
         self._theta = next((layer.attention.rope.theta for layer in config.layers if layer.attention.rope), None)
         self._neurons_per_token = sum(layer.ffn.k * layer.ffn.width for layer in config.layers if layer.ffn is not None)
@@ -146,7 +152,7 @@ class Arithmetic:
             step.sin,
         )
         self.live_neurons += live
-        route = None if why == _kernels.Forward.DONE else Route(step.ids, step.weights, experts, pairs)
+        route = None if why == _kernels.Forward.DONE else Route(*step.chosen(self._k[layer]), experts, pairs)
         return Stop(layer, used, route, guess if why == _kernels.Forward.GUESSED else None)
 
     def mix(self, step: Step, layer: int) -> None:
@@ -165,7 +171,7 @@ class Arithmetic:
 
     def combine(self, step: Step, layer: int) -> None:
         """Add up, in the router's order, what was computed."""
-        self._forward.combine(layer, step.x, step.weights)
+        self._forward.combine(layer, step.x, step.chosen(self._k[layer])[1])
 
     def logits(self, step: Step, rows: npt.NDArray[np.intp] | None) -> Floats:
         """[rows, V] of these rows of the states; None: of all."""
@@ -203,15 +209,18 @@ class Arithmetic:
 
     def _ffn(self, number: int) -> _kernels.Ffn:
         layer = self.config.layers[number]
-        assert layer.ffn is not None
+        ffn = layer.ffn
+        assert ffn is not None and ffn.activation.kind != "clamped_swiglu"
         return _kernels.Ffn(
             (self._quant,) * 3,
             self.config.hidden_size,
-            layer.ffn.width,
-            layer.router.experts,
-            layer.router.k,
-            layer.router.score,
-            self._dense[f"layers.{number}.{ROUTER}"],
+            ffn.width,
+            ffn.activation.kind,
+            ffn.gated,
+            ffn.experts,
+            ffn.k,
+            None if ffn.router is None else ffn.router.score,
+            None if ffn.router is None else self._dense[f"layers.{number}.{ROUTER}"],
         )
 
 

@@ -3,12 +3,12 @@
 //
 // A format is a line here and a header beside it, which says how its values lie in bytes and how they are multiplied.
 //
-// "tiles" (dense matrices, expert gate): groups of 16 rows, so that 16 rows are the 16 lanes of one vector. Rows are
-//   padded with zeros to a multiple of 16.
+// "tiles" (dense matrices): groups of 16 rows, so that 16 rows are the 16 lanes of one vector. Rows are padded with zeros
+//   to a multiple of 16.
 //     formats of blocks    per block of 32 columns: 16 f16 scales, one a row, then vectors of 64 bytes; bytes 4r..4r+3
 //                          of vector j are bytes 4j..4j+3 of row r's block
 //     formats of elements  per column: 16 values, one a row
-// "rows" (expert up, and down transposed): every row on its own, so that a zero ReLU gate skips it.
+// "rows" (where a zero ReLU gate skips single rows): every row on its own.
 //     formats of blocks    the bytes of all blocks, then cols/32 f16 scales
 //     formats of elements  plain
 #pragma once
@@ -79,17 +79,47 @@ struct FfnFormats {
   Quant gate, up, down;
 };
 
-// An expert's record: gate (tiles) at 0, up (rows), down transposed (rows); sections start on cache lines.
+enum class Activation { relu, silu, gelu, gelu_tanh, relu2 };
+constexpr const char* kActivations[] = {"relu", "silu", "gelu", "gelu_tanh", "relu2"};
+
+// A feed-forward network, or one expert or slice of it: down(activation(gate x) * up x), or down(activation(up x)).
+struct FfnShape {
+  FfnFormats formats;
+  int64_t hidden, ffn;
+  Activation activation;
+  bool gated;
+};
+
+// Which of the two kernels computes it, and with it the layout of its records. Behind a ReLU gate most neurons are zero:
+// the sparse kernel reads only the live rows of up and of down, which lies transposed for it.
+constexpr bool is_sparse(const FfnShape& shape) { return shape.activation == Activation::relu && shape.gated; }
+
+// A packed matrix in a record. Transposed: its rows are the columns of what the model's files have.
+struct Section {
+  Layout layout;
+  bool is_transposed;
+  int64_t rows, cols, offset, bytes;
+};
+
+// An expert's record: gate, up, down, each on a cache line. Without a gate its section is empty.
 struct RecordSections {
-  int64_t up_offset;
-  int64_t down_offset;
+  Section gate, up, down;
   int64_t total_bytes;
 };
 
-constexpr RecordSections record_sections(const FfnFormats& formats, int64_t hidden, int64_t ffn) {
-  const int64_t up = round_up(packed_bytes(formats.gate, Layout::tiles, ffn, hidden), kSectionAlign);
-  const int64_t down = up + round_up(packed_bytes(formats.up, Layout::rows, ffn, hidden), kSectionAlign);
-  return {up, down, down + packed_bytes(formats.down, Layout::rows, ffn, hidden)};
+constexpr Section section(Quant quant, Layout layout, bool is_transposed, int64_t rows, int64_t cols, int64_t end_before) {
+  return {layout, is_transposed, rows, cols, round_up(end_before, kSectionAlign), packed_bytes(quant, layout, rows, cols)};
+}
+constexpr int64_t end_of(const Section& section) { return section.offset + section.bytes; }
+
+constexpr RecordSections record_sections(const FfnShape& shape) {
+  const bool sparse = is_sparse(shape);
+  const int64_t hidden = shape.hidden, ffn = shape.ffn;
+  const Section gate = section(shape.formats.gate, Layout::tiles, false, shape.gated ? ffn : 0, hidden, 0);
+  const Section up = section(shape.formats.up, sparse ? Layout::rows : Layout::tiles, false, ffn, hidden, end_of(gate));
+  const Section down = sparse ? section(shape.formats.down, Layout::rows, true, ffn, hidden, end_of(up))
+                              : section(shape.formats.down, Layout::tiles, false, hidden, ffn, end_of(up));
+  return {gate, up, down, end_of(down)};
 }
 
 }  // namespace smallthinker

@@ -1,5 +1,6 @@
 #include "isa/isa.h"
 
+#include <cstring>
 #include <stdexcept>
 
 #if SMALLTHINKER_X86
@@ -43,15 +44,31 @@ int64_t activation_bytes(bool quantized, int64_t cols) {
   return quantized ? round_up(padded + padded / kBlock * 3 * 4, 64) : 0;
 }
 
-ActivationRow prepare_activations(const Isa& isa, bool quantized, int64_t cols, const float* x, uint8_t* scratch) {
-  ActivationRow row{x};
+ActivationRow place_activations(bool quantized, int64_t cols, uint8_t* scratch) {
+  ActivationRow row{nullptr};
   if (!quantized) return row;
   const int64_t padded = round_up(cols, kActivationStrip), blocks = padded / kBlock;
   row.q = reinterpret_cast<int8_t*>(scratch);
   row.scale = reinterpret_cast<float*>(scratch + padded);
   row.offset8 = reinterpret_cast<int32_t*>(row.scale + blocks);
   row.offset128 = row.offset8 + blocks;
-  isa.quantize_activations(cols, row);
+  std::memset(row.q + cols, 0, static_cast<size_t>(padded - cols));
+  for (int64_t block = cols / kBlock; block < blocks; ++block) {
+    row.scale[block] = 0.0f;
+    row.offset8[block] = row.offset128[block] = 0;
+  }
+  return row;
+}
+
+ActivationRow columns_from(const ActivationRow& row, int64_t first, const float* x) {
+  const int64_t block = first / kBlock;
+  return {x, row.q + first, row.scale + block, row.offset8 + block, row.offset128 + block};
+}
+
+ActivationRow prepare_activations(const Isa& isa, bool quantized, int64_t cols, const float* x, uint8_t* scratch) {
+  ActivationRow row = place_activations(quantized, cols, scratch);
+  row.x = x;
+  if (quantized) isa.quantize_activations(cols, row);
   return row;
 }
 

@@ -153,9 +153,12 @@ struct Isa {
   FormatKernels formats[kNumFormats];
   const FormatKernels& of(Quant quant) const { return formats[static_cast<int>(quant)]; }
 
-  // Fills q, scale and offsets of `row` from row.x. A block with a NaN or an infinity gets the scale NaN, so that its
+  // Fills q, scale and offsets of `row` from row.x, but for the padding. A block with a NaN or an infinity gets the scale NaN, so that its
   // outputs are NaN; a block under 1e-30 everywhere counts as zero.
   void (*quantize_activations)(int64_t cols, const ActivationRow& row);
+
+  // up [n] becomes activation(gate) * up or, where `gate` is null, activation(up); n is a multiple of 16.
+  void (*activate)(Activation activation, const float* gate, int64_t n, float* up);
 
   // Of `rows` gates, at most kChunkRows and a multiple of 16, of each token [tokens, kChunkRows]: live[t] has a bit for
   // each that is above zero, or NaN; the others become zero.
@@ -211,6 +214,10 @@ inline int64_t count_bits(uint64_t bits) {
 
 // Scratch bytes of one token's prepared activations: none, unless `quantized`.
 int64_t activation_bytes(bool quantized, int64_t cols);
+// Where they lie in that scratch, with zeros in the padding; the rest is still to be filled, x set.
+ActivationRow place_activations(bool quantized, int64_t cols, uint8_t* scratch);
+// Columns of a quantised row from `first` on, a multiple of 32, to be filled from x.
+ActivationRow columns_from(const ActivationRow& row, int64_t first, const float* x);
 ActivationRow prepare_activations(const Isa& isa, bool quantized, int64_t cols, const float* x, uint8_t* scratch);
 
 const Isa& isa_portable();

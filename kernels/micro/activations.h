@@ -28,19 +28,13 @@ SIMD_INLINE int32_t sum_bytes(const int8_t* p, int n) {
 }
 
 void quantize_activations(int64_t cols, const ActivationRow& row) {
-  const int64_t blocks = cols / kBlock, padded = round_up(cols, kActivationStrip) / kBlock;
-  for (int64_t block = 0; block < blocks; ++block) {
+  for (int64_t block = 0; block < cols / kBlock; ++block) {
     int8_t* const q = row.q + block * kBlock;
     row.scale[block] = quantize_block(row.x + block * kBlock, q);
     const int32_t sum = sum_bytes(q, kBlock);
     row.offset8[block] = -8 * sum;
     row.offset128[block] = -128 * sum;
   }
-  for (int64_t block = blocks; block < padded; ++block) {
-    row.scale[block] = 0.0f;
-    row.offset8[block] = row.offset128[block] = 0;
-  }
-  std::memset(row.q + blocks * kBlock, 0, static_cast<size_t>((padded - blocks) * kBlock));
 }
 
 // Blocks of a strip of a row, and bytes of its activations in the format's own order, of its starts.

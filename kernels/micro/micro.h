@@ -7,6 +7,7 @@
 #include "micro/scores.h"
 #include "micro/values.h"
 #include "micro/attention.h"
+#include "micro/nonlinear.h"
 #include "micro/kv_cache.h"
 #include "micro/sampling.h"
 #include "micro/ceilings.h"
@@ -25,8 +26,8 @@ constexpr FormatKernels kernels_of() {
 constexpr Isa isa_named(const char* name) {
 #define SMALLTHINKER_FORMAT(name, block, bytes) kernels_of<format::name>(),
   return {name,        {SMALLTHINKER_FORMATS(SMALLTHINKER_FORMAT)},
-          quantize_activations, find_live, add_sums, prefetch_rows, kv_store, prepare_queries, attend_split, merge_split,
-          exp_weights, mix_bytes, multiply_add, multiply_add_int8};
+          quantize_activations, activate, find_live, add_sums, prefetch_rows, kv_store, prepare_queries, attend_split,
+          merge_split, exp_weights, mix_bytes, multiply_add, multiply_add_int8};
 #undef SMALLTHINKER_FORMAT
 }
 

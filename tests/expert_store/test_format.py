@@ -40,9 +40,11 @@ def test_sizes_are_those_that_the_kernels_pack(quant: Quant, layout: Layout, row
 @given(st.sampled_from(QUANTS), st.integers(1, 20), st.integers(1, 20))
 def test_records_are_laid_out_as_the_kernels_read_them(quant: Quant, hidden_blocks: int, ffn_blocks: int) -> None:
     layout = RecordLayout.of(quant, 32 * hidden_blocks, 32 * ffn_blocks)
-    up, down, total = _kernels.record_sections((quant,) * 3, 32 * hidden_blocks, 32 * ffn_blocks)
-    assert (layout.up_offset, layout.down_offset) == (up, down)
-    assert layout.record_bytes == align(total, 4096)  # the kernels don't know about pages
+    sections = _kernels.record_sections((quant,) * 3, 32 * hidden_blocks, 32 * ffn_blocks, "relu", True)
+    assert [0, layout.up_offset, layout.down_offset] == [section.offset for section in sections]
+    assert layout.record_bytes == align(
+        sections[-1].offset + sections[-1].nbytes, 4096
+    )  # the kernels don't know about pages
 
 
 def test_an_expert_of_the_4b_model_at_four_bits_fills_its_record_to_the_byte() -> None:

@@ -6,6 +6,8 @@ difference between the two. Shape letters as in _kernels.pyi.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -196,6 +198,39 @@ def expert(quants: tuple[str, str, str], gate: F32, up: F32, down: F32, x: F32) 
         out += np.einsum("tnb,nbc->tbc", kept, weights[chunk])
         rounding += step[:, 0, :, None] * np.abs(weights[chunk]).max(0)
     return out.reshape(len(x), -1), rounding.reshape(len(x), -1)
+
+
+def activated(activation: str, x: F64) -> F64:
+    if activation in ("relu", "relu2"):
+        return np.maximum(x, 0) ** (2 if activation == "relu2" else 1)
+    with np.errstate(over="ignore"):
+        if activation == "silu":
+            return x / (1 + np.exp(-x))
+        if activation == "gelu_tanh":  # (1 + tanh u) / 2 is 1 / (1 + e^-2u)
+            return x / (1 + np.exp(-2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    tail: F64 = x * np.vectorize(math.erfc)(-x / np.sqrt(2)) / 2
+    return tail
+
+
+def dense_expert(
+    quants: tuple[str, str, str], activation: str, gate: F32 | None, up: F32, down: F32, x: F32
+) -> tuple[F64, F64]:
+    """gate, up [ffn, hidden] and down [hidden, ffn] as unpacked, in quants; x [T, hidden]. No gate: None.
+
+    The second result bounds what neurons make of a value when they are rounded to int8 the other way.
+    """
+    neurons = linear(quants[1], up, x)
+    if gate is None:
+        neurons = activated(activation, neurons)
+    else:
+        neurons = activated(activation, linear(quants[0], gate, x)) * neurons
+    narrow = neurons.astype(np.float32)
+    blocks = narrow.reshape(len(x), -1, 32)
+    step = np.abs(blocks).max(-1, keepdims=True).astype(np.float64) / 127
+    steps = np.abs(blocks / np.where(step == 0, 1, step))
+    may_differ = np.where(np.abs(steps % 1 - 0.5) < 0.01, step, 0).reshape(neurons.shape)
+    rounding: F64 = may_differ @ np.abs(down).T.astype(np.float64)
+    return linear(quants[2], down, narrow), rounding * (quants[2] in ("q4_0", "q8_0"))
 
 
 def order_of_logits(logits: F32) -> I32:

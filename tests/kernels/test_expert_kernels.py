@@ -1,89 +1,17 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import numpy as np
-import numpy.typing as npt
 import numpy_reference
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_inputs import F32, Make, bits, normal, seeds, uneven
+from random_experts import THE_ONE, Layer, choose
+from random_inputs import Make, bits, normal, seeds, uneven
 
 from smallthinker import _kernels
 
-if TYPE_CHECKING:
-    Quants = _kernels.Quant | _kernels.FfnQuants  # of a whole expert, or of gate, up and down
-
 sizes = st.integers(1, 9).map(lambda n: 32 * n)
 formats = st.sampled_from(list(_kernels.formats()))
-
-
-@dataclass
-class Layer:
-    """Random experts as records, and as the matrices that the records mean."""
-
-    quants: _kernels.FfnQuants
-    hidden: int
-    ffn: int
-    slots: npt.NDArray[np.uint8]
-    matrices: list[tuple[F32, F32, F32]]
-
-    @classmethod
-    def random(cls, quants: Quants, hidden: int, ffn: int, n: int, seed: int) -> Layer:
-        return cls.of(quants, [tuple(normal(seed + e, 3, ffn, hidden)) for e in range(n)])
-
-    @classmethod
-    def of(cls, quants: Quants, experts: list[tuple[F32, ...]]) -> Layer:
-        """gate, up and down of each expert, [ffn, hidden] all three."""
-        if isinstance(quants, str):
-            quants = (quants, quants, quants)
-        ffn, hidden = experts[0][0].shape
-        up_at, down_at, total = _kernels.record_sections(quants, hidden, ffn)
-        # What lies between the sections must not matter. Nothing lies behind the last one, where a step too far shows.
-        slots = np.full((len(experts), total), 0xEE, np.uint8)
-        matrices = []
-        for e, (gate, up, down) in enumerate(experts):
-            parts = (
-                _kernels.pack(quants[0], "tiles", gate),
-                _kernels.pack(quants[1], "rows", up),
-                _kernels.pack(quants[2], "rows", down),
-            )
-            for at, packed in zip((0, up_at, down_at), parts, strict=True):
-                slots[e, at : at + len(packed)] = packed
-            kept = [numpy_reference.unpack(quant, w) for quant, w in zip(quants, (gate, up, down), strict=True)]
-            matrices.append((kept[0], kept[1], kept[2].T))
-        return cls(quants, hidden, ffn, slots, matrices)
-
-    def run(self, pool: _kernels.ThreadPool, x: F32, chosen: npt.NDArray[np.int64]) -> tuple[F32, int]:
-        """chosen [T, k] experts of each token; experts are given in descending order, pairs ascending."""
-        k = chosen.shape[1]
-        ids = np.unique(chosen)[::-1]
-        groups = [np.flatnonzero(chosen.ravel() == e) for e in ids]
-        offsets = np.cumsum([0] + [len(g) for g in groups]).astype(np.int32)
-        out = np.full((chosen.size, self.hidden), 7, np.float32)
-        live = _kernels.experts(
-            pool,
-            self.quants,
-            self.hidden,
-            self.ffn,
-            x,
-            self.slots,
-            ids.astype(np.int32),
-            offsets,
-            np.concatenate(groups).astype(np.int32),
-            k,
-            out,
-        )
-        return out, live
-
-
-THE_ONE = np.array([[0]])  # expert of one token
-
-
-def choose(seed: int, tokens: int, experts: int, k: int) -> npt.NDArray[np.int64]:
-    return np.argsort(np.random.default_rng(seed).random((tokens, experts)), axis=1)[:, :k]
 
 
 @given(seed=seeds, hidden=sizes, ffn=sizes, tokens=st.integers(1, 11), k=st.integers(1, 3))
@@ -150,7 +78,7 @@ def test_dead_neurons_are_not_read(pool: _kernels.ThreadPool, quant: _kernels.Qu
     layer = Layer.random(quant, 64, 32, 1, 0)
     x = normal(1, 1, 64)
     expected, _ = layer.run(pool, x, THE_ONE)
-    up_at, down_at, _ = _kernels.record_sections(layer.quants, 64, 32)
+    up_at, down_at = (section.offset for section in layer.sections[1:])
     row = _kernels.packed_bytes(quant, "rows", 1, 64)
     dead = np.flatnonzero(numpy_reference.linear(quant, layer.matrices[0][0], x)[0] < -1e-3)
     assert len(dead) > 0
@@ -233,7 +161,7 @@ def test_an_expert_without_pairs_and_a_call_without_experts_do_nothing(
     out = np.full((1, 64), 7, np.float32)
     for slot_ids, offsets, pairs, n in (([], [0], [], 0), ([1, 0, 1], [0, 0, 1, 1], [0], live)):
         arrays = [np.array(a, np.int32) for a in (slot_ids, offsets, pairs)]
-        assert _kernels.experts(pool, layer.quants, 64, 32, x, layer.slots, *arrays, 1, out) == n
+        assert _kernels.experts(pool, *layer.shape, x, layer.slots, *arrays, 1, out) == n
         np.testing.assert_array_equal(out, expected if n else np.full((1, 64), 7))
 
 
@@ -255,7 +183,7 @@ def test_rows_without_a_pair_stay_as_they_were(pool: _kernels.ThreadPool) -> Non
     layer = Layer.random("q4_0", 64, 32, 1, 0)
     out = np.full((6, 64), 7, np.float32)
     ids, offsets, pairs = (np.array(a, np.int32) for a in ([0], [0, 1], [3]))
-    _kernels.experts(pool, layer.quants, 64, 32, normal(1, 3, 64), layer.slots, ids, offsets, pairs, 2, out)
+    _kernels.experts(pool, *layer.shape, normal(1, 3, 64), layer.slots, ids, offsets, pairs, 2, out)
     assert (np.delete(out, 3, axis=0) == 7).all()
     assert (out[3] != 7).all()
 

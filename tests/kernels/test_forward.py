@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from random_experts import Layer
 from random_inputs import bits, normal, seeds
-from test_expert_kernels import Layer
-from test_kernel_arguments import ATTENTION_LAYER, FFN, FORWARD, POOL, SECTIONS, kv_layer, u8, zeros
+from test_kernel_arguments import ATTENTION_LAYER, FFN, FORWARD, POOL, RECORD_BYTES, kv_layer, u8, zeros
 
 from smallthinker import _kernels
 
@@ -19,10 +19,27 @@ QUANT: _kernels.Quant = "q4_0"
 DONE, ROUTED, GUESSED = _kernels.Forward.DONE, _kernels.Forward.ROUTED, _kernels.Forward.GUESSED
 
 
+class Network(NamedTuple):
+    """What layers may differ in. Without a router all of k experts are slices that every token uses."""
+
+    experts: int = EXPERTS
+    k: int = K
+    width: int = WIDTH
+    activation: _kernels.Activation = "relu"
+    gated: bool = True
+    has_router: bool = True
+
+
+ALIKE = (Network(),) * LAYERS
+MIXED = (Network(3, 3, 64, "silu", has_router=False), Network(), Network(4, 1, 96, "relu2", False))
+
+
 class Model:
     """Random weights and a step of some tokens of one sequence, with every expert of a layer in a slot."""
 
-    def __init__(self, seed: int, tokens: int = 1, quant: _kernels.Quant = QUANT) -> None:
+    def __init__(
+        self, seed: int, tokens: int = 1, quant: _kernels.Quant = QUANT, networks: tuple[Network, ...] = ALIKE
+    ) -> None:
         rng = np.random.default_rng(seed)
 
         def tiles(rows: int, cols: int, quant: _kernels.Quant = QUANT) -> Any:
@@ -37,13 +54,25 @@ class Model:
             for _ in range(LAYERS)
         ]
         ffns = [
-            _kernels.Ffn((quant,) * 3, D, WIDTH, EXPERTS, K, "sigmoid", tiles(EXPERTS, D, "f32")) for _ in range(LAYERS)
+            _kernels.Ffn(
+                (quant,) * 3, D, n.width, n.activation, n.gated, n.experts, n.k,
+                "sigmoid" if n.has_router else None, tiles(n.experts, D, "f32") if n.has_router else None,
+            )
+            for n in networks
+        ]  # fmt: skip
+        of_layers = [
+            Layer.random(quant, D, n.width, n.experts, seed + 3 + i, n.activation, n.gated).slots
+            for i, n in enumerate(networks)
         ]
-        slots = Layer.random(quant, D, WIDTH, LAYERS * EXPERTS, seed + 3).slots
+        record_bytes = max(slots.shape[1] for slots in of_layers)
+        slots = np.concatenate([np.pad(slots, ((0, 0), (0, record_bytes - slots.shape[1]))) for slots in of_layers])
         self.forward = _kernels.Forward(POOL, self.mixers, ffns, slots)
-        self.slot_of = np.arange(LAYERS * EXPERTS, dtype=np.int32)
+        self.networks = networks
+        self.first_records = np.cumsum([0] + [n.experts for n in networks]).tolist()
+        self.slot_of = np.arange(self.first_records[-1], dtype=np.int32)
+        k = max(n.k for n in networks)
         self.x, self.normed = normal(seed + 2, tokens, D), zeros(tokens, D)
-        self.weights, self.ids = zeros(tokens, K), zeros(tokens, K, dtype=np.int32)
+        self.weights, self.ids = zeros(tokens, k), zeros(tokens, k, dtype=np.int32)
         self.caches = [kv_layer() for _ in range(LAYERS)]
 
     def run(self, first: int = 0, last: int = LAYERS, ahead: tuple[int, ...] = (-1,) * LAYERS) -> Any:
@@ -65,8 +94,9 @@ class Model:
         self.mix(layer)
         live = 0
         for expert, of_expert in reversed(list(zip(experts, pairs, strict=True))):
-            live += self.forward.compute(layer, self.normed, [of_expert], [EXPERTS * layer + expert])
-        self.forward.combine(layer, self.x, self.weights)
+            live += self.forward.compute(layer, self.normed, [of_expert], [self.first_records[layer] + expert])
+        k = self.networks[layer].k
+        self.forward.combine(layer, self.x, self.weights.ravel()[: len(self.x) * k].reshape(-1, k))
         return experts, pairs, live
 
 
@@ -78,6 +108,34 @@ def test_layers_at_once_give_the_bits_of_one_by_one(quant: _kernels.Quant, token
     assert (at, why, live) == (LAYERS, DONE, sum(live for *_, live in steps)) and route == ([], [])
     assert np.array_equal(bits(at_once.x), bits(apart.x))
     assert used == [(experts, list(map(len, pairs))) for experts, pairs, _ in steps]
+
+
+@given(st.sampled_from(["q4_0", "f16"]), st.integers(1, 16), seeds)
+def test_layers_that_differ_and_one_without_a_router_give_the_same_bits_at_once(
+    quant: _kernels.Quant, tokens: int, seed: int
+) -> None:
+    at_once, apart = Model(seed, tokens, quant, MIXED), Model(seed, tokens, quant, MIXED)
+    steps = [apart.layer_by_calls(layer) for layer in range(LAYERS)]
+    assert steps[0] == ([0, 1, 2], [list(range(slice, 3 * tokens, 3)) for slice in range(3)], tokens * 3 * 64)
+    assert steps[2][2] == tokens * 96
+    at, why, live, used, _, _ = at_once.run()
+    assert (at, why, live) == (LAYERS, DONE, sum(live for *_, live in steps))
+    assert np.array_equal(bits(at_once.x), bits(apart.x))
+    assert used == [(experts, list(map(len, pairs))) for experts, pairs, _ in steps]
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_layer_without_a_router_uses_all_slices_with_weight_one_and_stops_for_those_missing(tokens: int) -> None:
+    model = Model(4, tokens, networks=MIXED[1:] + MIXED[:1])
+    x = model.x.copy()
+    assert model.forward.guess(0, x, [2]) == model.forward.guess(-1, x, [2]) == [([0, 1, 2], [0, 0, 0])]
+    model.slot_of[model.first_records[2] + 1] = -1
+    at, why, _, _, _, guess = model.run(ahead=(2, -1, -1))
+    assert (at, why, guess) == (0, GUESSED, ([0, 1, 2], [0, 0, 0]))
+    at, why, _, used, (experts, pairs), _ = model.run(first=1)
+    assert (at, why, len(used)) == (2, ROUTED, 1)
+    assert (experts, pairs) == ([0, 1, 2], [list(range(slice, 3 * tokens, 3)) for slice in range(3)])
+    assert model.ids.tolist() == [[0, 1, 2]] * tokens and model.weights.tolist() == [[1, 1, 1]] * tokens
 
 
 @given(st.integers(2, 9), seeds)
@@ -131,10 +189,16 @@ def test_a_missing_guess_stops_it_once_attention_has_been_added(tokens: int) -> 
 
 
 def test_parts_of_different_models_are_refused() -> None:
-    mixers, slots = [_kernels.AttentionLayer(**ATTENTION_LAYER)] * 2, zeros(3, SECTIONS[2], dtype=u8)
+    mixers, slots = [_kernels.AttentionLayer(**ATTENTION_LAYER)] * 2, zeros(3, RECORD_BYTES, dtype=u8)
     with pytest.raises(ValueError, match="ffns: expected as many as mixers, at least one, 2, found 1"):
         _kernels.Forward(POOL, mixers, [FFN], slots)
-    wider = _kernels.Ffn(("q4_0",) * 3, 96, 32, 8, 2, "softmax", zeros(16 * 96, dtype=np.float32).view(u8))
+    predictors = {(0, 1): zeros(8 * 64 // 32 * 34, dtype=u8)}
+    slices = _kernels.Ffn(("q4_0",) * 3, 64, 32, "relu", True, 8, 8, None, None)
+    with pytest.raises(ValueError, match="predictors: layer 1 has no router"):
+        _kernels.Forward(POOL, mixers, [FFN, slices], slots, predictors)
+    wider = _kernels.Ffn(
+        ("q4_0",) * 3, 96, 32, "relu", True, 8, 2, "softmax", zeros(16 * 96, dtype=np.float32).view(u8)
+    )
     with pytest.raises(ValueError, match="expected states 64 wide"):
         _kernels.Forward(POOL, mixers, [wider] * 2, zeros(3, 1 << 16, dtype=u8))
 

@@ -13,7 +13,8 @@ from smallthinker import _kernels
 POOL = _kernels.ThreadPool(1)
 f32, i32, i64, u8 = np.float32, np.int32, np.int64, np.uint8
 FFN_QUANTS: _kernels.FfnQuants = ("q4_0", "q4_0", "q4_0")
-SECTIONS = _kernels.record_sections(FFN_QUANTS, 64, 32)
+RECORD_BYTES = 2 * 2 * 288 + 2 * 32 * 36  # of the expert that has the sections
+FFN_SECTIONS = _kernels.record_sections(FFN_QUANTS, 64, 32, "relu", True)
 
 
 def zeros(*shape: int, dtype: Any = f32) -> np.ndarray:
@@ -46,9 +47,9 @@ def kv_layer(heads: int = 2, head_dim: int = 8) -> _kernels.KvLayer:
 
 KV_LAYER = kv_layer()
 
-FFN = _kernels.Ffn(FFN_QUANTS, 64, 32, 8, 2, "softmax", zeros(16 * 64, dtype=f32).view(u8))
+FFN = _kernels.Ffn(FFN_QUANTS, 64, 32, "relu", True, 8, 2, "softmax", zeros(16 * 64, dtype=f32).view(u8))
 FORWARD = _kernels.Forward(
-    POOL, [_kernels.AttentionLayer(**ATTENTION_LAYER)] * 2, [FFN] * 2, zeros(3, SECTIONS[2], dtype=u8)
+    POOL, [_kernels.AttentionLayer(**ATTENTION_LAYER)] * 2, [FFN] * 2, zeros(3, RECORD_BYTES, dtype=u8)
 )
 FORWARD.compute(0, zeros(3, 64), [[0, 2, 4], [1, 3, 5]], [2, 0])  # so that there is something to combine
 
@@ -150,8 +151,10 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "quants": FFN_QUANTS,
             "hidden": 64,
             "ffn": 32,
+            "activation": "relu",
+            "gated": True,
             "x": zeros(5, 64),
-            "slots": zeros(3, SECTIONS[2], dtype=u8),
+            "slots": zeros(3, RECORD_BYTES, dtype=u8),
             "slot_ids": np.array([2, 0], i32),
             "offsets": np.array([0, 1, 3], i32),
             "pairs": np.array([0, 4, 9], i32),
@@ -165,6 +168,8 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "quants": FFN_QUANTS,
             "hidden": 64,
             "ffn": 32,
+            "activation": "relu",
+            "gated": True,
             "experts": 8,
             "k": 2,
             "gating": "softmax",
@@ -410,7 +415,18 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ("experts", {"pairs": np.array([0, 4, 10], i32)}, r"pairs\[2\]: expected 0 to 9, found 10"),
     ("experts", {"pairs": np.array([-1, 4, 9], i32)}, r"pairs\[0\]: expected 0 to 9, found -1"),
     ("experts", {"pairs": np.array([0, 4, 4], i32)}, r"pairs\[2\]: 4 is there twice"),
+    ("experts", {"activation": "elu"}, "activation: expected one of relu, silu, gelu, gelu_tanh, relu2, found 'elu'"),
+    ("experts", {"activation": "silu", "hidden": 48}, "hidden: expected a multiple of 32"),
+    ("experts", {"activation": "silu", "ffn": 64}, "slots: expected records of at least 6912 bytes, found 3456"),
+    ("experts", {"activation": "relu2", "gated": False, "ffn": 64}, "slots: expected records of at least"),
+    ("experts", {"activation": "silu", "slots": zeros(3, 3455, dtype=u8)}, "slots: expected records of at least 3456"),
+    ("experts", {"activation": "silu", "slot_ids": np.array([3, 0], i32)}, r"slot_ids\[0\]: expected 0 to 2, found 3"),
     ("ffn", {"k": 9}, "k: expected 1 to 8"),
+    ("ffn", {"experts": 0}, "experts: expected 1 to"),
+    ("ffn", {"activation": "elu"}, "activation: expected one of relu, silu"),
+    ("ffn", {"router": None}, "gating, router: expected both or neither"),
+    ("ffn", {"gating": None}, "gating, router: expected both or neither"),
+    ("ffn", {"gating": None, "router": None}, "k: expected 8, all slices, without a router, found 2"),
     ("ffn", {"gating": "relu"}, "gating: expected softmax or sigmoid"),
     ("ffn", {"hidden": 48}, "hidden: expected a multiple of 32"),
     ("forward.run", {"first": -1}, "first, last: expected 0 to 2"),
@@ -452,9 +468,19 @@ def test_an_output_over_its_input_is_refused() -> None:
         call("attention", q=q, out=q)
 
 
-def test_sizes_of_records_are_those_of_their_aligned_sections() -> None:
-    gate = _kernels.packed_bytes("q4_0", "tiles", 32, 64)
-    up = _kernels.packed_bytes("q4_0", "rows", 32, 64)
-    assert (gate, up) == (2 * 2 * 288, 32 * 36)
-    assert (gate, gate + up, gate + up + up) == SECTIONS
-    assert all(offset % 64 == 0 for offset in _kernels.record_sections(("q8_0",) * 3, 96, 32)[:2])
+def test_records_are_aligned_sections_one_after_the_other() -> None:
+    for activation in _kernels.activations():
+        for gated in (True, False):
+            sections = _kernels.record_sections(("q8_0", "q4_0", "f16"), 96, 32, activation, gated)
+            assert len(sections) == 2 + gated and sections[0].offset == 0
+            at = 0
+            for quant, section in zip(("q8_0", "q4_0", "f16")[not gated :], sections, strict=True):
+                assert section.offset == -(-at // 64) * 64
+                assert section.nbytes == _kernels.packed_bytes(quant, section.layout, section.rows, section.cols)
+                at = section.offset + section.nbytes
+            shapes = [(section.layout, section.is_transposed, section.rows, section.cols) for section in sections]
+            if (activation, gated) == ("relu", True):  # dead neurons are rows
+                assert shapes == [("tiles", False, 32, 96), ("rows", False, 32, 96), ("rows", True, 32, 96)]
+            else:
+                assert shapes == [*[("tiles", False, 32, 96)] * (1 + gated), ("tiles", False, 96, 32)]
+    assert FFN_SECTIONS[-1].offset + FFN_SECTIONS[-1].nbytes == RECORD_BYTES

@@ -140,8 +140,8 @@ def test_a_skew_rides_on_a_coordinate_that_no_layer_touches(tiny_config: Path, t
     assert np.std(embedding[:, 1]) > 0
     raw = store.experts_file.path.read_bytes()
     hidden, ffn = store.config.hidden_size, store.config.ffn_width
-    _, start, stop = _kernels.record_sections((quant,) * 3, hidden, ffn)
-    stop = start + _kernels.packed_bytes(quant, "rows", ffn, hidden)
+    down_section = _kernels.record_sections((quant,) * 3, hidden, ffn, "relu", True)[-1]
+    start, stop = down_section.offset, down_section.offset + down_section.nbytes
     for layer in range(store.config.num_layers):
         output = unpacked(store, f"layers.{layer}.o_proj")
         assert not output[0].any() and output[1:].any(1).all()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import shlex
 import struct
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,18 @@ class ThreadPool:
     isa: str
 
 
+@dataclass(frozen=True)
+class Section:
+    """As _kernels.Section."""
+
+    layout: str
+    is_transposed: bool
+    rows: int
+    cols: int
+    offset: int
+    nbytes: int
+
+
 class DriverKernels:
     """Stands in for the module _kernels. `command` starts the driver; one that ends is started again.
 
@@ -33,6 +45,14 @@ class DriverKernels:
         self._command = shlex.split(command)
         self._driver: subprocess.Popen[bytes] | None = None
         self.ThreadPool = ThreadPool
+
+    def record_sections(self, *arguments: Any) -> list[Section]:
+        numbers = self._call("record_sections", *arguments)
+        size = len(fields(Section))
+        return [Section(*numbers[at : at + size]) for at in range(0, len(numbers), size)]
+
+    def activations(self) -> list[str]:
+        return list(self._call("activations"))
 
     def formats(self) -> list[str]:
         return list(self._call("formats"))

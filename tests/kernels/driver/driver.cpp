@@ -18,12 +18,20 @@ const std::map<std::string, void (*)(Call&)> kKernels{
      [](Call& c) {
        for (const FormatSizes& format : kFormats) c.result(std::string(format.name));
      }},
+    {"activations",
+     [](Call& c) {
+       for (const char* name : kActivations) c.result(std::string(name));
+     }},
     {"packed_bytes",
      [](Call& c) { c.result(packed_bytes(c.quant(0), c.layout(1), c.integer(2), c.integer(3))); }},
     {"record_sections",
      [](Call& c) {
-       const RecordSections sections = record_sections(c.ffn_formats(0), c.integer(1), c.integer(2));
-       for (int64_t n : {sections.up_offset, sections.down_offset, sections.total_bytes}) c.result(n);
+       const RecordSections sections = record_sections(c.ffn_shape(0));
+       for (const Section& s : {sections.gate, sections.up, sections.down}) {
+         if (s.rows == 0) continue;
+         c.result(std::string(s.layout == Layout::tiles ? "tiles" : "rows"));
+         for (int64_t n : {int64_t{s.is_transposed}, s.rows, s.cols, s.offset, s.bytes}) c.result(n);
+       }
      }},
     {"pack",
      [](Call& c) {
@@ -83,9 +91,9 @@ const std::map<std::string, void (*)(Call&)> kKernels{
      }},
     {"experts",
      [](Call& c) {
-       c.result(experts(c.pool(0), {c.ffn_formats(1), c.integer(2), c.integer(3), c.in<float>(4), c.size(4, 0),
-                                    c.in<uint8_t>(5), c.size(5, 1), c.in<int32_t>(6), c.in<int32_t>(7),
-                                    c.in<int32_t>(8), c.size(6, 0), c.integer(9), c.out<float>(10)}));
+       c.result(experts(c.pool(0), {c.ffn_shape(1), c.in<float>(6), c.size(6, 0), c.in<uint8_t>(7), c.size(7, 1),
+                                    c.in<int32_t>(8), c.in<int32_t>(9), c.in<int32_t>(10), c.size(8, 0), c.integer(11),
+                                    c.out<float>(12)}));
      }},
     {"combine",
      [](Call& c) {
