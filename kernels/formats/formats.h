@@ -3,8 +3,8 @@
 //
 // A format is a line here and a header beside it, which says how its values lie in bytes and how they are multiplied.
 //
-// "tiles" (dense matrices): groups of 16 rows, so that 16 rows are the 16 lanes of one vector. Rows are padded with zeros
-//   to a multiple of 16.
+// "tiles" (where all rows are used): groups of 16 rows, so that 16 rows are the 16 lanes of one vector. Rows are padded with
+//   zeros to a multiple of 16.
 //     formats of blocks    per block of 32 columns: 16 f16 scales, one a row, then vectors of 64 bytes; bytes 4r..4r+3
 //                          of vector j are bytes 4j..4j+3 of row r's block
 //     formats of elements  per column: 16 values, one a row
