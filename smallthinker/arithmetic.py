@@ -22,6 +22,7 @@ from smallthinker.expert_store.format import Quant
 from smallthinker.models.description import Model
 from smallthinker.models.tensors import ROUTER
 from smallthinker.router.predictor import Matrices
+from smallthinker.supported import check_supported
 
 Floats = npt.NDArray[np.float32]
 
@@ -84,7 +85,8 @@ class DenseWeights(Protocol):
 
 class Arithmetic:
     """Of one model. slots: uint8 [n, record_bytes], the experts' memory. predictor: what guesses later layers' experts
-    better than their own routers do. logits: instead of the exact head, of normed states [T, d] -> [T, V].
+    better than their own routers do. logits: instead of the exact head, of normed states [T, d] -> [T, V]. Raises
+    ConfigError, naming the field, for a description that no kernel computes.
     `live_neurons` of `neurons` had to be computed so far; ReLU made the others zero."""
 
     def __init__(
@@ -96,6 +98,7 @@ class Arithmetic:
         logits: Callable[[Floats], Floats] | None = None,
     ) -> None:
         config = store.config
+        check_supported(config)
         self.config, self.pool, self._quant = config, pool, store.quant
         self.live_neurons = self.neurons = 0
         self._dense: dict[str, npt.NDArray[Any]] = {name: store.dense(name) for name in store.dense_names()}
@@ -104,7 +107,7 @@ class Arithmetic:
         self._logits = logits or partial(_exact_logits, pool, self._quant, head, config.vocab_size)
         self._layers = range(config.num_layers)
         self._k = [0 if layer.ffn is None else layer.ffn.k for layer in config.layers]
-        # one table of angles serves all layers of the families here
+        # one table of angles serves all layers: check_supported
         self._theta = next((layer.attention.rope.theta for layer in config.layers if layer.attention.rope), None)
         self._neurons_per_token = sum(layer.ffn.k * layer.ffn.width for layer in config.layers if layer.ffn is not None)
         self._mixers = [self._attention_layer(layer) for layer in self._layers]

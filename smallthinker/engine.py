@@ -53,6 +53,7 @@ from smallthinker.options import EngineChanges, EngineOptions
 from smallthinker.profile import Clocks, Stopwatch, kernel_times
 from smallthinker.router.look_ahead import LookAhead
 from smallthinker.router.predictor import find_predictor
+from smallthinker.supported import check_supported
 from smallthinker.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Engine:
         with ExitStack() as resources:
             store = resources.enter_context(Store.open(path))
             self.store, self.config = store, store.config
+            check_supported(store.config)
             SequenceShape.of(store.config, 1, 1, options.kv)  # what the model can't have is refused here
             self.tokenizer = Tokenizer(store.path, store.config.vocab_size)
             resident = host.resident_bytes()
