@@ -1,6 +1,7 @@
 """How many connections there may be, and how long each may keep the server waiting.
 
-Uvicorn waits without end for a request's first bytes, and for a client that reads nothing of its answer. Knows nothing
+Uvicorn waits without end for a request's first bytes, and for a client that reads nothing of its answer; and where it
+refuses a request that is still being sent, it closes at once, and the client gets a reset for an answer. Knows nothing
 about what is asked; a body's time is `body`'s, an answer's `scheduler`'s.
 """
 
@@ -12,12 +13,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from smallthinker.server.settings import Limits
 
 # For stores, saved conversations and libraries, and for connections that were accepted before others were closed.
 _OTHER_FILES = 128
+# So long a client that was refused within its request may go on sending, unheard, until it comes to read the refusal.
+_LINGER_SEC = 5.0
 
 
 class Connections:
@@ -59,8 +63,27 @@ class Connections:
         self._idle.pop(connection, None)
 
 
+class _Transport:
+    """A connection's transport, closed as the connection says."""
+
+    def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
+        self._transport, self._connection = transport, connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        if not self._connection.linger():
+            self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._connection.lingers or self._transport.is_closing()
+
+
 class Connection(H11Protocol):
     """One connection. Idle: no request is under way on it; then one has to come within `Limits.idle_sec`, whole."""
+
+    lingers = False
 
     def __init__(self, *args: Any, connections: Connections, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -70,13 +93,15 @@ class Connection(H11Protocol):
         self._ahead = bytearray()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(_Transport(transport, self))  # type: ignore[arg-type]  # it has all that is used
         _ask_whether_it_is_there(transport.get_extra_info("socket"))
         transport.set_write_buffer_limits(high=0)  # so that pause_writing tells of anything that isn't taken
         self._all.opened(self)
         self._note_state()
 
     def data_received(self, data: bytes) -> None:
+        if self.lingers:
+            return
         if self._is_asked():
             self._ahead += data  # the next request, too early
             if len(self._ahead) > self._limits.body_bytes:
@@ -91,6 +116,17 @@ class Connection(H11Protocol):
         if self._ahead and not self.transport.is_closing():
             data, self._ahead = bytes(self._ahead), bytearray()
             self.data_received(data)
+
+    def linger(self) -> bool:
+        """Instead of closing: end what is sent, and let the client end. Not where its request has come whole, and not
+        twice; closing with bytes unread would reset the connection, and destroy an answer that hasn't been read."""
+        if self.lingers or self.conn.their_state not in (h11.SEND_BODY, h11.ERROR):
+            return False
+        self.lingers = True
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self._timers["lingering"] = self.loop.call_later(_LINGER_SEC, self.transport.close)
+        return True
 
     def eof_received(self) -> None:
         """A client that has said its last word waits for no answer; what it has been given, it may still read."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import socket
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -12,7 +13,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from running import NAME, Running, serving
+from running import NAME, PATIENCE_SEC, Running, eventually, is_idle, serving
 
 from smallthinker import LLM
 from smallthinker.server.body import parse
@@ -230,10 +231,36 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(demo: LLM) -> Non
             for _ in range(200):
                 yield b" " * 100
 
-        with contextlib.suppress(httpx.TransportError):  # it may be refused while it is still being sent
-            assert httpx.post(url, content=chunks()).status_code == 413  # no length given
+        assert httpx.post(url, content=chunks()).status_code == 413  # no length given
         fine = {"model": NAME, "prompt": "x" * 500, "max_tokens": 1}
         assert httpx.post(url, json=fine).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9000000\r\n\r\n", 413),
+        (b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n2000\r\n", 413),
+        (b"POST /v1/nothing HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9000000\r\n\r\n", 404),
+        (b"PUT /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9000000\r\n\r\n", 405),
+        (b"POST /v1/completions HTTP/1.1\r\nhost: elsewhere\r\ncontent-length: 9000000\r\n\r\n", 403),
+        (b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n", 400),
+    ],
+)
+def test_a_client_that_is_refused_while_it_sends_can_read_why(demo: LLM, head: bytes, status: int) -> None:
+    with serving(demo, Settings(limits=Limits(body_bytes=1000))) as running:
+        at = urlsplit(running.url)
+        with socket.create_connection((at.hostname, at.port)) as connection:
+            connection.sendall(head + b" " * 2000)
+            assert select.select([connection], [], [], PATIENCE_SEC)[0]
+            for _ in range(60):  # it is refused by now, and hasn't noticed
+                connection.sendall(b" " * 100_000)
+            connection.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        _, _, body = answer.partition(b"\r\n\r\n")
+        assert body
+        eventually(lambda: is_idle(running))
 
 
 def test_all_bodies_together_are_bounded(demo: LLM) -> None:
