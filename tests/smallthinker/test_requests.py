@@ -55,7 +55,7 @@ def test_an_option_of_another_kind_is_refused_by_name(llm: LLM, name: str, value
     "prompt",
     [b"x", bytearray(b"x"), None, 5, True, {"role": "user"}, [1, 2], (1, 2), np.arange(3), {1}, ["x"], [HELLO, "x"], [],
      "", "\udcff", iter([HELLO])],
-    ids=repr,
+    ids=lambda prompt: "iterator" if isinstance(prompt, Iterator) else repr(prompt),
 )  # fmt: skip
 def test_a_prompt_is_text_or_messages(llm: LLM, prompt: Any) -> None:
     with pytest.raises(RequestError, match=r"^(prompt|messages)"):
