@@ -21,7 +21,7 @@ import numpy as np
 from smallthinker import GenerationParams
 from smallthinker.benchmark.environment import machine
 from smallthinker.engine import Engine
-from smallthinker.scheduler import Scheduler
+from smallthinker.generation.scheduler import Scheduler
 
 
 def run(engine: Engine, prompts: list[list[int]], tokens: int, together: bool) -> dict[str, Any]:

@@ -19,8 +19,8 @@ import numpy as np
 
 from smallthinker import _kernels, host
 from smallthinker.benchmark.environment import machine
-from smallthinker.sampling import Sampler
-from smallthinker.sampling_params import SamplingParams
+from smallthinker.generation.sampling import Sampler
+from smallthinker.generation.sampling_params import SamplingParams
 
 SETTINGS = {
     "default": SamplingParams(seed=0),

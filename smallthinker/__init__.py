@@ -25,28 +25,28 @@ if not (_HERE / "router").is_dir():
 if TYPE_CHECKING:
     from smallthinker.async_llm import AsyncLLM, AsyncTextStream
     from smallthinker.errors import QueueFullError, SmallThinkerError
-    from smallthinker.generation import Completion, Finished, GenerationParams, Token, TokenLogprobs
+    from smallthinker.generation.answer import Completion, Finished, GenerationParams, Token, TokenLogprobs
+    from smallthinker.generation.request import Request
+    from smallthinker.generation.scheduler import Scheduler, SchedulerStats
     from smallthinker.llm import LLM, TextStream
     from smallthinker.options import EngineOptions
-    from smallthinker.request import Request
-    from smallthinker.scheduler import Scheduler, SchedulerStats
 
 _EXPORTS = {
     "LLM": "smallthinker.llm",
     "AsyncLLM": "smallthinker.async_llm",
     "AsyncTextStream": "smallthinker.async_llm",
-    "Completion": "smallthinker.generation",
+    "Completion": "smallthinker.generation.answer",
     "EngineOptions": "smallthinker.options",
-    "Finished": "smallthinker.generation",
-    "GenerationParams": "smallthinker.generation",
+    "Finished": "smallthinker.generation.answer",
+    "GenerationParams": "smallthinker.generation.answer",
     "QueueFullError": "smallthinker.errors",
-    "Request": "smallthinker.request",
-    "Scheduler": "smallthinker.scheduler",
-    "SchedulerStats": "smallthinker.scheduler",
+    "Request": "smallthinker.generation.request",
+    "Scheduler": "smallthinker.generation.scheduler",
+    "SchedulerStats": "smallthinker.generation.scheduler",
     "SmallThinkerError": "smallthinker.errors",
     "TextStream": "smallthinker.llm",
-    "Token": "smallthinker.generation",
-    "TokenLogprobs": "smallthinker.generation",
+    "Token": "smallthinker.generation.answer",
+    "TokenLogprobs": "smallthinker.generation.answer",
 }
 
 __all__ = [

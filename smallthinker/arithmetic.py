@@ -20,9 +20,9 @@ from smallthinker import _kernels
 from smallthinker.cache.sequence_state import SequenceState
 from smallthinker.expert_store.format import Quant
 from smallthinker.models.description import Model
+from smallthinker.models.supported import check_supported
 from smallthinker.models.tensors import ROUTER
 from smallthinker.router.predictor import Matrices
-from smallthinker.supported import check_supported
 
 Floats = npt.NDArray[np.float32]
 

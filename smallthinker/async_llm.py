@@ -10,11 +10,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from smallthinker.generation import Completion
+from smallthinker.generation.answer import Completion
+from smallthinker.generation.request import Request
 from smallthinker.llm import LLM, CallOptions, Prompt
 from smallthinker.options import EngineChanges, EngineOptions
-from smallthinker.request import Request
-from smallthinker.tokenizer import Message
+from smallthinker.text.tokenizer import Message
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

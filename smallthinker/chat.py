@@ -16,7 +16,7 @@ from smallthinker.errors import ContextLengthError, SmallThinkerError, one_line
 from smallthinker.files import write_whole
 from smallthinker.llm import LLM, Options
 from smallthinker.terminal import answer_stream, read_input
-from smallthinker.tokenizer import Message
+from smallthinker.text.tokenizer import Message
 
 HELP = """\
 /help        this list

@@ -40,6 +40,7 @@ from smallthinker.forward import ForwardPass, Observers, never
 from smallthinker.host.memory_watch import MemoryWatch
 from smallthinker.huge_pages import HugePages
 from smallthinker.lossy_head import HeadPredictor, LossyHead
+from smallthinker.measures.profile import Clocks, Stopwatch, kernel_times
 from smallthinker.memory_plan import (
     CHUNKS,
     MIB,
@@ -49,12 +50,11 @@ from smallthinker.memory_plan import (
     plan_process,
     slots_at,
 )
+from smallthinker.models.supported import check_supported
 from smallthinker.options import EngineChanges, EngineOptions
-from smallthinker.profile import Clocks, Stopwatch, kernel_times
 from smallthinker.router.look_ahead import LookAhead
 from smallthinker.router.predictor import find_predictor
-from smallthinker.supported import check_supported
-from smallthinker.tokenizer import Tokenizer
+from smallthinker.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -19,14 +19,14 @@ from smallthinker.arguments import is_list, refuse, token_ids
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
 from smallthinker.expert_store.device.storage_profile import StorageProfile
-from smallthinker.generation import Completion, GenerationParams, LogitsProcessor
+from smallthinker.generation.answer import Completion, GenerationParams, LogitsProcessor
+from smallthinker.generation.request import Request
+from smallthinker.generation.scheduler import Scheduler
 from smallthinker.memory_plan import MemoryPlan
-from smallthinker.messages import plain_messages
 from smallthinker.models.description import Model
 from smallthinker.options import EngineChanges, EngineOptions
-from smallthinker.request import Request
-from smallthinker.scheduler import Scheduler
-from smallthinker.tokenizer import Message, Tokenizer
+from smallthinker.text.messages import plain_messages
+from smallthinker.text.tokenizer import Message, Tokenizer
 
 # The collector may drop an LLM on a thread that holds a lock which the LLM's own needs to end: the longest to wait.
 _DROPPED_SEC = 5.0
@@ -106,8 +106,8 @@ class LLM:
     >>> with LLM(memory="1GiB") as llm:
     ...     print(llm.generate("Once upon a time", max_tokens=50).text)
 
-    A prompt is text, or messages as in OpenAI's API ({"role": ..., "content": ...}; see smallthinker.messages), which
-    the model's chat template turns into text. Names of special tokens (`<|im_end|>`) in either are plain text; only a
+    A prompt is text, or messages as in OpenAI's API ({"role": ..., "content": ...}; see smallthinker.text.messages),
+    which the model's chat template turns into text. Names of special tokens (`<|im_end|>`) in either are plain text; only a
     template's own stand for tokens, and those of a text with `special_tokens=True`.
     Everything may be called from any thread: answers that are asked for at the same time wait for each other. Not in a
     process that was forked from the one that loaded it: threads don't come along, and ForkedError says so.

@@ -22,9 +22,9 @@ import llm
 from pydantic import Field
 
 if TYPE_CHECKING:
-    from smallthinker.generation import Completion
+    from smallthinker.generation.answer import Completion
     from smallthinker.llm import LLM, TextStream
-    from smallthinker.tokenizer import Message
+    from smallthinker.text.tokenizer import Message
 
 MODELS_VARIABLE = "SMALLTHINKER_MODELS"
 _STORE_FILES = ("config.json", "experts.safetensors")

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from smallthinker import _kernels
 from smallthinker.errors import CheckpointError, RequestError
+from smallthinker.measures.profile import Stopwatch
 from smallthinker.models.description import Model
-from smallthinker.profile import Stopwatch
 
 DEFAULT_THRESHOLD = 0.0
 FEWEST_ROWS = 64

@@ -25,7 +25,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # torch's threads spin while they wait for each other: beside a load on all cores, seconds become half an hour.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-sys.path.insert(0, str(Path(__file__).parent))  # tests/models.py, for tests in every room
+sys.path.insert(0, str(Path(__file__).parent))  # tests/tiny_models.py, for tests in every room
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,7 +43,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def hybrid_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A q4_0 store of a tiny model of the 21B's kind."""
-    from models import HYBRID_ATTENTION, make_store, tiny_config
+    from tiny_models import HYBRID_ATTENTION, make_store, tiny_config
 
     return make_store(tiny_config(**HYBRID_ATTENTION), tmp_path_factory.mktemp("hybrid"), "q4_0")[0]
 

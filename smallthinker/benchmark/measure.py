@@ -14,14 +14,14 @@ from typing import Any
 
 from smallthinker import host
 from smallthinker.benchmark.matrix import STARTS, BenchAnswer
+from smallthinker.calibration.tracing import record
 from smallthinker.engine import Engine
 from smallthinker.errors import SmallThinkerError
 from smallthinker.expert_store.device.storage_profile import StorageProfile
+from smallthinker.measures.profile import Clocks, Stopwatch
+from smallthinker.measures.roofline import Phase
 from smallthinker.options import EngineOptions
-from smallthinker.profile import Clocks, Stopwatch
-from smallthinker.roofline import Phase
 from smallthinker.router.trace import save_trace
-from smallthinker.tracing import record
 
 Row = dict[str, Any]
 

@@ -19,7 +19,7 @@ from smallthinker.expert_store.device.storage_profile import StorageProfile, loa
 from smallthinker.expert_store.store import Store
 from smallthinker.memory_plan import parse_size
 from smallthinker.options import EngineOptions
-from smallthinker.tokenizer import Tokenizer
+from smallthinker.text.tokenizer import Tokenizer
 
 _MOST = 1 << 20  # of tokens and repeats: more is a slip of the finger
 

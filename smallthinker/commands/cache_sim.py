@@ -30,8 +30,8 @@ def add(commands: Commands) -> None:
 def handle(args: argparse.Namespace) -> int:
     from smallthinker.cache.policies import POLICIES
     from smallthinker.cache.replay import replay
+    from smallthinker.diagnosis.inspection import replay_facts, replay_text
     from smallthinker.errors import RequestError
-    from smallthinker.inspection import replay_facts, replay_text
     from smallthinker.memory_plan import parse_size
     from smallthinker.router.trace import load_trace
 

@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
 def handle(args: argparse.Namespace) -> int:
     # torch's threads spin while they wait for each other: on a busy machine, seconds of work then take half an hour
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from smallthinker.calibration import calibrate
+    from smallthinker.calibration.calibrate import calibrate
     from smallthinker.expert_store.format import PREDICTOR_FILE
     from smallthinker.files import is_there
 

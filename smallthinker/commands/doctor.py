@@ -28,8 +28,8 @@ def add(commands: Commands) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
-    from smallthinker.doctor import diagnose
-    from smallthinker.doctor_report import diagnosis_text, report_block
+    from smallthinker.diagnosis.doctor import diagnose
+    from smallthinker.diagnosis.report import diagnosis_text, report_block
 
     facts = diagnose(args.path)
     print(json.dumps(facts | {"report": report_block(facts)}) if args.json else diagnosis_text(facts))

@@ -71,7 +71,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _perplexity(args: argparse.Namespace) -> int:
-    from smallthinker.evaluation import perplexity
+    from smallthinker.evaluation.evaluate import perplexity
     from smallthinker.llm import DEMO_STORE
 
     text, options = read_text(args.text), engine_options(args)
@@ -84,7 +84,7 @@ def _perplexity(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from smallthinker.evaluation import compare
+    from smallthinker.evaluation.evaluate import compare
     from smallthinker.llm import DEMO_STORE
 
     text, options = read_text(args.text), engine_options(args)

@@ -21,9 +21,9 @@ def add(commands: Commands) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
+    from smallthinker.diagnosis.inspection import inspection_text
     from smallthinker.expert_store.inspect import describe
     from smallthinker.expert_store.store import Store
-    from smallthinker.inspection import inspection_text
     from smallthinker.llm import DEMO_STORE
 
     with Store.open(args.store or DEMO_STORE) as store:

@@ -168,7 +168,7 @@ def add_kv(group: Group) -> None:
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    from smallthinker.sampling_params import SamplingParams as Defaults
+    from smallthinker.generation.sampling_params import SamplingParams as Defaults
 
     group = parser.add_argument_group("generation")
 

@@ -60,8 +60,8 @@ def add(commands: Commands) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
-    from smallthinker.hub import Hub
-    from smallthinker.pull import Pull
+    from smallthinker.hub.pull import Pull
+    from smallthinker.hub.repository import Hub
 
     pull = Pull(Hub(args.repo, args.revision, args.endpoint), args.store, args.quant, args.force, args.file)
     plan = pull.plan

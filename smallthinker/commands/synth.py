@@ -72,7 +72,7 @@ def handle(args: argparse.Namespace) -> int:
         return 0
     if not args.json:
         print(written_text(facts))
-    from smallthinker.tracing import random_usage, usage_text
+    from smallthinker.calibration.tracing import random_usage, usage_text
 
     try:
         with ProgressBar("measuring", "token") as progress:

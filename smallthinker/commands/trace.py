@@ -37,11 +37,11 @@ def add(commands: Commands) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
+    from smallthinker.calibration.tracing import record, split, usage_text
     from smallthinker.engine import Engine
     from smallthinker.errors import RequestError
     from smallthinker.llm import DEMO_STORE
     from smallthinker.router.trace import save_trace, usage
-    from smallthinker.tracing import record, split, usage_text
 
     if args.tokens is not None and args.tokens < 1:
         raise RequestError(f"--tokens: expected at least 1, found {args.tokens}")

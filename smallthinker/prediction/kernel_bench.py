@@ -19,11 +19,11 @@ from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.cache.sequence_state import SequenceShape, SequenceState
 from smallthinker.expert_store.format import Quant
 from smallthinker.forward import ForwardPass
+from smallthinker.measures.profile import KernelTime, kernel_times
 from smallthinker.models.description import Model
 from smallthinker.prediction.bench_model import RandomModel, WaitingQueue
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.single_calls import attention_sec, ceiling, compression
-from smallthinker.profile import KernelTime, kernel_times
 from smallthinker.router.look_ahead import LookAhead, Trial
 
 _TOKENS_SEC = 0.3  # of decoding with all experts resident; half of it for each other measurement

@@ -13,8 +13,8 @@ from typing import Any, Protocol, TypeVar
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from smallthinker.generation import Completion, Finished, GenerationParams, LogitsProcessor, Token
-from smallthinker.request import Request
+from smallthinker.generation.answer import Completion, Finished, GenerationParams, LogitsProcessor, Token
+from smallthinker.generation.request import Request
 from smallthinker.server.errors import shutting_down, timed_out
 from smallthinker.server.service import Service
 from smallthinker.server.sse import EventStream

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from smallthinker.generation import Completion, Finished, Token
+from smallthinker.generation.answer import Completion, Finished, Token
 from smallthinker.server.answers import PING_SEC, Answers, Asked, respond, unless_gone, with_seeds
 from smallthinker.server.clients import client_of
 from smallthinker.server.constraints import chat_constraint, chosen_functions

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from smallthinker.generation import Completion, Finished, Token, TokenLogprobs
+from smallthinker.generation.answer import Completion, Finished, Token, TokenLogprobs
 from smallthinker.server.answers import Answers, Asked, respond, unless_gone, with_seeds
 from smallthinker.server.clients import client_of
 from smallthinker.server.errors import bad_request, end_of_stream
@@ -22,7 +22,7 @@ from smallthinker.server.schemas import CompletionRequest
 from smallthinker.server.service import Service
 from smallthinker.server.sse import DONE, PING, event
 from smallthinker.server.usage import Usage, timings
-from smallthinker.tokenizer import Tokenizer
+from smallthinker.text.tokenizer import Tokenizer
 
 # The protocol's own, as other servers have it, too.
 DEFAULT_MAX_TOKENS = 16

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker.generation import LogitsProcessor
+from smallthinker.generation.answer import LogitsProcessor
 
 Logits = npt.NDArray[np.float32]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from smallthinker.generation import TokenLogprobs
-from smallthinker.tokenizer import Tokenizer
+from smallthinker.generation.answer import TokenLogprobs
+from smallthinker.text.tokenizer import Tokenizer
 
 # JSON has no -inf; OpenAI's servers give this for what was not among the likeliest.
 _LEAST = -9999.0

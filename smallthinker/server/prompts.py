@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from smallthinker.llm import LLM
-from smallthinker.messages import plain_messages
 from smallthinker.server.errors import bad_request
 from smallthinker.server.output import THINK, THOUGHT
 from smallthinker.server.schemas import Tool
 from smallthinker.server.settings import Limits
 from smallthinker.server.tools import plain_tools, without_template_support
+from smallthinker.text.messages import plain_messages
 
 # A token is rarely longer; a text of more bytes a token of the context is refused before it is encoded.
 _LONGEST_TOKEN_BYTES = 32

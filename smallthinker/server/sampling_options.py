@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from smallthinker.generation import GenerationParams, LogitsProcessor
+from smallthinker.generation.answer import GenerationParams, LogitsProcessor
 from smallthinker.llm import LLM
 from smallthinker.server.errors import bad_request
 from smallthinker.server.grammar import Constraint

@@ -27,7 +27,7 @@ class Strict(BaseModel):
         return {key: value for key, value in given.items() if value is not None or key in known}
 
 
-# Of one message; checked by smallthinker.messages, as those of the Python interface are.
+# Of one message; checked by smallthinker.text.messages, as those of the Python interface are.
 Message = dict[str, Any]
 
 

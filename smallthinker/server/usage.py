@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from smallthinker.generation import Completion
-from smallthinker.stats import GenerationStats
+from smallthinker.generation.answer import Completion
+from smallthinker.generation.stats import GenerationStats
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from models import DENSE_ATTENTION, HYBRID_ATTENTION, tiny_config
+from tiny_models import DENSE_ATTENTION, HYBRID_ATTENTION, tiny_config
 
 from smallthinker.cache.conversations import Conversation, Conversations, shared_prefix
 from smallthinker.cache.sequence_state import SequenceShape, SequenceState

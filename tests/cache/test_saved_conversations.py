@@ -49,7 +49,7 @@ def test_what_makes_room_is_saved_and_comes_back(hybrid_store: Path, tmp_path: P
 
 @pytest.mark.parametrize("kv", ["f16", "q8"])
 def test_every_kind_of_cache_is_saved(hybrid_store: Path, tmp_path: Path, kv: KvKind) -> None:
-    from models import HYBRID_ATTENTION, make_store, tiny_config
+    from tiny_models import HYBRID_ATTENTION, make_store, tiny_config
 
     store, _ = make_store(tiny_config(**HYBRID_ATTENTION, head_dim=32), tmp_path / "wide")
     prompt, folder = RNG.integers(0, 256, 300).tolist(), tmp_path / "kv"
@@ -69,7 +69,7 @@ def test_only_the_owner_may_read_it(hybrid_store: Path, tmp_path: Path) -> None:
 
 
 def test_another_model_s_files_are_left_alone(hybrid_store: Path, tmp_path: Path) -> None:
-    from models import DENSE_ATTENTION, make_store, tiny_config
+    from tiny_models import DENSE_ATTENTION, make_store, tiny_config
 
     other, _ = make_store(tiny_config(**DENSE_ATTENTION), tmp_path / "other")
     folder = tmp_path / "kv"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import HYBRID_ATTENTION, tiny_config
+from tiny_models import HYBRID_ATTENTION, tiny_config
 
 from smallthinker import _kernels
 from smallthinker.cache.kv_ring import KvKind, KvRing

@@ -12,10 +12,10 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
-from models import make_store
-from models import tiny_config as model_config
 from reading import NATIVE, make_slots, opened_keeper, read_all
 from test_hostile_files import join, refused, rewrite, split
+from tiny_models import make_store
+from tiny_models import tiny_config as model_config
 
 from smallthinker.cli import main
 from smallthinker.engine import Engine

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models import make_store, tiny_config
+from tiny_models import make_store, tiny_config
 
 from smallthinker import reference
 from smallthinker.arithmetic import Route

@@ -82,7 +82,7 @@ def test_of_a_file_of_version_2_the_matrices_that_lead_one_layer_on_are_loaded(s
 
 
 def test_a_predictor_of_other_routers_is_refused(store_folder: Path, tmp_path: Path) -> None:
-    from models import HYBRID_ATTENTION, make_store, tiny_config
+    from tiny_models import HYBRID_ATTENTION, make_store, tiny_config
 
     other, _ = make_store(tiny_config(**HYBRID_ATTENTION), tmp_path / "other", "q8_0", seed=9)
     with Store.open(other) as store:
@@ -95,7 +95,7 @@ def test_a_predictor_of_other_routers_is_refused(store_folder: Path, tmp_path: P
 
 
 def test_a_predictor_serves_the_same_model_in_another_format(hybrid_store: Path, tmp_path: Path) -> None:
-    from models import HYBRID_ATTENTION, make_store, tiny_config
+    from tiny_models import HYBRID_ATTENTION, make_store, tiny_config
 
     other, _ = make_store(tiny_config(**HYBRID_ATTENTION), tmp_path / "other", "q8_0")
     folder = Path(shutil.copytree(hybrid_store, tmp_path / "store"))

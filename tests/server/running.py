@@ -21,8 +21,8 @@ from openai import OpenAI
 from starlette.applications import Starlette
 
 from smallthinker import LLM
+from smallthinker.generation.request import Request
 from smallthinker.llm import DEMO_STORE
-from smallthinker.request import Request
 from smallthinker.server.app import create_app
 from smallthinker.server.runner import Server, listen
 from smallthinker.server.service import Service

@@ -21,7 +21,7 @@ import pytest
 from running import MEMORY, NAME, PATIENCE_SEC, Running, eventually, is_idle, serving, with_processor
 
 from smallthinker import LLM
-from smallthinker.generation import GenerationParams
+from smallthinker.generation.answer import GenerationParams
 from smallthinker.server.service import Service
 from smallthinker.server.settings import Settings
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import HYBRID_ATTENTION, make_store, tiny_config
 from queues import ShuffledQueue
+from tiny_models import HYBRID_ATTENTION, make_store, tiny_config
 
 import smallthinker.engine as engine_module
 from smallthinker.cache.kv_ring import KvKind

@@ -20,8 +20,8 @@ from gate import Gate
 
 from smallthinker import LLM, AsyncLLM, _kernels
 from smallthinker.errors import ForkedError
+from smallthinker.generation.request import Request
 from smallthinker.llm import TextStream
-from smallthinker.request import Request
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system doesn't fork"),

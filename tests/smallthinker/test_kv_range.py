@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import HYBRID_ATTENTION, random_reference, tiny_config, write_checkpoint
+from tiny_models import HYBRID_ATTENTION, random_reference, tiny_config, write_checkpoint
 
 from smallthinker import LLM
 from smallthinker.engine import Engine

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import tiny_config
+from tiny_models import tiny_config
 
 from smallthinker import LLM, _kernels, lossy_head
 from smallthinker.engine import Engine
@@ -96,7 +96,7 @@ def run(store: Path, **options: Any) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from models import make_store
+    from tiny_models import make_store
 
     return make_store(CONFIG, tmp_path_factory.mktemp("lossy"), "q4_0")[0]
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from models import HYBRID_ATTENTION, tiny_config
+from tiny_models import HYBRID_ATTENTION, tiny_config
 
 from smallthinker.cache.kv_ring import KvKind
 from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError

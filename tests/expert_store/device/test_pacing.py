@@ -132,7 +132,7 @@ def test_closing_does_not_wait_for_the_emulated_device(store: Store) -> None:
 
 
 def test_a_compressed_store_is_paced_by_what_lies_in_the_file(tmp_path: Path) -> None:
-    from models import make_store, tiny_config
+    from tiny_models import make_store, tiny_config
 
     make_store(tiny_config(hidden_size=64, moe_ffn_hidden_size=96), tmp_path, "f16")
     store = Store.open(convert(tmp_path / "checkpoint", tmp_path / "small", "f16", compress=1))

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import tiny_config
 from reading import NATIVE, make_slots, needs_proc, opened_keeper, record_bytes, staged
+from tiny_models import tiny_config
 
 from smallthinker import _storage, host
 from smallthinker.expert_store.native_queue import NativeQueue

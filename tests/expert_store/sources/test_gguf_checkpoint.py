@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import DENSE_ATTENTION, HYBRID_ATTENTION, tiny_config
 from reading import unpack_expert
 from tiny_model import TINY
+from tiny_models import DENSE_ATTENTION, HYBRID_ATTENTION, tiny_config
 
 from smallthinker import _kernels
 from smallthinker.cli import main
@@ -27,7 +27,7 @@ from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.llm import LLM
 from smallthinker.models.description import Model
 from smallthinker.models.families import parse_model, read_model, to_config
-from smallthinker.tokenizer import Tokenizer
+from smallthinker.text.tokenizer import Tokenizer
 
 gguf = pytest.importorskip("gguf", reason="needs smallthinker[gguf]")
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import DENSE_ATTENTION, HYBRID_ATTENTION, tiny_config
+from tiny_models import DENSE_ATTENTION, HYBRID_ATTENTION, tiny_config
 
 from smallthinker.errors import CheckpointError, ConfigError
 from smallthinker.expert_store.convert import convert
@@ -18,7 +18,7 @@ from smallthinker.expert_store.sources.checkpoint import INDEX_FILE, Checkpoint,
 from smallthinker.expert_store.sources.checkpoint_settings import SETTINGS_FILES, read_config, settings_files
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.models.families import read_model, to_config
-from smallthinker.tokenizer import Tokenizer
+from smallthinker.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*rope_scaling:FutureWarning", "ignore::DeprecationWarning")
 Change = Callable[[Path], None]

@@ -1,0 +1,104 @@
+"""The figures of one answer and of the run that made it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from smallthinker.cache.read_counters import CacheCounters
+from smallthinker.figures import rounded
+from smallthinker.lossy_head import HeadCounters
+from smallthinker.measures.roofline import Phase
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class GenerationStats:
+    """What one answer cost. Times in seconds, sizes in bytes; `hit_rate` and bytes per token are of the decode steps.
+
+    TTFT counts from the call to the first token, waiting for other answers (`queue_sec`) and prefill included, loading
+    the model not (`load_sec`). decode_sec, from the first token to the last, has besides `decode.wall_sec` sampling and
+    text. Answers that were written at the same time shared their steps: `prefill`, `decode`, the hit rate and the bytes
+    per token are of the steps, and their tokens all that were computed in them.
+    `least_slots`: the fewest that experts had at any step since the model was loaded, for a long context or because the
+    machine ran short. `storage`: the profile of the disk that was emulated; None for the real one.
+    """
+
+    prompt_tokens: int
+    reused_tokens: int
+    new_tokens: int
+    queue_sec: float
+    ttft_sec: float
+    decode_sec: float
+    load_sec: float
+    prefill: Phase
+    decode: Phase
+    sampling_sec: float
+    text_sec: float
+    peak_memory_bytes: int
+    slots: int
+    least_slots: int
+    num_experts: int
+    reader: str
+    isa: str
+    threads: int
+    seed: int | None
+    storage: str | None = None
+    lossy_head: HeadCounters | None = None
+
+    @property
+    def decode_tok_per_sec(self) -> float:
+        """The first token belongs to prefill; the others are one decode step each."""
+        return (self.new_tokens - 1) / self.decode_sec if self.new_tokens > 1 and self.decode_sec else 0.0
+
+    @property
+    def prefill_tok_per_sec(self) -> float:
+        seconds = self.ttft_sec - self.queue_sec
+        return (self.prompt_tokens - self.reused_tokens) / seconds if seconds > 0 else 0.0
+
+    @property
+    def hit_rate(self) -> float:
+        return self.decode_experts.hit_rate
+
+    @property
+    def prefill_experts(self) -> CacheCounters:
+        return self.prefill.experts
+
+    @property
+    def decode_experts(self) -> CacheCounters:
+        return self.decode.experts
+
+    @property
+    def bytes_read_per_token(self) -> float:
+        return self.decode_experts.bytes_read / self.decode.tokens if self.decode.tokens else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--stats json`: every field and every derived figure."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain | {
+            "prefill": self.prefill.to_dict(),
+            "decode": self.decode.to_dict(),
+            "lossy_head": None if self.lossy_head is None else asdict(self.lossy_head),
+            "decode_tok_per_sec": round(self.decode_tok_per_sec, 3),
+            "prefill_tok_per_sec": round(self.prefill_tok_per_sec, 3),
+            "hit_rate": round(self.hit_rate, 4),
+            "bytes_read_per_token": round(self.bytes_read_per_token),
+        }
+
+    def line(self) -> str:
+        """One line for people."""
+        return (
+            f"TTFT {rounded(self.ttft_sec)} s ({self.prompt_tokens} tokens), "
+            f"{rounded(self.decode_tok_per_sec)} tokens/s ({self.new_tokens} tokens), hit rate {self.hit_rate:.0%}, "
+            f"{rounded(self.bytes_read_per_token / MIB)} MiB read per token, "
+            f"{self._roofline()}peak memory {self.peak_memory_bytes / MIB:.0f} MiB"
+            f"{'' if self.storage is None else f'; the disk is emulated: {self.storage}'}"
+            f"{'' if self.lossy_head is None else '; ' + self.lossy_head.line()}"
+        )
+
+    def _roofline(self) -> str:
+        """Only where reads happened: in memory, arithmetic is nearly all there is, and the share says nothing."""
+        if not self.decode_experts.bytes_read:
+            return ""
+        return f"{self.decode.roofline.share:.0%} of the roofline ({self.decode.roofline.bound}), "

@@ -1,0 +1,1 @@
+"""Models from a Hugging Face hub: what there is, fetched whole, converted."""

@@ -1,0 +1,126 @@
+"""Text to token ids and back, and chat messages to text.
+
+Wraps the `tokenizers` library; `chat_template` makes one text of messages, `plain_text` keeps what users wrote in it
+plain, `decoding` makes text of tokens. Knows nothing about models beyond the size of their vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypedDict
+
+from smallthinker.errors import TokenizerError
+from smallthinker.files import read_small
+from smallthinker.text.chat_template import ChatTemplate, load_chat_template
+from smallthinker.text.decoding import Decoding, StreamDecoder
+from smallthinker.text.plain_text import ControlTokens, PlainText, Spans
+
+
+class Message(TypedDict):
+    """One turn of a conversation; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+class Tokenizer:
+    """The tokenizer of a store: `tokenizer.json` and, for the chat template, `tokenizer_config.json`."""
+
+    def __init__(self, folder: Path, vocab_size: int) -> None:
+        """Raises TokenizerError when a file is missing, broken or has ids outside the model's vocabulary."""
+        from tokenizers import Tokenizer as HFTokenizer  # 30 ms of import that `inspect` and `--help` do without
+
+        path = folder / "tokenizer.json"
+        try:
+            self._tokenizer = HFTokenizer.from_buffer(read_small(path))
+        except FileNotFoundError:
+            raise TokenizerError(f"{path}: not found; a store needs the tokenizer.json of its model") from None
+        except OSError as e:
+            raise TokenizerError(f"{path}: cannot read the tokenizer: {e.strerror or e}") from None
+        except Exception as e:  # the library raises bare Exception
+            raise TokenizerError(f"{path}: not a tokenizer that the tokenizers library can load: {e}") from None
+        # what a trainer set for its batches would cut or fill up every prompt
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        highest = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        if highest >= vocab_size:
+            raise TokenizerError(
+                f"{path}: token id {highest} is outside the model's vocabulary of {vocab_size}; "
+                "the tokenizer belongs to another model"
+            )
+        self.vocab_size = vocab_size
+        self._folder = folder
+        self._decoding = Decoding(self._tokenizer)
+        self._control = ControlTokens(self._tokenizer)
+
+    def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """Token ids of the text, none added. special_tokens: their names in it stand for them; else they are plain
+        text, as all else."""
+        if not special_tokens:
+            return self.encode_with_spans(text)[0]
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_with_spans(self, text: str) -> tuple[list[int], Spans]:
+        """As `encode`, and of each token the characters [start, end) of the text that it comes from. Tokens that share
+        a character, each with some of its bytes, have spans that overlap."""
+        plain = self.plain_text()
+        return plain.encode(plain.protect(text))
+
+    def encode_chat(self, messages: Iterable[Message | Mapping[str, Any]], **variables: Any) -> list[int]:
+        """Token ids of what `render_chat` gives, where special tokens are only those of the template itself."""
+        plain = self.plain_text()
+        return plain.encode(self.render_chat(plain.protect_messages(messages), **plain.protect(variables)))[0]
+
+    def plain_text(self, also: Iterable[str] = ()) -> PlainText:
+        """What keeps users' strings plain in one prompt. also: see PlainText."""
+        return PlainText(self._control, also)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids. Special tokens, and ids that the tokenizer doesn't know, decode to nothing."""
+        return self._decoding.decode(ids)
+
+    def stream(self) -> StreamDecoder:
+        return StreamDecoder(self._decoding)
+
+    def hidden_text(self, id: int) -> str:
+        """The name of a special token, which `decode` leaves out; '' for others."""
+        return self._decoding.hidden_text(id)
+
+    @property
+    def special_names(self) -> frozenset[str]:
+        """All that `hidden_text` may give."""
+        return self._decoding.special_names
+
+    def token_bytes(self, id: int) -> bytes:
+        """What a token adds to a text that has begun: perhaps a part of a character. Of an added token its name; b''
+        for ids that the tokenizer doesn't know."""
+        return self._decoding.token_bytes(id)
+
+    @cached_property
+    def added_tokens(self) -> Mapping[int, bool]:
+        """Ids that stand for one fixed text each, and whether they are left out of what `decode` gives."""
+        return {id: bool(token.special) for id, token in self._tokenizer.get_added_tokens_decoder().items()}
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """Raises TokenizerError when the store has none, or a broken one."""
+        if isinstance(self._chat_template, TokenizerError):
+            raise TokenizerError(*self._chat_template.args)
+        return self._chat_template
+
+    @cached_property
+    def _chat_template(self) -> ChatTemplate | TokenizerError:
+        try:
+            return load_chat_template(self._folder)
+        except TokenizerError as e:
+            return e
+
+    def render_chat(self, messages: Iterable[Message | Mapping[str, Any]], **variables: Any) -> str:
+        """The prompt that the model's chat template makes of the messages, ready for the assistant's answer.
+
+        variables: what else the template asks for (`tools`, `enable_thinking`). Raises TokenizerError.
+        """
+        return self.chat_template.render(messages, variables)

@@ -1,0 +1,130 @@
+"""Layers of every kind that the kernels compute, against the torch reference, without a store around them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import random_reference, tiny_config
+
+from smallthinker import _kernels
+from smallthinker.arithmetic import Arithmetic, Floats, Route
+from smallthinker.cache.sequence_state import SequenceShape, SequenceState
+from smallthinker.expert_store.format import Quant
+from smallthinker.models.description import Activation, Ffn, Model
+from smallthinker.models.tensors import DOWN, GATE, ROUTER, UP, dense_tensors
+from smallthinker.reference import ReferenceModel
+
+NETWORKS = [
+    Ffn(width, Activation(kind), gated, slices=slices)  # type: ignore[arg-type]
+    for width, kind, gated, slices in (
+        (64, "silu", True, 3),
+        (32, "relu", True, 2),
+        (96, "gelu", True, 1),
+        (32, "gelu_tanh", False, 5),
+        (64, "relu2", False, 2),
+        (32, "relu", False, 3),
+    )
+]
+
+
+def packed(quant: Quant, layout: _kernels.Layout, weight: torch.Tensor) -> np.ndarray:
+    return _kernels.pack(quant, layout, np.ascontiguousarray(weight.numpy(), np.float32))
+
+
+class PackedWeights:
+    """A reference's weights as a store has them, and all its experts in slots."""
+
+    def __init__(self, model: ReferenceModel, quant: Quant) -> None:
+        self.config, self.quant = model.model, quant
+        self._dense: dict[str, Any] = {}
+        for tensor in dense_tensors(model.model):
+            weight = model.weight(tensor.name).detach()
+            as_it_is = weight.numpy() if weight.dim() == 1 else None
+            kind: Quant = "f32" if tensor.role == ROUTER else quant
+            self._dense[tensor.name] = packed(kind, "tiles", weight) if as_it_is is None else as_it_is
+        records = []
+        for number, layer in enumerate(self.config.layers):
+            ffn = layer.ffn
+            assert ffn is not None and ffn.activation.kind != "clamped_swiglu"
+            sections = _kernels.record_sections(
+                (quant,) * 3, self.config.hidden_size, ffn.width, ffn.activation.kind, ffn.gated
+            )
+            for expert in range(ffn.experts):
+                record = np.zeros(sections[-1].offset + sections[-1].nbytes, np.uint8)
+                for role, section in zip((GATE, UP, DOWN)[-len(sections) :], sections, strict=True):
+                    weight = model.weight(f"layers.{number}.{role}.{expert}").detach()
+                    stored = packed(quant, section.layout, weight.T if section.is_transposed else weight)
+                    record[section.offset : section.offset + section.nbytes] = stored
+                records.append(record)
+        longest = max(map(len, records))
+        self.slots = np.stack([np.pad(record, (0, longest - len(record))) for record in records])
+
+    def dense_names(self) -> list[str]:
+        return list(self._dense)
+
+    def dense(self, name: str) -> Any:
+        return self._dense[name]
+
+
+def logits(weights: PackedWeights, chunks: list[list[int]]) -> Floats:
+    """Of every position, with everything in memory."""
+    config = weights.config
+    arithmetic = Arithmetic(weights, _kernels.ThreadPool(2), weights.slots)
+    state = SequenceState(SequenceShape.of(config, 64, 64))
+    slot_table, nothing = np.arange(config.num_records, dtype=np.int32), np.full(config.num_layers, -1, np.int32)
+    found = []
+    for chunk in chunks:
+        step = arithmetic.begin([(state, chunk)])
+        stop = arithmetic.run(step, 0, config.num_layers, slot_table, nothing)
+        assert stop.layer == config.num_layers
+        state.advance(len(chunk))
+        found.append(arithmetic.logits(step, None))
+    return np.concatenate(found)
+
+
+def model_with(*networks: Ffn) -> Model:
+    """Its last layer keeps the experts that it has."""
+    layers = tiny_config(num_hidden_layers=len(networks) + 1, rope_layout=None, sliding_window_layout=None).layers
+    of = [replace(layer, ffn=ffn) for layer, ffn in zip(layers, networks, strict=False)]
+    return replace(tiny_config(), layers=(*of, layers[-1]))
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda ffn: f"{ffn.activation.kind}{' gated' * ffn.gated}")
+def test_dense_networks_and_experts_of_any_activation_match_the_reference(network: Ffn) -> None:
+    router = tiny_config().layers[0].router
+    config = model_with(network, replace(network, router=router))
+    reference = random_reference(config)
+    prompt = np.random.default_rng(1).integers(0, 256, 40).tolist()
+    with torch.no_grad():
+        expected = reference(torch.tensor([prompt]))[0][0].numpy()
+    weights = PackedWeights(reference, "f16")
+    found = logits(weights, [prompt])
+    spread = expected.max(-1) - expected.min(-1)
+    assert (np.abs(found - expected).max(-1) / spread).max() < 3e-3
+    chunks = [prompt[:1], prompt[1:6], prompt[6:39], prompt[39:]]
+    np.testing.assert_array_equal(logits(weights, chunks).view(np.uint32), found.view(np.uint32))
+
+
+def test_a_route_has_the_shape_of_its_layer() -> None:
+    config = model_with(NETWORKS[3])  # five slices, then two of eight experts
+    weights = PackedWeights(random_reference(config), "q8_0")
+    arithmetic = Arithmetic(weights, _kernels.ThreadPool(1), weights.slots)
+    step = arithmetic.begin([(SequenceState(SequenceShape.of(config, 64, 64)), [1, 2, 3])])
+    slot_table, nothing = np.arange(config.num_records, dtype=np.int32), np.full(2, -1, np.int32)
+
+    def route(layer: int) -> Route:
+        found = arithmetic.run(step, 0, layer, slot_table, nothing).route
+        assert found is not None
+        return found
+
+    slices = route(0)
+    assert slices.ids.tolist() == [[0, 1, 2, 3, 4]] * 3 and slices.weights.tolist() == [[1] * 5] * 3
+    experts = route(1)
+    assert experts.ids.shape == experts.weights.shape == (3, 2)
+    assert experts.weights.sum(-1) == pytest.approx(1)
+    pairs = dict(zip(experts.experts, experts.pairs, strict=True))
+    assert all(pair in pairs[expert] for pair, expert in enumerate(experts.ids.ravel().tolist()))

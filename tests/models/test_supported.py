@@ -1,0 +1,149 @@
+"""Every field of a description is either computed or refused by its name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+from tiny_models import tiny_config
+
+from smallthinker.arithmetic import Arithmetic
+from smallthinker.errors import ConfigError
+from smallthinker.models import description as d
+from smallthinker.models.description import Model
+from smallthinker.models.supported import check_supported
+
+NORM, OTHER_NORM = d.Norm(1e-6), d.Norm(1e-5)
+ROPE = d.Rope(10000.0, 16)
+FFN = d.Ffn(32, d.Activation("silu"))
+
+# Values that a field may have besides that of the tiny model, or none where another test changes it.
+COMPUTED: dict[type, dict[str, list[Any]]] = {
+    Model: {
+        "family": ["other"], "vocab_size": [400], "hidden_size": [96], "context": [64], "layers": [],
+        "final_norm": [OTHER_NORM], "head": [], "tokens": [],
+    },
+    d.Layer: {"mixer": [], "ffn": [FFN], "norms": []},
+    d.Attention: {
+        "heads": [8], "kv_heads": [1], "head_dim": [], "rope": [None], "window": [8], "scale": [0.25, None],
+    },
+    d.Rope: {"theta": [], "size": [], "over": [16]},
+    d.Norms: {"before_mixer": [], "before_ffn": []},
+    d.Norm: {"eps": []},
+    d.Ffn: {"width": [64], "activation": [], "gated": [False], "router": [None], "slices": [3]},
+    d.Activation: {"kind": ["relu", "silu", "gelu", "gelu_tanh", "relu2"]},
+    d.Router: {"experts": [16], "k": [1], "score": ["softmax"], "over": ["all"], "normalise": []},
+    d.Head: {"tied": [False]},
+    d.SpecialTokens: {"bos": [1, None], "eos": [(1,)]},
+}  # fmt: skip
+# And values that it may not have.
+REFUSED: dict[type, dict[str, list[Any]]] = {
+    Model: {"final_norm": [d.Norm(1e-6, "layer")], "embedding_scale": [8.0]},
+    d.Layer: {
+        "mixer": [
+            None, d.LatentAttention(4, 0, 32, 16, ROPE, 16, NORM), d.GatedDeltaNet(2, 2, 16, 16, 4, NORM),
+            d.Mamba2(2, 16, 1, 16, 4, False, None), d.ShortConv(64, 3),
+        ],
+        "ffn": [None],
+        "residual_scale": [0.5],
+        "output_scale": [True],
+    },
+    d.Attention: {
+        "head_dim": [32],  # in one layer
+        "chunk": [16], "scale": [1.0], "qk_norm": [NORM], "qk_norm_of": ["projection"], "v_norm": [NORM],
+        "bias": [True], "out_bias": [True], "clip": [8.0], "sinks": [True], "softcap": [50.0],
+        "growth": [d.Growth(0.1, 8192)],
+        "values": ["keys"], "gated": [True], "kv_of": [0],
+    },
+    d.Rope: {
+        "theta": [5.0],  # in one layer
+        "size": [8], "pairing": ["interleaved"], "over": [32],
+        "scaling": [
+            d.LinearScaling(2.0), d.Llama3Scaling(8.0, 1.0, 4.0, 8192), d.YarnScaling(4.0, 8192, 1.1),
+            d.LongRopeScaling((1.0,) * 8, (2.0,) * 8, 4096, 1.1),
+        ],
+    },
+    d.Norms: {
+        "before_mixer": [None], "before_ffn": [None, OTHER_NORM], "after_mixer": [NORM], "after_ffn": [NORM],
+        "parallel": [True],
+    },
+    d.Norm: {"eps": [1e-5], "kind": ["layer"], "has_weight": [False], "plus_one": [True], "bias": [True]},
+    d.Ffn: {"bias": [True], "shared": [FFN], "shared_gate": [True], "beside": [FFN]},
+    d.Activation: {"kind": ["clamped_swiglu"], "limit": [7.0], "alpha": [1.7]},
+    d.Router: {
+        "reads": ["ffn_input"], "normalise": [False], "bias": ["logits", "choice"], "groups": [2], "kept_groups": [2],
+        "scale": [2.5], "norm": [NORM], "expert_scale": [True], "applied_to": ["input"],
+    },
+    d.Head: {"scale": [0.5], "softcap": [30.0], "bias": [True]},
+}  # fmt: skip
+# The path to a value of each type: fields, and which of several layers.
+PATHS: dict[type, list[str | int]] = {
+    Model: [],
+    d.Layer: ["layers", 1],
+    d.Attention: ["layers", 1, "mixer"],
+    d.Rope: ["layers", 1, "mixer", "rope"],
+    d.Norms: ["layers", 1, "norms"],
+    d.Norm: ["layers", 1, "norms", "before_ffn"],
+    d.Ffn: ["layers", 1, "ffn"],
+    d.Activation: ["layers", 1, "ffn", "activation"],
+    d.Router: ["layers", 1, "ffn", "router"],
+    d.Head: ["head"],
+    d.SpecialTokens: ["tokens"],
+}
+CHANGES = [(kind, field, value) for kind, of in REFUSED.items() for field, values in of.items() for value in values]
+
+
+def changed(at: Any, path: list[str | int], field: str, value: Any) -> Any:
+    """The same with another value of the field, at the end of the path."""
+    if not path:
+        return replace(at, **{field: value})
+    step, *rest = path
+    if isinstance(step, int):
+        return (*at[:step], changed(at[step], rest, field, value), *at[step + 1 :])
+    return replace(at, **{step: changed(getattr(at, step), rest, field, value)})
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_every_field_is_known_to_these_tests(kind: type) -> None:
+    assert {field.name for field in fields(kind)} == COMPUTED[kind].keys() | REFUSED.get(kind, {}).keys()
+
+
+@pytest.mark.parametrize(("kind", "field", "value"), CHANGES)
+def test_what_no_kernel_computes_is_refused_by_name(kind: type, field: str, value: Any) -> None:
+    model = changed(tiny_config(), PATHS[kind], field, value)
+    path = re.escape(re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, [*PATHS[kind], field]))))
+    in_value = r"\.\w+" if isinstance(value, d.Norm) else ""  # of which one field is wrong
+    with pytest.raises(
+        ConfigError, match=rf"^{path}({in_value})?: expected .*; this engine has no arithmetic for that"
+    ):
+        check_supported(model)
+
+
+@pytest.mark.parametrize("kind", PATHS)
+def test_the_rest_is_computed(kind: type) -> None:
+    check_supported(tiny_config())
+    for field, values in COMPUTED[kind].items():
+        for value in values:
+            check_supported(changed(tiny_config(), PATHS[kind], field, value))
+
+
+def test_weights_that_are_no_sum_of_one_are_computed_only_where_they_are_one_all_the_same() -> None:
+    def model(score: str, over: str) -> Model:
+        router = replace(tiny_config().layers[1].router, score=score, over=over, normalise=False)  # type: ignore[arg-type]
+        described: Model = changed(tiny_config(), PATHS[d.Ffn], "router", router)
+        return described
+
+    check_supported(model("softmax", "chosen"))
+    for score, over in (("softmax", "all"), ("sigmoid", "all"), ("sigmoid", "chosen")):
+        with pytest.raises(ConfigError, match=r"layers\[1\].ffn.router.normalise: expected True"):
+            check_supported(model(score, over))
+
+
+def test_the_arithmetic_refuses_before_it_touches_a_weight() -> None:
+    class NoWeights:
+        config = changed(tiny_config(), PATHS[d.Attention], "sinks", True)
+
+    with pytest.raises(ConfigError, match=r"layers\[1\].mixer.sinks: expected False, found True"):
+        Arithmetic(NoWeights(), None, None)  # type: ignore[arg-type]
