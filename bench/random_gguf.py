@@ -17,9 +17,9 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker.expert_store.synthetic.published import PUBLISHED
 from smallthinker.models.description import Model
 from smallthinker.models.families import parse_model
+from smallthinker.models.published import PUBLISHED
 
 Bytes = npt.NDArray[np.uint8]
 _BLOCK, _BLOCK_BYTES = 32, 18

@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -46,12 +47,14 @@ class ExpertCache:
         slots: npt.NDArray[np.uint8],
         queue: ReadQueue,
         policy: EvictionPolicy,
-        experts_per_layer: int,
+        experts_of_layers: Sequence[int],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """slots: those that `queue` reads into (see `allocate_slots`). clock: seconds, for what waiting takes."""
+        """slots: those that `queue` reads into (see `allocate_slots`). experts_of_layers: whose records are counted
+        layer after layer. clock: seconds, for what waiting takes."""
         self._clock = clock
-        self.slots, self._queue, self._policy, self._experts_per_layer = slots, queue, policy, experts_per_layer
+        self.slots, self._queue, self._policy = slots, queue, policy
+        self._first_of = list(accumulate(experts_of_layers, initial=0))  # record of each layer
         self._record_bytes = slots.shape[1]
         # int32 [records]: the slot of a record that is whole, -1 for the others; not to be written to by others
         self.slot_table = np.full(len(policy.state()), -1, np.int32)
@@ -73,7 +76,7 @@ class ExpertCache:
         self._uses: npt.NDArray[np.uint32] = np.zeros(len(policy.state()), np.uint32)
 
     def uses(self) -> npt.NDArray[np.uint32]:
-        """How often a token has used each expert since the cache was made, [layers * experts per layer]; a copy. From
+        """How often a token has used each record since the cache was made, [records]; a copy. From
         any thread."""
         uses: npt.NDArray[np.uint32] = self._uses.copy()
         return uses
@@ -107,7 +110,7 @@ class ExpertCache:
         return slot in self._released
 
     def is_resident(self, layer: int, expert: int) -> bool:
-        return self._slot_of[layer * self._experts_per_layer + expert] >= 0
+        return self._slot_of[self._first_of[layer] + expert] >= 0
 
     def resident_slots(
         self, layer: int, experts: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1
@@ -123,7 +126,7 @@ class ExpertCache:
             self._in_use = True
             self._handle_completions(self._queue.poll())
             self._in_use = False
-        first = layer * self._experts_per_layer
+        first = self._first_of[layer]
         records = [first + expert for expert in experts]
         slots = [self._slot_of[record] for record in records]
         if -1 in slots:
@@ -155,7 +158,7 @@ class ExpertCache:
 
     def first_record(self, layer: int) -> int:
         """Of the layer's experts in `slot_table`."""
-        return layer * self._experts_per_layer
+        return self._first_of[layer]
 
     def request(
         self, layer: int, experts: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1
@@ -171,7 +174,8 @@ class ExpertCache:
         self._in_use = True
         self._active = []
         self._handle_completions(self._queue.poll())
-        records = [layer * self._experts_per_layer + expert for expert in experts]
+        first = self._first_of[layer]
+        records = [first + expert for expert in experts]
         self._used.append((layer, records, counts, tokens))
         self._tell_policy()
         if layer in self._guesses:
@@ -251,7 +255,7 @@ class ExpertCache:
         A later call for the same layer knows better: what is still being read for an earlier one alone is withdrawn. A
         likelihood of 0 is not read. Returns the places, in `experts`, of those that weren't resident.
         """
-        first = layer * self._experts_per_layer
+        first = self._first_of[layer]
         records = [first + expert for expert in experts]
         missing = [place for place, record in enumerate(records) if self._slot_of[record] < 0]
         guess = self._guesses.get(layer)
@@ -281,7 +285,7 @@ class ExpertCache:
         return missing
 
     def preload(self, records: Sequence[int]) -> None:
-        """Read these records (layer * experts per layer + expert) while nothing else is read, into slots that are free
+        """Read these records while nothing else is read, into slots that are free
         now; as many as there are slots for. Returns at once."""
         if self._in_use:
             self._recover()
@@ -331,7 +335,7 @@ class ExpertCache:
         self.slots = np.empty((0, 0), np.uint8)
 
     def hot_experts(self) -> npt.NDArray[np.float32]:
-        """What the policy has learned, [layers * experts per layer]; see `EvictionPolicy.state`."""
+        """What the policy has learned, [records]; see `EvictionPolicy.state`."""
         self._tell_policy()
         return self._policy.state()
 

@@ -1,6 +1,6 @@
 """Which experts the last runs used most, kept beside the store so that the next start reads those first.
 
-Owns the file and who may trust it: one tensor, `chances`, float32 [layers * experts per layer], of a policy's `state`.
+Owns the file and who may trust it: one tensor, `chances`, float32 [records], of a policy's `state`.
 Only a hint: nothing in it can change an output.
 """
 
@@ -22,7 +22,7 @@ LEAST_BYTES = 64 << 20  # of experts: fewer are read in no time, and a small sto
 
 
 def load_hot_set(store: Store) -> Floats | None:
-    """What was kept for this very store, [layers * experts]; None where there is none that fits."""
+    """What was kept for this very store, [records]; None where there is none that fits."""
     path, shape = store.path / HOT_FILE, (store.num_experts,)
     try:
         header = read_header(path, _MAX_HEADER_BYTES)

@@ -59,10 +59,9 @@ class _Scored(ABC):
     `_lateness` is float64 [keys], in any unit.
     """
 
-    def __init__(self, layers: int, experts: int, experts_per_token: int) -> None:
-        """For a model of `layers` with `experts` each."""
-        self._per_token = layers * experts_per_token
-        n = layers * experts
+    def __init__(self, experts: Sequence[int], per_token: Sequence[int]) -> None:
+        """experts: of each layer; per_token: how many of them a token uses."""
+        self._per_token, n = sum(per_token), sum(experts)
         self._lateness = np.zeros(n)
         self._absent = np.full(n, -np.inf)  # 0 for residents
 
@@ -100,8 +99,8 @@ def _checked(state: Floats, keys: int) -> npt.NDArray[np.float64]:
 class LRU(_Scored):
     """Evicts what was used longest ago."""
 
-    def __init__(self, layers: int, experts: int, experts_per_token: int) -> None:
-        super().__init__(layers, experts, experts_per_token)
+    def __init__(self, experts: Sequence[int], per_token: Sequence[int]) -> None:
+        super().__init__(experts, per_token)
         self._clock = 0
 
     def insert(self, key: int) -> None:
@@ -135,8 +134,8 @@ class LFU(_Scored):
 
     AGEING_TOKENS = 256
 
-    def __init__(self, layers: int, experts: int, experts_per_token: int) -> None:
-        super().__init__(layers, experts, experts_per_token)
+    def __init__(self, experts: Sequence[int], per_token: Sequence[int]) -> None:
+        super().__init__(experts, per_token)
         self._tokens = self._since = 0.0
 
     def use(self, layer: int, keys: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1) -> None:
@@ -180,25 +179,24 @@ class Frequency(_cache.Frequency):
     # An expert that was never used is not used never: the least chance of use per token that is reckoned with.
     LEAST_CHANCE = 1e-3
 
-    def __init__(self, layers: int, experts: int, experts_per_token: int) -> None:
+    def __init__(self, experts: Sequence[int], per_token: Sequence[int]) -> None:
         super().__init__(
-            layers,
             experts,
-            even_chance=experts_per_token / experts,
+            per_token,
             memory_tokens=self.MEMORY_TOKENS,
             prior_tokens=self.PRIOR_TOKENS,
             judged_tokens=self.JUDGED_TOKENS,
             trust=self.TRUST,
             least_chance=self.LEAST_CHANCE,
         )
-        self._keys = layers * experts
+        self._keys = sum(experts)
 
     def restore(self, state: Floats) -> None:
         self.restore_chances(_checked(state, self._keys), self.RESTORED_TOKENS)
 
 
-Factory = Callable[[int, int, int], EvictionPolicy]
-"""(layers, experts of a layer, experts per token) -> a policy."""
+Factory = Callable[[Sequence[int], Sequence[int]], EvictionPolicy]
+"""(experts of each layer, how many of them a token uses) -> a policy."""
 
 POLICIES: dict[str, Factory] = {
     "lru": LRU,

@@ -40,7 +40,7 @@ def replay(ids: npt.NDArray[Any], experts: int, slots: int, done: Callable[[], N
     _, layers, k = ids.shape
     rates = {}
     for name, policy in POLICIES.items():
-        rates[name] = hits(policy(layers, experts, k), ids, experts, slots) / ids.size
+        rates[name] = hits(policy([experts] * layers, [k] * layers), ids, experts, slots) / ids.size
         if done is not None:
             done()
     best = optimal_hits(ids, experts, slots) / ids.size

@@ -18,7 +18,16 @@ import numpy.typing as npt
 
 from smallthinker import _kernels
 from smallthinker.errors import CheckpointError
-from smallthinker.expert_store.format import TILE_ROWS, Layout, Quant, RecordLayout, TensorSpec, check_quant
+from smallthinker.expert_store.format import (
+    TILE_ROWS,
+    Formats,
+    Layout,
+    Quant,
+    RecordLayout,
+    TensorSpec,
+    check_quant,
+    record_layouts,
+)
 from smallthinker.expert_store.progress import Progress
 from smallthinker.expert_store.sources.checkpoint import Checkpoint, WeightSource
 from smallthinker.expert_store.sources.ggml_blocks import block_scales, rearrange
@@ -31,6 +40,7 @@ _STRIP_BYTES = 32 << 20  # of float32 rows: the embedding alone is 1.5 GB
 _F16_MAX = 65504.0
 _LARGEST_WEIGHT = {
     "f32": float(np.finfo(np.float32).max),
+    "bf16": float(np.finfo(np.float32).max),
     "f16": _F16_MAX,
     "q8_0": 127 * _F16_MAX,
     "q4_0": 8 * _F16_MAX,
@@ -40,7 +50,7 @@ _LARGEST_WEIGHT = {
 def convert(
     checkpoint: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    quant: str,
+    quant: str | Formats,
     force: bool = False,
     progress: Progress | None = None,
     compress: int | None = None,
@@ -48,26 +58,29 @@ def convert(
 ) -> Path:
     """Convert a checkpoint, a Hugging Face folder or a .gguf file, into a store at `out`; returns its path.
 
-    quant: q4_0, q8_0, f16 or f32 (exact, for tests). Stays under 1 GiB of memory for a model of any size. Routers and
-    norms are kept in float32. Blocks that a GGUF file has in this quantisation already stay as they are. `force`
-    replaces a store that is there, after the new one is whole. `compress` is a zstd level, 1 to 19, for the experts.
-    `notice` is told what was taken for granted, since the files don't say it.
+    quant: q4_0, q8_0, bf16, f16 or f32 (exact, for tests), or each matrix's own. Stays under 1 GiB of memory for a
+    model of any size. Routers and norms are kept in float32. Blocks that a GGUF file has in this quantisation already
+    stay as they are. `force` replaces a store that is there, after the new one is whole. `compress` is a zstd level, 1
+    to 19, for the experts. `notice` is told what was taken for granted, since the files don't say it.
     Raises ConfigError (also for an unknown quantisation or level), CheckpointError, StoreWriteError.
     """
-    kind = check_quant(quant)
+    formats = quant if isinstance(quant, Formats) else Formats(check_quant(quant))
     with closing(open_checkpoint(Path(checkpoint))) as source:
         config = source.config
         for note in source.notes:
             notice(f"{source.path}: {note}")
-        layout = RecordLayout.of(kind, config.hidden_size, config.ffn_width)
+        formats.check(config)
         files, inputs = source.small_files(), [Path(checkpoint)]
-        with StoreWriter(Path(out), config, kind, files, force, progress, compress=compress, inputs=inputs) as writer:
+        with StoreWriter(
+            Path(out), config, formats, files, force, progress, compress=compress, inputs=inputs
+        ) as writer:
             for spec in writer.dense_specs:
                 writer.write_dense(spec, _dense_pieces(source, spec))
             records = iter(writer.expert_specs)
-            for number, layer in enumerate(config.layers):
-                for expert in range(0 if layer.ffn is None else layer.ffn.experts):
-                    writer.write_expert(next(records), [_expert_record(source, number, expert, kind, layout).data])
+            for layer, layout in enumerate(record_layouts(config, formats)):
+                for expert in range(config.experts_of_layers[layer]):
+                    assert layout is not None
+                    writer.write_expert(next(records), [_expert_record(source, layer, expert, layout).data])
     return Path(out)
 
 
@@ -77,20 +90,13 @@ def open_checkpoint(path: Path) -> WeightSource:
     return GgufCheckpoint(path) if is_gguf else Checkpoint(path)
 
 
-def _expert_record(
-    source: WeightSource, layer: int, expert: int, quant: Quant, layout: RecordLayout
-) -> npt.NDArray[np.uint8]:
-    """uint8 [record_bytes]. A checkpoint's down is [d, F]; the record's is transposed."""
+def _expert_record(source: WeightSource, layer: int, expert: int, layout: RecordLayout) -> npt.NDArray[np.uint8]:
+    """uint8 [record_bytes]."""
     record = np.zeros(layout.record_bytes, np.uint8)
-    parts: tuple[tuple[int, str, Layout], ...] = (
-        (0, "gate", "tiles"),
-        (layout.up_offset, "up", "rows"),
-        (layout.down_offset, "down", "rows"),
-    )
-    for offset, part, kind in parts:
-        name = checkpoint_name(source.config, f"layers.{layer}.{part}.{expert}")
-        packed = _packed(source, name, quant, kind, transposed=part == "down")
-        record[offset : offset + packed.nbytes] = packed
+    for part in layout.sections:
+        name = checkpoint_name(source.config, f"layers.{layer}.{part.role}.{expert}")
+        packed = _packed(source, name, part.quant, part.layout, transposed=part.is_transposed)
+        record[part.offset : part.offset + part.nbytes] = packed
     return record
 
 

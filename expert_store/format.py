@@ -7,20 +7,23 @@ Shape letters: d hidden_size, F width of an expert, E experts of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from smallthinker import _kernels
-from smallthinker.errors import ConfigError, StoreFormatError
+from smallthinker.errors import ConfigError, StoreFormatError, printable
 from smallthinker.expert_store.header import MAX_HEADER_BYTES, FileHeader, encode_header, fault, read_header
-from smallthinker.models.description import Model
-from smallthinker.models.tensors import ROUTER, dense_tensors
+from smallthinker.files import parse_json
+from smallthinker.models.description import Ffn, Model
+from smallthinker.models.tensors import DOWN, EXPERT_ROLES, ROUTER, UP, dense_tensors, tensors
 
 FORMAT_NAME = "smallthinker-store"
 FORMAT_VERSION = "1"
 COMPRESSED_VERSION = "2"  # of an experts file with compressed records: engines that knew only 1 refuse it
+MIXED_VERSION = "3"  # of files whose matrices have several formats
 COMPRESSION = "zstd"
 
 CONFIG_FILE = "config.json"
@@ -35,7 +38,7 @@ PREDICTOR_FILE = "predictor.safetensors"  # which experts are worth reading earl
 _LEARNED_FILES = (PROFILE_FILE, HOT_FILE, PREDICTOR_FILE)
 ALL_FILES = (*REQUIRED_FILES, TOKENIZER_CONFIG_FILE, *_LEARNED_FILES, *(f".{name}.*" for name in _LEARNED_FILES))
 
-Quant = Literal["q4_0", "q8_0", "f16", "f32"]
+Quant = Literal["q4_0", "q8_0", "bf16", "f16", "f32"]
 Layout = Literal["tiles", "rows"]
 QUANTS: tuple[Quant, ...] = get_args(Quant)
 
@@ -46,8 +49,9 @@ RECORD_ALIGN = 4096  # what a direct read needs
 
 _BLOCK_BYTES = {quant: BLOCK // cols * nbytes for quant, (cols, nbytes) in _kernels.formats().items()}
 
-# Room for one entry of a header: the longest name, dtype, shape, two offsets, its checksum. Bounds what we parse.
-_MAX_ENTRY_BYTES = 224
+# Room for one entry of a header: the longest name, dtype, shape, two offsets, its checksum, a format of its own. Bounds
+# what we parse.
+_MAX_ENTRY_BYTES = 288
 _CRC_DIGITS = 8
 _REMEDY = "convert the model again"
 
@@ -65,21 +69,94 @@ def packed_bytes(quant: Quant, layout: Layout, rows: int, cols: int) -> int:
 
 
 @dataclass(frozen=True)
-class RecordLayout:
-    """Where the three matrices of an expert lie in its record. gate: tiles [F, d]; up: rows [F, d]; down: rows [F, d],
-    transposed, so that a zero gate skips one row of each."""
+class Formats:
+    """The format of each matrix: `quant`, but for the tensors in `others`, by their role ("lm_head", "down") or in full
+    ("layers.3.down"). Routers are f32: they are small, and routing must be exact."""
 
-    up_offset: int
-    down_offset: int
-    down_end: int
+    quant: Quant
+    others: Mapping[str, Quant] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return ", ".join([self.quant, *(f"{name} {quant}" for name, quant in sorted(self.others.items()))])
+
+    def of(self, role: str, layer: int | None) -> Quant:
+        """Of a tensor of the model (`models.tensors.Tensor`)."""
+        if role == ROUTER:
+            return "f32"
+        return self.others.get(f"layers.{layer}.{role}") or self.others.get(role, self.quant)
+
+    def of_experts(self, layer: int) -> tuple[Quant, Quant, Quant]:
+        """Of gate, up and down."""
+        gate, up, down = (self.of(role, layer) for role in EXPERT_ROLES)
+        return gate, up, down
+
+    def check(self, model: Model) -> None:
+        """Raises ConfigError where a format or a tensor that it names isn't one."""
+        check_quant(self.quant)
+        matrices = [tensor for tensor in tensors(model) if len(tensor.shape) > 1 and tensor.role != ROUTER]
+        known = {name for tensor in matrices for name in (tensor.role, tensor.name)}
+        for name, quant in self.others.items():
+            if name not in known:
+                raise ConfigError(
+                    f"formats: {printable(name, 80)!r} is no matrix of this model whose format can be chosen"
+                )
+            check_quant(quant)
+
+
+class Section(NamedTuple):
+    """One of the matrices of a record: [rows, cols] in this format and layout from `offset` on; `is_transposed`: the
+    other way round than in the model's own tensor."""
+
+    role: str
+    quant: Quant
+    layout: Layout
+    is_transposed: bool
+    rows: int
+    cols: int
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class RecordLayout:
+    """Where the matrices of an expert, or of a slice of a dense network, lie in its record, as the kernels read them.
+    content_bytes: to the end of the last; record_bytes: of its place on disk and in memory, one size for all layers."""
+
+    sections: tuple[Section, ...]
+    content_bytes: int
     record_bytes: int
 
-    @classmethod
-    def of(cls, quant: Quant, hidden: int, ffn: int) -> RecordLayout:
-        rows = packed_bytes(quant, "rows", ffn, hidden)
-        up = align(packed_bytes(quant, "tiles", ffn, hidden), TENSOR_ALIGN)
-        down = align(up + rows, TENSOR_ALIGN)
-        return cls(up, down, down + rows, align(down + rows, RECORD_ALIGN))
+
+def record_layouts(model: Model, formats: Formats) -> list[RecordLayout | None]:
+    """Of each layer's experts or slices; None without a network."""
+    of_layers = [None if ffn is None else _sections(model, layer, ffn, formats) for layer, ffn in _networks(model)]
+    ends = [0 if sections is None else sections[-1].offset + sections[-1].nbytes for sections in of_layers]
+    place = align(max(ends), RECORD_ALIGN)
+    return [
+        None if sections is None else RecordLayout(sections, end, place)
+        for sections, end in zip(of_layers, ends, strict=True)
+    ]
+
+
+def record_bytes(model: Model, formats: Formats) -> int:
+    """What each record takes on disk and in memory."""
+    return max(layout.record_bytes for layout in record_layouts(model, formats) if layout is not None)
+
+
+def _networks(model: Model) -> Iterator[tuple[int, Ffn | None]]:
+    return enumerate(layer.ffn for layer in model.layers)
+
+
+def _sections(model: Model, layer: int, ffn: Ffn, formats: Formats) -> tuple[Section, ...]:
+    kind, roles = ffn.activation.kind, EXPERT_ROLES if ffn.gated else (UP, DOWN)
+    if kind not in _kernels.activations():
+        expected = " or ".join(_kernels.activations())
+        raise ConfigError(f"layers.{layer}.ffn.activation: expected {expected}, found {kind}, which has no kernel yet")
+    found = _kernels.record_sections(formats.of_experts(layer), model.hidden_size, ffn.width, kind, ffn.gated)
+    return tuple(
+        Section(role, formats.of(role, layer), s.layout, s.is_transposed, s.rows, s.cols, s.offset, s.nbytes)
+        for role, s in zip(roles, found, strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -106,13 +183,13 @@ class TensorSpec:
         return self.shape if self.quant is None else (self.nbytes,)
 
 
-def dense_table(model: Model, quant: Quant) -> Iterator[TensorSpec]:
+def dense_table(model: Model, formats: Formats) -> Iterator[TensorSpec]:
     """The tensors of dense.safetensors in file order."""
     for tensor in dense_tensors(model):
         if len(tensor.shape) == 1:  # size is a multiple of 32: 64-byte aligned as it is
             yield TensorSpec(tensor.name, tensor.shape, None, 4 * tensor.shape[0], 4 * tensor.shape[0])
             continue
-        kind: Quant = "f32" if tensor.role == ROUTER else quant  # small, and routing must be exact
+        kind = formats.of(tensor.role, tensor.layer)
         nbytes = packed_bytes(kind, "tiles", *tensor.shape)
         yield TensorSpec(tensor.name, tensor.shape, kind, nbytes, align(nbytes, TENSOR_ALIGN))
 
@@ -121,17 +198,18 @@ def expert_name(layer: int, expert: int) -> str:
     return f"layers.{layer}.experts.{expert}"
 
 
-def expert_table(model: Model, quant: Quant) -> Iterator[TensorSpec]:
+def expert_table(model: Model, formats: Formats) -> Iterator[TensorSpec]:
     """The records of experts.safetensors in file order: layer by layer, expert by expert."""
-    d, ffn = model.hidden_size, model.ffn_width
-    layout = RecordLayout.of(quant, d, ffn)
-    for number, layer in enumerate(model.layers):
-        for expert in range(0 if layer.ffn is None else layer.ffn.experts):
-            yield TensorSpec(expert_name(number, expert), (3 * ffn, d), quant, layout.down_end, layout.record_bytes)
+    for number, layout in enumerate(record_layouts(model, formats)):
+        if layout is not None:
+            shape = (len(layout.sections) * layout.sections[0].rows, model.hidden_size)
+            for expert in range(model.experts_of_layers[number]):
+                name = expert_name(number, expert)
+                yield TensorSpec(name, shape, formats.quant, layout.content_bytes, layout.record_bytes)
 
 
-def table(kind: Literal["dense", "experts"], config: Model, quant: Quant) -> Iterator[TensorSpec]:
-    return (dense_table if kind == "dense" else expert_table)(config, quant)
+def table(kind: Literal["dense", "experts"], config: Model, formats: Formats) -> Iterator[TensorSpec]:
+    return (dense_table if kind == "dense" else expert_table)(config, formats)
 
 
 def num_tensors(kind: Literal["dense", "experts"], config: Model) -> int:
@@ -159,7 +237,8 @@ class StoreFile:
     """A checked file of a store."""
 
     path: Path
-    quant: Quant
+    formats: Formats
+    is_compressed: bool
     engine_version: str
     format_version: str
     data_start: int
@@ -168,17 +247,23 @@ class StoreFile:
 
 
 def encode_store_header(
-    specs: tuple[TensorSpec, ...], quant: Quant, engine_version: str, crcs: list[int], sizes: list[int] | None = None
+    specs: tuple[TensorSpec, ...],
+    formats: Formats,
+    engine_version: str,
+    crcs: list[int],
+    sizes: list[int] | None = None,
 ) -> bytes:
     """Header bytes of a store file; the same length for any checksums.
 
     sizes: of compressed records in the file, at most those of `specs`; the length is the same for any of them too.
     """
+    version = FORMAT_VERSION if sizes is None else COMPRESSED_VERSION
     metadata = {
         "format": FORMAT_NAME,
-        "format_version": FORMAT_VERSION if sizes is None else COMPRESSED_VERSION,
+        "format_version": MIXED_VERSION if formats.others else version,
         **({} if sizes is None else {"compression": COMPRESSION}),
-        "quant": quant,
+        "quant": formats.quant,
+        **({"formats": json.dumps(dict(sorted(formats.others.items())))} if formats.others else {}),
         "engine_version": engine_version,
         "crc32": " ".join(f"{crc:0{_CRC_DIGITS}x}" for crc in crcs),
     }
@@ -196,18 +281,18 @@ def read_store_file(path: Path, kind: Literal["dense", "experts"], config: Model
     """
     count = num_tensors(kind, config)
     header = read_header(path, min(RECORD_ALIGN + count * _MAX_ENTRY_BYTES, MAX_HEADER_BYTES))
-    quant, is_compressed = _check_metadata(header, kind)
+    formats, is_compressed = _check_metadata(header, kind, config)
     if len(header.tensors) != count:
-        raise _missing_or_unknown(header, kind, config, quant, count)
+        raise _missing_or_unknown(header, kind, config, formats, count)
     if header.data_start % RECORD_ALIGN:
         raise fault(path, 8, "start of the data", f"a multiple of {RECORD_ALIGN}", header.data_start, _REMEDY)
     crcs = _checksums(header, count)
     tensors: list[StoredTensor] = []
     offset = header.data_start
-    for spec, crc in zip(table(kind, config, quant), crcs, strict=True):
+    for spec, crc in zip(table(kind, config, formats), crcs, strict=True):
         entry = header.tensors.get(spec.name)
         if entry is None:
-            raise _missing_or_unknown(header, kind, config, quant, count)
+            raise _missing_or_unknown(header, kind, config, formats, count)
         shape = entry.shape if is_compressed and _is_stored_shape(entry.shape, spec) else spec.stored_shape
         if (entry.dtype, entry.shape, entry.start) != (spec.dtype, shape, offset):
             pages = f", or fewer pages of {RECORD_ALIGN}," if is_compressed else ""
@@ -222,7 +307,7 @@ def read_store_file(path: Path, kind: Literal["dense", "experts"], config: Model
         tensors.append(StoredTensor(spec, offset, entry.stop - entry.start, crc))
         offset = entry.stop
     versions = header.metadata["engine_version"], header.metadata["format_version"]
-    return StoreFile(path, quant, *versions, header.data_start, header.file_bytes, tuple(tensors))
+    return StoreFile(path, formats, is_compressed, *versions, header.data_start, header.file_bytes, tuple(tensors))
 
 
 def _is_stored_shape(shape: tuple[int, ...], spec: TensorSpec) -> bool:
@@ -237,27 +322,39 @@ def check_quant(quant: str) -> Quant:
     return quant
 
 
-def _check_metadata(header: FileHeader, kind: Literal["dense", "experts"]) -> tuple[Quant, bool]:
-    """The quantisation, and whether records may be compressed."""
+def _check_metadata(header: FileHeader, kind: Literal["dense", "experts"], config: Model) -> tuple[Formats, bool]:
+    """The matrices' formats, and whether records may be compressed."""
 
     def bad(key: str, expected: str, remedy: str = _REMEDY) -> StoreFormatError:
         return fault(header.path, 8, f"__metadata__ {key}", expected, header.metadata.get(key, "nothing"), remedy)
 
     if header.metadata.get("format") != FORMAT_NAME:
         raise bad("format", FORMAT_NAME, "not a store of this engine: convert the model first")
-    versions = (FORMAT_VERSION, COMPRESSED_VERSION) if kind == "experts" else (FORMAT_VERSION,)
+    versions = (
+        [FORMAT_VERSION, MIXED_VERSION] if kind == "dense" else [FORMAT_VERSION, COMPRESSED_VERSION, MIXED_VERSION]
+    )
     version = header.metadata.get("format_version")
     if version not in versions:
         raise bad("format_version", " or ".join(versions), "made by another version of this engine: " + _REMEDY)
-    is_compressed = version == COMPRESSED_VERSION
-    if is_compressed and header.metadata.get("compression") != COMPRESSION:
-        raise bad("compression", COMPRESSION)
+    is_compressed = version == COMPRESSED_VERSION or (version == MIXED_VERSION and "compression" in header.metadata)
+    if is_compressed and (header.metadata.get("compression") != COMPRESSION or kind == "dense"):
+        raise bad("compression", COMPRESSION if kind == "experts" else "none")
     quant = header.metadata.get("quant", "")
     if quant not in QUANTS:
         raise bad("quant", "one of " + ", ".join(QUANTS))
     if "engine_version" not in header.metadata:
         raise bad("engine_version", "a version")
-    return quant, is_compressed
+    if version != MIXED_VERSION:
+        return Formats(quant), is_compressed
+    try:
+        others = parse_json(header.metadata.get("formats", ""))
+        if not isinstance(others, dict) or not all(isinstance(other, str) for other in others.values()):
+            raise ValueError("not an object of names")
+        formats = Formats(quant, others)
+        formats.check(config)
+    except (ValueError, ConfigError) as e:
+        raise bad("formats", f"a JSON object of matrices' formats ({e})") from None
+    return formats, is_compressed
 
 
 def _checksums(header: FileHeader, count: int) -> list[int]:
@@ -270,10 +367,10 @@ def _checksums(header: FileHeader, count: int) -> list[int]:
 
 
 def _missing_or_unknown(
-    header: FileHeader, kind: Literal["dense", "experts"], config: Model, quant: Quant, count: int
+    header: FileHeader, kind: Literal["dense", "experts"], config: Model, formats: Formats, count: int
 ) -> StoreFormatError:
     left = dict(header.tensors)
-    for spec in table(kind, config, quant):
+    for spec in table(kind, config, formats):
         if left.pop(spec.name, None) is None:
             found = f"none of that name among {len(header.tensors)}"
             return fault(header.path, 8, "tensors", f"a tensor '{spec.name}'", found, _REMEDY)

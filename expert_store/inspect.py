@@ -15,7 +15,8 @@ def describe(store: Store) -> dict[str, Any]:
 
     "checksums" is "not checked": `Store.verify` is what checks them.
     """
-    config, layout = store.config, store.record_layout
+    config = store.config
+    parts = next({part.role: part.offset for part in layout.sections} for layout in store.record_layouts if layout)
     dense: dict[str, int] = {}
     for tensor in store.dense_file.tensors:
         part = _part(tensor.spec.name)
@@ -28,6 +29,7 @@ def describe(store: Store) -> dict[str, Any]:
         "format": f"{FORMAT_NAME} {store.experts_file.format_version}",
         "engine_version": store.experts_file.engine_version,
         "quant": store.quant,
+        "other_formats": dict(store.formats.others),
         "checksums": "not checked",
         "parameters": num_parameters(config),
         "model": to_config(config),
@@ -37,13 +39,13 @@ def describe(store: Store) -> dict[str, Any]:
             "per_token": config.experts_per_token,
             "total": store.num_experts,
             "record_bytes": store.record_bytes,
-            "up_offset": layout.up_offset,
-            "down_offset": layout.down_offset,
+            "up_offset": parts["up"],
+            "down_offset": parts["down"],
             "compression": COMPRESSION if store.is_compressed else None,
             "compressed": sum(tensor.is_compressed for tensor in store.experts_file.tensors),
             "stored_bytes": stored_bytes,
             "compression_ratio": stored_bytes / experts_bytes,
-            "token_bytes": config.num_layers * config.experts_per_token * store.record_bytes,
+            "token_bytes": sum(config.used_of_layers) * store.record_bytes,
         },
         "bytes": {
             "dense": store.dense_bytes,

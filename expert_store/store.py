@@ -10,6 +10,7 @@ import mmap
 import os
 import zlib
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -18,21 +19,20 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import host
-from smallthinker.errors import StoreFormatError, StoreReadError
+from smallthinker.errors import StoreFormatError, StoreReadError, one_line
 from smallthinker.expert_store.device.pacing import SequentialThrottle
 from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.format import (
-    COMPRESSED_VERSION,
     CONFIG_FILE,
     DENSE_FILE,
     EXPERTS_FILE,
     REQUIRED_FILES,
-    Quant,
-    RecordLayout,
     StoredTensor,
     StoreFile,
     TensorSpec,
     read_store_file,
+    record_bytes,
+    record_layouts,
 )
 from smallthinker.expert_store.header import fault
 from smallthinker.expert_store.progress import Progress, silent
@@ -48,7 +48,7 @@ _PIECE_BYTES = 4 << 20  # one read of dense weights or of a verification
 class Store:
     """A checked store; use `Store.open`, and close it or use it as a context manager.
 
-    config: the model; quant: of everything but norms and routers; dense_bytes: memory that the dense weights take;
+    config: the model; formats: of its matrices, quant: of most of them; dense_bytes: memory of the dense weights;
     record_bytes: of one expert in memory, a multiple of 4096; largest_stored_bytes: the most that one takes in the
     file, less where `is_compressed`; num_experts: records of all layers together.
     """
@@ -56,13 +56,14 @@ class Store:
     def __init__(self, path: Path, config: Model, dense: StoreFile, experts: StoreFile) -> None:
         self.path = path
         self.config = config
-        self.quant: Quant = experts.quant
+        self.formats, self.quant = experts.formats, experts.formats.quant
         self.dense_file = dense
         self.experts_file = experts
-        self.record_layout = RecordLayout.of(self.quant, config.hidden_size, config.ffn_width)
-        self.record_bytes = self.record_layout.record_bytes
+        self.record_layouts = record_layouts(config, self.formats)
+        self.record_bytes = record_bytes(config, self.formats)
+        self._first_of = list(accumulate(config.experts_of_layers, initial=0))
         self.num_experts = config.num_records
-        self.is_compressed = experts.format_version == COMPRESSED_VERSION
+        self.is_compressed = experts.is_compressed
         self.largest_stored_bytes = max(tensor.nbytes for tensor in experts.tensors)
         self.dense_bytes = dense.file_bytes - dense.data_start
         self._by_name = {tensor.spec.name: tensor for tensor in dense.tensors}
@@ -85,8 +86,9 @@ class Store:
             experts = read_store_file(path / EXPERTS_FILE, "experts", config)
         except OSError as e:
             raise StoreReadError(f"{e.filename or path}: cannot read the store: {e.strerror or e}") from e
-        if dense.quant != experts.quant:
-            raise fault(dense.path, 8, "__metadata__ quant", f"{experts.quant} as in {EXPERTS_FILE}", dense.quant)
+        if dense.formats != experts.formats:
+            expected, found = f"{experts.formats} as in {EXPERTS_FILE}", one_line(dense.formats)
+            raise fault(dense.path, 8, "__metadata__ quant", one_line(expected), found)
         return cls(path, config, dense, experts)
 
     def __enter__(self) -> Store:
@@ -103,11 +105,12 @@ class Store:
 
     def expert_index(self, layer: int, expert: int) -> int:
         """The record's index, as readers count them. Raises IndexError."""
-        per_layer = self.config.experts_per_layer
-        if not (0 <= layer < self.config.num_layers and 0 <= expert < per_layer):
-            raise IndexError(f"layer {layer}, expert {expert}: the store has {self.config.num_layers} layers "
-                             f"of {per_layer} experts")  # fmt: skip
-        return layer * per_layer + expert
+        experts = self.config.experts_of_layers
+        if not (0 <= layer < len(experts) and 0 <= expert < experts[layer]):
+            raise IndexError(
+                f"layer {layer}, expert {expert}: the store has {len(experts)} layers of {experts} experts"
+            )
+        return self._first_of[layer] + expert
 
     def record_offset(self, index: int) -> int:
         """Where record `index` starts in experts.safetensors, bytes; a multiple of 4096. Raises IndexError."""

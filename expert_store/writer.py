@@ -23,7 +23,7 @@ from smallthinker.expert_store.format import (
     ALL_FILES,
     DENSE_FILE,
     EXPERTS_FILE,
-    Quant,
+    Formats,
     TensorSpec,
     dense_table,
     encode_store_header,
@@ -122,7 +122,7 @@ class StoreWriter:
         self,
         out: Path,
         config: Model,
-        quant: Quant,
+        formats: Formats,
         files: Mapping[str, bytes],
         force: bool = False,
         progress: Progress | None = None,
@@ -130,13 +130,13 @@ class StoreWriter:
         compress: int | None = None,
         inputs: Collection[Path] = (),
     ) -> None:
-        self._quant = quant
-        self._compressor = None if compress is None else Compressor(quant, compress)
+        self._formats = formats
+        self._compressor = None if compress is None else Compressor(formats.quant, compress)
         self._files = dict(files)
         self._version = engine_version or installed_version()
         self._progress = progress or silent
-        self.dense_specs = tuple(dense_table(config, quant))
-        self.expert_specs = tuple(expert_table(config, quant))
+        self.dense_specs = tuple(dense_table(config, formats))
+        self.expert_specs = tuple(expert_table(config, formats))
         self.total_bytes = sum(spec.nbytes for spec in (*self.dense_specs, *self.expert_specs))
         self._done_bytes = 0
         headers = sum(len(self._header(specs, [0] * len(specs))) for specs in (self.dense_specs, self.expert_specs))
@@ -217,10 +217,10 @@ class StoreWriter:
         self._folder.__exit__(type(error), error, None)
 
     def _header(self, specs: tuple[TensorSpec, ...], crcs: list[int], sizes: Sequence[int] = ()) -> bytes:
-        return encode_store_header(specs, self._quant, self._version, crcs)
+        return encode_store_header(specs, self._formats, self._version, crcs)
 
     def _compressed_header(self, specs: tuple[TensorSpec, ...], crcs: list[int], sizes: list[int]) -> bytes:
-        return encode_store_header(specs, self._quant, self._version, crcs, sizes)
+        return encode_store_header(specs, self._formats, self._version, crcs, sizes)
 
 
 def write_synced(path: Path, content: bytes) -> None:

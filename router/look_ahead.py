@@ -91,8 +91,10 @@ class LookAhead:
     """For one token at a time, or the next ones of a few sequences, layer by layer: what the layer after this one will
     want. FINAL as a source is the state that goes into the head; it tells of the next token's first layer."""
 
-    def __init__(self, num_layers: int, k: int, next_token: bool = False) -> None:
-        """k: experts per token; next_token: the final state can be asked."""
+    def __init__(self, num_layers: int, k: int, next_token: bool = False, certain: Collection[int] = ()) -> None:
+        """k: experts per token; next_token: the final state can be asked; certain: layers without a router, of which
+        all is wanted."""
+        self._certain = frozenset(certain)
         self._sources = range(FINAL if next_token else 0, num_layers - 1)
         self._precision = [[_HOPE] * k for _ in range(num_layers)]  # [layer guessed for][rank]
         # layer guessed for -> rank, expert of guesses whose truth is still to come
@@ -123,7 +125,7 @@ class LookAhead:
             watch = self._tokens % _WATCH == 0
             self._chosen = self._nothing.copy()
             for source in self._sources:
-                if watch or max(self._precision[source + 1]) >= WORTH:
+                if watch or source + 1 in self._certain or max(self._precision[source + 1]) >= WORTH:
                     self._chosen[source] = source + 1
         self._tokens += 1
         self._ahead = self._chosen if self.trial.on else self._nothing
@@ -133,6 +135,8 @@ class LookAhead:
 
     def likelihoods(self, target: int) -> list[float]:
         """How likely the guess ranked first, second ... for `target` is right; 0 where it isn't worth a read."""
+        if target in self._certain:
+            return [1.0] * len(self._precision[target])
         return [p if p >= WORTH else 0.0 for p in self._precision[target]]
 
     def precision(self, target: int) -> list[float]:

@@ -1,5 +1,5 @@
 """The arithmetic of `cache.policies.Frequency` (cache/native/): asked between two kernels, where a numpy operation on a
-thousand numbers costs ten times what it does elsewhere. A key is layer * experts + expert; IndexError for any other.
+thousand numbers costs ten times what it does elsewhere. Keys count experts layer after layer; IndexError for any other.
 """
 
 from collections.abc import Collection, Sequence
@@ -10,17 +10,16 @@ import numpy.typing as npt
 class Frequency:
     def __init__(
         self,
-        layers: int,
-        experts: int,
+        experts: Sequence[int],
+        per_token: Sequence[float],
         *,
-        even_chance: float,
         memory_tokens: Sequence[float],
         prior_tokens: float,
         judged_tokens: float,
         trust: float,
         least_chance: float,
     ) -> None:
-        """even_chance: of each key's use per token, before anything is known. memory_tokens: what each average is over.
+        """experts: of each layer; per_token: how many of them a token uses. memory_tokens: what each average is over.
         judged_tokens: what their weights follow. Raises ValueError."""
 
     def insert(self, key: int) -> None: ...

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from smallthinker import _kernels
 from smallthinker.cache.sequence_state import SequenceState
-from smallthinker.expert_store.format import Quant
+from smallthinker.expert_store.format import Formats, Quant
 from smallthinker.models.description import Model
 from smallthinker.models.supported import check_supported
-from smallthinker.models.tensors import ROUTER
+from smallthinker.models.tensors import EMBEDDING, FINAL_NORM, ROUTER, head_role
 from smallthinker.router.predictor import Matrices
 
 Floats = npt.NDArray[np.float32]
@@ -76,7 +76,7 @@ class DenseWeights(Protocol):
     """Of a `Store`, what is asked for here: a model's shapes, and its weights by their names in format.dense_table."""
 
     config: Model
-    quant: Quant
+    formats: Formats
 
     def dense_names(self) -> list[str]: ...
 
@@ -99,12 +99,14 @@ class Arithmetic:
     ) -> None:
         config = store.config
         check_supported(config)
-        self.config, self.pool, self._quant = config, pool, store.quant
+        self.config, self.pool, self._formats = config, pool, store.formats
         self.live_neurons = self.neurons = 0
         self._dense: dict[str, npt.NDArray[Any]] = {name: store.dense(name) for name in store.dense_names()}
-        head = self._dense["embed_tokens" if config.head.tied else "lm_head"]
+        head = head_role(config)
         # nothing bound to self: a cycle would keep the weights until they are collected
-        self._logits = logits or partial(_exact_logits, pool, self._quant, head, config.vocab_size)
+        self._logits = logits or partial(
+            _exact_logits, pool, self._formats.of(head, None), self._dense[head], config.vocab_size
+        )
         self._layers = range(config.num_layers)
         self._k = [0 if layer.ffn is None else layer.ffn.k for layer in config.layers]
         # one table of angles serves all layers: check_supported
@@ -119,7 +121,8 @@ class Arithmetic:
         c = self.config
         step = Step(spans, c.hidden_size, c.experts_per_token)
         ids = np.fromiter(chain.from_iterable(tokens for _, tokens in spans), np.int32, step.tokens)
-        _kernels.embed(self._quant, self._dense["embed_tokens"], c.vocab_size, c.hidden_size, ids, step.x)
+        quant = self._formats.of(EMBEDDING, None)
+        _kernels.embed(quant, self._dense[EMBEDDING], c.vocab_size, c.hidden_size, ids, step.x)
         places = zip(step.starts, step.counts, strict=True)
         positions = np.concatenate([np.arange(start, start + n, dtype=np.int64) for start, n in places])
         dim = c.layers[0].attention.head_dim
@@ -181,7 +184,7 @@ class Arithmetic:
         self.neurons += step.tokens * self._neurons_per_token
         x = step.x if rows is None else step.x[rows]
         normed = np.empty_like(x)
-        _kernels.rmsnorm(x, self._dense["norm"], self.config.final_norm.eps, normed)
+        _kernels.rmsnorm(x, self._dense[FINAL_NORM], self.config.final_norm.eps, normed)
         return self._logits(normed)
 
     def release_scratch(self) -> None:
@@ -193,9 +196,10 @@ class Arithmetic:
         layer, name = self.config.layers[number], f"layers.{number}."
         mixer, norm = layer.attention, layer.norms.before_mixer
         assert norm is not None
+        q, k, v, o = (self._formats.of(f"{part}_proj", number) for part in "qkvo")
         return _kernels.AttentionLayer(
             self.pool,
-            (self._quant,) * 4,
+            (q, k, v, o),
             self._dense[name + "input_layernorm"],
             self._dense[name + "q_proj"],
             self._dense[name + "k_proj"],
@@ -215,7 +219,7 @@ class Arithmetic:
         ffn = layer.ffn
         assert ffn is not None and ffn.activation.kind != "clamped_swiglu"
         return _kernels.Ffn(
-            (self._quant,) * 3,
+            self._formats.of_experts(number),
             self.config.hidden_size,
             ffn.width,
             ffn.activation.kind,

@@ -51,6 +51,7 @@ from smallthinker.memory_plan import (
     slots_at,
 )
 from smallthinker.models.supported import check_supported
+from smallthinker.models.tensors import ROUTER, head_role
 from smallthinker.options import EngineChanges, EngineOptions
 from smallthinker.router.look_ahead import LookAhead
 from smallthinker.router.predictor import find_predictor
@@ -142,8 +143,8 @@ class Engine:
             self._queue = open_queue(options.reader, store, slots, profile, self.storage)
             resources.callback(self._queue.close)
             self.threads = options.threads or host.physical_cores()
-            layers, experts = self.config.num_layers, self.config.experts_per_layer
-            policy = DEFAULT_POLICY(layers, experts, self.config.experts_per_token)
+            experts = self.config.experts_of_layers
+            policy = DEFAULT_POLICY(experts, self.config.used_of_layers)
             self.experts = cache = ExpertCache(slots, self._queue, policy, experts)
             self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa
@@ -159,15 +160,22 @@ class Engine:
                 host.drop_library_pages()  # once more: what was still being read ahead the first time
             self.lossy_head: LossyHead | None = None
             if lossy is not None:
-                head: npt.NDArray[Any] = store.dense("embed_tokens" if self.config.head.tied else "lm_head")
-                self.lossy_head = LossyHead(lossy, pool, self.config, store.quant, head, options.lossy_threshold)
+                role = head_role(self.config)
+                head: npt.NDArray[Any] = store.dense(role)
+                quant = store.formats.of(role, None)
+                self.lossy_head = LossyHead(lossy, pool, self.config, quant, head, options.lossy_threshold)
             matrices = None if ahead is None or self.plan.most_slots == store.num_experts else ahead.load()
             exact = None if self.lossy_head is None else self.lossy_head.logits
             self._arithmetic = Arithmetic(store, pool, cache.slots, matrices, exact)
             look: LookAhead | None = None
             if look_ahead and self.plan.most_slots < store.num_experts:
                 k = self.config.experts_per_token
-                look = LookAhead(self.config.num_layers, k, next_token=matrices is not None)
+                look = LookAhead(
+                    self.config.num_layers,
+                    k,
+                    next_token=matrices is not None,
+                    certain=self.config.certain_layers,
+                )
             self._forward = ForwardPass(
                 self._arithmetic, cache, self.config.num_layers, look_ahead=look, prefetch=options.prefetch
             )
@@ -326,7 +334,9 @@ class Engine:
     def router_weights(self, layer: int) -> npt.NDArray[np.float32]:
         """The router's matrix [E, d] of a layer."""
         packed: npt.NDArray[Any] = self.store.dense(f"layers.{layer}.router")
-        return _kernels.unpack("f32", "tiles", packed, self.config.experts_per_layer, self.config.hidden_size)
+        experts = self.config.layers[layer].router.experts
+        quant = self.store.formats.of(ROUTER, layer)
+        return _kernels.unpack(quant, "tiles", packed, experts, self.config.hidden_size)
 
     def _share_memory(self, spans: Sequence[tuple[Conversation, Sequence[int]]], tokens: int) -> None:
         """Give the experts what the KV caches and the scratch of this step leave, or take it back from them; and to the

@@ -107,8 +107,8 @@ class LLM:
     ...     print(llm.generate("Once upon a time", max_tokens=50).text)
 
     A prompt is text, or messages as in OpenAI's API ({"role": ..., "content": ...}; see smallthinker.text.messages),
-    which the model's chat template turns into text. Names of special tokens (`<|im_end|>`) in either are plain text; only a
-    template's own stand for tokens, and those of a text with `special_tokens=True`.
+    which the model's chat template turns into text. Names of special tokens (`<|im_end|>`) in either are plain text;
+    only a template's own stand for tokens, and those of a text with `special_tokens=True`.
     Everything may be called from any thread: answers that are asked for at the same time wait for each other. Not in a
     process that was forked from the one that loaded it: threads don't come along, and ForkedError says so.
     """
@@ -159,9 +159,12 @@ class LLM:
         return self._engine.config
 
     def expert_uses(self) -> npt.NDArray[np.uint32]:
-        """How often each expert has been used since the model was loaded, uint32 [layers, experts]; a copy."""
-        config = self._engine.config
-        return self._engine.experts.uses().reshape(config.num_layers, config.experts_per_layer)
+        """How often each expert has been used since the model was loaded, uint32 [layers, most experts of a layer]; a
+        copy."""
+        uses, experts = self._engine.experts.uses(), self._engine.config.experts_of_layers
+        table = np.zeros((len(experts), max(experts)), np.uint32)
+        table[np.arange(max(experts)) < np.array(experts)[:, None]] = uses
+        return table
 
     def generate(self, prompt: Prompt, **options: Unpack[CallOptions]) -> Completion:
         """Write the whole answer. Options are the fields of GenerationParams (temperature, max_tokens, seed, stop ...)

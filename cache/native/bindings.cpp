@@ -66,12 +66,12 @@ PYBIND11_MODULE(_cache, m) {
   using namespace smallthinker;
   m.doc() = "What the expert cache asks between two kernels (cache/native/).";
   py::class_<Frequency>(m, "Frequency")
-      .def(py::init([](int64_t layers, int64_t experts, double even_chance, const std::vector<double>& memory_tokens,
-                       double prior_tokens, double judged_tokens, double trust, double least_chance) {
-             return Frequency(layers, experts, even_chance,
-                              {memory_tokens, prior_tokens, judged_tokens, trust, least_chance});
+      .def(py::init([](const std::vector<int64_t>& experts, const std::vector<double>& per_token,
+                       const std::vector<double>& memory_tokens, double prior_tokens, double judged_tokens,
+                       double trust, double least_chance) {
+             return Frequency(experts, per_token, {memory_tokens, prior_tokens, judged_tokens, trust, least_chance});
            }),
-           py::arg("layers"), py::arg("experts"), py::kw_only(), py::arg("even_chance"), py::arg("memory_tokens"),
+           py::arg("experts"), py::arg("per_token"), py::kw_only(), py::arg("memory_tokens"),
            py::arg("prior_tokens"), py::arg("judged_tokens"), py::arg("trust"), py::arg("least_chance"))
       .def("insert", &Frequency::insert, py::arg("key"))
       .def("remove", &remove_key, py::arg("key"))

@@ -10,36 +10,37 @@
 namespace smallthinker {
 namespace {
 
-int64_t checked_keys(int64_t layers, int64_t experts) {
+std::vector<int64_t> first_keys(const std::vector<int64_t>& experts) {
   constexpr int64_t most = int64_t{1} << 31;
-  if (layers < 1 || experts < 1 || layers > most / experts) {
-    throw std::invalid_argument("expected at least one layer and one expert, found " + std::to_string(layers) + " and " +
-                                std::to_string(experts));
+  std::vector<int64_t> first{0};
+  for (const int64_t n : experts) {
+    if (n < 0 || n > most - first.back()) throw std::invalid_argument("experts: expected 0 or more, found " + std::to_string(n));
+    first.push_back(first.back() + n);
   }
-  return layers * experts;
+  if (first.back() == 0) throw std::invalid_argument("experts: expected at least one");
+  return first;
 }
 
 }  // namespace
 
-Frequency::Frequency(int64_t layers, int64_t experts, double even_chance, const Memory& memory)
-    : layers_(layers),
-      experts_(experts),
-      per_token_(even_chance * static_cast<double>(experts)),
-      memory_(memory),
-      lateness_(static_cast<size_t>(checked_keys(layers, experts))),
-      resident_(lateness_.size()) {
+Frequency::Frequency(const std::vector<int64_t>& experts, const std::vector<double>& per_token, const Memory& memory)
+    : first_(first_keys(experts)), memory_(memory), lateness_(static_cast<size_t>(first_.back())), resident_(lateness_.size()) {
   const bool are_tokens = std::all_of(memory.tokens.begin(), memory.tokens.end(), [](double n) { return n >= 1; });
   if (memory.tokens.empty() || !are_tokens || !(memory.prior_tokens >= 1 && memory.judged_tokens >= 1)) {
     throw std::invalid_argument("memory: expected at least one average, and at least 1 token for each length");
   }
-  if (!(even_chance > 0 && memory.trust >= 0 && memory.least_chance > 0)) {
+  if (!(memory.trust >= 0 && memory.least_chance > 0)) {
     throw std::invalid_argument("memory: expected chances above 0 and a trust of at least 0");
   }
-  const double even = 1 / static_cast<double>(memory.tokens.size());
-  for (const double tokens : memory.tokens) {
-    Average& average = averages_.emplace_back(Average{tokens, even});
-    average.chance.assign(resident_.size(), even_chance);
+  if (per_token.size() != experts.size()) throw std::invalid_argument("per_token: expected a number for each layer");
+  std::vector<double> even;
+  for (size_t layer = 0; layer < experts.size(); ++layer) {
+    if (experts[layer] > 0 && !(per_token[layer] > 0)) throw std::invalid_argument("per_token: expected more than 0");
+    per_token_ += experts[layer] > 0 ? per_token[layer] : 0;
+    even.insert(even.end(), static_cast<size_t>(experts[layer]), per_token[layer] / static_cast<double>(experts[layer]));
   }
+  const double weight = 1 / static_cast<double>(memory.tokens.size());
+  for (const double tokens : memory.tokens) averages_.emplace_back(Average{tokens, weight}).chance = even;
   be_late(0, keys());
 }
 
@@ -55,18 +56,18 @@ std::vector<double> Frequency::chances() const {
 
 void Frequency::use(int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares, double tokens) {
   check(layer, keys, shares);
-  const auto first = static_cast<size_t>(first_of(layer)), end = first + static_cast<size_t>(experts_);
+  const auto [first, end] = keys_of(layer);
   for (Average& average : averages_) {
     double error = 0;
-    for (size_t key = first; key < end; ++key) error += average.chance[key] * average.chance[key];
+    for (auto key = static_cast<size_t>(first); key < static_cast<size_t>(end); ++key) error += average.chance[key] * average.chance[key];
     for (size_t i = 0; i < keys.size(); ++i) {
       error += shares[i] * (shares[i] - 2 * average.chance[static_cast<size_t>(keys[i])]);
     }
-    average.loss += tokens * error / (per_token_ * static_cast<double>(layers_));
+    average.loss += tokens * error / per_token_;
     const double once = rate(average);
     add(average, layer, keys, shares, tokens == 1 ? once : 1 - std::pow(1 - once, tokens));
   }
-  be_late(first_of(layer), first_of(layer) + experts_);
+  be_late(first, end);
 }
 
 void Frequency::step(double tokens) {
@@ -90,7 +91,7 @@ void Frequency::restore(const double* chances, double tokens) {
 }
 
 int64_t Frequency::victim(const std::vector<int64_t>& pinned, int64_t layer) {
-  first_of(layer);
+  keys_of(layer);
   // Most pinned keys are resident; what isn't must not become so.
   std::vector<size_t> hidden;
   hidden.reserve(pinned.size());
@@ -99,10 +100,11 @@ int64_t Frequency::victim(const std::vector<int64_t>& pinned, int64_t layer) {
   }
   int64_t worst = -1;
   double latest = -std::numeric_limits<double>::infinity();
-  for (int64_t of = 0; of < layers_; ++of) {
+  for (int64_t of = 0; of < layers(); ++of) {
     // the part of a token until that layer is served again
-    const double ring = static_cast<double>((of - layer - 1 + layers_) % layers_ + 1) / static_cast<double>(layers_);
-    for (int64_t key = of * experts_; key < (of + 1) * experts_; ++key) {
+    const double ring = static_cast<double>((of - layer - 1 + layers()) % layers() + 1) / static_cast<double>(layers());
+    const auto [first, end] = keys_of(of);
+    for (int64_t key = first; key < end; ++key) {
       const double late = lateness_[static_cast<size_t>(key)] + ring;
       if (resident_[static_cast<size_t>(key)] != 0 && late > latest) {
         latest = late;
@@ -115,7 +117,7 @@ int64_t Frequency::victim(const std::vector<int64_t>& pinned, int64_t layer) {
 }
 
 void Frequency::check(int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares) const {
-  const int64_t first = first_of(layer), end = first + experts_;
+  const auto [first, end] = keys_of(layer);
   if (keys.size() != shares.size()) throw std::invalid_argument("expected a share for each key");
   for (const int64_t key : keys) {
     if (key < first || key >= end) {
@@ -127,8 +129,8 @@ void Frequency::check(int64_t layer, const std::vector<int64_t>& keys, const std
 
 void Frequency::add(Average& average, int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares,
                     double rate) {
-  const auto first = static_cast<size_t>(first_of(layer)), end = first + static_cast<size_t>(experts_);
-  for (size_t key = first; key < end; ++key) average.chance[key] *= 1 - rate;
+  const auto [first, end] = keys_of(layer);
+  for (auto key = static_cast<size_t>(first); key < static_cast<size_t>(end); ++key) average.chance[key] *= 1 - rate;
   for (size_t i = 0; i < keys.size(); ++i) average.chance[static_cast<size_t>(keys[i])] += rate * shares[i];
 }
 
@@ -149,11 +151,11 @@ size_t Frequency::at(int64_t key) const {
   return static_cast<size_t>(key);
 }
 
-int64_t Frequency::first_of(int64_t layer) const {
-  if (layer < 0 || layer >= layers_) {
-    throw std::out_of_range("layer " + std::to_string(layer) + ": expected 0 to " + std::to_string(layers_ - 1));
+std::pair<int64_t, int64_t> Frequency::keys_of(int64_t layer) const {
+  if (layer < 0 || layer >= layers()) {
+    throw std::out_of_range("layer " + std::to_string(layer) + ": expected 0 to " + std::to_string(layers() - 1));
   }
-  return layer * experts_;
+  return {first_[static_cast<size_t>(layer)], first_[static_cast<size_t>(layer) + 1]};
 }
 
 void Frequency::be_late(int64_t first, int64_t end) {

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace smallthinker {
@@ -22,8 +23,9 @@ class Frequency {
     double least_chance;         // of use per token that is reckoned with
   };
 
-  // A key is layer * experts + expert. Throws std::invalid_argument for no keys or a memory that isn't positive.
-  Frequency(int64_t layers, int64_t experts, double even_chance, const Memory& memory);
+  // Keys count experts layer after layer. experts, per_token: of each layer, and how many of them a token uses. Throws
+  // std::invalid_argument for no keys or a memory that isn't positive.
+  Frequency(const std::vector<int64_t>& experts, const std::vector<double>& per_token, const Memory& memory);
 
   int64_t keys() const { return static_cast<int64_t>(resident_.size()); }
   double chance(int64_t key) const { return mixed(at(key)); }  // of use by the next token
@@ -51,16 +53,17 @@ class Frequency {
     std::vector<double> chance;
   };
 
-  size_t at(int64_t key) const;           // throws std::out_of_range
-  int64_t first_of(int64_t layer) const;  // key; throws std::out_of_range
+  int64_t layers() const { return static_cast<int64_t>(first_.size()) - 1; }
+  size_t at(int64_t key) const;              // throws std::out_of_range
+  std::pair<int64_t, int64_t> keys_of(int64_t layer) const;  // first and end; throws std::out_of_range
   void check(int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares) const;
   void add(Average& average, int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares, double rate);
   double rate(const Average& average) const;  // what the next token weighs in it
   double mixed(size_t key) const;
   void be_late(int64_t first, int64_t end);
 
-  const int64_t layers_, experts_;
-  const double per_token_;  // experts that a token uses in a layer
+  std::vector<int64_t> first_;  // key of each layer, and the end of the last
+  double per_token_ = 0;        // experts that a token uses, in all layers
   const Memory memory_;
   double tokens_ = 0;
   std::vector<Average> averages_;

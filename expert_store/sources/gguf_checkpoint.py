@@ -23,13 +23,13 @@ import numpy.typing as npt
 from smallthinker.errors import CheckpointError
 from smallthinker.expert_store.format import BLOCK, CONFIG_FILE, Quant
 from smallthinker.expert_store.sources.ggml_blocks import BLOCK_QUANTS, can_rearrange
-from smallthinker.expert_store.sources.gguf_config import check_architecture, gguf_config, gguf_notes
 from smallthinker.expert_store.sources.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from smallthinker.expert_store.sources.gguf_tokenizer import GgufTokenizer
 from smallthinker.expert_store.sources.weight_files import WeightFiles
 from smallthinker.files import open_regular
 from smallthinker.models.description import Model
-from smallthinker.models.families import checkpoint_name, gguf_name, to_config
+from smallthinker.models.families import checkpoint_name, gguf_family, gguf_model, gguf_name, to_config
+from smallthinker.models.gguf_keys import GgufFacts
 from smallthinker.models.tensors import DOWN, tensors
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class GgufModel:
     def __init__(self, headers: Sequence[GgufHeader]) -> None:
         self.where = headers[0].where
         metadata = headers[0].metadata
-        check_architecture(metadata, self.where)
+        gguf_family(metadata, self.where)  # before the tokenizer of another model is
         for number, header in enumerate(headers):
             _check_part(header, number, len(headers))
         tensors: dict[str, tuple[int, GgufTensor]] = {}
@@ -80,15 +80,13 @@ class GgufModel:
                     )
                 tensors[name] = number, tensor
         self.tokenizer = GgufTokenizer(metadata, self.where)
-        self.config = gguf_config(
-            metadata,
-            self.where,
+        facts = GgufFacts(
             vocab_size=len(self.tokenizer.tokens),
             tied=_HEAD not in tensors,
             bos_token_id=self.tokenizer.bos_token_id,
             eos_token_ids=self.tokenizer.eos_token_ids,
         )
-        self.notes = gguf_notes(metadata, self.config)
+        self.config, self.notes = gguf_model(metadata, facts, self.where)
         self.places = self._places(tensors)
 
     def _places(self, tensors: dict[str, tuple[int, GgufTensor]]) -> dict[str, _Place]:

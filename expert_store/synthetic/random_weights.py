@@ -22,6 +22,7 @@ _NIBBLES = np.concatenate([[8], np.arange(1, 16)]).astype(np.uint8)
 _NIBBLE_STD = float(np.sqrt(np.mean((_NIBBLES.astype(np.float64) - 8) ** 2)))
 LARGEST_LEVEL = {"q4_0": 7 / _NIBBLE_STD, "q8_0": 127 / BYTE_STD}
 """In standard deviations of the matrix."""
+_FLOATS = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
 _Q4_TABLE = bytes(int(_NIBBLES[b & 15] | _NIBBLES[b >> 4] << 4) for b in range(256))
 _Q8_TILE_TABLE = bytes(b or 128 for b in range(256))  # as unsigned, 128 is zero
 _Q8_ROW_TABLE = bytes(0 if b == 128 else b for b in range(256))  # as signed, 128 is -128
@@ -45,7 +46,7 @@ class RandomBytes:
 def random_tiles(quant: Quant, rows: int, cols: int, std: float, random: RandomBytes) -> npt.NDArray[np.uint8]:
     """Random [rows, cols] in the tiles layout, uint8 [packed bytes]; rows of padding are zero."""
     groups, blocks, padding = -(-rows // TILE_ROWS), cols // BLOCK, -rows % TILE_ROWS
-    if quant in ("f16", "f32"):
+    if quant in _FLOATS:
         floats = random.weights(groups * cols * TILE_ROWS, _float_table(quant, std)).reshape(groups, cols, TILE_ROWS)
         floats[-1, :, TILE_ROWS - padding :] = 0
         return floats.reshape(-1).view(np.uint8)
@@ -65,7 +66,7 @@ def random_tiles(quant: Quant, rows: int, cols: int, std: float, random: RandomB
 
 def random_rows(quant: Quant, rows: int, cols: int, std: float, random: RandomBytes) -> npt.NDArray[np.uint8]:
     """Random [rows, cols] in the rows layout, uint8 [packed bytes]."""
-    if quant in ("f16", "f32"):
+    if quant in _FLOATS:
         return random.weights(rows * cols, _float_table(quant, std)).view(np.uint8)
     table, level_std, row_bytes = (
         (_Q4_TABLE, _NIBBLE_STD, cols // 2) if quant == "q4_0" else (_Q8_ROW_TABLE, BYTE_STD, cols)
@@ -79,8 +80,10 @@ def random_rows(quant: Quant, rows: int, cols: int, std: float, random: RandomBy
 def set_first_column(packed: npt.NDArray[np.uint8], quant: Quant, cols: int, values: npt.NDArray[np.float32]) -> None:
     """In place, of tiles of [len(values), cols]; where there are only levels, to the largest. Padding stays zero."""
     group, row = np.divmod(np.arange(len(values)), TILE_ROWS)
-    if quant in ("f16", "f32"):
-        _floats(packed, quant).reshape(-1, cols, TILE_ROWS)[group, 0, row] = values
+    if quant in _FLOATS:
+        _floats(packed, quant).reshape(-1, cols, TILE_ROWS)[group, 0, row] = (
+            to_bf16(values) if quant == "bf16" else values
+        )
     else:
         level = 0x0F if quant == "q4_0" else 0xFF  # the low nibble, or the byte, of the first column
         packed.reshape(-1, cols // BLOCK, packed_bytes(quant, "tiles", TILE_ROWS, BLOCK))[
@@ -90,7 +93,7 @@ def set_first_column(packed: npt.NDArray[np.uint8], quant: Quant, cols: int, val
 
 def clear_first_row(packed: npt.NDArray[np.uint8], quant: Quant, cols: int) -> None:
     """In place, of tiles with `cols` columns."""
-    if quant in ("f16", "f32"):
+    if quant in _FLOATS:
         _floats(packed, quant).reshape(-1, cols, TILE_ROWS)[0, :, 0] = 0
     else:
         packed.reshape(-1, cols // BLOCK, packed_bytes(quant, "tiles", TILE_ROWS, BLOCK))[0, :, :2] = 0  # its scales
@@ -98,16 +101,22 @@ def clear_first_row(packed: npt.NDArray[np.uint8], quant: Quant, cols: int) -> N
 
 def clear_first_column(packed: npt.NDArray[np.uint8], quant: Quant, cols: int) -> None:
     """In place, of rows with `cols` columns."""
-    if quant in ("f16", "f32"):
+    if quant in _FLOATS:
         _floats(packed, quant).reshape(-1, cols)[:, 0] = 0
         return
     first = packed.reshape(-1, packed_bytes(quant, "rows", 1, cols))[:, 0]
     first[:] = first & 0xF0 | 8 if quant == "q4_0" else 0
 
 
+def to_bf16(floats: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
+    """The upper half of a float32, to nearest."""
+    return ((floats.astype("<f4").view("<u4") + 0x8000) >> 16).astype("<u2")
+
+
 def _floats(packed: npt.NDArray[np.uint8], quant: Quant) -> npt.NDArray[Any]:
-    return packed.view("<f2" if quant == "f16" else "<f4")
+    return packed.view(_FLOATS[quant])
 
 
 def _float_table(quant: Quant, std: float) -> npt.NDArray[Any]:
-    return (BYTE_LEVELS * (std / BYTE_STD)).astype("<f2" if quant == "f16" else "<f4")
+    floats = BYTE_LEVELS * (std / BYTE_STD)
+    return to_bf16(floats) if quant == "bf16" else floats.astype(_FLOATS[quant])

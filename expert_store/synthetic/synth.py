@@ -18,6 +18,7 @@ import json
 import math
 from collections.abc import Collection, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,17 @@ from smallthinker.expert_store.format import (
     QUANTS,
     TENSOR_ALIGN,
     TILE_ROWS,
+    Formats,
     Quant,
     RecordLayout,
     TensorSpec,
     check_quant,
+    record_layouts,
 )
 from smallthinker.expert_store.header import encode_header
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.sources.checkpoint import INDEX_FILE, SINGLE_FILE, checkpoint_tensors
 from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
-from smallthinker.expert_store.synthetic.published import PUBLISHED
 from smallthinker.expert_store.synthetic.random_weights import (
     BYTE_LEVELS,
     BYTE_STD,
@@ -52,12 +54,14 @@ from smallthinker.expert_store.synthetic.random_weights import (
     random_rows,
     random_tiles,
     set_first_column,
+    to_bf16,
 )
 from smallthinker.expert_store.synthetic.skew import noise_bytes, normal_biases, router_spreads
 from smallthinker.expert_store.writer import StoreWriter, TensorFileWriter, write_synced
 from smallthinker.files import is_there, parse_json, read_small
 from smallthinker.models.description import Model
 from smallthinker.models.families import parse_model, read_model
+from smallthinker.models.published import PUBLISHED
 
 NO_QUANT = "none"
 
@@ -83,9 +87,9 @@ def synth(
     skew: standard deviation of a constant bias of each expert's router logit, in units of what tokens make of it (see
     `skew.py`). 0 is near-uniform routing; 1.3 is about that of the published models.
 
-    shape: "4b", "21b" or the path of a config.json. quant: of a store (q4_0, q8_0, f16, f32), or "none" for a bf16
-    Hugging Face checkpoint in shards of `shard_bytes`. Its tokenizer has the 256 bytes and the special tokens.
-    compress: a level to compress a store's experts with. These weights are uniform, and as good as incompressible.
+    shape: "4b", "21b", "dense-1.5b" or the path of a config.json. quant: of a store (q4_0, q8_0, bf16, f16, f32), or
+    "none" for a bf16 Hugging Face checkpoint in shards of `shard_bytes`. The tokenizer has 256 bytes and the special
+    tokens. compress: a level to compress a store's experts with: these weights are as good as incompressible.
     Raises ConfigError, StoreWriteError.
     """
     if seed < 0:
@@ -105,13 +109,16 @@ def synth(
     if quant not in QUANTS:
         raise ConfigError(f"quantisation: expected one of {', '.join((*QUANTS, NO_QUANT))}, found {quant!r}")
     kind = check_quant(quant)
-    hidden, ffn = config.hidden_size, config.ffn_width
+    formats = Formats(kind)
     uneven = _Skew(config, skew, kind, seed) if skew else None
-    with StoreWriter(Path(out), config, kind, files, force, progress, compress=compress, inputs=inputs) as writer:
+    with StoreWriter(Path(out), config, formats, files, force, progress, compress=compress, inputs=inputs) as writer:
         for spec in writer.dense_specs:
             writer.write_dense(spec, _dense_pieces(spec, RandomBytes(seed, spec.name), uneven))
-        for spec in writer.expert_specs:
-            writer.write_expert(spec, [_record(kind, hidden, ffn, RandomBytes(seed, spec.name), uneven).data])
+        records = iter(writer.expert_specs)
+        for layer, layout in enumerate(record_layouts(config, formats)):
+            for spec in islice(records, config.experts_of_layers[layer]):
+                assert layout is not None
+                writer.write_expert(spec, [_record(layout, RandomBytes(seed, spec.name), uneven).data])
     return Path(out)
 
 
@@ -198,16 +205,15 @@ def _dense_pieces(spec: TensorSpec, random: RandomBytes, skew: _Skew | None) -> 
         yield packed.data
 
 
-def _record(quant: Quant, hidden: int, ffn: int, random: RandomBytes, skew: _Skew | None) -> npt.NDArray[np.uint8]:
-    layout = RecordLayout.of(quant, hidden, ffn)
+def _record(layout: RecordLayout, random: RandomBytes, skew: _Skew | None) -> npt.NDArray[np.uint8]:
     record = np.zeros(layout.record_bytes, np.uint8)
-    gate = random_tiles(quant, ffn, hidden, _std("gate", hidden), random)
-    up = random_rows(quant, ffn, hidden, _std("up", hidden), random)
-    down = random_rows(quant, ffn, hidden, _std("down", ffn), random)  # stored transposed
-    if skew is not None:
-        clear_first_column(down, quant, hidden)
-    for offset, packed in ((0, gate), (layout.up_offset, up), (layout.down_offset, down)):
-        record[offset : offset + packed.size] = packed
+    for part in layout.sections:
+        make = random_tiles if part.layout == "tiles" else random_rows
+        std = _std(part.role, part.rows if part.is_transposed else part.cols)
+        packed = make(part.quant, part.rows, part.cols, std, random)
+        if skew is not None and skew.clears_first_row(part.role):
+            (clear_first_column if part.is_transposed else clear_first_row)(packed, part.quant, part.cols)
+        record[part.offset : part.offset + packed.size] = packed
     return record
 
 
@@ -269,19 +275,14 @@ def _bf16_pieces(name: str, shape: tuple[int, ...], random: RandomBytes, skew: _
         yield np.full(shape, 0x3F80, "<u2").view(np.uint8).data  # 1.0
         return
     total, cols = shape
-    table = _bf16(BYTE_LEVELS * (_std(name, cols) / BYTE_STD))
+    table = to_bf16(BYTE_LEVELS * (_std(name, cols) / BYTE_STD))
     column = skew.first_column(name) if skew is not None else None
     strip = max(_STRIP_WEIGHTS // cols, 1)
     for start in range(0, total, strip):
         n = min(strip, total - start)
         weights = random.weights(n * cols, table).reshape(n, cols)
         if column is not None:
-            weights[:, 0] = _bf16(column[start : start + n])
+            weights[:, 0] = to_bf16(column[start : start + n])
         if start == 0 and skew is not None and skew.clears_first_row(name):
             weights[0] = 0
         yield weights.reshape(-1).view(np.uint8).data
-
-
-def _bf16(floats: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
-    """The upper half of a float32, to nearest."""
-    return ((floats.astype("<f4").view("<u4") + 0x8000) >> 16).astype("<u2")

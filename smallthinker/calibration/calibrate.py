@@ -103,6 +103,7 @@ def calibrate(
     if is_there(path / PREDICTOR_FILE) and not force:
         raise StoreWriteError(f"{path / PREDICTOR_FILE}: exists already; --force replaces it by a new one")
     with Engine(path, options, predictor=False) as engine:
+        engine.config.check_routers("calibrate")
         routers = [engine.router_weights(layer) for layer in range(engine.config.num_layers)]
         ids = engine.tokenizer.encode(text)[: MOST_TOKENS if tokens is None else tokens]
         if len(ids) < FEWEST_TOKENS:

@@ -61,11 +61,8 @@ def record(engine: Engine, sequences: Sequence[Sequence[int]], progress: Progres
     total = sum(map(len, sequences))
     if total == 0:
         raise RequestError("trace: expected at least one token, found none; give a text that is not empty")
-    layers, experts, k = (
-        config.num_layers,
-        config.experts_per_layer,
-        config.experts_per_token,
-    )
+    config.check_routers("trace")
+    layers, experts, k = config.num_layers, config.experts_per_layer, config.experts_per_token
     ids = np.empty((total, layers, k), ids_dtype(experts))
     probs = np.empty((total, layers, experts), np.float16)
     routers = [engine.router_weights(layer) for layer in range(layers)]

@@ -7,7 +7,15 @@ import json
 import sys
 from pathlib import Path
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command, add_compression, written, written_text
+from smallthinker.commands.options import (
+    WEIGHT_FORMATS,
+    Commands,
+    ProgressBar,
+    add_command,
+    add_compression,
+    written,
+    written_text,
+)
 from smallthinker.errors import printable
 
 
@@ -28,9 +36,7 @@ def add(commands: Commands) -> None:
         "that needs smallthinker[gguf]",
     )
     parser.add_argument("store", metavar="STORE", type=Path, help="folder to write")
-    parser.add_argument(
-        "--quant", choices=["q4_0", "q8_0", "f16"], default="q4_0", help="weight format (default: q4_0)"
-    )
+    parser.add_argument("--quant", choices=WEIGHT_FORMATS, default="q4_0", help="weight format (default: q4_0)")
     parser.add_argument("--force", action="store_true", help="replace an existing store, once the new one is whole")
     add_compression(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")

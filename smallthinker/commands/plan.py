@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command, add_kv, renamed, whole
+from smallthinker.commands.options import WEIGHT_FORMATS, Commands, ProgressBar, add_command, add_kv, renamed, whole
 
 if TYPE_CHECKING:
     from smallthinker.expert_store.format import Quant
@@ -49,7 +49,7 @@ def add(commands: Commands) -> None:
     add_kv(parser)
     parser.add_argument("--threads", type=whole, metavar="N", help="arithmetic threads (default: physical cores)")
     parser.add_argument(
-        "--quant", choices=["q4_0", "q8_0", "f16"], help="weight format to convert to (default: q4_0, or the store's)"
+        "--quant", choices=WEIGHT_FORMATS, help="weight format to convert to (default: q4_0, or the store's)"
     )
     parser.add_argument("--prompt", type=whole, default=128, metavar="N", help="tokens of a prompt (default: 128)")
     parser.add_argument("--max-tokens", type=whole, default=128, metavar="N", help="tokens of an answer (default: 128)")
@@ -84,6 +84,7 @@ def handle(args: argparse.Namespace) -> int:
     if args.prompt < 1 or args.max_tokens < 1:
         raise RequestError("--prompt and --max-tokens: expected at least 1")
     model = find_model(args.model or str(DEMO_STORE), args.quant)
+    model.config.check_layers_alike("plan")
     free = default_budget(host.held_bytes(), host.available_memory_bytes(), host.memory_limit_bytes())
     sizes = sorted(parse_size(size) for size in args.memory) if args.memory else [free]
     context = choose_context(model.config, args.context)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from smallthinker.commands.options import (
+    WEIGHT_FORMATS,
     Commands,
     ProgressBar,
     add_command,
@@ -40,9 +41,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "store", metavar="OUT", type=Path, nargs="?", help="folder to write (default: NAME-QUANT in the working folder)"
     )
-    parser.add_argument(
-        "--quant", choices=["q4_0", "q8_0", "f16"], default="q4_0", help="weight format (default: q4_0)"
-    )
+    parser.add_argument("--quant", choices=WEIGHT_FORMATS, default="q4_0", help="weight format (default: q4_0)")
     add_compression(parser)
     parser.add_argument(
         "--revision", type=text, metavar="REV", default="main", help="branch, tag or commit (default: main)"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smallthinker.commands.options import (
+    WEIGHT_FORMATS,
     Commands,
     ProgressBar,
     add_command,
@@ -31,7 +32,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("store", metavar="OUT", type=Path, help="folder to write")
     parser.add_argument(
         "--quant",
-        choices=["q4_0", "q8_0", "none"],
+        choices=[*WEIGHT_FORMATS, "none"],
         default="q4_0",
         help="weight format; none writes a bf16 Hugging Face checkpoint (default: q4_0)",
     )

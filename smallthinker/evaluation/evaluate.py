@@ -32,6 +32,7 @@ from smallthinker.evaluation.scoring import (
     Head,
     Ids,
     differences,
+    head_format,
     head_matrix,
     joined,
     likelihoods,
@@ -231,7 +232,7 @@ def _lossy_head(store: Store, pool: _kernels.ThreadPool, options: EngineOptions)
         return None
     predictor = HeadPredictor(options.lossy_head, store.config)
     try:
-        return LossyHead(predictor, pool, store.config, store.quant, head_matrix(store), options.lossy_threshold)
+        return LossyHead(predictor, pool, store.config, head_format(store), head_matrix(store), options.lossy_threshold)
     finally:
         predictor.close()
 

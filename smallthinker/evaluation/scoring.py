@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import _kernels
+from smallthinker.expert_store.format import Quant
 from smallthinker.expert_store.store import Store
 from smallthinker.lossy_head import LossyHead
+from smallthinker.models.tensors import head_role
 
 BLOCK_ROWS = 1024  # a multiple of TILE_ROWS; with STRIP_TOKENS, 4 MiB of float64
 STRIP_TOKENS = 512
@@ -29,7 +31,11 @@ Ids = npt.NDArray[np.int64]
 
 def head_matrix(store: Store) -> npt.NDArray[Any]:
     """[V, d] in tiles."""
-    return store.dense("embed_tokens" if store.config.head.tied else "lm_head")
+    return store.dense(head_role(store.config))
+
+
+def head_format(store: Store) -> Quant:
+    return store.formats.of(head_role(store.config), None)
 
 
 class Head:
@@ -39,10 +45,10 @@ class Head:
     def __init__(self, store: Store, pool: _kernels.ThreadPool, lossy: LossyHead | None = None) -> None:
         config = store.config
         self.vocab_size, self._d, self._eps = config.vocab_size, config.hidden_size, config.final_norm.eps
-        self._pool, self._quant, self._lossy = pool, store.quant, lossy
+        self._pool, self._quant, self._lossy = pool, head_format(store), lossy
         self._norm: npt.NDArray[Any] = store.dense("norm")
         self._matrix = head_matrix(store)
-        self._group_bytes = _kernels.packed_bytes(store.quant, "tiles", _kernels.TILE_ROWS, self._d)
+        self._group_bytes = _kernels.packed_bytes(self._quant, "tiles", _kernels.TILE_ROWS, self._d)
         self.strip_tokens = STRIP_TOKENS if lossy is None else _LOSSY_STRIP_TOKENS
 
     def blocks(self, x: Floats) -> Iterator[F64]:

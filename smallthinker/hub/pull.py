@@ -24,8 +24,10 @@ from smallthinker.expert_store.format import (
     ALL_FILES,
     CONFIG_FILE,
     TOKENIZER_FILE,
+    Formats,
     check_quant,
-    table,
+    dense_table,
+    expert_table,
 )
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.sources.checkpoint import (
@@ -132,6 +134,7 @@ class Pull:
         else:
             config, notes = self._config(), ()
             files = self._files()
+        formats = Formats(kind)
         self.plan = PullPlan(
             repo=hub.repo,
             commit=hub.commit,
@@ -140,7 +143,7 @@ class Pull:
             files=tuple(files),
             download_bytes=sum(file.size for file in files),
             present_bytes=sum(self._present_bytes(file) for file in files),
-            store_bytes=sum(s.nbytes for s in (*table("dense", config, kind), *table("experts", config, kind))),
+            store_bytes=sum(spec.nbytes for spec in (*dense_table(config, formats), *expert_table(config, formats))),
             free_bytes=shutil.disk_usage(out.absolute().parent).free,
             gguf_models=tuple(models) if self._from_gguf else (),
             notes=notes,

@@ -321,6 +321,8 @@ class Model:
 
     def __post_init__(self) -> None:
         """Raises ConfigError where two values contradict each other, by the names that most configurations have."""
+        for what, size in (("vocab_size", self.vocab_size), ("context", self.context), ("layers", len(self.layers))):
+            _at_least_one(what, size)
         _blocks("hidden_size", self.hidden_size)
         ids = [("eos_token_id", id) for id in self.tokens.eos]
         for key, id in ids if self.tokens.bos is None else [*ids, ("bos_token_id", self.tokens.bos)]:
@@ -347,17 +349,47 @@ class Model:
         return max(0 if layer.ffn is None else layer.ffn.k for layer in self.layers)
 
     @property
+    def certain_layers(self) -> tuple[int, ...]:
+        """Those that have slices and no router: all of them is wanted, always."""
+        return tuple(number for number, layer in enumerate(self.layers) if layer.ffn and layer.ffn.router is None)
+
+    def check_layers_alike(self, what: str) -> None:
+        """For who makes tables of all layers' experts. Raises ConfigError where layers differ in their number."""
+        found = {*zip(self.used_of_layers, self.experts_of_layers, strict=True)}
+        if len(found) > 1:
+            kinds = ", ".join(f"{k} of {experts}" for k, experts in sorted(found))
+            raise ConfigError(f"{what}: expected as many experts in every layer, found layers that use {kinds}")
+
+    def check_routers(self, what: str) -> None:
+        """For who looks at routers. Raises ConfigError where a layer has none, or layers differ in their experts."""
+        if self.certain_layers:
+            raise ConfigError(f"{what}: layer {self.certain_layers[0]} has no router: there is nothing to choose")
+        self.check_layers_alike(what)
+
+    @property
     def ffn_width(self) -> int:
         """Of the widest expert: a record's place on disk and in memory is as large as its."""
         return max(0 if layer.ffn is None else layer.ffn.width for layer in self.layers)
 
     @property
+    def experts_of_layers(self) -> tuple[int, ...]:
+        """Experts or slices of each layer; a record's number counts them layer after layer."""
+        return tuple(0 if layer.ffn is None else layer.ffn.experts for layer in self.layers)
+
+    @property
+    def used_of_layers(self) -> tuple[int, ...]:
+        """Of each layer's experts or slices, how many one token uses."""
+        return tuple(0 if layer.ffn is None else layer.ffn.k for layer in self.layers)
+
+    @property
     def num_records(self) -> int:
         """Experts and slices of all layers together."""
-        return sum(0 if layer.ffn is None else layer.ffn.experts for layer in self.layers)
+        return sum(self.experts_of_layers)
 
 
 def _check_attention(mixer: Attention) -> None:
+    for what, size in (("heads", mixer.heads), ("kv_heads", mixer.kv_heads), ("head_dim", mixer.head_dim)):
+        _at_least_one(what, size)
     if mixer.heads % mixer.kv_heads:
         raise ConfigError(f"num_key_value_heads: {mixer.kv_heads} does not divide num_attention_heads {mixer.heads}")
     if mixer.head_dim % 2:
@@ -372,7 +404,11 @@ def _check_attention(mixer: Attention) -> None:
 
 def _check_ffn(ffn: Ffn) -> None:
     _blocks("width of a feed-forward network", ffn.width)
+    _at_least_one("slices", ffn.slices)
     router = ffn.router
+    if router is not None:
+        _at_least_one("experts", router.experts)
+        _at_least_one("experts per token", router.k)
     if router is not None and router.k > router.experts:
         raise ConfigError(f"experts per token: {router.k} is more than the {router.experts} experts of a layer")
     for other in (ffn.shared, ffn.beside):
@@ -380,6 +416,12 @@ def _check_ffn(ffn: Ffn) -> None:
             _check_ffn(other)
 
 
+def _at_least_one(what: str, size: int) -> None:
+    if size < 1:
+        raise ConfigError(f"{what}: expected at least 1, found {size}")
+
+
 def _blocks(what: str, size: int) -> None:
+    _at_least_one(what, size)
     if size % BLOCK:
         raise ConfigError(f"{what}: expected a multiple of {BLOCK} (one weight block), found {size}")

@@ -10,13 +10,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from smallthinker.errors import ConfigError, shown
+from smallthinker.errors import ConfigError, shown, shown_or_nothing
 from smallthinker.files import parse_json, read_small
-from smallthinker.models import smallthinker
+from smallthinker.models import described, smallthinker
 from smallthinker.models.description import Model
+from smallthinker.models.gguf_keys import ARCHITECTURE_KEY, GgufFacts, GgufKeys
 
-FAMILIES: dict[str, ModuleType] = {smallthinker.MODEL_TYPE: smallthinker}
-"""By model_type: modules with ARCHITECTURE, from_config, to_config, CHECKPOINT_NAMES and GGUF_NAMES."""
+FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (smallthinker, described)}
+"""By model_type: modules with ARCHITECTURE, from_config, to_config and CHECKPOINT_NAMES (None: the description's own);
+for who has GGUF files, GGUF_ARCHITECTURE, from_gguf, gguf_notes and GGUF_NAMES."""
 
 
 def read_model(path: str | Path, *, in_store: bool = False) -> Model:
@@ -50,12 +52,39 @@ def to_config(model: Model) -> dict[str, Any]:
 
 def checkpoint_name(model: Model, name: str) -> str:
     """What a checkpoint of this model calls a tensor ("layers.3.q_proj"), or an expert's part ("layers.3.gate.5")."""
-    return _named(FAMILIES[model.family].CHECKPOINT_NAMES, name)
+    names: Mapping[str, str] | None = FAMILIES[model.family].CHECKPOINT_NAMES
+    return name if names is None else _named(names, name)
 
 
 def gguf_name(model: Model, name: str) -> str:
     """What llama.cpp's files call a tensor, all experts' parts together ("layers.3.gate")."""
     return _named(FAMILIES[model.family].GGUF_NAMES, name)
+
+
+def gguf_model(metadata: Mapping[str, Any], facts: GgufFacts, where: str) -> tuple[Model, tuple[str, ...]]:
+    """The model of a GGUF file's metadata, and what was taken for granted. where: the file. Raises ConfigError."""
+    family, architecture = gguf_family(metadata, where)
+    keys = GgufKeys(metadata, architecture, where)
+    raw = family.from_gguf(keys, facts)
+    keys.reject_unknown()
+    try:
+        model = parse_model(raw)
+    except ConfigError as e:
+        raise ConfigError(f"{where}: metadata of '{architecture}', as a config.json: {e}") from None
+    return model, family.gguf_notes(GgufKeys(metadata, architecture, where), model)
+
+
+def gguf_family(metadata: Mapping[str, Any], where: str) -> tuple[ModuleType, str]:
+    """Whose file it is, and what it calls itself. Raises ConfigError for another model's."""
+    known = {family.GGUF_ARCHITECTURE: family for family in FAMILIES.values() if hasattr(family, "GGUF_ARCHITECTURE")}
+    architecture = metadata.get(ARCHITECTURE_KEY)
+    if not isinstance(architecture, str) or architecture not in known:
+        expected = " or ".join(repr(name) for name in known)
+        raise ConfigError(
+            f"{where}: {ARCHITECTURE_KEY}: expected {expected}, found {shown_or_nothing(architecture)}; this engine "
+            "runs no other models"
+        )
+    return known[architecture], architecture
 
 
 def _named(names: Mapping[str, str], name: str) -> str:

@@ -1,4 +1,4 @@
-"""SmallThinker (arXiv 2507.20984): what its config.json describes, and how its checkpoints name their tensors.
+"""SmallThinker (arXiv 2507.20984): what its config.json and its GGUF files describe, and how both name their tensors.
 
 Routers before attention, global layers without positions between sliding-window layers with them, ReLU experts. Knows
 nothing about stores, memory or kernels.
@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from smallthinker.errors import ConfigError
 from smallthinker.models import description as d
+from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
 
 ARCHITECTURE = "SmallThinkerForCausalLM"
-MODEL_TYPE = "smallthinker"
+MODEL_TYPE = GGUF_ARCHITECTURE = "smallthinker"
 
 # What absent keys mean: the defaults of the published configuration class, which are the 4B base model's.
 _ABSENT: Mapping[str, Any] = {
@@ -170,3 +171,86 @@ def to_config(model: d.Model) -> dict[str, Any]:
         "bos_token_id": model.tokens.bos,
         "eos_token_id": list(model.tokens.eos),
     }
+
+
+# Where there is a window, llama.cpp leaves the first of every four layers without one, and without rotated positions.
+_WINDOW_PERIOD = 4
+_SOFTMAX, _SIGMOID = 1, 2  # PowerInfer's converter writes nothing for the second, as the 4B's config.json does
+# What llama.cpp neither writes otherwise for this architecture nor would compute otherwise.
+_ONLY_IN_GGUF: Mapping[str, tuple[Any, ...]] = {
+    "attention.causal": (True,), "expert_shared_count": (0,), "expert_weights_norm": (True,),
+    "expert_weights_scale": (0.0, 1.0), "leading_dense_block_count": (0,), "rope.scaling.factor": (0.0, 1.0),
+    "rope.scaling.type": ("none",),
+}  # fmt: skip
+
+# Hidden size, layers, experts, whether there are windows: of the 4B and the 21B, which are laid out as GGUF says.
+_PUBLISHED_LAYOUTS = {(1536, 32, 32, False), (2560, 52, 64, True)}
+
+
+def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
+    """The config.json that says what llama.cpp would compute. Raises ConfigError, naming the metadata's key."""
+    layers = keys.integer("block_count")
+    hidden, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
+    head_dim = keys.integer("attention.key_length", hidden // max(heads, 1))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        keys.same(key, keys.integer(key, head_dim), head_dim, "attention.key_length")
+    keys.same("vocab_size", keys.integer("vocab_size", facts.vocab_size), facts.vocab_size, "tokens")
+    theta = keys.number("rope.freq_base")
+    keys.same("rope.freq_base_swa", keys.number("rope.freq_base_swa", theta), theta, "rope.freq_base")
+    window = keys.integer("attention.sliding_window", 0)
+    # a model with a window is of the 21B's kind, softmax: only a file that lost the key doesn't say so
+    gating = keys.integer("expert_gating_func", 0 if window else _SIGMOID)
+    if gating not in (_SOFTMAX, _SIGMOID):
+        raise keys.fault("expert_gating_func", "1 (softmax) or 2 (sigmoid)", gating or None)
+    pattern = [int(window > 0 and layer % _WINDOW_PERIOD > 0) for layer in range(min(layers, 1 << 16))]
+    expected = f"{_WINDOW_PERIOD}: no window in the first of every four layers"
+    keys.one_of("attention.sliding_window_pattern", (_WINDOW_PERIOD, pattern), expected)
+    ffn = keys.integer("feed_forward_length", 0)
+    raw = {
+        "architectures": [ARCHITECTURE],
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "moe_num_primary_experts": keys.integer("expert_count"),
+        "moe_num_active_primary_experts": keys.integer("expert_used_count"),
+        "moe_ffn_hidden_size": keys.integer("expert_feed_forward_length", ffn),
+        "moe_primary_router_apply_softmax": gating == _SOFTMAX,
+        "vocab_size": facts.vocab_size,
+        "max_position_embeddings": keys.integer("context_length"),
+        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "rope_theta": theta,
+        "rope_layout": pattern if window else [1] * len(pattern),
+        "sliding_window_layout": pattern,
+        "tie_word_embeddings": facts.tied,
+        "bos_token_id": facts.bos_token_id,
+        "eos_token_id": facts.eos_token_ids,
+    }
+    if window:
+        raw["sliding_window_size"] = window
+    for key, supported in _ONLY_IN_GGUF.items():
+        keys.only(key, supported)
+    return raw
+
+
+def gguf_notes(keys: GgufKeys, model: d.Model) -> tuple[str, ...]:
+    """What was taken for granted, since the file can't say it or doesn't; nothing of the published layouts."""
+    notes = []
+    if not keys.has("expert_gating_func"):
+        notes.append(
+            f"{GGUF_ARCHITECTURE}.expert_gating_func: missing, taken as sigmoid, which PowerInfer's converter doesn't "
+            "write; if the model's config.json has moe_primary_router_apply_softmax, convert from the original weights"
+        )
+    has_window = any(layer.attention.window for layer in model.layers)
+    if (model.hidden_size, model.num_layers, model.experts_per_layer, has_window) not in _PUBLISHED_LAYOUTS:
+        windows = (
+            "the first of every four layers taken to have neither window nor rotary positions, the others both"
+            if has_window
+            else "no layer taken to have a window, all of them to have rotary positions"
+        )
+        notes.append(
+            f"{GGUF_ARCHITECTURE}.attention.sliding_window: {windows}: GGUF can't say more; if the model's config.json "
+            "has another rope_layout or sliding_window_layout, convert from the original weights"
+        )
+    return tuple(notes)

@@ -31,6 +31,11 @@ EXPERT_ROLES = (GATE, UP, DOWN)
 """Of a layer's feed-forward network, with all its experts (or slices): [E, F, d], [E, F, d], [E, d, F]."""
 
 
+def head_role(model: Model) -> str:
+    """Of the matrix that gives logits."""
+    return EMBEDDING if model.head.tied else HEAD
+
+
 class Tensor(NamedTuple):
     """A matrix [rows, cols], a vector [size], or all experts' matrices of one role [E, rows, cols]. layer: None for the
     model's own."""

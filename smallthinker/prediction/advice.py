@@ -25,7 +25,8 @@ LEAST_GAIN = 0.03
 _MOST = 3
 _Q8_KEYS = 17 / 32  # of the bytes of f16, and reading them is what attention does
 _MUCH_FASTER = 1.5
-_SMALLER: dict[Quant, tuple[Quant, ...]] = {"f32": ("q8_0", "q4_0"), "f16": ("q8_0", "q4_0"), "q8_0": ("q4_0",)}
+_BLOCKS: tuple[Quant, ...] = ("q8_0", "q4_0")
+_SMALLER: dict[Quant, tuple[Quant, ...]] = {"f32": _BLOCKS, "f16": _BLOCKS, "bf16": _BLOCKS, "q8_0": ("q4_0",)}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import _kernels
-from smallthinker.expert_store.format import Quant, RecordLayout, TensorSpec, dense_table
+from smallthinker.expert_store.format import Formats, Quant, TensorSpec, dense_table, record_bytes, record_layouts
 from smallthinker.expert_store.read_queue import Finished, ReadCounters
 from smallthinker.host import pages
 from smallthinker.models.description import Head, Model, SpecialTokens
@@ -34,13 +34,13 @@ class RandomModel:
     """
 
     def __init__(self, config: Model, quant: Quant, available_bytes: int, seed: int = 0) -> None:
-        self.quant: Quant = quant
         rng = np.random.default_rng(seed)
-        record_bytes = RecordLayout.of(quant, config.hidden_size, config.ffn_width).record_bytes
+        self.formats = formats = Formats(quant)
+        nbytes = record_bytes(config, formats)
         share = available_bytes * _MEMORY_SHARE
         row_bytes = _kernels.packed_bytes(quant, "rows", 1, config.hidden_size)
         words = int(min(config.vocab_size, max(min(_HEAD_BYTES, share / 3) // row_bytes, 64)))
-        layer_bytes = config.experts_per_layer * record_bytes
+        layer_bytes = config.experts_per_layer * nbytes
         layers = int(min(_MOST_LAYERS, config.num_layers, max(min(_SLOTS_BYTES, share / 3) // layer_bytes, 1)))
         self.head_share = words / config.vocab_size
         self.all_layers = config.num_layers
@@ -51,10 +51,10 @@ class RandomModel:
             head=Head(tied=True),  # a second matrix of which one row is read would only take memory
             tokens=SpecialTokens(None, ()),
         )
-        self._dense = {spec.name: _matrix(spec, rng) for spec in dense_table(self.config, quant)}
-        most = max(config.experts_per_token, int(share / 2 // record_bytes))
+        self._dense = {spec.name: _matrix(spec, rng) for spec in dense_table(self.config, formats)}
+        most = max(config.experts_per_token, int(share / 2 // nbytes))
         count = min(layers * config.experts_per_layer, most)
-        self.slots = _filled(count * record_bytes, random_record(config, quant, rng)).reshape(count, record_bytes)
+        self.slots = _filled(count * nbytes, random_record(config, quant, rng)).reshape(count, nbytes)
 
     def dense_names(self) -> list[str]:
         return list(self._dense)
@@ -65,13 +65,11 @@ class RandomModel:
 
 def random_record(config: Model, quant: Quant, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """One expert with normally distributed weights, uint8 [record_bytes]: half of its neurons are live."""
-    ffn, d = config.ffn_width, config.hidden_size
-    layout = RecordLayout.of(quant, d, ffn)
+    layout = next(layout for layout in record_layouts(config, Formats(quant)) if layout is not None)
     record = np.zeros(layout.record_bytes, np.uint8)
-    for at, kind in ((0, "tiles"), (layout.up_offset, "rows"), (layout.down_offset, "rows")):
-        weights = rng.standard_normal((ffn, d), dtype=np.float32) * np.float32(d**-0.5)
-        packed = _kernels.pack(quant, "tiles" if kind == "tiles" else "rows", weights)
-        record[at : at + len(packed)] = packed
+    for part in layout.sections:
+        weights = rng.standard_normal((part.rows, part.cols), dtype=np.float32) * np.float32(config.hidden_size**-0.5)
+        record[part.offset : part.offset + part.nbytes] = _kernels.pack(part.quant, part.layout, weights)
     return record
 
 

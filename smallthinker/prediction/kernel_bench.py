@@ -121,8 +121,9 @@ class _Bench:
         experts, k = config.experts_per_layer, config.experts_per_token
         slots = model.slots[: min(2 * k, len(model.slots))] if misses else model.slots
         queue = WaitingQueue(_READ_SEC if misses else 0.0)
-        policy = DEFAULT_POLICY(model.all_layers, experts, k)  # what it takes to choose a victim grows with all experts
-        self.experts = ExpertCache(slots, queue, policy, experts)
+        of_layers = [experts] * model.all_layers  # what it takes to choose a victim grows with all experts
+        policy = DEFAULT_POLICY(of_layers, [k] * model.all_layers)
+        self.experts = ExpertCache(slots, queue, policy, of_layers)
         self.arithmetic = _TimedArithmetic(model, pool, slots)
         look = LookAhead(config.num_layers, k) if misses else None
         if look is not None:

@@ -17,16 +17,17 @@ from smallthinker.expert_store.format import (
     CONFIG_FILE,
     EXPERTS_FILE,
     TOKENIZER_FILE,
+    Formats,
     Quant,
-    RecordLayout,
     dense_table,
+    record_bytes,
 )
 from smallthinker.expert_store.store import Store
-from smallthinker.expert_store.synthetic.published import PUBLISHED
 from smallthinker.files import is_there
 from smallthinker.memory_plan import MIB, STARTS_DIFFER_BYTES, MemoryPlan, plan_process
 from smallthinker.models.description import Model
 from smallthinker.models.families import parse_model, read_model
+from smallthinker.models.published import PUBLISHED
 from smallthinker.text.tokenizer import Tokenizer
 
 # Memory of a loaded tokenizer for each word where there is none to load: Qwen's, with 151,936, takes 90 to 108 MB.
@@ -75,8 +76,8 @@ class Process:
 
 def weight_bytes(config: Model, quant: Quant) -> tuple[int, int]:
     """What a store's dense weights take in memory, and one expert."""
-    dense = sum(spec.nbytes for spec in dense_table(config, quant))
-    return dense, RecordLayout.of(quant, config.hidden_size, config.ffn_width).record_bytes
+    formats = Formats(quant)
+    return sum(spec.nbytes for spec in dense_table(config, formats)), record_bytes(config, formats)
 
 
 def find_model(name: str, quant: Quant | None = None) -> PlannedModel:
@@ -99,7 +100,8 @@ def find_model(name: str, quant: Quant | None = None) -> PlannedModel:
             raise RequestError(f"--quant: this store is {store.quant}, found {quant}; plan its checkpoint instead")
         model = _model(str(path), store.config, store.quant, path)
         stored = sum(tensor.nbytes for tensor in store.experts_file.tensors) // store.num_experts
-        return replace(model, stored_bytes=stored, is_store=True)
+        dense, record = store.dense_bytes, store.record_bytes  # where formats differ, no one quantisation tells
+        return replace(model, dense_bytes=dense, record_bytes=record, stored_bytes=stored, is_store=True)
 
 
 def _model(name: str, config: Model, quant: Quant, folder: Path | None) -> PlannedModel:

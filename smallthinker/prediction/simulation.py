@@ -160,16 +160,16 @@ class SimulatedEngine:
         self._config, self._plan, self._record_bytes = config, plan, record_bytes
         self._shape = SequenceShape.of(config, plan.context, plan.chunk, kv)
         self._routing, self._stored_bytes = routing, stored_bytes
-        layers, experts = config.num_layers, config.experts_per_layer
-        k = config.experts_per_token
+        layers, k = config.num_layers, config.experts_per_token
         self._clock = clock = Clock()
         finish_sec = costs.decompress_sec if stored_bytes < record_bytes else 0.0
         self._queue = queue = SimulatedQueue(disk, clock, stored_bytes, finish_sec)
         slots = allocate_slots(plan.most_slots, DIRECT_ALIGN)  # never touched
-        policy = DEFAULT_POLICY(layers, experts, k)
-        self._cache = ExpertCache(slots, queue, policy, experts, clock=lambda: clock.sec)
+        policy = DEFAULT_POLICY(config.experts_of_layers, config.used_of_layers)
+        self._cache = ExpertCache(slots, queue, policy, config.experts_of_layers, clock=lambda: clock.sec)
         self._arithmetic = _Arithmetic(config, costs, routing, clock)
-        look = LookAhead(layers, k) if look_ahead and plan.most_slots < config.num_records else None
+        is_whole = plan.most_slots == config.num_records
+        look = None if is_whole or not look_ahead else LookAhead(layers, k, certain=config.certain_layers)
         self._forward = ForwardPass(self._arithmetic, self._cache, layers, look_ahead=look, clock=lambda: clock.sec)
         self._context = SequenceState(SequenceShape(()))  # without memory: nothing is kept but the length
         self._at = 0  # in the routing

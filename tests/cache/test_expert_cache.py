@@ -41,7 +41,7 @@ class Cache(ExpertCache):
         memory = allocate_slots(slots, RECORD_BYTES)
         self.disk = Disk()
         self.queue = ShuffledQueue(memory, self.disk, seed)
-        super().__init__(memory, self.queue, LRU(LAYERS, EXPERTS, 2), EXPERTS)
+        super().__init__(memory, self.queue, LRU([EXPERTS] * LAYERS, [2] * LAYERS), [EXPERTS] * LAYERS)
 
 
 def use(cache: ExpertCache, layer: int, experts: list[int]) -> list[int]:

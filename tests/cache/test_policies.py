@@ -34,7 +34,7 @@ operations = st.lists(
 @pytest.mark.parametrize("name", POLICIES)
 @given(operations=operations)
 def test_a_victim_is_resident_and_never_pinned_whatever_happened(name: str, operations: list[tuple]) -> None:
-    policy, resident = POLICIES[name](LAYERS, EXPERTS, K), set[int]()
+    policy, resident = POLICIES[name]([EXPERTS] * LAYERS, [K] * LAYERS), set[int]()
     for operation, *rest in operations:
         if operation == "insert":
             policy.insert(rest[0])
@@ -82,7 +82,7 @@ def test_lru_hits_as_the_textbook_says(seed: int, slots: int) -> None:
                 if len(order) == slots:
                     del order[next(old for old in order if old not in wanted)]
                 order[key] = None
-    assert hits(LRU(LAYERS, EXPERTS, K), ids, EXPERTS, slots) == found
+    assert hits(LRU([EXPERTS] * LAYERS, [K] * LAYERS), ids, EXPERTS, slots) == found
 
 
 def random_routing(seed: int, tokens: int) -> np.ndarray:
@@ -96,7 +96,7 @@ def random_routing(seed: int, tokens: int) -> np.ndarray:
 
 @pytest.mark.parametrize("policy", [LFU, Frequency])
 def test_what_is_used_more_often_stays(policy: type) -> None:
-    p = policy(1, 4, 1)
+    p = policy([4] * 1, [1] * 1)
     for key in range(4):
         p.insert(key)
     for at in range(40):
@@ -109,7 +109,7 @@ def test_what_is_used_more_often_stays(policy: type) -> None:
 
 @pytest.mark.parametrize("policy", [LFU, Frequency])
 def test_a_new_favourite_replaces_an_old_one_in_time(policy: type) -> None:
-    p = policy(1, 2, 1)
+    p = policy([2] * 1, [1] * 1)
     p.insert(0)
     p.insert(1)
     for key, tokens in ((0, 500), (1, 1000)):
@@ -120,7 +120,7 @@ def test_a_new_favourite_replaces_an_old_one_in_time(policy: type) -> None:
 
 
 def test_of_equally_used_experts_the_one_of_the_layer_just_served_goes() -> None:
-    p = Frequency(4, 2, 1)
+    p = Frequency([2] * 4, [1] * 4)
     for layer in range(4):
         p.insert(2 * layer)
     for _ in range(5):
@@ -133,8 +133,8 @@ def test_of_equally_used_experts_the_one_of_the_layer_just_served_goes() -> None
 
 def test_lru_keeps_nothing_of_a_cycle_that_is_too_long_and_frequency_does() -> None:
     ids = np.tile(np.arange(4) % 2, (20, 1))[:, :, None]  # every token uses one expert in each of 4 layers
-    assert hits(LRU(4, 2, 1), ids, 2, 3) == 0
-    assert hits(Frequency(4, 2, 1), ids, 2, 3) >= 19 * 2
+    assert hits(LRU([2] * 4, [1] * 4), ids, 2, 3) == 0
+    assert hits(Frequency([2] * 4, [1] * 4), ids, 2, 3) >= 19 * 2
 
 
 class LongMemory(Frequency):
@@ -146,7 +146,7 @@ class ShortMemory(Frequency):
 
 
 def test_a_chunk_counts_each_expert_as_often_as_tokens_chose_it() -> None:
-    one_by_one, at_once = LongMemory(1, 3, 1), LongMemory(1, 3, 1)
+    one_by_one, at_once = LongMemory([3] * 1, [1] * 1), LongMemory([3] * 1, [1] * 1)
     for p in (one_by_one, at_once):
         for _ in range(200):  # past the first tokens, which count for more
             p.use(0, [0])
@@ -161,7 +161,7 @@ def test_a_chunk_counts_each_expert_as_often_as_tokens_chose_it() -> None:
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_what_one_run_learned_another_begins_with(name: str) -> None:
-    first, second = (POLICIES[name](1, 4, 1) for _ in range(2))
+    first, second = (POLICIES[name]([4] * 1, [1] * 1) for _ in range(2))
     for key in (2, 0, 1, 1, 3, 3, 3, 3):
         first.use(0, [key])
         first.step()
@@ -180,7 +180,7 @@ def test_what_one_run_learned_another_begins_with(name: str) -> None:
 
 def test_what_another_text_left_behind_gives_way_to_this_one() -> None:
     """Routing may depend on the text: twenty tokens that use the others must outweigh what was restored."""
-    other, p = Frequency(1, 4, 1), Frequency(1, 4, 1)
+    other, p = Frequency([4] * 1, [1] * 1), Frequency([4] * 1, [1] * 1)
     for _ in range(200):
         other.use(0, [1])
         other.step()
@@ -205,14 +205,14 @@ def chosen(rng: np.random.Generator, texts: int, length: int) -> np.ndarray:
 def test_the_past_counts_for_as_long_as_it_tells_what_comes(texts: int, length: int) -> None:
     """Of texts that want different experts, and of one text, about as much is hit as with the memory that suits it."""
     ids = chosen(np.random.default_rng(0), texts, length)
-    rates = {p: hits(p(4, 16, 2), ids, 16, 20) / ids.size for p in (Frequency, LongMemory, ShortMemory)}
+    rates = {p: hits(p([16] * 4, [2] * 4), ids, 16, 20) / ids.size for p in (Frequency, LongMemory, ShortMemory)}
     best, other = (ShortMemory, LongMemory) if texts > 1 else (LongMemory, ShortMemory)
     assert rates[Frequency] > rates[best] - 0.01
     assert rates[best] > rates[other] + (0.05 if texts > 1 else 0.005)
 
 
 def test_learning_survives_a_cleared_cache() -> None:
-    p = Frequency(1, 2, 1)
+    p = Frequency([2] * 1, [1] * 1)
     for _ in range(20):
         p.use(0, [1])
         p.step()
@@ -220,3 +220,13 @@ def test_learning_survives_a_cleared_cache() -> None:
     p.clear()
     assert p.victim([], 0) is None
     assert np.array_equal(p.state(), before)
+
+
+def test_of_layers_that_differ_each_counts_its_own_experts() -> None:
+    p = Frequency([2, 0, 3], [1, 0, 3])  # the last uses all of its own
+    assert p.state().tolist() == pytest.approx([0.5, 0.5, 1, 1, 1])
+    p.use(2, [2, 3, 4])
+    with pytest.raises(IndexError):
+        p.use(0, [2])
+    with pytest.raises(IndexError):
+        p.insert(5)

@@ -85,6 +85,6 @@ def test_the_part_of_the_gap_that_a_policy_closes() -> None:
 def test_fewer_slots_than_a_layer_needs_are_refused() -> None:
     ids = routing(0, 3, 2, 4, 2)
     with pytest.raises(ValueError, match="slots: expected at least 2"):
-        hits(LRU(2, 4, 2), ids, 4, 1)
+        hits(LRU([4] * 2, [2] * 2), ids, 4, 1)
     with pytest.raises(ValueError, match="slots: expected at least 2"):
         optimal_hits(ids, 4, 1)

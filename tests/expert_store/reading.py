@@ -15,7 +15,6 @@ from smallthinker import _kernels, host
 from smallthinker._storage import Device
 from smallthinker.errors import StoreReadError
 from smallthinker.expert_store.compression import Decompressor
-from smallthinker.expert_store.format import Layout
 from smallthinker.expert_store.native_queue import NativeQueue, Records, Stage
 from smallthinker.expert_store.read_queue import ReadQueue
 from smallthinker.expert_store.store import Store
@@ -84,13 +83,13 @@ def opened_keeper(kind: str, store: Store, slots: npt.NDArray[np.uint8], **setti
 def unpack_expert(store: Store, layer: int, expert: int) -> tuple[F32, F32, F32]:
     """gate, up and down of a record, in the checkpoint's orientation."""
     record = np.frombuffer(unpacked_bytes(store, store.expert_index(layer, expert)), np.uint8)
-    layout, ffn, hidden = store.record_layout, store.config.ffn_width, store.config.hidden_size
-
-    def part(kind: Layout, start: int) -> F32:
-        packed = record[start : start + _kernels.packed_bytes(store.quant, kind, ffn, hidden)].copy()
-        return _kernels.unpack(store.quant, kind, packed, ffn, hidden)
-
-    return part("tiles", 0), part("rows", layout.up_offset), part("rows", layout.down_offset).T
+    layout = store.record_layouts[layer]
+    assert layout is not None
+    gate, up, down = (
+        _kernels.unpack(part.quant, part.layout, record[part.offset :][: part.nbytes].copy(), part.rows, part.cols)
+        for part in layout.sections
+    )
+    return gate, up, down.T if layout.sections[2].is_transposed else down
 
 
 def record_bytes(store: Store, record: int) -> bytes:

@@ -22,7 +22,7 @@ from smallthinker.engine import Engine
 from smallthinker.errors import ConfigError, StoreFormatError, StoreReadError
 from smallthinker.expert_store.compression import Compressor, Decompressor, FrameError
 from smallthinker.expert_store.convert import convert
-from smallthinker.expert_store.format import QUANTS, Quant
+from smallthinker.expert_store.format import QUANTS, Formats, Quant
 from smallthinker.expert_store.inspect import describe
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.synth import synth
@@ -37,7 +37,7 @@ def compressed_store(tiny_config: Path, tmp_path: Path) -> Path:
     path = tmp_path / "compressed"
     plain = Store.open(synth(str(tiny_config), tmp_path / "plain", "q8_0"))
     files = {name: (plain.path / name).read_bytes() for name in ("config.json", "tokenizer.json")}
-    with StoreWriter(path, plain.config, "q8_0", files, compress=3) as writer:
+    with StoreWriter(path, plain.config, Formats("q8_0"), files, compress=3) as writer:
         for spec in writer.dense_specs:
             writer.write_dense(spec, [])
         for index, (spec, record) in enumerate(zip(writer.expert_specs, read_all(plain), strict=True)):
@@ -288,7 +288,7 @@ def test_a_smaller_record_in_a_file_that_is_not_marked_is_refused(tiny_config: P
 def test_the_marks_of_a_compressed_file_must_be_those(compressed_store: Path) -> None:
     path = compressed_store / "experts.safetensors"
     intact = path.read_bytes()
-    for key, value in (("compression", "lz4"), ("format_version", "3"), ("format_version", "1")):
+    for key, value in (("compression", "lz4"), ("format_version", "4"), ("format_version", "1")):
         rewrite(path, lambda header, key=key, value=value: header["__metadata__"].update({key: value}))  # type: ignore[misc]
         refused(compressed_store, "compression" if key == "compression" else "format_version|different models")
         path.write_bytes(intact)

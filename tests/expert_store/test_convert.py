@@ -28,7 +28,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 F32 = npt.NDArray[np.float32]
 
 # largest error of a weight, in parts of the largest weight of its block
-TOLERANCE = {"f32": 0.0, "f16": 2**-11, "q8_0": 0.5 / 127 + 2**-11, "q4_0": 1 / 8 + 2**-11}
+TOLERANCE = {"f32": 0.0, "bf16": 0, "f16": 2**-11, "q8_0": 0.5 / 127 + 2**-11, "q4_0": 1 / 8 + 2**-11}
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_a_tensor_in_two_shards_is_refused(checkpoint: Path) -> None:
 
 
 def test_an_unknown_quantisation_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="q4_0, q8_0, f16"):
+    with pytest.raises(ConfigError, match="q4_0, q8_0, bf16, f16"):
         convert(tmp_path / "nothing", tmp_path / "store", "q3_k")
 
 

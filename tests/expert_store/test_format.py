@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,20 +16,20 @@ from smallthinker import _kernels
 from smallthinker.errors import ConfigError
 from smallthinker.expert_store.format import (
     QUANTS,
+    Formats,
     Layout,
     Quant,
-    RecordLayout,
-    align,
     check_quant,
     dense_table,
     expert_table,
     num_tensors,
     packed_bytes,
+    record_layouts,
 )
 from smallthinker.expert_store.header import encode_header
 from smallthinker.expert_store.store import Store
-from smallthinker.expert_store.synthetic.published import PUBLISHED
 from smallthinker.models.families import parse_model
+from smallthinker.models.published import PUBLISHED
 
 
 @given(st.sampled_from(QUANTS), st.sampled_from(["tiles", "rows"]), st.integers(1, 70), st.integers(1, 5))
@@ -37,25 +38,50 @@ def test_sizes_are_those_that_the_kernels_pack(quant: Quant, layout: Layout, row
     assert packed.nbytes == packed_bytes(quant, layout, rows, 32 * blocks)
 
 
-@given(st.sampled_from(QUANTS), st.integers(1, 20), st.integers(1, 20))
-def test_records_are_laid_out_as_the_kernels_read_them(quant: Quant, hidden_blocks: int, ffn_blocks: int) -> None:
-    layout = RecordLayout.of(quant, 32 * hidden_blocks, 32 * ffn_blocks)
-    sections = _kernels.record_sections((quant,) * 3, 32 * hidden_blocks, 32 * ffn_blocks, "relu", True)
-    assert [0, layout.up_offset, layout.down_offset] == [section.offset for section in sections]
-    assert layout.record_bytes == align(
-        sections[-1].offset + sections[-1].nbytes, 4096
-    )  # the kernels don't know about pages
-
-
 def test_an_expert_of_the_4b_model_at_four_bits_fills_its_record_to_the_byte() -> None:
-    assert RecordLayout.of("q4_0", 1536, 768) == RecordLayout(663_552, 1_327_104, 1_990_656, 1_990_656)
+    layout = record_layouts(parse_model(PUBLISHED["4b"]), Formats("q4_0"))[0]
+    assert layout is not None
+    assert [section.offset for section in layout.sections] == [0, 663_552, 1_327_104]
+    assert layout.content_bytes == layout.record_bytes == 1_990_656
+
+
+def test_behind_a_relu_gate_rows_can_be_skipped_and_elsewhere_down_lies_as_in_files() -> None:
+    sparse = record_layouts(parse_model(PUBLISHED["4b"]), Formats("q4_0"))[0]
+    dense = record_layouts(parse_model(PUBLISHED["dense-1.5b"]), Formats("q4_0"))[0]
+    assert sparse is not None and dense is not None
+    assert [(s.layout, s.is_transposed, s.rows, s.cols) for s in sparse.sections] == [
+        ("tiles", False, 768, 1536), ("rows", False, 768, 1536), ("rows", True, 768, 1536)
+    ]  # fmt: skip
+    assert [(s.layout, s.is_transposed, s.rows, s.cols) for s in dense.sections] == [
+        ("tiles", False, 1280, 1536), ("tiles", False, 1280, 1536), ("tiles", False, 1536, 1280)
+    ]  # fmt: skip
+
+
+def test_a_format_is_a_tensors_before_it_is_a_roles_before_it_is_the_models() -> None:
+    formats = Formats("q4_0", {"down": "q8_0", "layers.1.down": "f16", "lm_head": "bf16"})
+    assert [formats.of("down", layer) for layer in range(3)] == ["q8_0", "f16", "q8_0"]
+    assert formats.of_experts(1) == ("q4_0", "q4_0", "f16")
+    assert (formats.of("lm_head", None), formats.of("router", 0), formats.of("q_proj", 0)) == ("bf16", "f32", "q4_0")
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"norm": "f16"}, "'norm' is no matrix"),
+        ({"layers.99.down": "f16"}, "no matrix"),
+        ({"down": "q3"}, "found 'q3'"),
+    ],
+)
+def test_formats_of_what_is_no_matrix_are_refused(others: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Formats("q4_0", others).check(parse_model(PUBLISHED["4b"]))
 
 
 @pytest.mark.parametrize("shape", ["4b", "21b"])
 @pytest.mark.parametrize("quant", QUANTS)
 def test_tables_have_the_announced_number_of_distinct_aligned_tensors(shape: str, quant: Quant) -> None:
     config = parse_model(PUBLISHED[shape])
-    dense, experts = list(dense_table(config, quant)), list(expert_table(config, quant))
+    dense, experts = list(dense_table(config, Formats(quant))), list(expert_table(config, Formats(quant)))
     assert len({spec.name for spec in dense}) == len(dense) == num_tensors("dense", config)
     assert len({spec.name for spec in experts}) == len(experts) == num_tensors("experts", config)
     assert all(spec.nbytes % 64 == 0 for spec in dense)
@@ -63,7 +89,7 @@ def test_tables_have_the_announced_number_of_distinct_aligned_tensors(shape: str
 
 
 def test_an_unknown_quantisation_names_the_choices() -> None:
-    with pytest.raises(ConfigError, match="q4_0, q8_0, f16, f32, found 'q5_k'"):
+    with pytest.raises(ConfigError, match="q4_0, q8_0, bf16, f16, f32, found 'q5_k'"):
         check_quant("q5_k")
 
 

@@ -46,9 +46,12 @@ def decode(quant: Quant, layout: Layout, data: npt.NDArray[np.uint8], rows: int,
     for row in range(rows):
         for col in range(cols):
             block, i = divmod(col, 32)
-            if quant in ("f16", "f32"):
+            if quant in ("bf16", "f16", "f32"):
                 index = (row // 16 * cols + col) * 16 + row % 16 if layout == "tiles" else row * cols + col
-                weights[row, col] = np.frombuffer(raw, "<f2" if quant == "f16" else "<f4")[index]
+                if quant == "bf16":  # the upper half of an f32
+                    weights[row, col] = np.frombuffer(bytes(2) + raw[2 * index : 2 * index + 2], "<f4")[0]
+                else:
+                    weights[row, col] = np.frombuffer(raw, "<f2" if quant == "f16" else "<f4")[index]
             elif layout == "tiles":
                 start = (row // 16 * (cols // 32) + block) * (288 if quant == "q4_0" else 544)
                 scale, vectors, r = f16(start + 2 * (row % 16)), start + 32, row % 16
@@ -110,8 +113,9 @@ def test_the_worked_example_of_the_documentation_is_true() -> None:
     up = _kernels.unpack("q4_0", "rows", np.frombuffer(raw, np.uint8, 576, 4672).copy(), 32, 32)
     assert gate[0, [0, 16, 3]].tolist() == [0.067626953125, 0.2366943359375, -0.2366943359375]
     assert up[0, [0, 16]].tolist() == [-0.1690673828125, -0.2366943359375]
-    layout = Store.open(GOLDEN).record_layout
-    assert (layout.up_offset, layout.down_offset, layout.down_end) == (576, 1152, 1728)
+    layout = Store.open(GOLDEN).record_layouts[0]
+    assert layout is not None
+    assert ([section.offset for section in layout.sections], layout.content_bytes) == ([0, 576, 1152], 1728)
 
 
 if __name__ == "__main__":

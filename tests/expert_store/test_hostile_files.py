@@ -182,7 +182,7 @@ def test_an_unknown_tensor_is_named(tiny_store: Path) -> None:
     [
         ("format", "pt"),
         ("format", None),
-        ("format_version", "3"),
+        ("format_version", "4"),
         ("format_version", None),
         ("quant", "q5_k"),
         ("quant", None),

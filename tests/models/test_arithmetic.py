@@ -13,7 +13,7 @@ from tiny_models import random_reference, tiny_config
 from smallthinker import _kernels
 from smallthinker.arithmetic import Arithmetic, Floats, Route
 from smallthinker.cache.sequence_state import SequenceShape, SequenceState
-from smallthinker.expert_store.format import Quant
+from smallthinker.expert_store.format import Formats, Quant
 from smallthinker.models.description import Activation, Ffn, Model
 from smallthinker.models.tensors import DOWN, GATE, ROUTER, UP, dense_tensors
 from smallthinker.reference import ReferenceModel
@@ -39,7 +39,7 @@ class PackedWeights:
     """A reference's weights as a store has them, and all its experts in slots."""
 
     def __init__(self, model: ReferenceModel, quant: Quant) -> None:
-        self.config, self.quant = model.model, quant
+        self.config, self.formats = model.model, Formats(quant)
         self._dense: dict[str, Any] = {}
         for tensor in dense_tensors(model.model):
             weight = model.weight(tensor.name).detach()

@@ -7,10 +7,10 @@ from typing import Any
 from tiny_models import tiny_config
 
 from smallthinker.expert_store.device.storage_profile import StorageProfile
-from smallthinker.expert_store.synthetic.published import PUBLISHED
 from smallthinker.memory_plan import MIB
 from smallthinker.models.description import Model
 from smallthinker.models.families import parse_model
+from smallthinker.models.published import PUBLISHED
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.disk_model import DiskModel
 from smallthinker.prediction.needs import PlannedModel, Process, weight_bytes

@@ -10,7 +10,6 @@ from tiny_models import HYBRID_ATTENTION, tiny_config
 
 from smallthinker.cache.kv_ring import KvKind
 from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
-from smallthinker.expert_store.synthetic.published import PUBLISHED
 from smallthinker.memory_plan import (
     CHUNKS,
     MIB,
@@ -22,6 +21,7 @@ from smallthinker.memory_plan import (
     plan_process,
 )
 from smallthinker.models.families import parse_model
+from smallthinker.models.published import PUBLISHED
 
 CONFIG = tiny_config(**HYBRID_ATTENTION)
 KINDS: list[KvKind] = ["f16", "q8"]

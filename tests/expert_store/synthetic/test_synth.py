@@ -20,9 +20,9 @@ from smallthinker.expert_store.format import QUANTS, Quant
 from smallthinker.expert_store.sources.checkpoint import Checkpoint
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
-from smallthinker.expert_store.synthetic.published import PUBLISHED
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.models.families import parse_model, read_model
+from smallthinker.models.published import PUBLISHED
 from smallthinker.models.tensors import num_parameters
 
 
@@ -139,9 +139,9 @@ def test_a_skew_rides_on_a_coordinate_that_no_layer_touches(tiny_config: Path, t
     assert len(set(embedding[:, 0].tolist())) == 1 and embedding[0, 0] > 0
     assert np.std(embedding[:, 1]) > 0
     raw = store.experts_file.path.read_bytes()
-    hidden, ffn = store.config.hidden_size, store.config.ffn_width
-    down_section = _kernels.record_sections((quant,) * 3, hidden, ffn, "relu", True)[-1]
-    start, stop = down_section.offset, down_section.offset + down_section.nbytes
+    layout = store.record_layouts[0]
+    assert layout is not None
+    part = layout.sections[2]
     for layer in range(store.config.num_layers):
         output = unpacked(store, f"layers.{layer}.o_proj")
         assert not output[0].any() and output[1:].any(1).all()
@@ -149,7 +149,8 @@ def test_a_skew_rides_on_a_coordinate_that_no_layer_touches(tiny_config: Path, t
         assert bias.mean() == pytest.approx(0, abs=1e-6)
     for index in range(store.num_experts):
         record = np.frombuffer(raw, np.uint8, store.record_bytes, store.record_offset(index))
-        down = _kernels.unpack(quant, "rows", record[start:stop].copy(), ffn, hidden)
+        packed = record[part.offset :][: part.nbytes].copy()
+        down = _kernels.unpack(quant, part.layout, packed, part.rows, part.cols)
         assert not down[:, 0].any() and down[:, 1:].any(0).all()
 
 

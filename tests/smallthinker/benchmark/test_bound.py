@@ -33,7 +33,9 @@ def test_no_policy_hits_more_than_the_bound(
     trace = random_trace(seed, [prompt + tokens] * 2, layers, 8, 2)
     for answer, first in ((0, prompt), (1, 2 * prompt + tokens)):
         make = POLICIES[policy]
-        everything, before = (hits(make(layers, 8, 2), trace.ids[:end], 8, slots) for end in (first + tokens, first))
+        everything, before = (
+            hits(make([8] * layers, [2] * layers), trace.ids[:end], 8, slots) for end in (first + tokens, first)
+        )
         found = (everything - before) / decode_ids(trace, answer, prompt).size
         assert found <= best_hit_rate(trace, answer, prompt, slots) + 1e-9
 

@@ -1,11 +1,15 @@
-"""The config.json of the two published models, as data: shapes for synthetic stores. Knows nothing else.
+"""Shapes for synthetic stores, each a config.json as data. Knows nothing else.
 
-PowerInfer/SmallThinker-4BA0.6B-Instruct and PowerInfer/SmallThinker-21BA3B-Instruct (arXiv 2507.20984, Apache-2.0).
+PowerInfer/SmallThinker-4BA0.6B-Instruct and PowerInfer/SmallThinker-21BA3B-Instruct (arXiv 2507.20984, Apache-2.0); and
+a dense model in the shape of Qwen2.5-1.5B (arXiv 2412.15115), without its biases, its networks in seven slices.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+from smallthinker.models import described
+from smallthinker.models import description as d
 
 _COMMON: dict[str, Any] = {
     "architectures": ["SmallThinkerForCausalLM"],
@@ -24,6 +28,18 @@ _COMMON: dict[str, Any] = {
     "torch_dtype": "bfloat16",
     "vocab_size": 151936,
 }
+
+
+def _dense() -> d.Model:
+    norm = d.Norm(1e-6)
+    layer = d.Layer(
+        d.Attention(12, 2, 128, d.Rope(1e6, 128)),
+        d.Ffn(8960 // 7, d.Activation("silu"), slices=7),
+        d.Norms(norm, norm),
+    )
+    tokens = d.SpecialTokens(151_643, (151_643, 151_645))
+    return d.Model(described.MODEL_TYPE, 151_936, 1536, 32_768, (layer,) * 28, norm, d.Head(tied=True), tokens)
+
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "4b": _COMMON
@@ -55,4 +71,5 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "sliding_window_layout": [0, 1, 1, 1] * 13,
         "tie_word_embeddings": False,
     },
+    "dense-1.5b": described.to_config(_dense()),
 }

@@ -1,0 +1,191 @@
+"""Any model that can be described and that today's kernels can compute: the engine agrees with the reference, and every
+way to run it gives the same bits."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import random_reference, write_checkpoint
+
+from smallthinker.engine import Engine
+from smallthinker.errors import ConfigError
+from smallthinker.expert_store.convert import convert
+from smallthinker.expert_store.format import Formats
+from smallthinker.models import description as d
+from smallthinker.models.families import parse_model, to_config
+from smallthinker.models.tensors import ROUTER, tensors
+
+# Of the logits' range at a position; int8 activations, which formats of blocks have, make the larger one.
+TOLERANCE, TOLERANCE_OF_BLOCKS = 3e-3, 6e-2
+ELEMENTS, BLOCKS = ("f32", "f16", "bf16"), ("q8_0", "q4_0")
+
+
+@st.composite
+def networks(draw: st.DrawFn, all_chosen: bool) -> d.Ffn:
+    width = draw(st.sampled_from([32, 64, 96]))
+    if draw(st.booleans()):
+        activation = d.Activation(draw(st.sampled_from(["relu", "silu", "gelu", "gelu_tanh", "relu2"])))
+        return d.Ffn(width, activation, gated=draw(st.booleans()), slices=draw(st.integers(1, 4)))
+    experts = draw(st.integers(1, 6))
+    k = experts if all_chosen else draw(st.integers(1, min(3, experts)))
+    router = d.Router(
+        experts, k, "residual", draw(st.sampled_from(["softmax", "sigmoid"])), over="chosen", normalise=True
+    )
+    return d.Ffn(width, d.Activation(draw(st.sampled_from(["relu", "silu"]))), router=router)
+
+
+@st.composite
+def models(draw: st.DrawFn, all_chosen: bool = False) -> d.Model:
+    norm = d.Norm(draw(st.sampled_from([1e-6, 1e-5])))
+    head_dim, rope = draw(st.sampled_from([16, 32])), draw(st.sampled_from([1e4, 1.5e6]))
+
+    def layer() -> d.Layer:
+        kv_heads = draw(st.sampled_from([1, 2]))
+        mixer = d.Attention(
+            kv_heads * 32 // head_dim * draw(st.integers(1, 2)),
+            kv_heads,
+            head_dim,
+            d.Rope(rope, head_dim) if draw(st.booleans()) else None,
+            window=draw(st.sampled_from([0, 0, 3, 20])),
+        )
+        return d.Layer(mixer, draw(networks(all_chosen)), d.Norms(norm, norm))
+
+    return d.Model(
+        "described",
+        vocab_size=300,
+        hidden_size=draw(st.sampled_from([32, 64, 96])),
+        context=256,
+        layers=tuple(layer() for _ in range(draw(st.integers(1, 4)))),
+        final_norm=norm,
+        head=d.Head(draw(st.booleans())),
+        tokens=d.SpecialTokens(298, (298, 299)),
+    )
+
+
+def formats(model: d.Model, names: tuple[str, ...]) -> st.SearchStrategy[Formats]:
+    """Some roles and some tensors have a format of their own."""
+    matrices = [tensor for tensor in tensors(model) if len(tensor.shape) > 1 and tensor.role != ROUTER]
+    named = sorted({name for tensor in matrices for name in (tensor.role, tensor.name)})
+    others = st.dictionaries(st.sampled_from(named), st.sampled_from(names), max_size=6)
+    return st.builds(Formats, st.sampled_from(names), others)
+
+
+def stored(model: d.Model, formats: Formats, folder: Path) -> tuple[Path, Any]:
+    reference = random_reference(model)
+    return convert(write_checkpoint(reference, folder / "checkpoint"), folder / "store", formats), reference
+
+
+def expected_logits(reference: Any, prompt: list[int]) -> np.ndarray:
+    with torch.no_grad():
+        logits: np.ndarray = reference(torch.tensor([prompt]))[0][0].numpy()
+    return logits
+
+
+def assert_near(found: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    spread = expected.max(-1) - expected.min(-1)
+    assert float((np.abs(found - expected).max(-1) / spread).max()) < tolerance
+
+
+@given(model=models(), data=st.data())
+@settings(max_examples=25)
+def test_the_engine_agrees_with_the_reference(model: d.Model, data: st.DataObject) -> None:
+    chosen = data.draw(formats(model, ELEMENTS), label="formats")
+    prompt = np.random.default_rng(data.draw(st.integers(0, 9))).integers(0, 256, 30).tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        store, reference = stored(model, chosen, Path(folder))
+        with Engine(store, max_slots=data.draw(st.integers(1, 12), label="slots")) as engine:
+            assert_near(engine.all_logits(prompt), expected_logits(reference, prompt), TOLERANCE)
+
+
+@given(model=models(all_chosen=True), data=st.data())  # or a rounding could choose another expert
+@settings(max_examples=15)
+def test_formats_of_blocks_stay_near_the_reference(model: d.Model, data: st.DataObject) -> None:
+    chosen = data.draw(formats(model, ("q8_0", *ELEMENTS)), label="formats")
+    prompt = np.random.default_rng(0).integers(0, 256, 20).tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        store, reference = stored(model, chosen, Path(folder))
+        with Engine(store) as engine:
+            assert_near(engine.all_logits(prompt), expected_logits(reference, prompt), TOLERANCE_OF_BLOCKS)
+
+
+@given(model=models(), data=st.data())
+@settings(max_examples=25)
+def test_every_way_to_run_it_gives_the_same_bits(model: d.Model, data: st.DataObject) -> None:
+    chosen = data.draw(formats(model, ELEMENTS + BLOCKS), label="formats")
+    prompt = np.random.default_rng(0).integers(0, 256, data.draw(st.integers(2, 40), label="tokens")).tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        store, _ = stored(model, chosen, Path(folder))
+        with Engine(store, chunk=512) as engine:
+            everything = engine.all_logits(prompt)
+        ways = {
+            "chunk": data.draw(st.sampled_from([1, 3, 16, 32]), label="chunk"),
+            "max_slots": data.draw(st.integers(1, 12), label="slots"),
+            "threads": data.draw(st.integers(1, 3), label="threads"),
+            "prefetch": data.draw(st.booleans(), label="prefetch"),
+        }
+        with Engine(store, **ways) as engine:
+            assert engine.all_logits(prompt).tobytes() == everything.tobytes()
+            first, _ = engine.prefill(prompt[:1])
+            stepwise = np.stack([first, *(engine.decode(token) for token in prompt[1:])])
+            assert stepwise.tobytes() == everything.tobytes()
+
+
+@given(model=models())
+def test_a_description_is_written_and_read_again(model: d.Model) -> None:
+    assert parse_model(json.loads(json.dumps(to_config(model)))) == model
+
+
+def described(**changes: Any) -> dict[str, Any]:
+    norm = d.Norm(1e-6)
+    layer = d.Layer(
+        d.Attention(2, 1, 16, d.Rope(1e4, 16, scaling=d.LinearScaling(2.0))),
+        d.Ffn(32, d.Activation("silu")),
+        d.Norms(norm, norm),
+    )
+    model = d.Model("described", 300, 32, 64, (layer,), norm, d.Head(True), d.SpecialTokens(None, (1,)))
+    config = to_config(model)
+    layer_config = config["model"]["layers"][0]
+    for path, value in changes.items():
+        at: Any = {"model": config["model"], "layer": layer_config}
+        *parents, key = path.split("__")
+        for parent in parents:
+            at = at[parent]
+        at[key] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": 3}, "model: expected an object that describes Model, found 3"),
+        ({"model__vocab_size": 0}, "vocab_size: expected at least 1, found 0"),
+        ({"model__vocab_size": 1 << 40}, "model.vocab_size: expected 0 to"),
+        ({"model__vocab_size": True}, "model.vocab_size: expected int, found True"),
+        ({"model__layers": []}, "layers: expected at least 1, found 0"),
+        ({"model__layers": {}}, "model.layers: expected a list"),
+        ({"layer__mixer__heads": -2}, r"model.layers\[0\].mixer.heads: expected 0 to"),
+        ({"layer__mixer__is": "Attentive"}, r"model.layers\[0\].mixer.is: expected 'Attention' or .*'Attentive'"),
+        ({"layer__mixer__rope__scaling": {}}, r"mixer.rope.scaling.is: expected 'LinearScaling' or"),
+        ({"layer__mixer__sink": True}, r"mixer.sink: unknown key; Attention has heads"),
+        ({"layer__ffn__width": 33}, "width of a feed-forward network: expected a multiple of 32"),
+        ({"layer__ffn__slices": 0}, "slices: expected at least 1, found 0"),
+        ({"layer__ffn__activation__kind": "tanh"}, r"ffn.activation.kind: expected 'relu' or .*'tanh'"),
+        ({"layer__norms__before_mixer__eps": float("nan")}, r"norms.before_mixer.eps: expected float, found nan"),
+    ],
+)
+def test_a_description_that_makes_no_sense_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
+    config = described()
+    if "model" in changes:
+        config["model"] = changes["model"]
+    else:
+        config = described(**changes)
+    with pytest.raises(ConfigError, match=message):
+        parse_model(config)
