@@ -30,6 +30,10 @@ STARTING_BYTES = 32 * MIB
 STARTS_DIFFER_BYTES = 4 * MIB
 # The kernel needs 8 bytes for each page of 4096 that is in memory, and a cgroup's limit counts them.
 PAGE_TABLE_SHARE = 512
+# The feed-forward kernels go through a chunk's neurons in waves of so many bytes at most.
+_NEURONS_BYTES = 8 * MIB
+# What else a step takes: the objects of its layers, lists of experts and tokens. Seen: 0.3 to 1.3 MiB.
+_STEP_BYTES = 2 * MIB
 # Left free when no budget is given: other programs go on living.
 DEFAULT_MARGIN = 0.15
 # Layers whose experts must fit beside the scratch of a chunk: one computes while the next is read.
@@ -268,11 +272,11 @@ def scratch_bytes(config: Model, chunk: int, context: int, sequences: int = 1) -
         5 * d  # residual, normed copy, projections' output and their int8 copies
         + projected  # q, k, v and the attention's output
         + k * d  # one output row for each (token, expert), so that they can be summed in a fixed order
-        + 3 * k * ffn  # gate, up, live neurons
         + config.experts_per_layer
     )
+    neurons = min(chunk * 3 * k * ffn * 4, _NEURONS_BYTES)  # gate, up, and what down reads
     splits = context // _kernels.KV_SPLIT + 1  # of one token's attention, each with sums for every head
     attention = splits * max(mixer.heads * (mixer.head_dim + 32) for mixer in mixers) * 4
-    # full sampling sorts the vocabulary in float64: ids, keys, order, probabilities, cumulative sums
-    logits = config.vocab_size * (64 + 4 * (sequences - 1))
-    return chunk * floats_per_token * 4 + attention + logits + 8 * MIB
+    # one row for each sequence; beside it what penalties copy, and the sampler's weights, ids and their order
+    logits = config.vocab_size * (32 + 4 * (sequences - 1))
+    return chunk * floats_per_token * 4 + neurons + attention + logits + _STEP_BYTES

@@ -102,7 +102,7 @@ def test_a_q8_kv_cache_leaves_its_half_to_the_experts() -> None:
     wide = tiny_config(**HYBRID_ATTENTION, head_dim=256)
     f16, q8 = (
         plan_memory(
-            wide, budget_bytes=64 * MIB, context=512, dense_bytes=3 * MIB, record_bytes=64 << 10, io_bytes=128 << 10,
+            wide, budget_bytes=58 * MIB, context=512, dense_bytes=3 * MIB, record_bytes=64 << 10, io_bytes=128 << 10,
             interpreter_bytes=50 * MIB, tokenizer_bytes=0, chunks=(32,), kv=kv,
         )
         for kv in KINDS
