@@ -21,6 +21,7 @@ Shape letters: d hidden, E experts.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from smallthinker.errors import ConfigError
@@ -338,17 +339,17 @@ class Model:
     def num_layers(self) -> int:
         return len(self.layers)
 
-    @property
+    @cached_property
     def experts_per_layer(self) -> int:
         """Of the layer that has most."""
         return max(0 if layer.ffn is None else layer.ffn.experts for layer in self.layers)
 
-    @property
+    @cached_property
     def experts_per_token(self) -> int:
         """Of the layer that uses most."""
         return max(0 if layer.ffn is None else layer.ffn.k for layer in self.layers)
 
-    @property
+    @cached_property
     def certain_layers(self) -> tuple[int, ...]:
         """Those that have slices and no router: all of them is wanted, always."""
         return tuple(number for number, layer in enumerate(self.layers) if layer.ffn and layer.ffn.router is None)
@@ -366,22 +367,22 @@ class Model:
             raise ConfigError(f"{what}: layer {self.certain_layers[0]} has no router: there is nothing to choose")
         self.check_layers_alike(what)
 
-    @property
+    @cached_property
     def ffn_width(self) -> int:
         """Of the widest expert: a record's place on disk and in memory is as large as its."""
         return max(0 if layer.ffn is None else layer.ffn.width for layer in self.layers)
 
-    @property
+    @cached_property
     def experts_of_layers(self) -> tuple[int, ...]:
         """Experts or slices of each layer; a record's number counts them layer after layer."""
         return tuple(0 if layer.ffn is None else layer.ffn.experts for layer in self.layers)
 
-    @property
+    @cached_property
     def used_of_layers(self) -> tuple[int, ...]:
         """Of each layer's experts or slices, how many one token uses."""
         return tuple(0 if layer.ffn is None else layer.ffn.k for layer in self.layers)
 
-    @property
+    @cached_property
     def num_records(self) -> int:
         """Experts and slices of all layers together."""
         return sum(self.experts_of_layers)

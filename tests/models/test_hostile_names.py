@@ -79,7 +79,8 @@ HEADERS: list[Callable[[str], Any]] = [
 @some
 def test_a_configuration(tmp_path: Path, name: str, make: Callable[[str], Any]) -> None:
     (tmp_path / "config.json").write_bytes(as_json(make(name)))
-    assert told("plan", str(tmp_path / "config.json"), "--storage", "ufs", "--memory", "1GiB") in (0, 2)
+    # below any floor: nothing is measured for a name that makes a right configuration
+    assert told("plan", str(tmp_path / "config.json"), "--storage", "ufs", "--memory", "16MiB") == 2
     told("synth", str(tmp_path / "config.json"), str(tmp_path / "no" / "such" / "folder"))
     told("convert", str(tmp_path), str(tmp_path / "out"))
 
