@@ -22,7 +22,7 @@ import numpy.typing as npt
 from smallthinker.cache.expert_request import ABSENT, LATER, NO_SLOT, READING, ExpertRequest
 from smallthinker.cache.policies import EvictionPolicy
 from smallthinker.cache.read_counters import CacheCounters, CacheStats
-from smallthinker.expert_store.read_queue import Finished, ReadQueue
+from smallthinker.expert_store.read_queue import FinishedRead, ReadQueue
 from smallthinker.host import pages
 
 # Records under way beyond which nothing is guessed: enough to keep the disk busy until the next layer is certain.
@@ -219,7 +219,7 @@ class ExpertCache:
         self._start_read(record, taken, speculative=False)
         return READING
 
-    def wait(self) -> list[Finished]:
+    def wait(self) -> list[FinishedRead]:
         """For ExpertRequest: the reads that have ended, after waiting for one if none has."""
         finished = self._queue.poll()
         if not finished:
@@ -347,7 +347,7 @@ class ExpertCache:
         self._told += self._used
         self._used.clear()
 
-    def _handle_completions(self, finished: list[Finished]) -> None:
+    def _handle_completions(self, finished: list[FinishedRead]) -> None:
         for record, error in finished:
             slot = self._reading.pop(record)
             withdrawn = record in self._withdrawn

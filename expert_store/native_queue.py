@@ -18,7 +18,7 @@ import numpy.typing as npt
 from smallthinker import _storage
 from smallthinker.errors import CancelledError, StoreReadError
 from smallthinker.expert_store.format import COMPRESSION
-from smallthinker.expert_store.read_queue import Finished, ReadCounters
+from smallthinker.expert_store.read_queue import FinishedRead, ReadCounters
 from smallthinker.expert_store.store import Store
 
 NativeKind = Literal["direct", "mmap", "buffered"]
@@ -112,11 +112,11 @@ class NativeQueue:
     def cancel(self, record: int) -> bool:
         return self._raw.cancel(record)
 
-    def poll(self) -> list[Finished]:
+    def poll(self) -> list[FinishedRead]:
         ended = self._raw.poll()
         return [self._finished(*end) for end in ended] if ended else []
 
-    def wait(self) -> list[Finished]:
+    def wait(self) -> list[FinishedRead]:
         return [self._finished(*end) for end in self._raw.wait()]
 
     def drain(self) -> None:
@@ -128,12 +128,12 @@ class NativeQueue:
     def close(self) -> None:
         self._close()
 
-    def _finished(self, record: int, is_whole: bool, fault: tuple[int, str] | None) -> Finished:
+    def _finished(self, record: int, is_whole: bool, fault: tuple[int, str] | None) -> FinishedRead:
         if is_whole:
-            return Finished(record, None)
+            return FinishedRead(record, None)
         if fault is None:
-            return Finished(record, CancelledError(f"record {record}: read cancelled"))
-        return Finished(record, self._error(*fault))
+            return FinishedRead(record, CancelledError(f"record {record}: read cancelled"))
+        return FinishedRead(record, self._error(*fault))
 
     def _error(self, offset: int, what: str) -> StoreReadError:
         if offset < 0:

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from smallthinker.errors import CancelledError, StoreReadError
 
 
-class Finished(NamedTuple):
+class FinishedRead(NamedTuple):
     """A read that is over: the slot holds the whole record where `error` is None, else anything. Nothing writes into
     the slot any more."""
 
@@ -58,10 +58,10 @@ class ReadQueue(Protocol):
         """Withdraw a read. True: it had not started and is gone, with no word from `poll` or `wait`. False: it is
         under way, and will be finished soon, with CancelledError if it stopped half-way; or it is over."""
 
-    def poll(self) -> list[Finished]:
+    def poll(self) -> list[FinishedRead]:
         """What has finished since the last `poll` or `wait`, without waiting, in that order; each read exactly once."""
 
-    def wait(self) -> list[Finished]:
+    def wait(self) -> list[FinishedRead]:
         """The same, but at least one: sleeps until a read finishes. Ctrl-C ends it, and nothing is lost. Raises
         ValueError where none is under way."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from smallthinker.errors import ContextLengthError, SmallThinkerError, one_line
 from smallthinker.files import write_whole
-from smallthinker.llm import LLM, Options
+from smallthinker.llm import LLM, GenerationOptions
 from smallthinker.terminal import answer_stream, read_input
 from smallthinker.text.tokenizer import Message
 
@@ -30,7 +30,7 @@ class Chat:
     """One conversation. `run` returns the exit code, and raises SmallThinkerError when an answer fails and nobody sits
     at a terminal to ask again. `timings` prints where the time went after every answer."""
 
-    def __init__(self, llm: LLM, options: Options, system: str | None, *, timings: bool = False) -> None:
+    def __init__(self, llm: LLM, options: GenerationOptions, system: str | None, *, timings: bool = False) -> None:
         self._llm, self._options, self._timings = llm, options, timings
         self._opening: list[Message] = [{"role": "system", "content": system}] if system else []
         self.messages: list[Message] = list(self._opening)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[Message | Mapping[str, Any]]
 
 
-class Options(TypedDict, total=False):
+class GenerationOptions(TypedDict, total=False):
     """The fields of GenerationParams, as keyword arguments; what is left out keeps its default there."""
 
     temperature: float
@@ -53,7 +53,7 @@ class Options(TypedDict, total=False):
     ignore_eos: bool
 
 
-class CallOptions(Options, total=False):
+class CallOptions(GenerationOptions, total=False):
     """Those, what else `Scheduler.submit` takes, and how a prompt's text is read: see LLM."""
 
     logits_processor: LogitsProcessor | None
@@ -205,7 +205,7 @@ class LLM:
             logprobs=options.pop("logprobs", None),
             timeout_sec=options.pop("timeout_sec", None),
             on_prefill=options.pop("on_prefill", None),
-            params=GenerationParams(**cast(Options, options)),  # what is left; the last to be evaluated
+            params=GenerationParams(**cast(GenerationOptions, options)),  # what is left; the last to be evaluated
         )
         request.hold(self)
         return request

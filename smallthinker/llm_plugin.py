@@ -30,7 +30,7 @@ MODELS_VARIABLE = "SMALLTHINKER_MODELS"
 _STORE_FILES = ("config.json", "experts.safetensors")
 
 
-class Options(llm.Options):
+class StoreOptions(llm.Options):
     """What `llm -o NAME VALUE` takes; what is left out is the engine's default."""
 
     memory: str | None = Field(default=None, description="Ceiling for the whole process, e.g. 1GiB")
@@ -98,10 +98,10 @@ class _Answer:
             self._on_end(self._stream.completion)
 
 
-class Model(llm.Model):
+class StoreModel(llm.Model):
     can_stream = True
 
-    class Options(Options):
+    class Options(StoreOptions):
         pass
 
     def __init__(self, name: str, shared: SharedLLM) -> None:
@@ -111,10 +111,10 @@ class Model(llm.Model):
         yield from self._shared.stream(prompt, _reporting(response)).pieces()
 
 
-class AsyncModel(llm.AsyncModel):
+class AsyncStoreModel(llm.AsyncModel):
     can_stream = True
 
-    class Options(Options):
+    class Options(StoreOptions):
         pass
 
     def __init__(self, name: str, shared: SharedLLM) -> None:
@@ -130,7 +130,7 @@ class AsyncModel(llm.AsyncModel):
 def register_models(register: Callable[..., None]) -> None:
     for name, store in {**stores(), "demo": None}.items():
         shared = SharedLLM(store)
-        register(Model(name, shared), AsyncModel(name, shared))
+        register(StoreModel(name, shared), AsyncStoreModel(name, shared))
 
 
 def stores() -> dict[str, Path]:

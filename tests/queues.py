@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker.errors import CancelledError, StoreReadError
-from smallthinker.expert_store.read_queue import Finished, ReadCounters
+from smallthinker.expert_store.read_queue import FinishedRead, ReadCounters
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -27,7 +27,7 @@ class ShuffledQueue:
         self.under_way: dict[int, tuple[int, bool]] = {}  # record -> slot, speculative
         self._started: set[int] = set()
         self._cancelled: set[int] = set()
-        self._finished: list[Finished] = []
+        self._finished: list[FinishedRead] = []
         self._certain = self._speculative = self._withdrawn_bytes = 0
         self.log: list[tuple[str, int]] = []
 
@@ -76,9 +76,9 @@ class ShuffledQueue:
             except StoreReadError as e:
                 error = e
         self._cancelled.discard(record)
-        self._finished.append(Finished(record, error))
+        self._finished.append(FinishedRead(record, error))
 
-    def poll(self) -> list[Finished]:
+    def poll(self) -> list[FinishedRead]:
         for record in list(self.under_way):
             if self._random.random() < 0.2:
                 self._start(record)
@@ -86,7 +86,7 @@ class ShuffledQueue:
                 self.finish(record)
         return self._take()
 
-    def wait(self) -> list[Finished]:
+    def wait(self) -> list[FinishedRead]:
         if not self._finished:
             if not self.under_way:
                 raise ValueError("nothing is under way")
@@ -94,7 +94,7 @@ class ShuffledQueue:
             self.finish(self._random.choice(certain or list(self.under_way)))
         return self._take()
 
-    def _take(self) -> list[Finished]:
+    def _take(self) -> list[FinishedRead]:
         finished, self._finished = self._finished, []
         self._random.shuffle(finished)
         return finished

@@ -23,7 +23,7 @@ from smallthinker import host
 from smallthinker.errors import CheckpointError
 from smallthinker.expert_store.header import ITEM_BYTES, MAX_FILE_BYTES
 from smallthinker.expert_store.sources.checkpoint import to_float32
-from smallthinker.expert_store.sources.torch_pickle import STORAGE_DTYPES, Name, RefusedError, Tensor, build
+from smallthinker.expert_store.sources.torch_pickle import STORAGE_DTYPES, Name, PickledTensor, RefusedError, build
 from smallthinker.files import open_fd
 
 _MOST_READ_BYTES = 1 << 20  # at once; also bounds the archive's directory, which zipfile reads whole
@@ -138,7 +138,7 @@ class TorchFile:
 
     def _matrix(self, name: str, value: Any) -> Matrix:
         what = f"tensor {name[:80]!r}"
-        if not isinstance(value, Tensor) or not isinstance(value.storage, tuple) or len(value.storage) != 5:
+        if not isinstance(value, PickledTensor) or not isinstance(value.storage, tuple) or len(value.storage) != 5:
             raise RefusedError(f"{what} that is not a tensor; save the module's state_dict()")
         kind, storage, key, _, numel = value.storage
         if kind != "storage" or not isinstance(storage, Name) or storage.text not in STORAGE_DTYPES:

@@ -31,7 +31,7 @@ class Name:
     text: str
 
 
-class Tensor(NamedTuple):
+class PickledTensor(NamedTuple):
     storage: Any
     offset: Any
     shape: Any
@@ -39,7 +39,7 @@ class Tensor(NamedTuple):
 
 
 def build(pickle: bytes) -> Any:
-    """What the opcodes put together: dicts, tuples, texts, numbers, and Name and Tensor for the rest.
+    """What the opcodes put together: dicts, tuples, texts, numbers, and Name and PickledTensor for the rest.
 
     Raises RefusedError; ValueError, LookupError or TypeError for bytes that make no sense.
     """
@@ -118,7 +118,7 @@ def _record(function: Any, arguments: Any) -> Any:
         if function.text == _DICT and arguments == ():
             return {}
         if function.text == _TENSOR and len(arguments) >= 4:
-            return Tensor(*arguments[:4])
+            return PickledTensor(*arguments[:4])
         if function.text == _PARAMETER and arguments:
             return arguments[0]
     raise RefusedError("a pickle with a call that a dict of tensors doesn't need; nothing of it was run")

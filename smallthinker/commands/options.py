@@ -16,7 +16,7 @@ from smallthinker.errors import one_line, shown
 
 if TYPE_CHECKING:
     from smallthinker.expert_store.progress import Progress
-    from smallthinker.llm import LLM, Options
+    from smallthinker.llm import LLM, GenerationOptions
     from smallthinker.options import EngineOptions
 
 EXIT_USAGE = 2
@@ -217,7 +217,7 @@ def load(args: argparse.Namespace, **more: Any) -> LLM:
     return llm
 
 
-def generation_options(args: argparse.Namespace) -> Options:
+def generation_options(args: argparse.Namespace) -> GenerationOptions:
     return {
         "max_tokens": args.max_tokens,
         "ignore_eos": args.ignore_eos,

@@ -74,7 +74,13 @@ def handle(args: argparse.Namespace) -> int:
     if not args.json:
         print(written_text(facts))
     from smallthinker.calibration.tracing import random_usage, usage_text
+    from smallthinker.expert_store.format import CONFIG_FILE
+    from smallthinker.models.families import read_model
 
+    if read_model(Path(args.store) / CONFIG_FILE, in_store=True).certain_layers:  # there is nothing to choose
+        if args.json:
+            print(json.dumps(facts))
+        return 0
     try:
         with ProgressBar("measuring", "token") as progress:
             tokens, use = random_usage(args.store, args.seed, progress)

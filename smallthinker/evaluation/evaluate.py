@@ -29,8 +29,8 @@ from smallthinker.evaluation.scoring import (
     STRIP_TOKENS,
     Differences,
     Floats,
-    Head,
     Ids,
+    ScoringHead,
     differences,
     head_format,
     head_matrix,
@@ -66,7 +66,7 @@ def perplexity(
         windows = _windows([store], text, options.context, stride, tokens)
     parts: list[F64] = []
     with _open(path, windows, options) as engine:
-        head = Head(engine.store, engine.pool, engine.lossy_head)
+        head = ScoringHead(engine.store, engine.pool, engine.lossy_head)
 
         def score(x: Floats, targets: Ids) -> None:
             parts.append(likelihoods(head, x, targets))
@@ -215,7 +215,7 @@ def _compare_states(
     parts = []
     with Store.open(path) as store, Store.open(reference) as exact:
         pool = _kernels.ThreadPool(options.threads or host.physical_cores())
-        head, exact_head = Head(store, pool, _lossy_head(store, pool, options)), Head(exact, pool)
+        head, exact_head = ScoringHead(store, pool, _lossy_head(store, pool, options)), ScoringHead(exact, pool)
         for at in range(0, len(targets), STRIP_TOKENS):
             here = targets[at : at + STRIP_TOKENS]
             x, exact_x = (

@@ -38,7 +38,7 @@ def head_format(store: Store) -> Quant:
     return store.formats.of(head_role(store.config), None)
 
 
-class Head:
+class ScoringHead:
     """The final norm and the head of a store, computed as the engine computes them. lossy: the head made of it, if it
     is to be used instead."""
 
@@ -121,7 +121,7 @@ class Differences(NamedTuple):
     lost: F64
 
 
-def likelihoods(head: Head, x: Floats, targets: Ids) -> F64:
+def likelihoods(head: ScoringHead, x: Floats, targets: Ids) -> F64:
     """States x [T, d], the tokens that follow them [T] -> their negative log-likelihoods [T] in nats; inf where a lossy
     head gave no logit."""
     parts = []
@@ -133,7 +133,7 @@ def likelihoods(head: Head, x: Floats, targets: Ids) -> F64:
     return np.concatenate(parts) if parts else np.empty(0)
 
 
-def differences(head: Head, x: Floats, reference: Head, reference_x: Floats, targets: Ids) -> Differences:
+def differences(head: ScoringHead, x: Floats, reference: ScoringHead, reference_x: Floats, targets: Ids) -> Differences:
     """Two models' states [T, d of each] at the same places of a text, and the tokens [T] that follow there."""
     strip = min(head.strip_tokens, reference.strip_tokens)
     parts = []
@@ -148,7 +148,9 @@ def joined(parts: Sequence[Differences]) -> Differences:
     return Differences(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _strip_differences(head: Head, x: Floats, reference: Head, reference_x: Floats, targets: Ids) -> Differences:
+def _strip_differences(
+    head: ScoringHead, x: Floats, reference: ScoringHead, reference_x: Floats, targets: Ids
+) -> Differences:
     q, p = _Softmax(targets), _Softmax(targets)
     kept, cross = np.zeros(len(x)), np.zeros(len(x))
     for logits, wanted in zip(head.blocks(x), reference.blocks(reference_x), strict=True):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from smallthinker import _kernels
 from smallthinker.expert_store.format import Formats, Quant, TensorSpec, dense_table, record_bytes, record_layouts
-from smallthinker.expert_store.read_queue import Finished, ReadCounters
+from smallthinker.expert_store.read_queue import FinishedRead, ReadCounters
 from smallthinker.host import pages
 from smallthinker.models.description import Head, Model, SpecialTokens
 
@@ -108,14 +108,14 @@ class WaitingQueue:
     def cancel(self, record: int) -> bool:
         return self._due.pop(record, None) is not None
 
-    def poll(self) -> list[Finished]:
+    def poll(self) -> list[FinishedRead]:
         now = time.perf_counter()
         landed = [record for record, due in self._due.items() if due <= now]
         for record in landed:
             del self._due[record]
-        return [Finished(record, None) for record in landed]
+        return [FinishedRead(record, None) for record in landed]
 
-    def wait(self) -> list[Finished]:
+    def wait(self) -> list[FinishedRead]:
         while not (landed := self.poll()):
             time.sleep(max(min(self._due.values()) - time.perf_counter(), 0.0))
         return landed

@@ -17,7 +17,7 @@ from smallthinker.expert_store.device.disk_profile import MOST_CHUNKS, DiskProfi
 from smallthinker.expert_store.device.pacing import random_device
 from smallthinker.expert_store.device.probe import emulated_profile
 from smallthinker.expert_store.device.storage_profile import StorageProfile
-from smallthinker.expert_store.read_queue import Finished, ReadCounters
+from smallthinker.expert_store.read_queue import FinishedRead, ReadCounters
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class SimulatedQueue:
             speculative_depth=min(disk.speculative_depth, depth),
         )
         self._chunks: list[tuple[float, int, Chunk]] = []  # a heap: end, order, chunk
-        self._ended: list[tuple[float, Finished]] = []
+        self._ended: list[tuple[float, FinishedRead]] = []
         self._order = 0
         self._finished = -math.inf
         self._pace = Pace(random_device(disk.storage))
@@ -117,13 +117,13 @@ class SimulatedQueue:
         self._hear(self.clock.sec)
         return is_gone
 
-    def poll(self) -> list[Finished]:
+    def poll(self) -> list[FinishedRead]:
         self._advance(self.clock.sec)
         finished = [end for at, end in self._ended if at <= self.clock.sec]
         self._ended = [ended for ended in self._ended if ended[0] > self.clock.sec]
         return finished
 
-    def wait(self) -> list[Finished]:
+    def wait(self) -> list[FinishedRead]:
         finished = self.poll()
         while not finished:
             times = [at for at, _ in self._ended]
@@ -165,7 +165,7 @@ class SimulatedQueue:
     def _hear(self, now: float) -> None:
         for record, is_whole, _ in self._schedule.take_ended():
             if not is_whole:
-                self._ended.append((now, Finished(record, CancelledError(f"record {record}"))))
+                self._ended.append((now, FinishedRead(record, CancelledError(f"record {record}"))))
                 continue
             self._finished = max(now, self._finished) + self._finish_sec
-            self._ended.append((self._finished, Finished(record, None)))
+            self._ended.append((self._finished, FinishedRead(record, None)))

@@ -14,7 +14,7 @@ from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.disk_model import DiskModel
 from smallthinker.prediction.needs import PlannedModel, Process, memory_plan
 from smallthinker.prediction.routing import Routing
-from smallthinker.prediction.simulation import Phase, SimulatedEngine
+from smallthinker.prediction.simulation import SimulatedEngine, SimulatedPhase
 
 # Of a chosen expert's neurons, those that ReLU lets through: half at random, and in what the costs were measured with.
 LIVE_SHARE = 0.5
@@ -137,7 +137,7 @@ def predict(setting: Setting) -> Prediction:
     )
 
 
-def _speed(phase: Phase, setting: Setting, at_once: int) -> Speed:
+def _speed(phase: SimulatedPhase, setting: Setting, at_once: int) -> Speed:
     """at_once: tokens that share a reading of the weights."""
     model, disk, costs = setting.model, setting.disk, setting.costs
     tokens = max(phase.tokens, 1)

@@ -31,7 +31,7 @@ from smallthinker.router.look_ahead import LookAhead
 
 
 @dataclass(frozen=True)
-class Phase:
+class SimulatedPhase:
     """What some steps took: seconds of the simulated clock, of that in arithmetic and in Python, the cache's counts of
     records, and what was read from the disk. Bytes in `experts` are not a real record's."""
 
@@ -179,13 +179,13 @@ class SimulatedEngine:
         """Empty the context, as before another prompt."""
         self._context.rewind(0)
 
-    def prefill(self, tokens: int) -> Phase:
+    def prefill(self, tokens: int) -> SimulatedPhase:
         began = self._reading()
         for start in range(0, tokens, self._plan.chunk):
             self._step(min(self._plan.chunk, tokens - start))
         return self._phase(began, tokens)
 
-    def decode(self, tokens: int) -> Phase:
+    def decode(self, tokens: int) -> SimulatedPhase:
         began = self._reading()
         for _ in range(tokens):
             self._step(1)
@@ -201,12 +201,12 @@ class SimulatedEngine:
     def _reading(self) -> tuple[float, float, CacheCounters, int]:
         return self._clock.sec, self._arithmetic.sec, self._cache.counters(), self._queue.withdrawn_bytes
 
-    def _phase(self, began: tuple[float, float, CacheCounters, int], tokens: int) -> Phase:
+    def _phase(self, began: tuple[float, float, CacheCounters, int], tokens: int) -> SimulatedPhase:
         sec, compute, counters, withdrawn = self._reading()
         counters -= began[2]
         records = counters.bytes_read // DIRECT_ALIGN
         nbytes = records * self._stored_bytes + withdrawn - began[3]
-        return Phase(tokens, sec - began[0], compute - began[1], counters, records, nbytes)
+        return SimulatedPhase(tokens, sec - began[0], compute - began[1], counters, records, nbytes)
 
     def _share_memory(self, tokens: int) -> None:
         """As Engine does before each step."""

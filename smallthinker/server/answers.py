@@ -25,7 +25,7 @@ PING_SEC = 10.0
 
 
 @dataclass(frozen=True)
-class Asked:
+class WantedAnswer:
     """One answer to be computed. make_processor: called once for each answer, since processors keep a state."""
 
     prompt: Sequence[int]
@@ -37,7 +37,7 @@ class Asked:
 class Answers:
     """Iterate for (number of the answer, Token or Finished), and None when nothing has come for a while."""
 
-    def __init__(self, service: Service, asked: Sequence[Asked], timeout_sec: float, client: str) -> None:
+    def __init__(self, service: Service, asked: Sequence[WantedAnswer], timeout_sec: float, client: str) -> None:
         """Queue them, as one request of this client's.
 
         Raises QueueFullError, ContextLengthError and RequestError; then none of them runs."""
@@ -119,7 +119,7 @@ class Answers:
             raise shutting_down()
 
 
-def with_seeds(asked: Asked, n: int) -> list[Asked]:
+def with_seeds(asked: WantedAnswer, n: int) -> list[WantedAnswer]:
     """`n` answers to the same prompt, each with a seed of its own that follows from the first."""
     seed = asked.params.seed
     if seed is None or n == 1:

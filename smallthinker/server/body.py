@@ -17,7 +17,7 @@ from smallthinker.server.clients import Shares, client_of
 from smallthinker.server.errors import ApiError, bad_request
 from smallthinker.server.settings import Limits
 
-Model = TypeVar("Model", bound=BaseModel)
+Schema = TypeVar("Schema", bound=BaseModel)
 _SHOWN_FAULTS = 3
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -34,7 +34,7 @@ class Bodies:
         return self._shares.taken
 
     @asynccontextmanager
-    async def read(self, request: Request, schema: type[Model]) -> AsyncIterator[Model]:
+    async def read(self, request: Request, schema: type[Schema]) -> AsyncIterator[Schema]:
         """The checked body, counted until the block is left. Raises ApiError: 400, 408, 413, 429."""
         limits, body = self._limits, bytearray()
         try:
@@ -70,7 +70,7 @@ def _too_large(limits: Limits) -> ApiError:
     return ApiError(413, message, code="body_too_large", headers={"connection": "close"})
 
 
-def parse(body: bytes | bytearray, schema: type[Model]) -> Model:
+def parse(body: bytes | bytearray, schema: type[Schema]) -> Schema:
     """Raises ApiError 400, naming the field; of values that a client sent, nothing is repeated."""
     try:
         raw = parse_json(bytes(body))

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from smallthinker.generation.answer import Completion, Finished, Token
-from smallthinker.server.answers import PING_SEC, Answers, Asked, respond, unless_gone, with_seeds
+from smallthinker.server.answers import PING_SEC, Answers, WantedAnswer, respond, unless_gone, with_seeds
 from smallthinker.server.clients import client_of
 from smallthinker.server.constraints import chat_constraint, chosen_functions
 from smallthinker.server.errors import bad_request, end_of_stream
@@ -65,7 +65,7 @@ def _prepare(service: Service, asked: ChatRequest) -> _Chat:
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     return _Chat(
         service,
-        Asked(prompt.ids, params, logprobs, make_processor),
+        WantedAnswer(prompt.ids, params, logprobs, make_processor),
         n,
         prompt,
         tools=frozenset(tool.function.name for tool in tools) if tools else None,
@@ -115,7 +115,7 @@ class _Chat:
     """One request, ready to be answered."""
 
     service: Service
-    asked: Asked
+    asked: WantedAnswer
     n: int
     prompt: Prompt
     tools: frozenset[str] | None

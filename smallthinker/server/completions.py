@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from smallthinker.generation.answer import Completion, Finished, Token, TokenLogprobs
-from smallthinker.server.answers import Answers, Asked, respond, unless_gone, with_seeds
+from smallthinker.server.answers import Answers, WantedAnswer, respond, unless_gone, with_seeds
 from smallthinker.server.clients import client_of
 from smallthinker.server.errors import bad_request, end_of_stream
 from smallthinker.server.logprobs import finite, token_text
@@ -48,7 +48,7 @@ def _prepare(service: Service, asked: CompletionRequest) -> _Texts:
     if not 1 <= len(prompts) <= limits.prompts or len(prompts) * n > limits.choices:
         raise bad_request(f"prompt: at most {limits.prompts} are taken, and {limits.choices} answers", "prompt")
     make_processor = processor_maker(asked, llm, limits, None)
-    wanted: list[Asked] = []
+    wanted: list[WantedAnswer] = []
     echoes: list[str] = []
     for prompt in prompts:
         ids = encode(llm, prompt, special_tokens=asked.special_tokens) if isinstance(prompt, str) else prompt
@@ -59,7 +59,7 @@ def _prepare(service: Service, asked: CompletionRequest) -> _Texts:
             context=llm.plan.context,
             max_tokens=asked.max_tokens or DEFAULT_MAX_TOKENS,
         )
-        wanted += with_seeds(Asked(ids, params, asked.logprobs, make_processor), n)
+        wanted += with_seeds(WantedAnswer(ids, params, asked.logprobs, make_processor), n)
         echo = "" if not asked.echo else prompt if isinstance(prompt, str) else llm.tokenizer.decode(prompt)
         echoes += [echo] * n
     usage_wanted = asked.stream_options is not None and asked.stream_options.include_usage
@@ -81,7 +81,7 @@ class _Texts:
     """One request, ready to be answered: `n` answers to each prompt, one prompt after the other."""
 
     service: Service
-    asked: Sequence[Asked]
+    asked: Sequence[WantedAnswer]
     n: int
     echoes: Sequence[str]
     usage_wanted: bool

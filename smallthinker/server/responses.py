@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from smallthinker.generation.answer import Completion, Finished, Token
-from smallthinker.server.answers import Answers, Asked, respond, unless_gone
+from smallthinker.server.answers import Answers, WantedAnswer, respond, unless_gone
 from smallthinker.server.clients import client_of
 from smallthinker.server.errors import bad_request, end_of_stream
 from smallthinker.server.grammar import ANY_OBJECT, Constraint
@@ -64,7 +64,7 @@ def _prepare(service: Service, asked: ResponsesRequest) -> _Answer:
         max_tokens=asked.max_output_tokens,
     )
     make_processor = processor_maker(Sampling(), llm, limits, _constraint(asked, service, prompt))
-    return _Answer(service, asked, Asked(prompt.ids, params, None, make_processor), prompt)
+    return _Answer(service, asked, WantedAnswer(prompt.ids, params, None, make_processor), prompt)
 
 
 def _constraint(asked: ResponsesRequest, service: Service, prompt: Prompt) -> Constraint | None:
@@ -83,7 +83,7 @@ class _Answer:
 
     service: Service
     request: ResponsesRequest
-    asked: Asked
+    asked: WantedAnswer
     prompt: Prompt
 
     def __post_init__(self) -> None:

@@ -80,7 +80,7 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] | None = None
 
 
-class Asked(Strict):
+class TextRequest(Strict):
     """What every request for text may say."""
 
     model: str | None = None
@@ -97,7 +97,7 @@ class Asked(Strict):
     store: Literal[False] | None = None
 
 
-class Sampling(Asked):
+class Sampling(TextRequest):
     """What `chat/completions` and `completions` share."""
 
     stream_options: StreamOptions | None = None
@@ -178,7 +178,7 @@ class ResponseReasoning(Strict):
     status: Literal["completed", "in_progress", "incomplete"] | None = None
 
 
-class ResponsesRequest(Asked):
+class ResponsesRequest(TextRequest):
     input: str | Annotated[list[ResponseMessage | ResponseReasoning], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Count | None = None

@@ -90,15 +90,15 @@ def test_what_is_wrong_is_one_line(user: dict[str, str], tmp_path: Path, hybrid_
 def test_the_python_interface_streams_in_threads_and_in_an_event_loop() -> None:
     (expected,) = answers("Who is there?")
     options = {"temperature": 0, "max_tokens": 12, "memory": "4GiB"}
-    from smallthinker.llm_plugin import AsyncModel, Model, SharedLLM
+    from smallthinker.llm_plugin import AsyncStoreModel, SharedLLM, StoreModel
 
     shared = SharedLLM(None)
     try:
-        pieces = list(Model("demo", shared).prompt("Who is there?", **options))
+        pieces = list(StoreModel("demo", shared).prompt("Who is there?", **options))
         assert "".join(pieces) == expected and len(pieces) > 1
 
         async def ask() -> tuple[str, int]:
-            response = AsyncModel("demo", shared).prompt("Who is there?", **options)
+            response = AsyncStoreModel("demo", shared).prompt("Who is there?", **options)
             text = "".join([piece async for piece in response])
             return text, (await response.usage()).output
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from smallthinker import _kernels
 from smallthinker.evaluation import scoring
-from smallthinker.evaluation.scoring import Differences, Head, differences, likelihoods
+from smallthinker.evaluation.scoring import Differences, ScoringHead, differences, likelihoods
 from smallthinker.expert_store.store import Store
 
 
@@ -31,12 +31,16 @@ class Given:
 
 
 def scores(logits: list[list[float]] | np.ndarray, targets: list[int] | np.ndarray, head: Given) -> np.ndarray:
-    return likelihoods(cast(Head, head), np.array(logits, np.float32), np.array(targets, np.int64))
+    return likelihoods(cast(ScoringHead, head), np.array(logits, np.float32), np.array(targets, np.int64))
 
 
 def compared(store: np.ndarray, reference: np.ndarray, targets: np.ndarray, head: Given) -> Differences:
     return differences(
-        cast(Head, head), store.astype(np.float32), cast(Head, head), reference.astype(np.float32), targets
+        cast(ScoringHead, head),
+        store.astype(np.float32),
+        cast(ScoringHead, head),
+        reference.astype(np.float32),
+        targets,
     )
 
 
@@ -115,6 +119,6 @@ def test_a_head_in_blocks_has_the_bits_of_the_whole_one(hybrid_store: Path, monk
         normed, whole = np.empty_like(x), np.empty((7, 300), np.float32)
         _kernels.rmsnorm(x, store.dense("norm"), store.config.final_norm.eps, normed)
         _kernels.linear(pool, store.quant, store.dense("lm_head"), 300, 64, normed, whole)
-        blocks = list(Head(store, pool).blocks(x))
+        blocks = list(ScoringHead(store, pool).blocks(x))
     assert max(block.shape[1] for block in blocks) == 32
     assert np.array_equal(np.concatenate(blocks, 1), whole)

@@ -18,7 +18,7 @@ from tiny_models import tiny_config
 
 from smallthinker import _storage, host
 from smallthinker.expert_store.native_queue import NativeQueue
-from smallthinker.expert_store.read_queue import Finished
+from smallthinker.expert_store.read_queue import FinishedRead
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.models.families import to_config
@@ -154,7 +154,7 @@ def test_the_stage_fills_the_slots_and_what_it_says_is_the_records_error(store: 
     queue = NativeQueue(staged(store, stage), slots, "buffered", chunk_bytes=4096, depth=2)
     for record in range(1, 5):
         queue.submit(record, record)
-    told: list[Finished] = []
+    told: list[FinishedRead] = []
     while len(told) < 4:
         told += queue.wait()
     errors = {record: str(error) for record, error in told if error is not None}

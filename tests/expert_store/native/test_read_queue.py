@@ -17,7 +17,7 @@ from reading import KEEPERS, NATIVE, make_cold, make_slots, needs_proc, open_kee
 
 from smallthinker import host
 from smallthinker.errors import CancelledError, ForkedError, StoreReadError
-from smallthinker.expert_store.read_queue import Finished, ReadQueue
+from smallthinker.expert_store.read_queue import FinishedRead, ReadQueue
 from smallthinker.expert_store.store import Store
 
 
@@ -34,7 +34,7 @@ def test_every_record_is_the_files_bytes_in_any_order(
     with opened_keeper(kind, store, slots, chunk_bytes=chunk, depth=depth) as queue:
         for slot, record in enumerate(order):
             queue.submit(record, slot, speculative=slot % 3 == 0)
-        told: list[Finished] = []
+        told: list[FinishedRead] = []
         while len(told) < len(order):
             told += queue.wait()
         assert sorted(told) == [(record, None) for record in range(store.num_experts)]
@@ -77,7 +77,7 @@ def test_a_forked_process_can_neither_use_nor_harm_a_queue(kind: str, store: Sto
     for record in range(8):
         only[0].submit(record, record, speculative=record % 2 == 0)
     assert in_child(use).count("forked") == 7
-    told: list[Finished] = []
+    told: list[FinishedRead] = []
     while len(told) < 8:
         told += only[0].wait()
     only[0].close()
@@ -277,7 +277,7 @@ class Account:
         self.slots[:] = 0xEE
         assert self.queue.poll() == []
 
-    def hear(self, told: list[Finished]) -> None:
+    def hear(self, told: list[FinishedRead]) -> None:
         for record, error in told:
             slot = self.slot_of.pop(record)  # KeyError: told twice, or never asked for
             if error is None:
