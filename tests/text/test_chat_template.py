@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from jinja2.ext import LoopControlExtension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -292,6 +292,8 @@ def reference(source: str) -> str:
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")
 @given(EXPRESSIONS)
+@example("(range(4)).count('a')")
+@example("(range(4)).index('x')")
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_expression_is_as_jinja2_renders_it_or_is_refused(expression: str) -> None:
     source = "{{ " + expression.replace("|tojson_", "|string") + " }}"
