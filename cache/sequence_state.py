@@ -77,7 +77,7 @@ class SequenceState:
     def advance(self, tokens: int) -> None:
         """Every layer has written them."""
         self.length += tokens
-        overflows = [(number, layer.overflow) for number, layer in enumerate(self.layers) if layer.overflow]
+        overflows = [(number, bound.overflow) for number, bound in enumerate(self.bound) if bound.overflow]
         self.overflow = overflows[0] if overflows else None
 
     def check_range(self) -> None:
