@@ -178,9 +178,11 @@ def attention(
             return heads(norm(x, how.qk_norm, of, role), n)
         return norm(heads(x, n), how.qk_norm, of, role)
 
-    def projected(role: str) -> Tensor:
-        x = linear(h, of, role, how.bias)
+    def clipped(x: Tensor) -> Tensor:
         return x.clamp(-how.clip, how.clip) if how.clip else x
+
+    def projected(role: str) -> Tensor:
+        return linear(h, of, role, how.bias)
 
     gate = None
     queries = projected("q_proj")
@@ -189,8 +191,8 @@ def attention(
         queries, gate = queries.flatten(2), gate.flatten(2)
     keys = projected("k_proj")
     v = heads(keys if how.values == "keys" else projected("v_proj"), how.kv_heads)
-    q, k = normed(queries, "q_norm", how.heads), normed(keys, "k_norm", how.kv_heads)
-    v = norm(v, how.v_norm, of, "v_norm")
+    q, k = clipped(normed(queries, "q_norm", how.heads)), clipped(normed(keys, "k_norm", how.kv_heads))
+    v = clipped(norm(v, how.v_norm, of, "v_norm"))
     if how.rope is not None:
         q, k = (rotate(x, positions, how.rope, start + T) for x in (q, k))
     if how.growth is not None:
