@@ -180,14 +180,15 @@ class TensorSpec:
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """The shape in the file's header."""
-        return self.shape if self.quant is None else (self.nbytes,)
+        return (self.nbytes // 4,) if self.quant is None else (self.nbytes,)
 
 
 def dense_table(model: Model, formats: Formats) -> Iterator[TensorSpec]:
     """The tensors of dense.safetensors in file order."""
     for tensor in dense_tensors(model):
-        if len(tensor.shape) == 1:  # size is a multiple of 32: 64-byte aligned as it is
-            yield TensorSpec(tensor.name, tensor.shape, None, 4 * tensor.shape[0], 4 * tensor.shape[0])
+        if len(tensor.shape) == 1:
+            nbytes = 4 * tensor.shape[0]
+            yield TensorSpec(tensor.name, tensor.shape, None, nbytes, align(nbytes, TENSOR_ALIGN))
             continue
         kind = formats.of(tensor.role, tensor.layer)
         nbytes = packed_bytes(kind, "tiles", *tensor.shape)
