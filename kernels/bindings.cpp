@@ -9,7 +9,9 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <memory>
 #include <optional>
+#include <utility>
 
 namespace smallthinker {
 namespace {
@@ -99,7 +101,17 @@ void bind_rmsnorm(const py::array& x, const py::array& weight, float eps, py::ar
   check_disjoint(out, weight, "weight");
   py::gil_scoped_release unlocked;
   Timed timed(poolless_timings(), "rmsnorm");
-  rmsnorm(from, w, eps, tokens, dim, to);
+  norm({dim, eps, false, w, nullptr}, from, tokens, to);
+}
+
+void bind_norm(const BoundNorm& how, const py::array& x, py::array& out) {
+  const float* from = input<float>(x, "x", {-1, how.norm().size});
+  const int64_t rows = x.shape(0);
+  float* to = output<float>(out, "out", {rows, how.norm().size});
+  if (to != from) check_disjoint(out, x, "x");
+  py::gil_scoped_release unlocked;
+  Timed timed(poolless_timings(), "rmsnorm");
+  norm(how.norm(), from, rows, to);
 }
 
 void bind_linear(ThreadPool& pool, const std::string& quant, const py::array& data, int64_t rows, int64_t cols,
@@ -138,27 +150,39 @@ void bind_linear_groups(ThreadPool& pool, const std::string& quant, const py::ar
   linear_groups(pool, q, weights, rows, cols, chosen, n_groups, from, tokens, to);
 }
 
-void bind_rope_angles(const py::array& positions, int64_t head_dim, double theta, py::array& cos, py::array& sin) {
-  const int64_t* p = input<int64_t>(positions, "positions", {-1});
-  check_dim("head_dim", head_dim);
-  if (head_dim % 2 != 0) fail("head_dim: expected an even number, found ", head_dim);
-  if (!(theta > 0.0) || !std::isfinite(theta)) fail("theta: expected a positive number, found ", theta);
-  float* c = output<float>(cos, "cos", {positions.shape(0), head_dim / 2});
-  float* s = output<float>(sin, "sin", {positions.shape(0), head_dim / 2});
+void bind_finish_logits(ThreadPool& pool, py::array& logits, const std::optional<py::array>& bias, float scale, float softcap) {
+  float* x = output<float>(logits, "logits", {-1, -1});
+  const int64_t tokens = logits.shape(0), rows = logits.shape(1);
+  if (!(softcap >= 0.0f)) fail("softcap: expected 0 (none) or more, found ", softcap);
+  const LogitsEnd how{BoundNorm::optional_floats(bias, "bias", rows), scale, softcap};
   py::gil_scoped_release unlocked;
-  Timed timed(poolless_timings(), "rope_angles");
-  rope_angles(p, positions.shape(0), head_dim, theta, c, s);
+  Timed timed(pool.timings(), "linear");  // the head's
+  finish_logits(pool, how, x, tokens, rows);
 }
 
-void bind_rope(py::array& x, const py::array& cos, const py::array& sin) {
+void bind_rope_angles(const py::array& positions, const py::array& frequencies, const py::array& factors, py::array& cos,
+                      py::array& sin) {
+  const int64_t* p = input<int64_t>(positions, "positions", {-1});
+  const int64_t tokens = positions.shape(0);
+  const double* of = input<double>(frequencies, "frequencies", {-1});
+  const int64_t pairs = frequencies.shape(0);
+  const double* times = input<double>(factors, "factors", {pairs});
+  float* c = output<float>(cos, "cos", {tokens, pairs});
+  float* s = output<float>(sin, "sin", {tokens, pairs});
+  py::gil_scoped_release unlocked;
+  Timed timed(poolless_timings(), "rope_angles");
+  rope_angles(p, tokens, of, times, pairs, c, s);
+}
+
+void bind_rope(py::array& x, const py::array& cos, const py::array& sin, const std::string& pairing) {
   float* values = output<float>(x, "x", {-1, -1, -1});
   const int64_t tokens = x.shape(0), heads = x.shape(1), head_dim = x.shape(2);
-  if (head_dim % 2 != 0) fail("x: expected an even last dimension, found ", head_dim);
-  const float* c = input<float>(cos, "cos", {tokens, head_dim / 2});
-  const float* s = input<float>(sin, "sin", {tokens, head_dim / 2});
+  const Angles angles = check_angles(cos, sin, tokens, 1);
+  if (2 * angles.pairs > head_dim) fail("cos: expected at most ", head_dim / 2, " columns, found ", angles.pairs);
+  const Rotation how{0, angles.pairs, is_interleaved(pairing)};
   py::gil_scoped_release unlocked;
   Timed timed(poolless_timings(), "rope");
-  rope(values, c, s, tokens, heads, head_dim);
+  rope(values, angles, 0, how, tokens, heads, head_dim);
 }
 
 void bind_route(const py::array& logits, int64_t k, const std::string& gating, py::array& ids, py::array& weights) {
@@ -188,7 +212,8 @@ void bind_kv_append(ThreadPool& pool, const std::string& quant, const py::array&
 }
 
 void bind_attention(ThreadPool& pool, const std::string& quant, const py::array& q, const py::array& keys,
-                    const py::array& values, int64_t start, int64_t window, py::array& out) {
+                    const py::array& values, int64_t start, int64_t window, py::array& out, std::optional<double> scale,
+                    float softcap, const std::optional<py::array>& sinks, int64_t chunk) {
   const float* from = input<float>(q, "q", {-1, -1, -1});
   const int64_t tokens = q.shape(0), heads = q.shape(1), dim = q.shape(2);
   check_dim("q.shape[1]", heads);
@@ -196,13 +221,15 @@ void bind_attention(ThreadPool& pool, const std::string& quant, const py::array&
   const KvCache cache = check_kv_cache(quant, keys, values, dim);
   float* to = output<float>(out, "out", {tokens, heads, dim});
   check_start(start, tokens);
-  check_attention(cache, heads, window);
+  check_attention(cache, heads, window, chunk, softcap);
   check_capacity(cache, start, tokens, window);
   check_disjoint(out, q, "q");
+  const float scale_of_products = static_cast<float>(scale.value_or(1.0 / std::sqrt(static_cast<double>(dim))));
+  const Scores scores{window, chunk, scale_of_products, softcap, BoundNorm::optional_floats(sinks, "sinks", heads)};
   if (tokens == 0) return;
   py::gil_scoped_release unlocked;
   Timed timed(pool.timings(), "attention");
-  attention(pool, from, tokens, heads, cache, start, window, to);
+  attention(pool, from, tokens, heads, cache, start, scores, to);
 }
 
 int64_t bind_experts(ThreadPool& pool, const FfnQuants& quants, int64_t hidden, int64_t ffn, const std::string& activation,
@@ -251,7 +278,7 @@ void bind_combine(ThreadPool& pool, py::array& x, const py::array& contributions
   const float* from = input<float>(contributions, "contributions", {tokens * k, dim});
   py::gil_scoped_release unlocked;
   Timed timed(pool.timings(), "combine");
-  combine(pool, to, from, w, tokens, k, dim);
+  combine(pool, to, from, w, tokens, k, dim, {});
 }
 
 void bind_add(py::array& x, const py::array& y) {
@@ -401,20 +428,41 @@ PYBIND11_MODULE(_kernels, m) {
            arg("head_dim"))
       .def_readwrite("overflow", &BoundKvLayer::overflow);
 
-  py::class_<BoundAttentionLayer>(m, "AttentionLayer")
-      .def(py::init<ThreadPool&, const BoundAttentionLayer::Quants&, const py::array&, const py::array&, const py::array&,
-                    const py::array&, const py::array&, const py::array&, int64_t, int64_t, int64_t, float, bool, int64_t>(),
-           arg("pool"), arg("quants"), arg("input_norm"), arg("q"), arg("k"), arg("v"), arg("o"), arg("post_norm"),
-           arg("heads"), arg("kv_heads"), arg("head_dim"), arg("eps"), arg("use_rope"), arg("window"),
-           py::keep_alive<1, 2>())
+  py::class_<BoundNorm>(m, "Norm")
+      .def(py::init<int64_t, float, const std::optional<py::array>&, const std::optional<py::array>&, const std::string&>(),
+           arg("size"), arg("eps"), arg("weight") = py::none(), arg("bias") = py::none(), arg("kind") = "rms");
+
+  py::class_<BoundResidual>(m, "Residual")
+      .def(py::init<const std::optional<BoundNorm>&, float, float>(), arg("norm") = py::none(), arg("scale") = 1.0f,
+           arg("output_scale") = 1.0f);
+
+  using Attention = BoundAttentionLayer;
+  auto make_attention =
+      [](ThreadPool& pool, const Attention::Quants& quants, const BoundNorm* input_norm, const py::array& q,
+         const py::array& k, const std::optional<py::array>& v, const py::array& o, const BoundNorm* post_norm,
+         int64_t hidden, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t window,
+         const std::optional<Attention::RopeColumns>& rope, std::optional<double> scale, const Attention::Biases& biases,
+         const Attention::Norms& norms, float clip, float softcap, const std::optional<py::array>& sinks, int64_t chunk,
+         const std::optional<Attention::GrowthOf>& growth, const std::optional<BoundResidual>& residual, bool parallel) {
+        const Attention::Options options{rope, scale, biases, norms, clip, softcap, sinks, chunk, growth, residual, parallel};
+        return std::make_unique<Attention>(pool, quants, input_norm, q, k, v, o, post_norm, hidden, heads, kv_heads,
+                                           head_dim, window, options);
+      };
+  py::class_<Attention>(m, "AttentionLayer")
+      .def(py::init(std::move(make_attention)), arg("pool"), arg("quants"), arg("input_norm"), arg("q"), arg("k"),
+           arg("v"), arg("o"), arg("post_norm"), arg("hidden"), arg("heads"), arg("kv_heads"), arg("head_dim"), arg("window") = 0,
+           arg("rope") = py::none(), arg("scale") = py::none(), arg("biases") = Attention::Biases{},
+           arg("norms") = Attention::Norms{}, arg("clip") = 0.0f, arg("softcap") = 0.0f, arg("sinks") = py::none(),
+           arg("chunk") = 0, arg("growth") = py::none(), arg("residual") = py::none(), arg("parallel") = false, py::keep_alive<1, 2>())
       .def("forward", &BoundAttentionLayer::forward, arg("x"), arg("caches"), arg("starts"), arg("counts"), arg("cos"),
            arg("sin"), arg("normed"));
 
   py::class_<BoundFfn>(m, "Ffn")
       .def(py::init<const FfnQuants&, int64_t, int64_t, const std::string&, bool, int64_t, int64_t,
-                    const std::optional<std::string>&, const std::optional<py::array>&>(),
+                    const std::optional<std::string>&, const std::optional<py::array>&,
+                    const std::optional<BoundResidual>&>(),
            arg("quants"), arg("hidden"), arg("ffn"), arg("activation"), arg("gated"), arg("experts"), arg("k"),
-           arg("gating"), arg("router"));
+           arg("gating"), arg("router"), arg("residual") = py::none());
 
   py::class_<BoundForward> forward(m, "Forward");
   forward
@@ -459,16 +507,18 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("unpack", &bind_unpack, arg("quant"), arg("layout"), arg("data"), arg("rows"), arg("cols"));
   m.def("embed", &bind_embed, arg("quant"), arg("data"), arg("rows"), arg("cols"), arg("ids"), arg("out"));
   m.def("rmsnorm", &bind_rmsnorm, arg("x"), arg("weight"), arg("eps"), arg("out"));
+  m.def("norm", &bind_norm, arg("how"), arg("x"), arg("out"));
   m.def("linear", &bind_linear, arg("pool"), arg("quant"), arg("data"), arg("rows"), arg("cols"), arg("x"), arg("out"));
   m.def("linear_groups", &bind_linear_groups, arg("pool"), arg("quant"), arg("data"), arg("rows"), arg("cols"),
         arg("groups"), arg("x"), arg("out"));
-  m.def("rope_angles", &bind_rope_angles, arg("positions"), arg("head_dim"), arg("theta"), arg("cos"), arg("sin"));
-  m.def("rope", &bind_rope, arg("x"), arg("cos"), arg("sin"));
+  m.def("finish_logits", &bind_finish_logits, arg("pool"), arg("logits"), arg("bias"), arg("scale"), arg("softcap"));
+  m.def("rope_angles", &bind_rope_angles, arg("positions"), arg("frequencies"), arg("factors"), arg("cos"), arg("sin"));
+  m.def("rope", &bind_rope, arg("x"), arg("cos"), arg("sin"), arg("pairing") = "half");
   m.def("route", &bind_route, arg("logits"), arg("k"), arg("gating"), arg("ids"), arg("weights"));
   m.def("kv_append", &bind_kv_append, arg("pool"), arg("quant"), arg("k"), arg("v"), arg("keys"), arg("values"),
         arg("start"));
   m.def("attention", &bind_attention, arg("pool"), arg("quant"), arg("q"), arg("keys"), arg("values"), arg("start"),
-        arg("window"), arg("out"));
+        arg("window"), arg("out"), arg("scale") = py::none(), arg("softcap") = 0.0f, arg("sinks") = py::none(), arg("chunk") = 0);
   m.def("experts", &bind_experts, arg("pool"), arg("quants"), arg("hidden"), arg("ffn"), arg("activation"), arg("gated"),
         arg("x"), arg("slots"), arg("slot_ids"), arg("offsets"), arg("pairs"), arg("k"), arg("out"));
   m.def("combine", &bind_combine, arg("pool"), arg("x"), arg("contributions"), arg("weights"));

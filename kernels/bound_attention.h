@@ -4,11 +4,15 @@
 
 #include <pybind11/stl.h>
 
+#include <array>
+#include <cmath>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
-#include "checks.h"
+#include "bound_norm.h"
 #include "thread_pool.h"
 #include "timings.h"
 
@@ -34,51 +38,104 @@ class BoundKvLayer {
   KvCache cache_;
 };
 
+// Of [T, P] each: P pairs, at least as many as layers have.
+inline Angles check_angles(const py::array& cos, const py::array& sin, int64_t tokens, int64_t needed) {
+  const float* c = input<float>(cos, "cos", {tokens, -1});
+  const int64_t pairs = cos.shape(1);
+  if (pairs < needed) fail("cos: expected at least ", needed, " columns, found ", pairs);
+  return {c, input<float>(sin, "sin", {tokens, pairs}), pairs};
+}
+
 // The weights of one layer's attention, checked once.
 class BoundAttentionLayer {
  public:
   using Quants = std::array<std::string, 4>;  // of q, k, v and o
+  using Biases = std::array<std::optional<py::array>, 4>;
+  using Norms = std::array<const BoundNorm*, 3>;
+  using RopeColumns = std::tuple<int64_t, int64_t, std::string>;  // the first pair's column, numbers of a head, pairing
+  using GrowthOf = std::tuple<double, int64_t, int64_t>;          // beta, every, offset
+  struct Options {
+    std::optional<RopeColumns> rope;
+    std::optional<double> scale;
+    Biases biases;
+    Norms norms;
+    float clip, softcap;
+    std::optional<py::array> sinks;
+    int64_t chunk;
+    std::optional<GrowthOf> growth;
+    std::optional<BoundResidual> residual;
+    bool is_parallel;
+  };
 
-  BoundAttentionLayer(ThreadPool& pool, const Quants& quants, const py::array& input_norm, const py::array& q,
-                      const py::array& k, const py::array& v, const py::array& o, const py::array& post_norm,
-                      int64_t heads, int64_t kv_heads, int64_t head_dim, float eps, bool use_rope, int64_t window)
-      : pool_(pool), kept_{input_norm, q, k, v, o, post_norm}, kv_heads_(kv_heads) {
-    const int64_t dim = input_norm.size();
-    layer_.input_norm = input<float>(input_norm, "input_norm", {-1});
-    layer_.post_norm = input<float>(post_norm, "post_norm", {dim});
+  BoundAttentionLayer(ThreadPool& pool, const Quants& quants, const BoundNorm* input_norm, const py::array& q,
+                      const py::array& k, const std::optional<py::array>& v, const py::array& o, const BoundNorm* post_norm,
+                      int64_t hidden, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t window,
+                      const Options& options)
+      : pool_(pool), kept_{q, k, o}, kept_residual_(options.residual), kv_heads_(kv_heads) {
+    check_dim("hidden", hidden);
     check_dim("heads", heads);
     check_dim("kv_heads", kv_heads);
     check_dim("head_dim", head_dim);
-    check_attention({Quant::f16, kv_heads, 0, head_dim, nullptr, nullptr}, heads, window);
+    check_attention({Quant::f16, kv_heads, 0, head_dim, nullptr, nullptr}, heads, window, options.chunk, options.softcap);
     if (head_dim % 2 != 0) fail("head_dim: expected an even number, found ", head_dim);
-    const auto matrix = [](const std::string& quant, const py::array& data, const char* name, int64_t rows, int64_t cols) {
-      const Quant format = parse_quant(quant);
-      check_matrix(format, rows, cols);
-      return Matrix{format, packed(data, name, packed_bytes(format, Layout::tiles, rows, cols)), rows, cols};
-    };
-    layer_.q = matrix(quants[0], q, "q", heads * head_dim, dim);
-    layer_.k = matrix(quants[1], k, "k", kv_heads * head_dim, dim);
-    layer_.v = matrix(quants[2], v, "v", kv_heads * head_dim, dim);
-    layer_.o = matrix(quants[3], o, "o", dim, heads * head_dim);
+    if (!(options.clip >= 0.0f)) fail("clip: expected 0 (none) or more, found ", options.clip);
+    layer_.input_norm = kept("input_norm", input_norm, hidden, hidden);
+    layer_.post_norm = kept("post_norm", post_norm, hidden, hidden);
+    layer_.is_parallel = options.is_parallel;
+    layer_.q = {matrix(quants[0], &q, "q", heads * head_dim, hidden)};
+    layer_.k = {matrix(quants[1], &k, "k", kv_heads * head_dim, hidden)};
+    layer_.v = {matrix(quants[2], v ? &*v : nullptr, "v", kv_heads * head_dim, hidden)};
+    layer_.o = {matrix(quants[3], &o, "o", hidden, heads * head_dim)};
+    for (const std::optional<py::array>* array : {&v, &options.sinks}) {
+      if (*array) kept_.push_back(**array);
+    }
+    for (const std::optional<py::array>& bias : options.biases) {
+      if (bias) kept_.push_back(*bias);
+    }
+    const std::array<std::pair<Projection*, const char*>, 4> projections{
+        {{&layer_.q, "q"}, {&layer_.k, "k"}, {&layer_.v, "v"}, {&layer_.o, "o"}}};
+    for (size_t i = 0; i < projections.size(); ++i) {
+      const auto& [projection, name] = projections[i];
+      const int64_t rows = projection->weights.rows;
+      projection->bias = BoundNorm::optional_floats(options.biases[i], (std::string("biases: ") + name).c_str(), rows);
+      if (i < options.norms.size()) {
+        projection->norm = kept((std::string("norms: ") + name).c_str(), options.norms[i], head_dim, rows);
+      }
+    }
+    layer_.clip = options.clip;
     layer_.head_dim = head_dim;
-    layer_.eps = eps;
-    layer_.use_rope = use_rope;
-    layer_.window = window;
+    if (options.residual) layer_.residual = options.residual->residual(hidden);
+    layer_.scores.window = window;
+    layer_.scores.chunk = options.chunk;
+    layer_.scores.scale = static_cast<float>(options.scale.value_or(1.0 / std::sqrt(static_cast<double>(head_dim))));
+    layer_.scores.softcap = options.softcap;
+    layer_.scores.sinks = BoundNorm::optional_floats(options.sinks, "sinks", heads);
+    if (options.rope) {
+      const auto& [first, size, pairing] = *options.rope;
+      if (first < 0 || first > kLargestDim) fail("rope: expected a column of 0 to ", kLargestDim, ", found ", first);
+      if (size < 2 || size > head_dim || size % 2 != 0) fail("rope: expected 2 to ", head_dim, " numbers, even, found ", size);
+      layer_.rope = {first, size / 2, is_interleaved(pairing)};
+    }
+    if (options.growth) {
+      const auto& [beta, every, offset] = *options.growth;
+      if (every < 1) fail("growth: expected a step every 1 position or more, found ", every);
+      if (offset < 0 || offset > kLargestDim) fail("growth: expected an offset of 0 to ", kLargestDim, ", found ", offset);
+      layer_.growth = {beta, every, offset};
+    }
   }
 
   // A span of counts[i] tokens from position starts[i] on for each of caches.
   void forward(py::array& x, const std::vector<const BoundKvLayer*>& caches, const std::vector<int64_t>& starts,
                const std::vector<int64_t>& counts, const py::array& cos, const py::array& sin, py::array& normed) {
-    float* to = output<float>(x, "x", {-1, layer_.o.rows});
-    const int64_t tokens = x.shape(0), half = layer_.head_dim / 2;
-    const float* c = input<float>(cos, "cos", {tokens, half});
-    const float* s = input<float>(sin, "sin", {tokens, half});
-    float* norm = output<float>(normed, "normed", {tokens, layer_.o.rows});
+    float* to = output<float>(x, "x", {-1, dim()});
+    const int64_t tokens = x.shape(0);
+    const Angles angles = check_angles(cos, sin, tokens, pairs());
+    float* norm = output<float>(normed, "normed", {tokens, dim()});
     check_disjoint(normed, x, "x");
     const std::vector<Span> all = spans(caches, starts, counts, tokens);
     if (tokens == 0) return;
     py::gil_scoped_release unlocked;
-    add_to(to, all, c, s, norm);
+    add_to(to, all, angles, norm);
   }
 
   // Checked: counts[i] tokens of caches[i] from position starts[i] on, `tokens` in all.
@@ -101,13 +158,32 @@ class BoundAttentionLayer {
   }
 
   // For who has checked the arguments and let go of the GIL.
-  void add_to(float* x, const std::vector<Span>& spans, const float* cos, const float* sin, float* normed) {
-    attention_layer(pool_, layer_, x, spans, cos, sin, normed);
+  void add_to(float* x, const std::vector<Span>& spans, const Angles& angles, float* normed) {
+    attention_layer(pool_, layer_, x, spans, angles, normed);
   }
-  int64_t dim() const { return layer_.o.rows; }
-  int64_t head_dim() const { return layer_.head_dim; }
+  int64_t dim() const { return layer_.o.weights.rows; }
+  int64_t pairs() const { return layer_.rope.first + layer_.rope.pairs; }  // of angles that it needs
 
  private:
+  // Of `size` numbers or of `whole` rows; none if null.
+  Norm kept(const char* name, const BoundNorm* norm, int64_t size, int64_t whole) {
+    if (norm == nullptr) return {};
+    kept_norms_.push_back(*norm);
+    const int64_t found = norm->norm().size;
+    if (found != size && found != whole) {
+      const std::string other = size == whole ? "" : " or " + std::to_string(whole);
+      fail(name, ": expected a size of ", size, other, ", found ", found);
+    }
+    return norm->norm();
+  }
+
+  static Matrix matrix(const std::string& quant, const py::array* data, const char* name, int64_t rows, int64_t cols) {
+    const Quant format = parse_quant(quant);
+    check_matrix(format, rows, cols);
+    const int64_t bytes = packed_bytes(format, Layout::tiles, rows, cols);
+    return {format, data == nullptr ? nullptr : packed(*data, name, bytes), rows, cols};
+  }
+
   // The i-th of some caches, for `tokens` tokens from position `start` on.
   Span span(const BoundKvLayer* kv, int64_t i, int64_t start, int64_t tokens) const {
     if (kv == nullptr) fail("caches[", i, "]: expected a KvLayer, found None");
@@ -117,12 +193,14 @@ class BoundAttentionLayer {
            cache.head_dim);
     }
     check_start(start, tokens);
-    check_capacity(cache, start, tokens, layer_.window);
+    check_capacity(cache, start, tokens, layer_.scores.window);
     return {cache, start, tokens};
   }
 
   ThreadPool& pool_;
-  std::vector<py::array> kept_;  // whose memory layer_ points to
+  std::vector<py::array> kept_;  // whose memory layer_ points to, as that of these
+  std::vector<BoundNorm> kept_norms_;
+  const std::optional<BoundResidual> kept_residual_;
   const int64_t kv_heads_;
   AttentionLayer layer_{};
 };

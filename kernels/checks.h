@@ -40,6 +40,11 @@ inline Gating parse_gating(const std::string& name, int64_t k, int64_t experts) 
   fail("gating: expected softmax or sigmoid, found '", name, "'");
 }
 
+inline bool is_interleaved(const std::string& pairing) {
+  if (pairing != "half" && pairing != "interleaved") fail("pairing: expected half or interleaved, found '", pairing, "'");
+  return pairing == "interleaved";
+}
+
 inline void check_start(int64_t start, int64_t tokens) {
   if (start < 0 || start > std::numeric_limits<int32_t>::max() - tokens) {
     fail("start: expected 0 to ", std::numeric_limits<int32_t>::max() - tokens, ", found ", start);
@@ -65,8 +70,10 @@ inline KvCache check_kv_cache(const std::string& quant, const py::array& keys, c
   return cache;
 }
 
-inline void check_attention(const KvCache& cache, int64_t heads, int64_t window) {
+inline void check_attention(const KvCache& cache, int64_t heads, int64_t window, int64_t chunk, float softcap) {
   if (window < 0) fail("window: expected 0 (none) or more, found ", window);
+  if (chunk < 0) fail("chunk: expected 0 (none) or more, found ", chunk);
+  if (!(softcap >= 0.0f)) fail("softcap: expected 0 (none) or more, found ", softcap);
   if (cache.kv_heads < 1 || heads % cache.kv_heads != 0) {
     fail("keys: ", cache.kv_heads, " heads don't divide the ", heads, " of q");
   }

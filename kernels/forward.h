@@ -24,9 +24,11 @@ namespace smallthinker {
 class BoundFfn {
  public:
   BoundFfn(const FfnQuants& quants, int64_t hidden, int64_t ffn, const std::string& activation, bool gated, int64_t experts,
-           int64_t k, const std::optional<std::string>& gating, const std::optional<py::array>& router)
-      : kept_(router), experts_(experts) {
+           int64_t k, const std::optional<std::string>& gating, const std::optional<py::array>& router,
+           const std::optional<BoundResidual>& residual)
+      : kept_(router), residual_(residual), experts_(experts) {
     call_.shape = check_ffn_shape(quants, hidden, ffn, activation, gated);
+    if (residual) residual->residual(hidden);  // fits
     call_.k = k;
     check_dim("experts", experts);
     if (gating.has_value() != router.has_value()) fail("gating, router: expected both or neither");
@@ -45,9 +47,11 @@ class BoundFfn {
   int64_t experts() const { return experts_; }
   int64_t k() const { return call_.k; }
   const ExpertCall& call() const { return call_; }
+  Residual residual() const { return residual_ ? residual_->residual(call_.shape.hidden) : Residual{}; }
 
  private:
   const std::optional<py::array> kept_;  // whose memory router_ points to
+  const std::optional<BoundResidual> residual_;
   const int64_t experts_;
   Matrix router_{};
   Gating gating_ = Gating::softmax;
@@ -100,6 +104,7 @@ class BoundForward {
       layers_.push_back({&mixers[i].cast<BoundAttentionLayer&>(), &ffns[i].cast<BoundFfn&>(), records});
       const Layer& layer = layers_.back();
       records += layer.ffn->experts();
+      pairs_ = std::max(pairs_, layer.mixer->pairs());
       ExpertCall call = layer.ffn->call();
       check_slots(slots, call);
       if (call.shape.hidden != layer.mixer->dim() || call.shape.hidden != layers_[0].mixer->dim()) {
@@ -137,9 +142,7 @@ class BoundForward {
     state.slot_of = input<int32_t>(slot_of, "slot_of", {-1});
     if (slot_of.size() < records()) fail("slot_of: expected at least ", records(), " records, found ", slot_of.size());
     const int32_t* guessed = input<int32_t>(ahead, "ahead", {n_layers});
-    const int64_t half = layers_[0].mixer->head_dim() / 2;
-    state.cos = input<float>(cos, "cos", {state.tokens, half});
-    state.sin = input<float>(sin, "sin", {state.tokens, half});
+    state.angles = check_angles(cos, sin, state.tokens, pairs_);
     for (const auto& of_sequence : caches) {
       if (static_cast<int64_t>(of_sequence.size()) != n_layers) fail("caches: expected those of ", n_layers, " layers, found ", of_sequence.size());
     }
@@ -147,7 +150,6 @@ class BoundForward {
     std::vector<const BoundKvLayer*> of_layer(caches.size());
     for (int64_t layer = first; layer < last; ++layer) {
       const auto i = static_cast<size_t>(layer);
-      if (layers_[i].mixer->head_dim() / 2 != half) fail("cos: expected as many angles in every layer");
       if (guessed[layer] >= n_layers) fail("ahead[", layer, "]: expected less than ", n_layers, ", found ", guessed[layer]);
       for (size_t s = 0; s < caches.size(); ++s) of_layer[s] = caches[s][i];
       spans.push_back(layers_[i].mixer->spans(of_layer, starts, counts, state.tokens));
@@ -166,7 +168,7 @@ class BoundForward {
         end.route = std::move(route);
         return end;
       }
-      layer.mixer->add_to(state.x, spans[static_cast<size_t>(end.layer - first)], state.cos, state.sin, state.normed);
+      layer.mixer->add_to(state.x, spans[static_cast<size_t>(end.layer - first)], state.angles, state.normed);
       const int64_t target = guessed[end.layer];
       if (target >= 0) {
         end.guess = guess_one(end.layer, target, state.x, state.tokens);
@@ -260,7 +262,7 @@ class BoundForward {
     int32_t* ids;
     float* weights;
     const int32_t* slot_of;
-    const float *cos, *sin;
+    Angles angles;
   };
 
   int64_t dim() const { return layers_[0].mixer->dim(); }
@@ -373,7 +375,7 @@ class BoundForward {
 
   void combine_locked(const Layer& layer, float* x, const float* weights, int64_t tokens) {
     Timed timed(pool_.timings(), "combine");
-    smallthinker::combine(pool_, x, contributions_.data(), weights, tokens, layer.ffn->k(), dim());
+    smallthinker::combine(pool_, x, contributions_.data(), weights, tokens, layer.ffn->k(), dim(), layer.ffn->residual());
   }
 
   ThreadPool& pool_;
@@ -381,6 +383,7 @@ class BoundForward {
   const Predictors kept_predictors_;
   const py::array slots_;
   std::vector<Layer> layers_;
+  int64_t pairs_ = 0;  // of angles that layers need
   std::map<std::pair<int64_t, int64_t>, Matrix> predictors_;
   std::vector<float> contributions_;
   std::mutex mutex_;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "formats/formats.h"
+#include "isa/isa.h"
 
 namespace smallthinker {
 
@@ -39,12 +40,45 @@ void linear(ThreadPool& pool, const std::vector<Product>& products, const float*
 // ops/head.cpp: rows 16 * g to 16 * g + 15 of every chosen group g, ascending, the same bits as `linear`; others stay.
 void linear_groups(ThreadPool& pool, Quant quant, const uint8_t* data, int64_t rows, int64_t cols,
                    const int32_t* groups, int64_t n_groups, const float* x, int64_t tokens, float* out);
+struct LogitsEnd {  // softcap * tanh((logit + bias) * scale / softcap); softcap 0 is none
+  const float* bias;  // [rows], or null: none
+  float scale, softcap;
+};
+void finish_logits(ThreadPool& pool, const LogitsEnd& how, float* logits, int64_t tokens, int64_t rows);
 
 // ops/norm_rope.cpp
-void rmsnorm(const float* x, const float* weight, float eps, int64_t tokens, int64_t dim, float* out);
-void rope_angles(const int64_t* positions, int64_t tokens, int64_t head_dim, double theta, float* cos, float* sin);
-void rope(float* x, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t head_dim);
+struct Norm {  // of `size` numbers; size 0 is none. Centred: less their mean
+  int64_t size = 0;
+  float eps = 0.0f;
+  bool centred = false;
+  const float *weight = nullptr, *bias = nullptr;  // [size], or null: none
+};
+// out [rows, size], which may be x.
+void norm(const Norm& how, const float* x, int64_t rows, float* out);
+void norm_or_copy(const Norm& how, const float* x, int64_t rows, int64_t dim, float* out);
+// cos and sin [T, pairs] of positions * frequencies, times a factor for each pair.
+void rope_angles(const int64_t* positions, int64_t tokens, const double* frequencies, const double* factors, int64_t pairs,
+                 float* cos, float* sin);
+struct Angles {  // cos and sin [T, pairs] of all rotary positions that layers have, side by side
+  const float *cos, *sin;
+  int64_t pairs;
+};
+struct Rotation {  // the first 2 * pairs numbers of a head, by the angles from column `first` on; pairs 0 is none
+  int64_t first = 0, pairs = 0;
+  bool interleaved = false;  // pairs (2i, 2i + 1), not (i, i + pairs)
+};
+// x [T, H, D]; angles of token `at` and those after it.
+void rope(float* x, const Angles& angles, int64_t at, const Rotation& how, int64_t tokens, int64_t heads, int64_t head_dim);
 void add(float* x, const float* y, int64_t n);
+void clamp(float* x, int64_t n, float limit);
+struct Residual {  // how what a part of a layer gives, y, changes the state: x = (x + scale * norm(y)) * output_scale
+  Norm norm;       // or none
+  float scale = 1.0f, output_scale = 1.0f;
+
+  bool is_sum() const { return norm.size == 0 && scale == 1.0f && output_scale == 1.0f; }
+};
+// x, y [rows, dim]; y is norm(y) afterwards.
+void add_residual(const Residual& how, float* y, int64_t rows, int64_t dim, float* x);
 
 // ops/route.cpp
 enum class Gating { softmax, sigmoid };
@@ -65,25 +99,37 @@ struct KvCache {  // of one layer; isa.h (KvHead) says how a head lies in it
 };
 void kv_append(ThreadPool& pool, const float* k, const float* v, int64_t tokens, const KvCache& cache, int64_t start);
 void attention(ThreadPool& pool, const float* q, int64_t tokens, int64_t heads, const KvCache& cache, int64_t start,
-               int64_t window, float* out);
+               const Scores& scores, float* out);
 
 // ops/attention_layer.cpp
+struct Projection {  // a product, then the bias, then the norm
+  Matrix weights;
+  const float* bias = nullptr;  // [rows], or null: none
+  Norm norm;                    // of each head, of the whole row, or none
+};
+struct Growth {  // queries times 1 + beta ln(1 + floor((position + offset) / every)); beta 0 is none
+  double beta = 0.0;
+  int64_t every = 1, offset = 0;
+};
 struct AttentionLayer {
-  const float *input_norm, *post_norm;  // [d]
-  Matrix q, k, v, o;
+  Norm input_norm, post_norm;  // or none
+  bool is_parallel;            // the experts take what the projections take
+  Projection q, k, v, o;       // v without weights: k's product, before its norm
+  float clip;                  // q, k and v stay within +-clip; 0: anywhere
+  Rotation rope;
+  Growth growth;
+  Scores scores;
   int64_t head_dim;
-  float eps;
-  bool use_rope;
-  int64_t window;
+  Residual residual;
 };
 struct Span {  // consecutive tokens of one sequence
   KvCache cache;
   int64_t start, tokens;
 };
-// x [T, d] += o(attention(q, k, v of rmsnorm(x))); normed [T, d] = rmsnorm(x) of the sum. cos, sin [T, D/2]. The tokens
-// are those of the spans, one after the other; each attends to its own span's cache.
+// x [T, d] += o(attention(q, k, v of input_norm(x))), as `residual` has it; normed [T, d] = post_norm of the sum. The
+// tokens are those of the spans, one after the other; each attends to its own span's cache.
 void attention_layer(ThreadPool& pool, const AttentionLayer& layer, float* x, const std::vector<Span>& spans,
-                     const float* cos, const float* sin, float* normed);
+                     const Angles& angles, float* normed);
 
 // ops/ffn.cpp
 struct ExpertCall {
@@ -100,7 +146,9 @@ struct ExpertCall {
 };
 // out of every pair, by the kernel for the network's shape. Returns how many neurons were computed, over all pairs.
 int64_t experts(ThreadPool& pool, const ExpertCall& call);
-void combine(ThreadPool& pool, float* x, const float* contributions, const float* weights, int64_t tokens, int64_t k, int64_t dim);
+// x [T, dim] and the sum of weights [T, k] * contributions [T * k, dim], as `residual` has it.
+void combine(ThreadPool& pool, float* x, const float* contributions, const float* weights, int64_t tokens, int64_t k, int64_t dim,
+             const Residual& residual);
 
 // ops/sample.cpp: the order of tokens is that of their logits, the largest first, ties by lower id. -0 is 0.
 constexpr int64_t kMaxLogits = int64_t{1} << 20;  // weights add up to less than 2^63

@@ -7,7 +7,8 @@ release the GIL.
 A token's result is the same bits whatever the other tokens of the call, the number of threads and their timing. It may
 differ between instruction sets in functions that take a pool; the others have one text for all of them.
 
-`route`, `combine` and `add` are parts of Forward and AttentionLayer; by these entries their tests reach them.
+`rmsnorm`, `rope`, `route`, `combine` and `add` are parts of Forward and AttentionLayer; by these entries their tests
+reach them.
 
 Shape letters: T tokens, E experts, H query heads, K key-value heads, D head size, k experts per token, d hidden size.
 """
@@ -22,10 +23,12 @@ Quant = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
 FfnQuants = tuple[Quant, Quant, Quant]  # of gate, up and down
 KvQuant = Literal["f16", "q8_0"]
 Layout = Literal["tiles", "rows"]
+Pairing = Literal["half", "interleaved"]
 Gating = Literal["softmax", "sigmoid"]
 Activation = Literal["relu", "silu", "gelu", "gelu_tanh", "relu2"]
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
+F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 
@@ -89,38 +92,72 @@ class KvLayer:
 
     def __init__(self, quant: KvQuant, keys: U8, values: U8, head_dim: int) -> None: ...
 
+class Norm:
+    """Of `size` numbers x: x / sqrt(mean(x^2) + eps) or, "layer", the same of x - mean(x); times weight [size], plus
+    bias [size], where there are any. Checked once and kept alive."""
+
+    def __init__(
+        self,
+        size: int,
+        eps: float,
+        weight: F32 | None = None,
+        bias: F32 | None = None,
+        kind: Literal["rms", "layer"] = "rms",
+    ) -> None: ...
+
+class Residual:
+    """How what a part of a layer gives, y, changes the state: x becomes (x + scale * norm(y)) * output_scale."""
+
+    def __init__(self, norm: Norm | None = None, scale: float = 1.0, output_scale: float = 1.0) -> None: ...
+
 class AttentionLayer:
     """The attention half of one layer: its weights, checked once and kept alive.
 
-    input_norm and post_norm [d]; q [H * D, d], k and v [K * D, d], o [d, H * D] in the tiles layout, each in its own of
-    `quants`. window 0 is none.
+    q [H * D, d], k and v [K * D, d], o [d, H * D] in the tiles layout, each in its own of `quants`, and with its own of
+    `biases`, if it has any. norms: of q, k and v, of each head or of the whole product. v None: the values are what k
+    gives, before its norm. clip: q, k and v are kept within +-clip before they are rotated; 0 is none. rope: the
+    column of cos and sin where its pairs begin, how many numbers of a head are rotated, and what is paired. growth:
+    queries are multiplied by 1 + beta ln(1 + floor((position + offset) / every)), (beta, every, offset).
+
+    window, scale, softcap, sinks, chunk: see `attention`. residual: of o's product; None adds it as it is. parallel:
+    the experts take what q, k and v take. Norms before them are None where there is none.
     """
 
     def __init__(
         self,
         pool: ThreadPool,
         quants: tuple[Quant, Quant, Quant, Quant],
-        input_norm: F32,
+        input_norm: Norm | None,
         q: U8,
         k: U8,
-        v: U8,
+        v: U8 | None,
         o: U8,
-        post_norm: F32,
+        post_norm: Norm | None,
+        hidden: int,
         heads: int,
         kv_heads: int,
         head_dim: int,
-        eps: float,
-        use_rope: bool,
-        window: int,
+        window: int = 0,
+        rope: tuple[int, int, Pairing] | None = None,
+        scale: float | None = None,
+        biases: tuple[F32 | None, F32 | None, F32 | None, F32 | None] = ...,
+        norms: tuple[Norm | None, Norm | None, Norm | None] = ...,
+        clip: float = 0.0,
+        softcap: float = 0.0,
+        sinks: F32 | None = None,
+        chunk: int = 0,
+        growth: tuple[float, int, int] | None = None,
+        residual: Residual | None = None,
+        parallel: bool = False,
     ) -> None: ...
     def forward(
         self, x: F32, caches: list[KvLayer], starts: list[int], counts: list[int], cos: F32, sin: F32, normed: F32
     ) -> None:
-        """x [T, d] += o(attention(q, k, v of rmsnorm(x, input_norm))), for T tokens: counts[i] of the sequence that
-        caches[i] belongs to, from its position starts[i] on, one sequence after the other.
+        """x [T, d] += o(attention(q, k, v of input_norm(x))), for T tokens: counts[i] of the sequence that caches[i]
+        belongs to, from its position starts[i] on, one sequence after the other.
 
-        Appends them to the caches. normed [T, d] becomes rmsnorm(x, post_norm), which the experts take. cos, sin
-        [T, D/2] are those of `rope_angles`.
+        Appends them to the caches. normed [T, d] becomes post_norm(x), which the experts take. cos, sin [T, P] are
+        those of `rope_angles`.
         """
 
 def formats() -> dict[Quant, tuple[int, int]]:
@@ -171,6 +208,9 @@ def embed(quant: Quant, data: U8, rows: int, cols: int, ids: I32, out: F32) -> N
 def rmsnorm(x: F32, weight: F32, eps: float, out: F32) -> None:
     """out [T, d] = x / sqrt(mean(x^2) + eps) * weight [d]. `out` may be `x`."""
 
+def norm(how: Norm, x: F32, out: F32) -> None:
+    """out [T, d] = how(x). `out` may be `x`."""
+
 def linear(pool: ThreadPool, quant: Quant, data: U8, rows: int, cols: int, x: F32, out: F32) -> None:
     """out [T, rows] = x [T, cols] @ W.T, W in the tiles layout.
 
@@ -186,11 +226,15 @@ def linear_groups(
     The other columns of out [T, rows] stay.
     """
 
-def rope_angles(positions: I64, head_dim: int, theta: float, cos: F32, sin: F32) -> None:
-    """cos, sin [T, D/2] of positions [T] * theta ** (-i / (D/2)), computed in double precision."""
+def finish_logits(pool: ThreadPool, logits: F32, bias: F32 | None, scale: float, softcap: float) -> None:
+    """logits [T, V] become (logits + bias [V]) * scale and then, unless softcap is 0, softcap * tanh(. / softcap)."""
 
-def rope(x: F32, cos: F32, sin: F32) -> None:
-    """Rotates x [T, H, D] in place; element i is paired with i + D/2 ("NeoX")."""
+def rope_angles(positions: I64, frequencies: F64, factors: F64, cos: F32, sin: F32) -> None:
+    """cos, sin [T, P] of positions [T] * frequencies [P], times factors [P], computed in double precision."""
+
+def rope(x: F32, cos: F32, sin: F32, pairing: Pairing = "half") -> None:
+    """Rotates the first 2P numbers of each head of x [T, H, D] in place; cos, sin [T, P]. Element i is paired with
+    i + P ("NeoX") or, interleaved, 2i with 2i + 1."""
 
 def route(logits: F32, k: int, gating: Gating, ids: I32, weights: F32) -> None:
     """The k largest of logits [T, E] into ids [T, k], descending, ties to the lower index; NaN is below everything.
@@ -208,9 +252,24 @@ def kv_append(pool: ThreadPool, quant: KvQuant, k: F32, v: F32, keys: U8, values
     """
 
 def attention(
-    pool: ThreadPool, quant: KvQuant, q: F32, keys: U8, values: U8, start: int, window: int, out: F32
+    pool: ThreadPool,
+    quant: KvQuant,
+    q: F32,
+    keys: U8,
+    values: U8,
+    start: int,
+    window: int,
+    out: F32,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    sinks: F32 | None = None,
+    chunk: int = 0,
 ) -> None:
-    """out [T, H, D] = softmax(q k / sqrt(D)) v over the KV cache of a layer, causal, T queries from position `start`.
+    """out [T, H, D] = softmax(q k * scale) v over the KV cache of a layer, causal, T queries from position `start`;
+    scale None is D ** -0.5.
+
+    softcap: scores become softcap * tanh(score / softcap); 0 is none. sinks [H]: one more score of each head, whose
+    value is zero. chunk: a query sees only its own of so many positions; 0 is none.
 
     A query at position s sees keys p <= s, with a window (0: none) those p > s - window. H is a multiple of K. Over
     q8_0, q is rounded to int8 too, one scale per 32 of D; sums are f32. Raises ValueError where the capacity can't hold
@@ -249,6 +308,7 @@ class Ffn:
     gated: of a record, see `record_sections`.
 
     gating and router None: a dense network in k = `experts` slices. Every token uses all, in order, with weight 1.
+    residual: of their sum; None adds it as it is.
     """
 
     def __init__(
@@ -262,6 +322,7 @@ class Ffn:
         k: int,
         gating: Gating | None,
         router: U8 | None,
+        residual: Residual | None = None,
     ) -> None: ...
 
 class Forward:
@@ -319,7 +380,7 @@ class Forward:
         slot_of [E of all layers, or more]: where each expert is, -1 where it isn't. ahead [L]: the layer whose experts
         are guessed once this one's attention has been added, -1 for none. caches: of each sequence, by layer, for
         counts[i] tokens from position starts[i] on. ids, weights [T, largest k] get the last route, from their start on
-        as [T, its layer's k]; normed [T, d] the last norm; cos, sin [T, D / 2].
+        as [T, its layer's k]; normed [T, d] the last norm; cos, sin [T, P].
         """
 
     def guess(self, source: int, x: F32, targets: Sequence[int]) -> list[tuple[list[int], list[int]]]:

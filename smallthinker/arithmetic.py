@@ -9,7 +9,6 @@ Shape letters: T tokens of a step, d hidden_size, D head_dim, k experts per toke
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
@@ -18,10 +17,12 @@ import numpy.typing as npt
 
 from smallthinker import _kernels
 from smallthinker.cache.sequence_state import SequenceState
-from smallthinker.expert_store.format import Formats, Quant
-from smallthinker.models.description import Model
+from smallthinker.exact_head import ExactHead, bind_norm
+from smallthinker.expert_store.format import Formats
+from smallthinker.models.description import Model, Norm
 from smallthinker.models.supported import check_supported
-from smallthinker.models.tensors import EMBEDDING, FINAL_NORM, ROUTER, head_role
+from smallthinker.models.tensors import EMBEDDING, ROUTER
+from smallthinker.rotary import RotaryTable
 from smallthinker.router.predictor import Matrices
 
 Floats = npt.NDArray[np.float32]
@@ -64,7 +65,7 @@ class Step:
         self.normed = np.empty_like(self.x)
         self.ids = np.empty((self.tokens, k), np.int32)
         self.weights = np.empty((self.tokens, k), np.float32)
-        self.cos = self.sin = np.empty((0, 0), np.float32)
+        self.cos = self.sin = np.empty((self.tokens, 0), np.float32)
 
     def chosen(self, k: int) -> tuple[npt.NDArray[np.int32], Floats]:
         """Ids and weights [T, k] of the last route, a layer's with this k: it lies at the start of both arrays."""
@@ -85,8 +86,9 @@ class DenseWeights(Protocol):
 
 class Arithmetic:
     """Of one model. slots: uint8 [n, record_bytes], the experts' memory. predictor: what guesses later layers' experts
-    better than their own routers do. logits: instead of the exact head, of normed states [T, d] -> [T, V]. Raises
-    ConfigError, naming the field, for a description that no kernel computes.
+    better than their own routers do. logits: instead of the exact head, of normed states [T, d] -> [T, V]. context:
+    positions that sequences are planned for; all that the model was made for, if it isn't said. Raises ConfigError,
+    naming the field, for a description that no kernel computes.
     `live_neurons` of `neurons` had to be computed so far; ReLU made the others zero."""
 
     def __init__(
@@ -96,21 +98,18 @@ class Arithmetic:
         slots: npt.NDArray[np.uint8],
         predictor: Matrices | None = None,
         logits: Callable[[Floats], Floats] | None = None,
+        context: int | None = None,
     ) -> None:
         config = store.config
         check_supported(config)
         self.config, self.pool, self._formats = config, pool, store.formats
         self.live_neurons = self.neurons = 0
         self._dense: dict[str, npt.NDArray[Any]] = {name: store.dense(name) for name in store.dense_names()}
-        head = head_role(config)
-        # nothing bound to self: a cycle would keep the weights until they are collected
-        self._logits = logits or partial(
-            _exact_logits, pool, self._formats.of(head, None), self._dense[head], config.vocab_size
-        )
+        self._logits = logits  # nothing bound to self: a cycle would keep the weights until they are collected
         self._layers = range(config.num_layers)
         self._k = [0 if layer.ffn is None else layer.ffn.k for layer in config.layers]
-        # one table of angles serves all layers: check_supported
-        self._theta = next((layer.attention.rope.theta for layer in config.layers if layer.attention.rope), None)
+        self._rotary = RotaryTable(config, context or config.context)
+        self._head = ExactHead(config, self._formats, pool, self._dense.__getitem__)
         self._neurons_per_token = sum(layer.ffn.k * layer.ffn.width for layer in config.layers if layer.ffn is not None)
         self._mixers = [self._attention_layer(layer) for layer in self._layers]
         ffns = [self._ffn(layer) for layer in self._layers]
@@ -123,13 +122,11 @@ class Arithmetic:
         ids = np.fromiter(chain.from_iterable(tokens for _, tokens in spans), np.int32, step.tokens)
         quant = self._formats.of(EMBEDDING, None)
         _kernels.embed(quant, self._dense[EMBEDDING], c.vocab_size, c.hidden_size, ids, step.x)
+        if c.embedding_scale != 1:
+            step.x *= np.float32(c.embedding_scale)
         places = zip(step.starts, step.counts, strict=True)
         positions = np.concatenate([np.arange(start, start + n, dtype=np.int64) for start, n in places])
-        dim = c.layers[0].attention.head_dim
-        step.cos = np.empty((step.tokens, dim // 2), np.float32)
-        step.sin = np.empty_like(step.cos)
-        if self._theta is not None:
-            _kernels.rope_angles(positions, dim, self._theta, step.cos, step.sin)
+        step.cos, step.sin = self._rotary.angles(positions)
         return step
 
     def run(
@@ -183,9 +180,8 @@ class Arithmetic:
         """[rows, V] of these rows of the states; None: of all."""
         self.neurons += step.tokens * self._neurons_per_token
         x = step.x if rows is None else step.x[rows]
-        normed = np.empty_like(x)
-        _kernels.rmsnorm(x, self._dense[FINAL_NORM], self.config.final_norm.eps, normed)
-        return self._logits(normed)
+        normed = self._head.normed(x)
+        return self._head.logits(normed) if self._logits is None else self._logits(normed)
 
     def release_scratch(self) -> None:
         """Free what a large step left; the next takes what it needs."""
@@ -193,25 +189,53 @@ class Arithmetic:
         self._forward.release()
 
     def _attention_layer(self, number: int) -> _kernels.AttentionLayer:
-        layer, name = self.config.layers[number], f"layers.{number}."
-        mixer, norm = layer.attention, layer.norms.before_mixer
-        assert norm is not None
-        q, k, v, o = (self._formats.of(f"{part}_proj", number) for part in "qkvo")
+        layer, d = self.config.layers[number], self.config.hidden_size
+        mixer, norms = layer.attention, layer.norms
+
+        def of(role: str) -> npt.NDArray[Any]:
+            return self._dense[f"layers.{number}.{role}"]
+
+        def norm(how: Norm | None, size: int, role: str) -> _kernels.Norm | None:
+            return None if how is None else bind_norm(how, size, role, of)
+
+        has_values = mixer.values == "own"
+        formats = {part: self._formats.of(f"{part}_proj", number) for part in "qkvo" if part != "v" or has_values}
+        per_head = mixer.qk_norm_of == "head"
+        q_size, k_size = (mixer.head_dim * (1 if per_head else heads) for heads in (mixer.heads, mixer.kv_heads))
+        # values that are keys have their bias, too
+        q_bias, k_bias, v_bias = (
+            of(f"{part}_proj_bias") if mixer.bias else None for part in ("q", "k", "v" if has_values else "k")
+        )
+        rope, growth = mixer.rope, mixer.growth
         return _kernels.AttentionLayer(
             self.pool,
-            (q, k, v, o),
-            self._dense[name + "input_layernorm"],
-            self._dense[name + "q_proj"],
-            self._dense[name + "k_proj"],
-            self._dense[name + "v_proj"],
-            self._dense[name + "o_proj"],
-            self._dense[name + "post_attention_layernorm"],
+            (formats["q"], formats["k"], formats.get("v", formats["k"]), formats["o"]),
+            norm(norms.before_mixer, d, "input_layernorm"),
+            of("q_proj"),
+            of("k_proj"),
+            of("v_proj") if has_values else None,
+            of("o_proj"),
+            norm(norms.before_ffn, d, "post_attention_layernorm"),
+            d,
             mixer.heads,
             mixer.kv_heads,
             mixer.head_dim,
-            norm.eps,
-            mixer.rope is not None,
             mixer.window,
+            rope=None if rope is None else (self._rotary.first_pair[rope], rope.size, rope.pairing),
+            scale=mixer.scale,
+            biases=(q_bias, k_bias, v_bias, of("o_proj_bias") if mixer.out_bias else None),
+            norms=(
+                norm(mixer.qk_norm, q_size, "q_norm"),
+                norm(mixer.qk_norm, k_size, "k_norm"),
+                norm(mixer.v_norm, mixer.head_dim, "v_norm"),
+            ),
+            clip=mixer.clip,
+            softcap=mixer.softcap,
+            sinks=of("sinks") if mixer.sinks else None,
+            chunk=mixer.chunk,
+            growth=None if growth is None else (growth.beta, growth.every, growth.offset),
+            residual=_kernels.Residual(norm(norms.after_mixer, d, "attention_out_norm"), layer.residual_scale),
+            parallel=norms.parallel,
         )
 
     def _ffn(self, number: int) -> _kernels.Ffn:
@@ -228,12 +252,13 @@ class Arithmetic:
             ffn.k,
             None if ffn.router is None else ffn.router.score,
             None if ffn.router is None else self._dense[f"layers.{number}.{ROUTER}"],
+            residual=self._ffn_residual(number),
         )
 
-
-def _exact_logits(
-    pool: _kernels.ThreadPool, quant: Quant, head: npt.NDArray[np.uint8], vocab_size: int, normed: Floats
-) -> Floats:
-    out = np.empty((len(normed), vocab_size), np.float32)
-    _kernels.linear(pool, quant, head, vocab_size, normed.shape[1], normed, out)
-    return out
+    def _ffn_residual(self, number: int) -> _kernels.Residual:
+        layer, name = self.config.layers[number], f"layers.{number}."
+        after = layer.norms.after_ffn
+        d = self.config.hidden_size
+        norm = None if after is None else bind_norm(after, d, name + "ffn_out_norm", self._dense.__getitem__)
+        output_scale = float(self._dense[name + "output_scale"][0]) if layer.output_scale else 1.0
+        return _kernels.Residual(norm, layer.residual_scale, output_scale)

@@ -53,6 +53,7 @@ from smallthinker.memory_plan import (
 from smallthinker.models.supported import check_supported
 from smallthinker.models.tensors import ROUTER, head_role
 from smallthinker.options import EngineChanges, EngineOptions
+from smallthinker.rotary import uses_long_factors
 from smallthinker.router.look_ahead import LookAhead
 from smallthinker.router.predictor import find_predictor
 from smallthinker.text.tokenizer import Tokenizer
@@ -166,7 +167,7 @@ class Engine:
                 self.lossy_head = LossyHead(lossy, pool, self.config, quant, head, options.lossy_threshold)
             matrices = None if ahead is None or self.plan.most_slots == store.num_experts else ahead.load()
             exact = None if self.lossy_head is None else self.lossy_head.logits
-            self._arithmetic = Arithmetic(store, pool, cache.slots, matrices, exact)
+            self._arithmetic = Arithmetic(store, pool, cache.slots, matrices, exact, self.plan.context)
             look: LookAhead | None = None
             if look_ahead and self.plan.most_slots < store.num_experts:
                 k = self.config.experts_per_token
@@ -213,7 +214,8 @@ class Engine:
     def _saved_conversations(self, folder: Path) -> SavedConversations:
         from smallthinker.cache.saved_conversations import SavedConversations, model_key
 
-        model = model_key(self.store, self.isa, self._shape)
+        rotary = " long" if uses_long_factors(self.config, self.plan.context) else ""
+        model = model_key(self.store, self.isa, self._shape, rotary)
         max_bytes = parse_size(self.options.kv_dir_bytes)
         return SavedConversations(folder, model, self._shape, self.plan.context, self.config.vocab_size, max_bytes)
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from smallthinker import _kernels
 from smallthinker.errors import CheckpointError, RequestError
 from smallthinker.measures.profile import Stopwatch
-from smallthinker.models.description import Model
+from smallthinker.models.description import Head, Model
 
 DEFAULT_THRESHOLD = 0.0
 FEWEST_ROWS = 64
@@ -78,6 +78,11 @@ class HeadPredictor:
 
     def _check(self, config: Model) -> tuple[str, str]:
         d, vocab, found = config.hidden_size, config.vocab_size, self._file.matrices
+        if config.head != Head(config.head.tied):
+            raise CheckpointError(
+                f"{self._file.path}: expected a model whose logits are plain products, found one that adds a bias to "
+                "them, scales or caps them; leave --lossy-head out"
+            )
         names = next((n for n in (("fc1.weight", "fc2.weight"), ("fc1", "fc2")) if set(n) == set(found)), None)
         if names is None:
             raise CheckpointError(

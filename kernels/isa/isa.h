@@ -79,14 +79,26 @@ struct KvHead {
   }
 };
 
+// What is made of queries and keys.
+struct Scores {
+  int64_t window = 0, chunk = 0;  // positions that a query sees, itself included; its own chunk of so many; 0: all
+  float scale = 1.0f;             // of their products
+  float softcap = 0.0f;           // softcap * tanh(score / softcap); 0 is none
+  const float* sinks = nullptr;   // [H] one more score of each head, of a value of zeros; null: none
+};
+
 // Queries that share one key-value head: `heads` of each of `tokens`, query i being head i % heads of token i / heads.
 struct AttentionUnit {
   KvHead cache;
   const float* q;  // of the first query; heads are head_dim apart, tokens token_stride
   int64_t tokens, heads, token_stride;
-  int64_t position, window;  // the first token's position; window 0 is none
+  int64_t position;  // the first token's
+  Scores scores;
 
-  int64_t first_visible(int64_t at) const { return window == 0 || at < window ? 0 : at - window + 1; }
+  int64_t first_visible(int64_t at) const {
+    const int64_t of_window = scores.window == 0 || at < scores.window ? 0 : at - scores.window + 1;
+    return scores.chunk == 0 ? of_window : std::max(of_window, at / scores.chunk * scores.chunk);
+  }
 };
 
 // q8_0: queries as int8, one scale a block, and where a block's integer sum begins (it undoes the bias of the keys).
@@ -98,7 +110,7 @@ struct QuantizedQueries {
 
 // One thread's memory; dim is head_dim rounded up to 16.
 struct AttentionScratch {
-  float* q;  // [queries, dim], scaled by 1 / sqrt(head_dim)
+  float* q;  // [queries, dim], scaled
   QuantizedQueries queries;
   float* p;                // [queries, kKeyBlock] scores, then exponentials
   int32_t *begin, *end;    // [queries] keys of the block that a query sees
@@ -176,11 +188,14 @@ struct Isa {
                    uint8_t* value_group);
 
   // Attention of one unit: its queries once, then splits [begin, end) of positions, each into a state of its own, and
-  // their sum in ascending order, begun with {-inf, 0, 0}.
+  // their sum in ascending order, begun with {-inf, 0, 0} or, with a sink, {sink, 1, 0}.
   void (*prepare_queries)(const AttentionUnit& unit, const AttentionScratch& scratch);
   void (*attend_split)(const AttentionUnit& unit, int64_t begin, int64_t end, const AttentionScratch& scratch,
                        const SoftmaxState& split);
   void (*merge_split)(int64_t queries, int64_t dim, const SoftmaxState& split, const SoftmaxState& total);
+
+  // x [n] becomes cap * tanh(x / cap).
+  void (*softcap)(float* x, int64_t n, float cap);
 
   // weights[i] = 2^(kWeightBits + y), y = (logits[i] - largest) * scale <= 0 on a grid of 2^-32, rounded to a whole
   // number; 0 for NaN and -inf. Returns their sum. The same on every instruction set.

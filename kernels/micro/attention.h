@@ -32,13 +32,30 @@ SIMD_INLINE float exp_of_nonpositive(float x) {
   return lanes[0];
 }
 
+// cap * tanh(x / cap), tanh u = (1 - e^-2u) / (1 + e^-2u): within 1e-7 of cap, which is all that softmax sees.
+SIMD_INLINE F32 softcapped(F32 x, float cap) {
+  const F32 one = broadcast(1.0f), e = exp_of_nonpositive(mul(abs(x), broadcast(-2.0f / cap)));
+  const F32 magnitude = mul(broadcast(cap), div(sub(one, e), add(one, e)));
+  const F32 positive = zero_where_below(magnitude, x, zero());
+  return sub(add(positive, positive), magnitude);
+}
+
+void softcap(float* x, int64_t n, float cap) {
+  int64_t i = 0;
+  for (; n - i >= kLanes; i += kLanes) store(x + i, softcapped(load(x + i), cap));
+  if (i == n) return;
+  float lanes[kLanes] = {};
+  std::memcpy(lanes, x + i, static_cast<size_t>(n - i) * sizeof(float));
+  store(lanes, softcapped(load(lanes), cap));
+  std::memcpy(x + i, lanes, static_cast<size_t>(n - i) * sizeof(float));
+}
+
 void prepare_queries(const AttentionUnit& unit, const AttentionScratch& s) {
   const int64_t dim = unit.cache.head_dim, stride = round_up(dim, kLanes), blocks = dim / kBlock;
-  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim)));
   for (int64_t i = 0; i < unit.tokens * unit.heads; ++i) {
     const float* from = unit.q + i / unit.heads * unit.token_stride + i % unit.heads * dim;
     float* q = s.q + i * stride;
-    for (int64_t d = 0; d < stride; ++d) q[d] = d < dim ? from[d] * scale : 0.0f;
+    for (int64_t d = 0; d < stride; ++d) q[d] = d < dim ? from[d] * unit.scores.scale : 0.0f;
     if (unit.cache.quant != Quant::q8_0) continue;
     for (int64_t block = 0; block < blocks; ++block) {
       int8_t* to = s.queries.q + i * dim + block * kBlock;
@@ -164,7 +181,9 @@ void attend_split(const AttentionUnit& unit, int64_t split_begin, int64_t split_
     if (is_q8) score_block(unit, s, block.keys, block.values[0]);
     else score_f16(unit, s, block, widen);
     for (int64_t i = 0; i < queries; ++i) {
-      if (s.begin[i] < s.end[i]) soften(s, i, stride, state);
+      if (s.begin[i] >= s.end[i]) continue;
+      if (unit.scores.softcap > 0.0f) softcap(s.p + i * kKeyBlock, kKeyBlock, unit.scores.softcap);
+      soften(s, i, stride, state);
     }
     if (is_q8) weigh_q8(unit, s, block, widen, state.acc);
     else weigh_block(unit, s, F16Values{block.values, dim}, block, widen, state.acc);

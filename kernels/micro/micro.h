@@ -27,7 +27,7 @@ constexpr Isa isa_named(const char* name) {
 #define SMALLTHINKER_FORMAT(name, block, bytes) kernels_of<format::name>(),
   return {name,        {SMALLTHINKER_FORMATS(SMALLTHINKER_FORMAT)},
           quantize_activations, activate, find_live, add_sums, prefetch_rows, kv_store, prepare_queries, attend_split,
-          merge_split, exp_weights, mix_bytes, multiply_add, multiply_add_int8};
+          merge_split, softcap, exp_weights, mix_bytes, multiply_add, multiply_add_int8};
 #undef SMALLTHINKER_FORMAT
 }
 

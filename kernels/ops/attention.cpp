@@ -69,7 +69,8 @@ struct Call {
   const float* q;
   int64_t tokens, heads;
   const KvCache& cache;
-  int64_t start, window;
+  int64_t start;
+  const Scores& scores;
   float* out;
 
   int64_t dim() const { return round_up(cache.head_dim, kLanes); }
@@ -77,13 +78,15 @@ struct Call {
   AttentionUnit unit(int64_t first, int64_t n_tokens, int64_t head, int64_t n_heads) const {
     const int64_t kv_head = head / (heads / cache.kv_heads), at = kv_head * cache.head_bytes(), d = cache.head_dim;
     return {{cache.quant, d, cache.capacity, cache.keys + at, cache.values + at},
-            q + (first * heads + head) * d, n_tokens, n_heads, heads * d, start + first, window};
+            q + (first * heads + head) * d, n_tokens, n_heads, heads * d, start + first, scores};
   }
 
   void begin(const AttentionUnit& unit, const SoftmaxState& total) const {
-    const int64_t queries = unit.tokens * unit.heads;
-    std::fill_n(total.max, queries, kMinusInf);
-    std::fill_n(total.sum, queries, 0.0f);
+    const int64_t queries = unit.tokens * unit.heads, head = (unit.q - q) / cache.head_dim % heads;
+    for (int64_t i = 0; i < queries; ++i) {
+      total.max[i] = scores.sinks == nullptr ? kMinusInf : scores.sinks[head + i % unit.heads];
+      total.sum[i] = scores.sinks == nullptr ? 0.0f : 1.0f;
+    }
     std::fill_n(total.acc, queries * dim(), 0.0f);
   }
 
@@ -177,9 +180,9 @@ void note_overflow(const float* k, const float* v, int64_t n, const KvCache& cac
 }  // namespace
 
 void attention(ThreadPool& pool, const float* q, int64_t tokens, int64_t heads, const KvCache& cache, int64_t start,
-               int64_t window, float* out) {
+               const Scores& scores, float* out) {
   ThreadPool::Session session(pool);
-  const Call call{session.isa(), q, tokens, heads, cache, start, window, out};
+  const Call call{session.isa(), q, tokens, heads, cache, start, scores, out};
   const int64_t splits = start / kKeySplit - call.unit(0, 1, 0, 1).first_visible(start) / kKeySplit + 1;
   const auto tiles = [&](int64_t tile_tokens) { return (tokens + tile_tokens - 1) / tile_tokens; };
   int64_t tile_tokens = kMaxTileTokens;

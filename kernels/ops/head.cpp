@@ -1,4 +1,5 @@
-// Products with chosen groups of 16 rows of a matrix: an LM head of which most rows are known not to matter.
+// The LM head beside its product: only chosen groups of 16 rows, where most are known not to matter; and what some models
+// make of logits.
 #include <algorithm>
 
 #include "kernels.h"
@@ -33,6 +34,22 @@ void linear_groups(ThreadPool& pool, Quant quant, const uint8_t* data, int64_t r
     }
   };
   session.parallel_for((n_groups + chunk - 1) / chunk, multiply);
+}
+
+void finish_logits(ThreadPool& pool, const LogitsEnd& how, float* logits, int64_t tokens, int64_t rows) {
+  constexpr int64_t kColumnsAtOnce = 4096;
+  ThreadPool::Session session(pool);
+  const int64_t parts = (rows + kColumnsAtOnce - 1) / kColumnsAtOnce;
+  const auto finish = [&](int, int64_t unit) {
+    const int64_t first = unit % parts * kColumnsAtOnce, n = std::min(kColumnsAtOnce, rows - first);
+    float* const x = logits + unit / parts * rows + first;
+    if (how.bias != nullptr) add(x, how.bias + first, n);
+    if (how.scale != 1.0f) {
+      for (int64_t i = 0; i < n; ++i) x[i] *= how.scale;
+    }
+    if (how.softcap > 0.0f) session.isa().softcap(x, n, how.softcap);
+  };
+  session.parallel_for(tokens * parts, finish);
 }
 
 }  // namespace smallthinker

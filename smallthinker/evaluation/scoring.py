@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import _kernels
+from smallthinker.exact_head import ExactHead
 from smallthinker.expert_store.format import Quant
 from smallthinker.expert_store.store import Store
 from smallthinker.lossy_head import LossyHead
@@ -44,29 +45,19 @@ class ScoringHead:
 
     def __init__(self, store: Store, pool: _kernels.ThreadPool, lossy: LossyHead | None = None) -> None:
         config = store.config
-        self.vocab_size, self._d, self._eps = config.vocab_size, config.hidden_size, config.final_norm.eps
-        self._pool, self._quant, self._lossy = pool, head_format(store), lossy
-        self._norm: npt.NDArray[Any] = store.dense("norm")
-        self._matrix = head_matrix(store)
-        self._group_bytes = _kernels.packed_bytes(self._quant, "tiles", _kernels.TILE_ROWS, self._d)
+        self.vocab_size = config.vocab_size
+        self._lossy, self._exact = lossy, ExactHead(config, store.formats, pool, store.dense)
         self.strip_tokens = STRIP_TOKENS if lossy is None else _LOSSY_STRIP_TOKENS
 
     def blocks(self, x: Floats) -> Iterator[F64]:
         """States x [T, d], T at most `strip_tokens` -> logits [T, R] of one block after the other, -inf where a lossy
         head has none. A block may be overwritten."""
-        normed = np.empty_like(x)
-        _kernels.rmsnorm(x, self._norm, self._eps, normed)
+        normed = self._exact.normed(x)
         whole = None if self._lossy is None else self._lossy.logits(normed)
         for first in range(0, self.vocab_size, BLOCK_ROWS):
             rows = min(BLOCK_ROWS, self.vocab_size - first)
-            if whole is not None:
-                logits = whole[:, first : first + rows]
-            else:
-                logits = np.empty((len(x), rows), np.float32)
-                begin, end = first // _kernels.TILE_ROWS, -(-(first + rows) // _kernels.TILE_ROWS)
-                part = self._matrix[begin * self._group_bytes : end * self._group_bytes]
-                _kernels.linear(self._pool, self._quant, part, rows, self._d, normed, logits)
-            yield logits.astype(np.float64)
+            exact = self._exact.logits(normed, first, rows) if whole is None else whole[:, first : first + rows]
+            yield exact.astype(np.float64)
 
 
 class _Softmax:

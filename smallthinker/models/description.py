@@ -72,7 +72,8 @@ class YarnScaling:
 
 @dataclass(frozen=True)
 class LongRopeScaling:
-    """A factor for each frequency, other ones once the sequence exceeds original_context (arXiv 2402.13753)."""
+    """A factor for each frequency, other ones for a sequence that exceeds original_context (arXiv 2402.13753). The
+    engine chooses once: by the context that is planned."""
 
     short: tuple[float, ...]
     long: tuple[float, ...]
@@ -109,7 +110,8 @@ class Attention:
     """Softmax attention over keys and values of past positions; query head h reads key head h * kv_heads // heads.
 
     window: positions that a query sees, itself included; chunk: it sees its own chunk of so many; 0 of either: all.
-    scale: of query times key; None is head_dim ** -0.5. softcap: of the scores; 0 is none. values: "keys" computes no
+    scale: of query times key; None is head_dim ** -0.5. clip: what q, k and v are kept within, after their norms and
+    before they are rotated; 0 is none. softcap: of the scores; 0 is none. values: "keys" computes no
     values of its own. gated: q_proj also gives a gate, and the output is multiplied by its sigmoid. kv_of: reads the
     keys and values of that layer.
     """
@@ -325,6 +327,8 @@ class Model:
         for what, size in (("vocab_size", self.vocab_size), ("context", self.context), ("layers", len(self.layers))):
             _at_least_one(what, size)
         _blocks("hidden_size", self.hidden_size)
+        if self.head.softcap < 0:
+            raise ConfigError(f"head softcap: expected 0 (none) or more, found {self.head.softcap}")
         ids = [("eos_token_id", id) for id in self.tokens.eos]
         for key, id in ids if self.tokens.bos is None else [*ids, ("bos_token_id", self.tokens.bos)]:
             if id >= self.vocab_size:
@@ -400,7 +404,41 @@ def _check_attention(mixer: Attention) -> None:
             f"rotary dimensions: expected an even number of at most {mixer.head_dim} (head_dim), found "
             f"{mixer.rope.size}"
         )
+    if mixer.rope is not None:
+        _check_rope(mixer.rope)
+    for what, limit in (("clip", mixer.clip), ("softcap", mixer.softcap)):
+        if limit < 0:
+            raise ConfigError(f"{what}: expected 0 (none) or more, found {limit}")
+    if mixer.growth is not None:
+        _at_least_one("growth every", mixer.growth.every)
     _blocks("head_dim times num_attention_heads", mixer.heads * mixer.head_dim)
+
+
+def _check_rope(rope: Rope) -> None:
+    """What could not be computed with: division by zero, logarithms of nothing."""
+    scaling = rope.scaling
+    _at_least_one("rotary dimensions", rope.size)
+    _above("rope theta", rope.theta, 1.0)
+    if scaling is None:
+        return
+    if isinstance(scaling, LongRopeScaling):
+        for what, factors in (("short factors", scaling.short), ("long factors", scaling.long)):
+            if len(factors) != rope.size // 2:
+                raise ConfigError(f"rope scaling: expected {rope.size // 2} {what}, found {len(factors)}")
+            _above(f"rope scaling {what}", min(factors), 0.0)
+        return
+    _above("rope scaling factor", scaling.factor, 0.0)
+    if isinstance(scaling, Llama3Scaling):
+        _above("rope scaling high_freq_factor", scaling.high_freq_factor, scaling.low_freq_factor)
+    if isinstance(scaling, YarnScaling):
+        _at_least_one("rope scaling original_context", scaling.original_context)
+        _above("rope scaling beta_slow", scaling.beta_slow, 0.0)
+        _above("rope scaling beta_fast", scaling.beta_fast, 0.0)
+
+
+def _above(what: str, found: float, least: float) -> None:
+    if not found > least:
+        raise ConfigError(f"{what}: expected more than {least:g}, found {found:g}")
 
 
 def _check_ffn(ffn: Ffn) -> None:

@@ -118,15 +118,20 @@ def rmsnorm(x: F32, weight: F32, eps: float) -> F64:
     return normal
 
 
-def rope_angles(positions: npt.NDArray[np.int64], head_dim: int, theta: float) -> tuple[F64, F64]:
-    angle = positions[:, None] * theta ** (-np.arange(head_dim // 2) / (head_dim // 2))
-    return np.cos(angle), np.sin(angle)
+def rope_angles(positions: npt.NDArray[np.int64], frequencies: F64, factors: F64) -> tuple[F64, F64]:
+    angle = positions[:, None] * frequencies
+    return np.cos(angle) * factors, np.sin(angle) * factors
 
 
-def rope(x: F32, cos: F32, sin: F32) -> F64:
-    a, b = np.split(x.astype(np.float64), 2, axis=-1)
+def rope(x: F32, cos: F32, sin: F32, pairing: str = "half") -> F64:
+    out = x.astype(np.float64)
+    pairs = cos.shape[-1]
+    first = slice(0, 2 * pairs, 2) if pairing == "interleaved" else slice(0, pairs)
+    second = slice(1, 2 * pairs, 2) if pairing == "interleaved" else slice(pairs, 2 * pairs)
+    a, b = x[..., first].astype(np.float64), x[..., second].astype(np.float64)
     cos, sin = cos[:, None], sin[:, None]
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    out[..., first], out[..., second] = a * cos - b * sin, b * cos + a * sin
+    return out
 
 
 def route(logits: F32, k: int, gating: str) -> tuple[I32, F64]:
@@ -157,22 +162,38 @@ def kept_by_cache(quant: str, x: F32) -> F32:
     return (scale.astype(np.float32)[..., None] * n).reshape(x.shape)
 
 
-def attention(q: F32, k: F32, v: F32, start: int, window: int, quant: str = "f16") -> F64:
+def attention(
+    q: F32,
+    k: F32,
+    v: F32,
+    start: int,
+    window: int,
+    quant: str = "f16",
+    scale: float | None = None,
+    softcap: float = 0.0,
+    sinks: F32 | None = None,
+    chunk: int = 0,
+) -> F64:
     """q [T, H, D] from position `start`; k, v [S, K, D] of positions 0..S-1, before the cache rounds them."""
     tokens, heads, dim = q.shape
     out = np.empty(q.shape)
     k, v = kept_by_cache(quant, k), kept_by_cache(quant, v)
-    q = (q * np.float32(1 / np.sqrt(dim))).reshape(-1, dim)  # as the kernel does, or int8 would round another way
+    scale = 1 / np.sqrt(dim) if scale is None else scale
+    q = (q * np.float32(scale)).reshape(-1, dim)  # as the kernel does, or int8 would round another way
     queries = (quantize_activations(q) if quant == "q8_0" else q.astype(np.float64)).reshape(out.shape)
     for t in range(tokens):
         last = start + t
         first = max(0, last - window + 1) if window else 0
+        first = max(first, last // chunk * chunk) if chunk else first
         for h in range(heads):
             kv = h // (heads // k.shape[1])
             keys, values = (c[first : last + 1, kv].astype(np.float64) for c in (k, v))
             score = keys @ queries[t, h]
-            p = np.exp(score - score.max())
-            out[t, h] = p / p.sum() @ values
+            score = softcap * np.tanh(score / softcap) if softcap else score
+            sink = -np.inf if sinks is None else float(sinks[h])
+            most = max(score.max(), sink)
+            p = np.exp(score - most)
+            out[t, h] = p / (p.sum() + np.exp(sink - most)) @ values
     return out
 
 

@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,9 +45,14 @@ def filled_cache(pool: _kernels.ThreadPool, k: F32, v: F32, capacity: int, quant
     return cache
 
 
-def attend(pool: _kernels.ThreadPool, q: F32, cache: Cache, start: int, window: int = 0) -> F32:
-    out = np.empty_like(q)
-    _kernels.attention(pool, cache.quant, q, cache.keys, cache.values, start, window, out)
+def attend(
+    pool: _kernels.ThreadPool, q: F32, cache: Cache, start: int, window: int = 0, more: Mapping[str, Any] | None = None
+) -> F32:
+    """more: scale, softcap, sinks and chunk."""
+    out, more = np.empty_like(q), more or {}
+    scores = more.get("scale", q.shape[-1] ** -0.5), more.get("softcap", 0.0), more.get("sinks"), more.get("chunk", 0)
+    scores = scores if more else scores[:1]  # a driver knows no None
+    _kernels.attention(pool, cache.quant, q, cache.keys, cache.values, start, window, out, *scores)
     return out
 
 
@@ -94,6 +100,31 @@ def test_attention_matches_the_reference_over_a_ring_that_is_just_large_enough(
     out = attend(pool, q, cache, case["start"], case["window"])
     expected = numpy_reference.attention(q, k, v, case["start"], case["window"], case["quant"])
     np.testing.assert_allclose(out, expected, rtol=0, atol=2e-5)
+
+
+@st.composite
+def other_scores(draw: st.DrawFn, heads: int) -> dict[str, Any]:
+    return {
+        "scale": draw(st.sampled_from([0.02, 0.3])),
+        "softcap": draw(st.sampled_from([0.0, 2.0, 50.0])),
+        "sinks": normal(draw(seeds), heads) * np.float32(3),
+        "chunk": draw(st.sampled_from([0, 1, 30, 300])),
+    }
+
+
+@given(case=cases(), seed=seeds, data=st.data())
+@at_most(60)
+def test_scaled_and_capped_scores_sinks_and_chunks_match_the_reference_and_are_the_same_bits_in_any_chunking(
+    pools: list[_kernels.ThreadPool], case: dict[str, Any], seed: int, data: st.DataObject
+) -> None:
+    q, k, v, cache = make(pools[0], case, seed)
+    more = data.draw(other_scores(q.shape[1]))
+    start, window, tokens = case["start"], case["window"], case["tokens"]
+    out = attend(pools[1], q, cache, start, window, more)
+    expected = numpy_reference.attention(q, k, v, start, window, case["quant"], **more)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=4e-5)
+    decode = np.vstack([attend(pools[t % 3], q[t : t + 1], cache, start + t, window, more) for t in range(tokens)])
+    np.testing.assert_array_equal(bits(out), bits(decode))
 
 
 @given(case=cases(), seed=seeds, data=st.data())

@@ -36,25 +36,37 @@ def test_rmsnorm_of_zeros_is_zero_and_of_nan_is_nan() -> None:
     assert np.isnan(x[1]).all()
 
 
-@given(seed=seeds, tokens=st.integers(0, 5), heads=st.integers(1, 4), half=st.integers(1, 70))
-def test_rope_matches_the_reference(seed: int, tokens: int, heads: int, half: int) -> None:
-    positions = np.random.default_rng(seed).integers(0, 32768, tokens)
-    cos, sin = np.empty((tokens, half), np.float32), np.empty((tokens, half), np.float32)
-    _kernels.rope_angles(positions, 2 * half, 1.5e6, cos, sin)
-    for out, expected in zip((cos, sin), numpy_reference.rope_angles(positions, 2 * half, 1.5e6), strict=True):
-        np.testing.assert_allclose(out, expected, rtol=0, atol=1e-7)
-    x = normal(seed, tokens, heads, 2 * half)
-    expected = numpy_reference.rope(x, cos, sin)
-    _kernels.rope(x, cos, sin)
-    np.testing.assert_allclose(x, expected, rtol=0, atol=2e-6)
+@given(
+    seed=seeds,
+    tokens=st.integers(0, 5),
+    heads=st.integers(1, 4),
+    pairs=st.integers(1, 70),
+    rest=st.integers(0, 5),
+    pairing=st.sampled_from(["half", "interleaved"]),
+)
+def test_rope_matches_the_reference_and_leaves_the_rest_of_a_head_alone(
+    seed: int, tokens: int, heads: int, pairs: int, rest: int, pairing: _kernels.Pairing
+) -> None:
+    rng = np.random.default_rng(seed)
+    positions = rng.integers(0, 32768, tokens)
+    frequencies, factors = 1.5e6 ** -(np.arange(pairs) / pairs), rng.uniform(0.5, 2, pairs)
+    cos, sin = np.empty((tokens, pairs), np.float32), np.empty((tokens, pairs), np.float32)
+    _kernels.rope_angles(positions, frequencies, factors, cos, sin)
+    for out, angles in zip((cos, sin), numpy_reference.rope_angles(positions, frequencies, factors), strict=True):
+        np.testing.assert_allclose(out, angles, rtol=0, atol=2e-7)
+    x = normal(seed, tokens, heads, 2 * (pairs + rest))
+    before, expected = x.copy(), numpy_reference.rope(x, cos, sin, pairing)
+    _kernels.rope(x, cos, sin, pairing)
+    np.testing.assert_allclose(x, expected, rtol=0, atol=4e-6)
+    np.testing.assert_array_equal(x[..., 2 * pairs :], before[..., 2 * pairs :])
 
 
 def test_position_zero_rotates_nothing() -> None:
     cos, sin = np.empty((1, 8), np.float32), np.empty((1, 8), np.float32)
-    _kernels.rope_angles(np.zeros(1, np.int64), 16, 1e4, cos, sin)
+    _kernels.rope_angles(np.zeros(1, np.int64), np.linspace(1, 1e-4, 8), np.ones(8), cos, sin)
     x = normal(0, 1, 3, 16)
     expected = x.copy()
-    _kernels.rope(x, cos, sin)
+    _kernels.rope(x, cos, sin, "half")
     np.testing.assert_array_equal(x, expected)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from random_experts import Layer
-from random_inputs import bits, normal, seeds
+from random_inputs import F32, bits, normal, seeds
 from test_kernel_arguments import ATTENTION_LAYER, FFN, FORWARD, POOL, RECORD_BYTES, kv_layer, u8, zeros
 
 from smallthinker import _kernels
@@ -17,6 +17,10 @@ from smallthinker import _kernels
 LAYERS, EXPERTS, K, D, WIDTH = 3, 8, 2, 64, 32
 QUANT: _kernels.Quant = "q4_0"
 DONE, ROUTED, GUESSED = _kernels.Forward.DONE, _kernels.Forward.ROUTED, _kernels.Forward.GUESSED
+
+
+def norm(weight: F32) -> _kernels.Norm:
+    return _kernels.Norm(len(weight), 1e-6, weight)
 
 
 class Network(NamedTuple):
@@ -48,7 +52,7 @@ class Model:
         self.mixers = [
             _kernels.AttentionLayer(
                 **ATTENTION_LAYER
-                | {"input_norm": normal(seed, D), "post_norm": normal(seed + 1, D)}
+                | {"input_norm": norm(normal(seed, D)), "post_norm": norm(normal(seed + 1, D))}
                 | {"q": tiles(32, D), "k": tiles(16, D), "v": tiles(16, D), "o": tiles(D, 32)}
             )
             for _ in range(LAYERS)
@@ -153,6 +157,28 @@ def test_a_token_gets_the_bits_that_it_has_alone(tokens: int, seed: int) -> None
     assert experts == sorted(set(chosen))
     assert all(chosen[pair] == expert for expert, of in zip(experts, pairs, strict=True) for pair in of)
     assert sorted(pair for of in pairs for pair in of) == list(range(tokens * K))
+
+
+def test_what_experts_give_may_be_normed_and_scaled_before_it_is_added() -> None:
+    how = norm(normal(7, D))
+    ffns = {
+        is_plain: _kernels.Ffn(
+            (QUANT,) * 3, D, WIDTH, "relu", True, 2, 2, None, None,
+            residual=None if is_plain else _kernels.Residual(how, 0.5, 3.0),
+        )
+        for is_plain in (True, False)
+    }  # fmt: skip
+    slots, x, weights = Layer.random(QUANT, D, WIDTH, 2, 5).slots, normal(8, 3, D), normal(9, 3, 2)
+    mixers = [_kernels.AttentionLayer(**ATTENTION_LAYER)]
+    given = {}
+    for is_plain, ffn in ffns.items():
+        forward = _kernels.Forward(POOL, mixers, [ffn], slots)
+        forward.compute(0, x, [[0, 2, 4], [1, 3, 5]], [0, 1])
+        given[is_plain] = zeros(3, D) if is_plain else x.copy()
+        forward.combine(0, given[is_plain], weights)
+    _kernels.norm(how, given[True], given[True])
+    expected = (x + np.float32(0.5) * given[True]) * np.float32(3)
+    np.testing.assert_array_equal(bits(given[False]), bits(expected))
 
 
 def test_it_goes_no_further_than_it_is_told() -> None:

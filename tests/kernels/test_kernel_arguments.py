@@ -21,22 +21,24 @@ def zeros(*shape: int, dtype: Any = f32) -> np.ndarray:
     return np.zeros(shape, dtype)
 
 
+NORM = _kernels.Norm(64, 1e-6, zeros(64))
+OF_32 = _kernels.Residual(_kernels.Norm(32, 1e-6))
 # d 64, H 4, K 2, D 8
 ATTENTION_LAYER: dict[str, Any] = {
     "pool": POOL,
     "quants": ("q4_0",) * 4,
-    "input_norm": zeros(64),
+    "input_norm": NORM,
     "q": zeros(2 * 2 * 288, dtype=u8),
     "k": zeros(2 * 288, dtype=u8),
     "v": zeros(2 * 288, dtype=u8),
     "o": zeros(4 * 288, dtype=u8),
-    "post_norm": zeros(64),
+    "post_norm": NORM,
+    "hidden": 64,
     "heads": 4,
     "kv_heads": 2,
     "head_dim": 8,
-    "eps": 1e-6,
-    "use_rope": True,
     "window": 0,
+    "rope": (0, 8, "half"),
 }
 
 
@@ -72,6 +74,11 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         },
     ),
     "rmsnorm": (_kernels.rmsnorm, {"x": zeros(2, 20), "weight": zeros(20), "eps": 1e-6, "out": zeros(2, 20)}),
+    "norm": (_kernels.norm, {"how": _kernels.Norm(20, 1e-6, zeros(20)), "x": zeros(2, 20), "out": zeros(2, 20)}),
+    "norm_object": (
+        _kernels.Norm,
+        {"size": 20, "eps": 1e-6, "weight": zeros(20), "bias": zeros(20), "kind": "layer"},
+    ),
     "linear": (
         _kernels.linear,
         {
@@ -97,11 +104,21 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "out": zeros(3, 21),
         },
     ),
+    "finish_logits": (
+        _kernels.finish_logits,
+        {"pool": POOL, "logits": zeros(3, 20), "bias": zeros(20), "scale": 0.5, "softcap": 30.0},
+    ),
     "rope_angles": (
         _kernels.rope_angles,
-        {"positions": zeros(3, dtype=i64), "head_dim": 8, "theta": 1e4, "cos": zeros(3, 4), "sin": zeros(3, 4)},
+        {
+            "positions": zeros(3, dtype=i64),
+            "frequencies": zeros(4, dtype=np.float64),
+            "factors": zeros(4, dtype=np.float64),
+            "cos": zeros(3, 4),
+            "sin": zeros(3, 4),
+        },
     ),
-    "rope": (_kernels.rope, {"x": zeros(3, 2, 8), "cos": zeros(3, 4), "sin": zeros(3, 4)}),
+    "rope": (_kernels.rope, {"x": zeros(3, 2, 8), "cos": zeros(3, 4), "sin": zeros(3, 4), "pairing": "interleaved"}),
     "route": (
         _kernels.route,
         {
@@ -142,6 +159,7 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "start": 13,
             "window": 0,
             "out": zeros(3, 4, 8),
+            "sinks": zeros(4),
         },
     ),
     "experts": (
@@ -237,13 +255,21 @@ ARRAYS = [
 OUTPUTS = [
     (name, arg)
     for name, arg in ARRAYS
-    if arg in ("out", "cos", "sin", "ids", "weights", "keys", "values", "x", "normed")
+    if arg in ("out", "cos", "sin", "ids", "weights", "keys", "values", "x", "normed", "logits")
     and (name, arg)
-    not in {("linear", "x"), ("experts", "x"), ("rmsnorm", "x"), ("embed", "ids"), ("combine", "weights")}
+    not in {
+        ("linear", "x"),
+        ("experts", "x"),
+        ("rmsnorm", "x"),
+        ("norm", "x"),
+        ("embed", "ids"),
+        ("combine", "weights"),
+    }
     and (name, arg)
     not in {
         ("rope", "cos"),
         ("rope", "sin"),
+        ("norm", "x"),
         ("linear_groups", "x"),
         ("forward.run", "cos"),
         ("forward.run", "sin"),
@@ -254,6 +280,7 @@ OUTPUTS = [
         ("attention_layer.forward", "sin"),
         ("attention", "keys"),
         ("attention", "values"),
+        *((name, "logits") for name in ("route", "sample", "top_ids", "log_sum_exp")),
     }
 ]
 # Dimensions that nothing else of the call has.
@@ -264,6 +291,7 @@ FREE = {
     ("rope", "x", 1),
     ("linear_groups", "groups", 0),
     ("route", "logits", 1),
+    ("finish_logits", "logits", 0),
     *((name, "logits", 0) for name in ("sample", "top_ids", "log_sum_exp", "penalize")),
     ("top_ids", "ids", 0),
     ("penalize", "recent", 0),
@@ -355,8 +383,11 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ("linear_groups", {"groups": np.array([0, 2], i32)}, r"groups\[1\]: expected 0 to 1, found 2"),
     ("linear_groups", {"groups": np.array([-1, 0], i32)}, r"groups\[0\]: expected 0 to 1, found -1"),
     ("linear_groups", {"groups": np.array([1, 1], i32)}, r"groups\[1\]: not above the one before"),
-    ("rope_angles", {"head_dim": 7}, "head_dim: expected an even number"),
-    ("rope_angles", {"theta": float("nan")}, "theta: expected a positive number"),
+    ("rope", {"pairing": "neox"}, "pairing: expected half or interleaved, found 'neox'"),
+    ("rope", {"cos": zeros(3, 5), "sin": zeros(3, 5)}, "cos: expected at most 4 columns, found 5"),
+    ("rope", {"cos": zeros(3, 0), "sin": zeros(3, 0)}, "cos: expected at least 1 columns, found 0"),
+    ("norm_object", {"size": 0}, "size: expected 1 to"),
+    ("norm_object", {"kind": "group"}, "kind: expected rms or layer, found 'group'"),
     ("route", {"k": 9}, "k: expected 1 to 8"),
     ("route", {"k": 0}, "k: expected 1 to 8"),
     ("route", {"gating": "relu"}, "gating: expected softmax or sigmoid"),
@@ -384,6 +415,31 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ("kv_layer", {"quant": "q4_0"}, "quant: expected f16 or q8_0, found 'q4_0'"),
     ("attention_layer", {"heads": 5}, "2 heads don't divide the 5"),
     ("attention_layer", {"kv_heads": 0}, "kv_heads: expected 1 to"),
+    ("attention_layer", {"post_norm": _kernels.Norm(32, 1e-6)}, "post_norm: expected a size of 64, found 32"),
+    ("attention_layer", {"input_norm": _kernels.Norm(32, 1e-6)}, "input_norm: expected a size of 64, found 32"),
+    ("attention_layer", {"residual": OF_32}, "residual: expected a norm of 64, found 32"),
+    ("attention_layer", {"hidden": 0}, "hidden: expected 1 to"),
+    ("attention_layer", {"sinks": zeros(3)}, r"sinks: expected float32 \[4\]"),
+    ("attention_layer", {"chunk": -1}, "chunk: expected 0"),
+    ("attention_layer", {"softcap": -1.0}, "softcap: expected 0"),
+    ("attention_layer", {"growth": (0.1, 0, 0)}, "growth: expected a step every 1 position or more, found 0"),
+    ("attention_layer", {"growth": (0.1, 1, -1)}, "growth: expected an offset of 0 to"),
+    ("attention", {"chunk": -1}, "chunk: expected 0"),
+    ("attention", {"softcap": float("nan")}, "softcap: expected 0"),
+    ("finish_logits", {"softcap": -1.0}, "softcap: expected 0"),
+    ("ffn", {"residual": OF_32}, "residual: expected a norm of 64, found 32"),
+    ("attention_layer", {"rope": (0, 7, "half")}, "rope: expected 2 to 8 numbers, even, found 7"),
+    ("attention_layer", {"rope": (0, 10, "half")}, "rope: expected 2 to 8 numbers, even, found 10"),
+    ("attention_layer", {"rope": (0, 0, "half")}, "rope: expected 2 to 8 numbers, even, found 0"),
+    ("attention_layer", {"rope": (-1, 8, "half")}, "rope: expected a column of 0 to"),
+    ("attention_layer", {"rope": (0, 8, "neox")}, "pairing: expected half or interleaved"),
+    ("attention_layer", {"clip": -1.0}, "clip: expected 0"),
+    ("attention_layer", {"clip": float("nan")}, "clip: expected 0"),
+    ("attention_layer", {"biases": (zeros(32), zeros(32), None, None)}, r"biases: k: expected float32 \[16\]"),
+    ("attention_layer", {"biases": (None, None, None, zeros(63))}, r"biases: o: expected float32 \[64\]"),
+    ("attention_layer", {"norms": (NORM, None, None)}, "norms: q: expected a size of 8 or 32, found 64"),
+    ("attention_layer.forward", {"cos": zeros(3, 3), "sin": zeros(3, 3)}, "cos: expected at least 4 columns, found 3"),
+    ("forward.run", {"cos": zeros(3, 3), "sin": zeros(3, 3)}, "cos: expected at least 4 columns, found 3"),
     ("attention_layer.forward", {"caches": [KV_LAYER, KV_LAYER]}, r"caches\[1\]: is there twice"),
     ("attention_layer.forward", {"caches": [KV_LAYER, None]}, r"caches\[1\]: expected a KvLayer"),
     ("attention_layer.forward", {"caches": [KV_LAYER]}, "starts: expected as many as caches, 1, found 2"),

@@ -14,7 +14,19 @@ from smallthinker import _kernels
 from smallthinker.arithmetic import Arithmetic, Floats, Route
 from smallthinker.cache.sequence_state import SequenceShape, SequenceState
 from smallthinker.expert_store.format import Formats, Quant
-from smallthinker.models.description import Activation, Ffn, Model
+from smallthinker.models.description import (
+    Activation,
+    Ffn,
+    Growth,
+    Head,
+    Llama3Scaling,
+    LongRopeScaling,
+    Model,
+    Norm,
+    Norms,
+    Rope,
+    YarnScaling,
+)
 from smallthinker.models.tensors import DOWN, GATE, ROUTER, UP, dense_tensors
 from smallthinker.reference import ReferenceModel
 
@@ -97,6 +109,60 @@ def model_with(*networks: Ffn) -> Model:
 def test_dense_networks_and_experts_of_any_activation_match_the_reference(network: Ffn) -> None:
     router = tiny_config().layers[0].router
     config = model_with(network, replace(network, router=router))
+    reference = random_reference(config)
+    prompt = np.random.default_rng(1).integers(0, 256, 40).tolist()
+    with torch.no_grad():
+        expected = reference(torch.tensor([prompt]))[0][0].numpy()
+    weights = PackedWeights(reference, "f16")
+    found = logits(weights, [prompt])
+    spread = expected.max(-1) - expected.min(-1)
+    assert (np.abs(found - expected).max(-1) / spread).max() < 3e-3
+    chunks = [prompt[:1], prompt[1:6], prompt[6:39], prompt[39:]]
+    np.testing.assert_array_equal(logits(weights, chunks).view(np.uint32), found.view(np.uint32))
+
+
+RMS, LAYER, PLUS_ONE = Norm(1e-6), Norm(1e-5, "layer", bias=True), Norm(1e-6, plus_one=True)
+# What is usual in families: of the mixer, of the layer, of the model.
+FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "qwen2": ({"bias": True}, {"norms": Norms(RMS, Norm(1e-5))}, {}),
+    "qwen3": ({"qk_norm": RMS}, {}, {}),
+    "olmoe": ({"qk_norm": Norm(1e-5), "qk_norm_of": "projection", "clip": 1.0}, {}, {}),
+    "olmo2": ({"qk_norm": RMS, "qk_norm_of": "projection"}, {"norms": Norms(None, None, RMS, RMS)}, {}),
+    "llama3": ({"rope": Rope(5e5, 16, scaling=Llama3Scaling(8.0, 1.0, 4.0, 32))}, {}, {}),
+    "mistral": ({"rope": Rope(1e6, 16, scaling=YarnScaling(16.0, 32, 1.277)), "growth": Growth(0.1, 16)}, {}, {}),
+    "phi3": ({"rope": Rope(1e4, 12, scaling=LongRopeScaling((1.0,) * 6, (2.0,) * 6, 16, 1.19))}, {}, {}),
+    "phimoe": ({"bias": True, "out_bias": True}, {"norms": Norms(LAYER, LAYER)}, {"final_norm": LAYER}),
+    "gemma2": (
+        {"softcap": 50.0, "scale": 0.2, "window": 8},
+        {"norms": Norms(PLUS_ONE, PLUS_ONE, PLUS_ONE, PLUS_ONE)},
+        {"embedding_scale": 8.0, "final_norm": PLUS_ONE, "head": Head(True, softcap=30.0)},
+    ),
+    "gemma4": (
+        {"values": "keys", "qk_norm": RMS, "v_norm": Norm(1e-6, has_weight=False), "scale": 0.3,
+         "rope": Rope(1e6, 8, over=16)},
+        {"norms": Norms(RMS, RMS, RMS, RMS), "output_scale": True}, {},
+    ),
+    "gpt_oss": ({"sinks": True, "bias": True, "out_bias": True, "window": 8}, {}, {}),
+    "granite": (
+        {"scale": 0.1}, {"residual_scale": 0.22}, {"embedding_scale": 12.0, "head": Head(False, scale=0.125)},
+    ),
+    "phi": (
+        {"rope": Rope(1e4, 8), "bias": True, "out_bias": True},
+        {"norms": Norms(LAYER, None, parallel=True)},
+        {"final_norm": LAYER, "head": Head(False, bias=True)},
+    ),
+    "llama4": ({"rope": Rope(5e5, 16, "interleaved"), "chunk": 8}, {}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_usual_in_families_matches_the_reference_in_any_chunks(family: str) -> None:
+    of_mixer, of_layer, of_model = FAMILIES[family]
+    config = tiny_config()
+    first, *others = config.layers  # which has positions and heads of its own
+    mixer = replace(first.attention, heads=2, head_dim=32, kv_heads=1, rope=Rope(1e5, 32))
+    layers = [replace(layer, mixer=replace(layer.attention, **of_mixer), **of_layer) for layer in others]
+    config = replace(config, layers=(replace(first, mixer=mixer), *layers), **of_model)
     reference = random_reference(config)
     prompt = np.random.default_rng(1).integers(0, 256, 40).tolist()
     with torch.no_grad():

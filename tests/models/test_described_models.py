@@ -43,20 +43,73 @@ def networks(draw: st.DrawFn, all_chosen: bool) -> d.Ffn:
 
 
 @st.composite
-def models(draw: st.DrawFn, all_chosen: bool = False) -> d.Model:
-    norm = d.Norm(draw(st.sampled_from([1e-6, 1e-5])))
-    head_dim, rope = draw(st.sampled_from([16, 32])), draw(st.sampled_from([1e4, 1.5e6]))
+def norms(draw: st.DrawFn) -> d.Norm:
+    return d.Norm(
+        draw(st.sampled_from([1e-6, 1e-5, 1e-2])),
+        draw(st.sampled_from(["rms", "rms", "layer"])),
+        has_weight=draw(st.sampled_from([True, True, False])),
+        plus_one=draw(st.booleans()),
+        bias=draw(st.booleans()),
+    )
 
+
+@st.composite
+def ropes(draw: st.DrawFn, head_dim: int) -> d.Rope:
+    size = draw(st.sampled_from([head_dim, head_dim, head_dim // 2, 6]))
+    factors = tuple(float(1 + i % 3) for i in range(size // 2))
+    original = draw(st.sampled_from([8, 4096]))  # below and above every context of these tests
+    scalings = [
+        None,
+        None,
+        d.LinearScaling(4.0),
+        d.Llama3Scaling(8.0, 1.0, 4.0, 64),
+        d.YarnScaling(4.0, 64, 1.1386),
+        d.LongRopeScaling(tuple(reversed(factors)), factors, original, 1.19),
+    ]
+    return d.Rope(
+        draw(st.sampled_from([1e4, 1.5e6])),
+        size,
+        draw(st.sampled_from(["half", "interleaved"])),
+        draw(st.sampled_from([None, None, head_dim])),
+        draw(st.sampled_from(scalings)),
+    )
+
+
+@st.composite
+def mixers(draw: st.DrawFn) -> d.Attention:
+    kv_heads, head_dim = draw(st.sampled_from([1, 2])), draw(st.sampled_from([16, 32]))
+    return d.Attention(
+        kv_heads * 32 // head_dim * draw(st.integers(1, 2)),
+        kv_heads,
+        head_dim,
+        draw(st.none() | ropes(head_dim)),
+        window=draw(st.sampled_from([0, 0, 3, 20])),
+        scale=draw(st.sampled_from([None, None, 0.1])),
+        qk_norm=draw(st.none() | norms()),
+        qk_norm_of=draw(st.sampled_from(["head", "projection"])),
+        bias=draw(st.booleans()),
+        out_bias=draw(st.booleans()),
+        clip=draw(st.sampled_from([0.0, 0.0, 1.5])),
+        chunk=draw(st.sampled_from([0, 0, 0, 9])),
+        softcap=draw(st.sampled_from([0.0, 0.0, 2.0])),
+        sinks=draw(st.booleans()),
+        growth=draw(st.sampled_from([None, None, d.Growth(0.1, 8, 1)])),
+        values=draw(st.sampled_from(["own", "own", "keys"])),
+        v_norm=draw(st.none() | norms()),
+    )
+
+
+@st.composite
+def models(draw: st.DrawFn, all_chosen: bool = False) -> d.Model:
     def layer() -> d.Layer:
-        kv_heads = draw(st.sampled_from([1, 2]))
-        mixer = d.Attention(
-            kv_heads * 32 // head_dim * draw(st.integers(1, 2)),
-            kv_heads,
-            head_dim,
-            d.Rope(rope, head_dim) if draw(st.booleans()) else None,
-            window=draw(st.sampled_from([0, 0, 3, 20])),
-        )
-        return d.Layer(mixer, draw(networks(all_chosen)), d.Norms(norm, norm))
+        after_mixer, after_ffn = (draw(st.none() | norms()) for _ in range(2))
+        # none at all, and numbers would soon be beyond a KV cache's range
+        before_mixer = draw(norms() if after_mixer is None else st.none() | norms())
+        before_ffn = draw(norms() if after_ffn is None else st.none() | norms())
+        parallel = draw(st.sampled_from([False, False, before_mixer is not None]))
+        around = d.Norms(before_mixer, before_ffn, after_mixer, after_ffn, parallel)
+        scale = draw(st.sampled_from([1.0, 0.5]))
+        return d.Layer(draw(mixers()), draw(networks(all_chosen)), around, scale, output_scale=draw(st.booleans()))
 
     return d.Model(
         "described",
@@ -64,9 +117,15 @@ def models(draw: st.DrawFn, all_chosen: bool = False) -> d.Model:
         hidden_size=draw(st.sampled_from([32, 64, 96])),
         context=256,
         layers=tuple(layer() for _ in range(draw(st.integers(1, 4)))),
-        final_norm=norm,
-        head=d.Head(draw(st.booleans())),
+        final_norm=draw(norms()),
+        head=d.Head(
+            draw(st.booleans()),
+            draw(st.sampled_from([1.0, 0.25])),
+            draw(st.sampled_from([0.0, 0.0, 5.0])),
+            draw(st.booleans()),
+        ),
         tokens=d.SpecialTokens(298, (298, 299)),
+        embedding_scale=draw(st.sampled_from([1.0, 8.0])),
     )
 
 

@@ -23,60 +23,49 @@ FFN = d.Ffn(32, d.Activation("silu"))
 COMPUTED: dict[type, dict[str, list[Any]]] = {
     Model: {
         "family": ["other"], "vocab_size": [400], "hidden_size": [96], "context": [64], "layers": [],
-        "final_norm": [OTHER_NORM], "head": [], "tokens": [],
+        "final_norm": [OTHER_NORM], "head": [], "tokens": [], "embedding_scale": [8.0],
     },
-    d.Layer: {"mixer": [], "ffn": [FFN], "norms": []},
+    d.Layer: {"mixer": [], "ffn": [FFN], "norms": [], "residual_scale": [0.5], "output_scale": [True]},
     d.Attention: {
-        "heads": [8], "kv_heads": [1], "head_dim": [], "rope": [None], "window": [8], "scale": [0.25, None],
-    },
-    d.Rope: {"theta": [], "size": [], "over": [16]},
-    d.Norms: {"before_mixer": [], "before_ffn": []},
-    d.Norm: {"eps": []},
-    d.Ffn: {"width": [64], "activation": [], "gated": [False], "router": [None], "slices": [3]},
-    d.Activation: {"kind": ["relu", "silu", "gelu", "gelu_tanh", "relu2"]},
-    d.Router: {"experts": [16], "k": [1], "score": ["softmax"], "over": ["all"], "normalise": []},
-    d.Head: {"tied": [False]},
-    d.SpecialTokens: {"bos": [1, None], "eos": [(1,)]},
-}  # fmt: skip
-# And values that it may not have.
-REFUSED: dict[type, dict[str, list[Any]]] = {
-    Model: {"final_norm": [d.Norm(1e-6, "layer")], "embedding_scale": [8.0]},
-    d.Layer: {
-        "mixer": [
-            None, d.LatentAttention(4, 0, 32, 16, ROPE, 16, NORM), d.GatedDeltaNet(2, 2, 16, 16, 4, NORM),
-            d.Mamba2(2, 16, 1, 16, 4, False, None), d.ShortConv(64, 3),
-        ],
-        "ffn": [None],
-        "residual_scale": [0.5],
-        "output_scale": [True],
-    },
-    d.Attention: {
-        "head_dim": [32],  # in one layer
-        "chunk": [16], "scale": [1.0], "qk_norm": [NORM], "qk_norm_of": ["projection"], "v_norm": [NORM],
-        "bias": [True], "out_bias": [True], "clip": [8.0], "sinks": [True], "softcap": [50.0],
-        "growth": [d.Growth(0.1, 8192)],
-        "values": ["keys"], "gated": [True], "kv_of": [0],
+        "heads": [8], "kv_heads": [1], "head_dim": [32], "rope": [None], "window": [8], "scale": [0.25, 1.0, None],
+        "qk_norm": [OTHER_NORM, None], "qk_norm_of": ["projection"], "bias": [True], "out_bias": [True], "clip": [8.0],
+        "chunk": [16], "v_norm": [NORM], "sinks": [True], "softcap": [50.0], "growth": [d.Growth(0.1, 8192, 1)],
+        "values": ["keys"],
     },
     d.Rope: {
-        "theta": [5.0],  # in one layer
-        "size": [8], "pairing": ["interleaved"], "over": [32],
+        "theta": [5.0], "size": [8], "pairing": ["interleaved"], "over": [16, 32],
         "scaling": [
             d.LinearScaling(2.0), d.Llama3Scaling(8.0, 1.0, 4.0, 8192), d.YarnScaling(4.0, 8192, 1.1),
             d.LongRopeScaling((1.0,) * 8, (2.0,) * 8, 4096, 1.1),
         ],
     },
     d.Norms: {
-        "before_mixer": [None], "before_ffn": [None, OTHER_NORM], "after_mixer": [NORM], "after_ffn": [NORM],
-        "parallel": [True],
+        "before_mixer": [OTHER_NORM, None], "before_ffn": [OTHER_NORM, None], "after_mixer": [NORM],
+        "after_ffn": [NORM], "parallel": [True],
     },
     d.Norm: {"eps": [1e-5], "kind": ["layer"], "has_weight": [False], "plus_one": [True], "bias": [True]},
+    d.Ffn: {"width": [64], "activation": [], "gated": [False], "router": [None], "slices": [3]},
+    d.Activation: {"kind": ["relu", "silu", "gelu", "gelu_tanh", "relu2"]},
+    d.Router: {"experts": [16], "k": [1], "score": ["softmax"], "over": ["all"], "normalise": []},
+    d.Head: {"tied": [False], "scale": [0.5], "softcap": [30.0], "bias": [True]},
+    d.SpecialTokens: {"bos": [1, None], "eos": [(1,)]},
+}  # fmt: skip
+# And values that it may not have.
+REFUSED: dict[type, dict[str, list[Any]]] = {
+    d.Layer: {
+        "mixer": [
+            None, d.LatentAttention(4, 0, 32, 16, ROPE, 16, NORM), d.GatedDeltaNet(2, 2, 16, 16, 4, NORM),
+            d.Mamba2(2, 16, 1, 16, 4, False, None), d.ShortConv(64, 3),
+        ],
+        "ffn": [None],
+    },
+    d.Attention: {"gated": [True], "kv_of": [0]},
     d.Ffn: {"bias": [True], "shared": [FFN], "shared_gate": [True], "beside": [FFN]},
     d.Activation: {"kind": ["clamped_swiglu"], "limit": [7.0], "alpha": [1.7]},
     d.Router: {
         "reads": ["ffn_input"], "normalise": [False], "bias": ["logits", "choice"], "groups": [2], "kept_groups": [2],
         "scale": [2.5], "norm": [NORM], "expert_scale": [True], "applied_to": ["input"],
     },
-    d.Head: {"scale": [0.5], "softcap": [30.0], "bias": [True]},
 }  # fmt: skip
 # The path to a value of each type: fields, and which of several layers.
 PATHS: dict[type, list[str | int]] = {
@@ -143,7 +132,7 @@ def test_weights_that_are_no_sum_of_one_are_computed_only_where_they_are_one_all
 
 def test_the_arithmetic_refuses_before_it_touches_a_weight() -> None:
     class NoWeights:
-        config = changed(tiny_config(), PATHS[d.Attention], "sinks", True)
+        config = changed(tiny_config(), PATHS[d.Attention], "gated", True)
 
-    with pytest.raises(ConfigError, match=r"layers\[1\].mixer.sinks: expected False, found True"):
+    with pytest.raises(ConfigError, match=r"layers\[1\].mixer.gated: expected False, found True"):
         Arithmetic(NoWeights(), None, None)  # type: ignore[arg-type]

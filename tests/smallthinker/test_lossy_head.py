@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from smallthinker import LLM, _kernels, lossy_head
 from smallthinker.engine import Engine
 from smallthinker.errors import CheckpointError, RequestError
 from smallthinker.lossy_head import CHECK_EVERY, FEWEST_ROWS, HeadCounters, HeadPredictor, LossyHead
+from smallthinker.models.description import Head
 
 CONFIG = tiny_config()
 D, V, H = CONFIG.hidden_size, CONFIG.vocab_size, 32
@@ -34,6 +36,12 @@ def write(path: Path, **changes: Any) -> Path:
 def predictor(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scores around zero: of 300 rows, about half."""
     return write(tmp_path_factory.mktemp("predictor") / "model_lm_head.pt")
+
+
+def test_logits_that_are_no_plain_products_are_refused(predictor: Path) -> None:
+    for head in (Head(True, scale=0.5), Head(True, softcap=30.0), Head(False, bias=True)):
+        with pytest.raises(CheckpointError, match="expected a model whose logits are plain products"):
+            HeadPredictor(predictor, replace(CONFIG, head=head))
 
 
 def lossy(predictor: Path, threshold: float, vocab_seed: int = 2) -> tuple[LossyHead, Any]:

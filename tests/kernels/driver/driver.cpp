@@ -50,8 +50,8 @@ const std::map<std::string, void (*)(Call&)> kKernels{
      }},
     {"rmsnorm",
      [](Call& c) {
-       rmsnorm(c.in<float>(0), c.in<float>(1), static_cast<float>(c.real(2)), c.size(0, 0), c.size(0, 1),
-               c.out<float>(3));
+       const Norm how{c.size(0, 1), static_cast<float>(c.real(2)), false, c.in<float>(1), nullptr};
+       norm(how, c.in<float>(0), c.size(0, 0), c.out<float>(3));
      }},
     {"linear",
      [](Call& c) {
@@ -63,13 +63,21 @@ const std::map<std::string, void (*)(Call&)> kKernels{
        linear_groups(c.pool(0), c.quant(1), c.in<uint8_t>(2), c.integer(3), c.integer(4), c.in<int32_t>(5), c.size(5, 0),
                      c.in<float>(6), c.size(6, 0), c.out<float>(7));
      }},
+    {"finish_logits",
+     [](Call& c) {
+       const LogitsEnd how{c.in<float>(2), static_cast<float>(c.real(3)), static_cast<float>(c.real(4))};
+       finish_logits(c.pool(0), how, c.out<float>(1), c.size(1, 0), c.size(1, 1));
+     }},
     {"rope_angles",
      [](Call& c) {
-       rope_angles(c.in<int64_t>(0), c.size(0, 0), c.integer(1), c.real(2), c.out<float>(3), c.out<float>(4));
+       rope_angles(c.in<int64_t>(0), c.size(0, 0), c.in<double>(1), c.in<double>(2), c.size(1, 0), c.out<float>(3),
+                   c.out<float>(4));
      }},
     {"rope",
      [](Call& c) {
-       rope(c.out<float>(0), c.in<float>(1), c.in<float>(2), c.size(0, 0), c.size(0, 1), c.size(0, 2));
+       const Angles angles{c.in<float>(1), c.in<float>(2), c.size(1, 1)};
+       const Rotation how{0, angles.pairs, c.text(3) == "interleaved"};
+       rope(c.out<float>(0), angles, 0, how, c.size(0, 0), c.size(0, 1), c.size(0, 2));
      }},
     {"route",
      [](Call& c) {
@@ -85,9 +93,17 @@ const std::map<std::string, void (*)(Call&)> kKernels{
     {"attention",
      [](Call& c) {
        if (c.size(2, 0) == 0) return;
+       Scores scores;
+       scores.window = c.integer(6);
+       scores.scale = static_cast<float>(c.real(8));
+       if (c.count() > 9) {
+         scores.softcap = static_cast<float>(c.real(9));
+         scores.sinks = c.in<float>(10);
+         scores.chunk = c.integer(11);
+       }
        attention(c.pool(0), c.in<float>(2), c.size(2, 0), c.size(2, 1),
                  {c.quant(1), c.size(3, 0), c.size(3, 1) * kLanes, c.size(2, 2), c.array<uint8_t>(3), c.array<uint8_t>(4)},
-                 c.integer(5), c.integer(6), c.out<float>(7));
+                 c.integer(5), scores, c.out<float>(7));
      }},
     {"experts",
      [](Call& c) {
@@ -97,7 +113,7 @@ const std::map<std::string, void (*)(Call&)> kKernels{
      }},
     {"combine",
      [](Call& c) {
-       combine(c.pool(0), c.out<float>(1), c.in<float>(2), c.in<float>(3), c.size(1, 0), c.size(3, 1), c.size(1, 1));
+       combine(c.pool(0), c.out<float>(1), c.in<float>(2), c.in<float>(3), c.size(1, 0), c.size(3, 1), c.size(1, 1), {});
      }},
     {"add", [](Call& c) { add(c.out<float>(0), c.in<float>(1), c.size(0, 0) * c.size(0, 1)); }},
     {"sample",

@@ -100,6 +100,7 @@ class Call {
     for (Argument& argument : arguments_) read(argument, pools, find);
   }
 
+  size_t count() const { return arguments_.size(); }
   int64_t integer(size_t i) const { return get(i, 'i').integer; }
   double real(size_t i) const { return get(i, 'd').real; }
   const std::string& text(size_t i) const { return get(i, 's').text; }
