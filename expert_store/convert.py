@@ -94,21 +94,20 @@ def _expert_record(source: WeightSource, layer: int, expert: int, layout: Record
     """uint8 [record_bytes]."""
     record = np.zeros(layout.record_bytes, np.uint8)
     for part in layout.sections:
-        name = checkpoint_name(source.config, f"layers.{layer}.{part.role}.{expert}")
+        name = f"layers.{layer}.{part.role}.{expert}"
         packed = _packed(source, name, part.quant, part.layout, transposed=part.is_transposed)
         record[part.offset : part.offset + part.nbytes] = packed
     return record
 
 
 def _dense_pieces(source: WeightSource, spec: TensorSpec) -> Iterator[memoryview]:
-    name = checkpoint_name(source.config, spec.name)
     if spec.quant is None:
-        yield _checked(source, name, "f32").view(np.uint8).data
+        yield _checked(source, spec.name, "f32").view(np.uint8).data
         return
     rows, cols = spec.shape
     strip = max(_STRIP_BYTES // (4 * cols) // TILE_ROWS, 1) * TILE_ROWS  # whole tiles: strips join without a seam
     for start in range(0, rows, strip):
-        yield _packed(source, name, spec.quant, "tiles", start, start + strip).data
+        yield _packed(source, spec.name, spec.quant, "tiles", start, start + strip).data
 
 
 def _packed(
@@ -126,7 +125,7 @@ def _packed(
     if blocks is not None:
         if not np.isfinite(block_scales(blocks)).all():
             raise CheckpointError(
-                f"{source.path}: tensor '{name}': expected finite scales of {quant} blocks, found NaN or infinity; "
+                f"{_where(source, name)}: expected finite scales of {quant} blocks, found NaN or infinity; "
                 "the file is damaged: copy or download it again"
             )
         return rearrange(quant, layout, blocks)
@@ -141,7 +140,12 @@ def _checked(
     largest = max(float(weights.max()), -float(weights.min()))  # NaN and infinity come through
     if not largest <= _LARGEST_WEIGHT[quant]:
         raise CheckpointError(
-            f"{source.path}: tensor '{name}': expected weights of at most {_LARGEST_WEIGHT[quant]:.6g} for {quant}, "
+            f"{_where(source, name)}: expected weights of at most {_LARGEST_WEIGHT[quant]:.6g} for {quant}, "
             f"found {largest}; the checkpoint is damaged or needs another quantisation"
         )
     return weights
+
+
+def _where(source: WeightSource, name: str) -> str:
+    """Of a tensor, for messages: as a checkpoint calls it."""
+    return f"{source.path}: tensor '{checkpoint_name(source.config, name)}'"

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from smallthinker.expert_store.sources.checkpoint import Checkpoint, checkpoint_tensors
+from smallthinker.expert_store.sources.checkpoint import Checkpoint
+from smallthinker.models.families import checkpoint_name, checkpoint_places
 
 F32 = npt.NDArray[np.float32]
 MERGED = ("he", "ll")  # tokens of two bytes beside those of one
@@ -23,7 +24,7 @@ def rounded_checkpoint(checkpoint: Path, kind: str, *, transposed_down: bool = F
     """The checkpoint with its matrices rounded to a type of GGUF, in place, as one file of float32; its tensors."""
     qtype = gguf.GGMLQuantizationType[kind]
     with Checkpoint(checkpoint) as source:
-        tensors = {name: source.read(name) for name, _ in checkpoint_tensors(source.config)}
+        tensors = own_tensors(source)
     for name, weights in tensors.items():
         if weights.ndim > 1 and "router" not in name:
             turned = transposed_down and name.endswith(".down.weight")
@@ -36,15 +37,14 @@ def rounded_checkpoint(checkpoint: Path, kind: str, *, transposed_down: bool = F
     return tensors
 
 
+def own_tensors(source: Checkpoint) -> dict[str, F32]:
+    """By the checkpoint's names, of a family whose files have each tensor and each expert's matrix on its own."""
+    return {checkpoint_name(source.config, name): source.read(name) for name, _ in checkpoint_places(source.config)}
+
+
 def metadata_of(checkpoint: Path) -> dict[str, Any]:
     """What llama.cpp's converter writes for this model, as far as it means something; a byte-level vocabulary."""
     config = Checkpoint(checkpoint).config
-    tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
-    special = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
-    by_id = {i: token for token, i in tokenizer["model"]["vocab"].items()} | special
-    free = (i for i in range(config.vocab_size) if i not in by_id)
-    by_id |= zip(free, MERGED, strict=False)
-    tokens = [by_id.get(i, f"[PAD{i}]") for i in range(config.vocab_size)]
     layer, windows = config.layers[-1], {layer.attention.window for layer in config.layers} - {0}
     thetas = [other.attention.rope.theta for other in config.layers if other.attention.rope]
     facts: dict[str, Any] = {
@@ -66,10 +66,21 @@ def metadata_of(checkpoint: Path) -> dict[str, Any]:
     }
     if windows:
         (facts["attention.sliding_window"],) = windows
+    return {f"smallthinker.{key}": value for key, value in facts.items()} | tokenizer_metadata(checkpoint)
+
+
+def tokenizer_metadata(checkpoint: Path) -> dict[str, Any]:
+    """A byte-level vocabulary as llama.cpp's converter writes it, whatever the model."""
+    config = Checkpoint(checkpoint).config
+    tokenizer = json.loads((checkpoint / "tokenizer.json").read_text())
+    special = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
+    by_id = {i: token for token, i in tokenizer["model"]["vocab"].items()} | special
+    free = (i for i in range(config.vocab_size) if i not in by_id)
+    by_id |= zip(free, MERGED, strict=False)
+    tokens = [by_id.get(i, f"[PAD{i}]") for i in range(config.vocab_size)]
     ids = {"bos": config.tokens.bos, "eos": next(iter(config.tokens.eos), None)}
     return {
         "general.name": "tiny",
-        **{f"smallthinker.{key}": value for key, value in facts.items()},
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "qwen2",
         "tokenizer.ggml.tokens": tokens,
@@ -111,7 +122,7 @@ def write_gguf(
     replaces or joins the model's own, None removes. part_tensors: in parts of so many tensors; returns the first."""
     with Checkpoint(checkpoint) as source:
         config = source.config
-        values = {name: source.read(name) for name, _ in checkpoint_tensors(config)}
+        values = own_tensors(source)
     named: dict[str, Any] = dict(
         gguf_tensors(values, config.num_layers, config.experts_per_layer, transposed_down=transposed_down)
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
 from smallthinker.models.description import Model
-from smallthinker.models.families import checkpoint_name, parse_model, to_config
+from smallthinker.models.families import checkpoint_places, parse_model, to_config
 
 if TYPE_CHECKING:  # torch takes two seconds to import, and most tests want only a configuration
     from smallthinker.reference import ReferenceModel
@@ -85,12 +85,22 @@ def write_checkpoint(model: ReferenceModel, folder: Path) -> Path:
     (folder / "config.json").write_text(json.dumps(to_config(model.model)))
     for name, content in byte_tokenizer_files(model.model).items():
         (folder / name).write_bytes(content)
-    weights = {
-        checkpoint_name(model.model, name): weight.detach().bfloat16().contiguous()
-        for name, weight in model.named_weights().items()
-    }
-    save_file(weights, folder / "model.safetensors")
+    save_file(checkpoint_weights(model), folder / "model.safetensors")
     return folder
+
+
+def checkpoint_weights(model: ReferenceModel) -> dict[str, Any]:
+    """The tensors of its checkpoint, in bfloat16."""
+    import torch
+
+    files: dict[str, torch.Tensor] = {}
+    for name, place in checkpoint_places(model.model):
+        whole = files.setdefault(place.name, torch.empty(place.stored_shape, dtype=torch.bfloat16))
+        weight = model.weight(name).detach()
+        weight = weight[:1] if place.first_row else weight.T if place.transposed else weight
+        part = whole.view(-1, place.stored_shape[-1])[place.rows.start : place.rows.stop : place.rows.step]
+        part[:, place.cols.start : place.cols.stop : place.cols.step] = weight.reshape(len(place.rows), -1)
+    return files
 
 
 def make_store(config: Model, folder: Path, quant: str = "f16", seed: int = 0) -> tuple[Path, ReferenceModel]:

@@ -7,7 +7,6 @@ piece at a time. Knows nothing about stores or quantisation.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -19,11 +18,13 @@ from smallthinker.errors import CheckpointError, StoreFormatError
 from smallthinker.expert_store.format import Quant
 from smallthinker.expert_store.header import ITEM_BYTES, FileHeader, TensorEntry, read_header
 from smallthinker.expert_store.sources.checkpoint_settings import read_config, settings_files
+from smallthinker.expert_store.sources.placed import read_placed
 from smallthinker.expert_store.sources.weight_files import WeightFiles
 from smallthinker.files import is_folder, is_there, parse_json, read_small
 from smallthinker.models.description import Model
-from smallthinker.models.families import checkpoint_name
-from smallthinker.models.tensors import HEAD, tensors
+from smallthinker.models.families import checkpoint_name, checkpoint_places, checkpoint_tensors, is_unused
+from smallthinker.models.places import Place
+from smallthinker.models.tensors import HEAD
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -32,15 +33,9 @@ SOURCE_DTYPES = ("BF16", "F16", "F32")
 MAX_INDEX_BYTES = 64 << 20
 
 
-def checkpoint_tensors(model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of every tensor that a checkpoint of this model must have."""
-    for tensor in tensors(model):
-        for name, shape in tensor.parts:
-            yield checkpoint_name(model, name), shape
-
-
 class WeightSource(Protocol):
-    """What a conversion asks of a checkpoint, whatever its files; tensors have the names of `checkpoint_tensors`."""
+    """What a conversion asks of a checkpoint, whatever its files; tensors and experts' matrices have the names of
+    `models/tensors.py`."""
 
     path: Path
     config: Model
@@ -89,6 +84,7 @@ class Checkpoint:
                     raise CheckpointError(f"{header.path}: tensor '{name}' is also in {self._entries[name][0].name}")
                 self._entries[name] = header.path, entry
         self.files_bytes = sum(header.file_bytes for header in headers)
+        self._places = dict(checkpoint_places(self.config))
         self._check_tensors()
         self._files = WeightFiles(header.path for header in headers)
 
@@ -97,11 +93,19 @@ class Checkpoint:
 
         Raises CheckpointError when the file can't be read.
         """
-        path, entry = self._entries[name]
-        rows = entry.shape[0] if stop is None else min(stop, entry.shape[0])
-        row_bytes = (entry.stop - entry.start) // entry.shape[0]
-        raw = self._files.read(path, entry.start + start * row_bytes, (rows - start) * row_bytes)
-        return to_float32(raw, entry.dtype).reshape(rows - start, *entry.shape[1:])
+        place = self._places[name]
+
+        def read(rows: range, cols: range) -> npt.NDArray[np.float32]:
+            return self._part(place, rows, cols)
+
+        return read_placed(place, read, start, stop)
+
+    def _part(self, place: Place, rows: range, cols: range) -> npt.NDArray[np.float32]:
+        path, entry = self._entries[place.name]
+        item, width = ITEM_BYTES[entry.dtype], entry.shape[-1]
+        offset = entry.start + rows.start * width * item
+        raw = self._files.read_rows(path, offset, len(rows), width * item, cols.start * item, cols.stop * item)
+        return to_float32(raw.reshape(-1), entry.dtype).reshape(len(rows), len(cols))
 
     def blocks(
         self, name: str, quant: Quant, start: int = 0, stop: int | None = None, *, transposed: bool = False
@@ -178,6 +182,7 @@ class Checkpoint:
             unknown.discard(name)
         if self.config.head.tied:
             unknown.discard(checkpoint_name(self.config, HEAD))  # some tied checkpoints store it all the same
+        unknown = {name for name in unknown if not is_unused(self.config, name)}
         if unknown:
             name = min(unknown)
             raise CheckpointError(f"{self._entries[name][0]}: unknown tensor '{name[:120]}'; this is another model")

@@ -1,9 +1,7 @@
-"""Reads a GGUF file of the architecture "smallthinker", or its parts, as if it were a Hugging Face checkpoint.
+"""Reads a GGUF file of a known architecture, or its parts, as if it were a Hugging Face checkpoint.
 
-Owns llama.cpp's tensor names and shapes. Quantised weights become float32 a few rows or one expert at a time, by the
+Quantised weights become float32 a few rows or one expert at a time, by the
 package gguf; blocks that are wanted as they are stay bytes. Knows nothing about stores.
-
-Shape letters: d hidden_size, F moe_ffn_hidden_size, E experts of a layer.
 """
 
 from __future__ import annotations
@@ -11,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +23,13 @@ from smallthinker.expert_store.format import BLOCK, CONFIG_FILE, Quant
 from smallthinker.expert_store.sources.ggml_blocks import BLOCK_QUANTS, can_rearrange
 from smallthinker.expert_store.sources.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from smallthinker.expert_store.sources.gguf_tokenizer import GgufTokenizer
+from smallthinker.expert_store.sources.placed import read_placed
 from smallthinker.expert_store.sources.weight_files import WeightFiles
 from smallthinker.files import open_regular
-from smallthinker.models.description import Model
-from smallthinker.models.families import checkpoint_name, gguf_family, gguf_model, gguf_name, to_config
+from smallthinker.models.families import gguf_family, gguf_model, gguf_places, to_config
 from smallthinker.models.gguf_keys import GgufFacts
-from smallthinker.models.tensors import DOWN, tensors
+from smallthinker.models.places import Place
+from smallthinker.models.tensors import DOWN
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
@@ -43,20 +42,12 @@ _HEAD = "output.weight"
 _HEAD_PREDICTOR = "lm_head_profiler.weight"  # which logits PowerInfer leaves out; no part of the model
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a tensor of the checkpoint is: one of the file's, or one expert's share of it. transposed: an expert's down
-    that is stored [F, d], as PowerInfer wants it."""
+class _Found(NamedTuple):
+    """Where a tensor of the model is: in which of the files, in which of its tensors, and where in that."""
 
     file: int
     tensor: GgufTensor
-    expert: int | None
-    transposed: bool
-
-    @property
-    def matrix(self) -> tuple[int, ...]:
-        """The shape of what is stored there."""
-        return self.tensor.shape if self.expert is None else self.tensor.shape[1:]
+    place: Place
 
 
 class GgufModel:
@@ -85,38 +76,41 @@ class GgufModel:
             tied=_HEAD not in tensors,
             bos_token_id=self.tokenizer.bos_token_id,
             eos_token_ids=self.tokenizer.eos_token_ids,
+            tensors=tensors,
         )
         self.config, self.notes = gguf_model(metadata, facts, self.where)
         self.places = self._places(tensors)
 
-    def _places(self, tensors: dict[str, tuple[int, GgufTensor]]) -> dict[str, _Place]:
-        """By the checkpoint's names."""
-        unknown, places = set(tensors) - {_HEAD_PREDICTOR}, {}
-        for names, own_name, shapes in _gguf_tensors(self.config):
-            if own_name not in tensors:
+    def _places(self, tensors: dict[str, tuple[int, GgufTensor]]) -> dict[str, _Found]:
+        """By the model's names."""
+        unknown, found = set(tensors) - {_HEAD_PREDICTOR}, {}
+        for name, place in gguf_places(self.config):
+            if place.name not in tensors:
                 raise CheckpointError(
-                    f"{self.where}: expected tensor '{own_name}' {list(shapes[0])}, found none; make the file again"
+                    f"{self.where}: expected tensor '{place.name}' {list(place.stored_shape)}, found none; make the "
+                    "file again"
                 )
-            number, tensor = tensors[own_name]
-            if tensor.shape not in shapes:
-                expected = " or ".join(str(list(shape)) for shape in shapes)
+            number, tensor = tensors[place.name]
+            places = [place]
+            if f".{DOWN}." in name and len(place.stored_shape) == 3:  # transposed, as PowerInfer wants it, or not
+                places.append(place.turned)
+            fitting = next((place for place in places if place.stored_shape == tensor.shape), None)
+            if fitting is None:
+                expected = " or ".join(str(list(place.stored_shape)) for place in places)
                 raise CheckpointError(
-                    f"{self.where}: tensor '{own_name}': expected shape {expected} (metadata), found "
+                    f"{self.where}: tensor '{place.name}': expected shape {expected} (metadata), found "
                     f"{list(tensor.shape)}; convert the model again"
                 )
             if not _can_dequantize(tensor.kind):
                 raise CheckpointError(
-                    f"{self.where}: tensor '{own_name}': expected a type that the package gguf can read (F32, F16, "
+                    f"{self.where}: tensor '{place.name}': expected a type that the package gguf can read (F32, F16, "
                     f"BF16, Q8_0, Q4_0, ...), found {tensor.kind.name}; choose another file of the model"
                 )
-            unknown.discard(own_name)
-            is_shared = len(tensor.shape) == 3
-            for expert, name in enumerate(names):
-                transposed = tensor.shape != shapes[0]
-                places[name] = _Place(number, tensor, expert if is_shared else None, transposed)
+            unknown.discard(place.name)
+            found[name] = _Found(number, tensor, fitting)
         if unknown:
             raise CheckpointError(f"{self.where}: unknown tensor {min(unknown)[:120]!a}; this is another model")
-        return places
+        return found
 
 
 class GgufCheckpoint:
@@ -135,23 +129,38 @@ class GgufCheckpoint:
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
         """Rows start..stop of a tensor as float32, [rows, cols] or [size]: what the blocks mean. Raises CheckpointError
         when the file can't be read."""
-        from gguf import dequantize
+        from gguf import GGML_QUANT_SIZES, dequantize
 
-        place = self._model.places[name]
-        if place.transposed:
-            whole: npt.NDArray[np.float32] = self._read_rows(place, 0, None, dequantize).T
-            return whole[start:stop]
-        return self._read_rows(place, start, stop, dequantize)
+        found = self._model.places[name]
+        block = GGML_QUANT_SIZES[found.tensor.kind][0]
+
+        def read(rows: range, cols: range) -> npt.NDArray[np.float32]:
+            blocks = range(cols.start // block, -(-cols.stop // block))  # whole ones, of which we may want a part
+            raw = self._blocks(found, rows, blocks)
+            with np.errstate(all="ignore"):  # a scale may be NaN or infinite; who reads the weights looks
+                weights: npt.NDArray[np.float32] = dequantize(raw.reshape(len(rows), -1), found.tensor.kind)
+            skipped = blocks.start * block
+            return weights[:, cols.start - skipped : cols.stop - skipped]
+
+        return read_placed(found.place, read, start, stop)
 
     def blocks(
         self, name: str, quant: Quant, start: int = 0, stop: int | None = None, *, transposed: bool = False
     ) -> npt.NDArray[np.uint8] | None:
         """uint8 [rows, cols / 32, block bytes] if the file has blocks of this kind along these rows, else None."""
-        place = self._model.places[name]
-        if quant not in BLOCK_QUANTS or place.tensor.kind.name != quant.upper() or place.transposed != transposed:
+        found = self._model.places[name]
+        place = found.place
+        if quant not in BLOCK_QUANTS or found.tensor.kind.name != quant.upper() or place.transposed != transposed:
             return None
-        raw = self._raw_rows(place, start, stop)
-        blocks = raw.reshape(len(raw), place.matrix[-1] // BLOCK, -1)
+        if place.cols.start % BLOCK or len(place.cols) % BLOCK or place.cols.step != 1:
+            return None
+        if transposed:  # rows of the file's matrix
+            place = replace(place, transposed=False, shape=place.shape[::-1])
+
+        def read(rows: range, cols: range) -> npt.NDArray[np.uint8]:
+            return self._blocks(found, rows, range(cols.start // BLOCK, cols.stop // BLOCK))
+
+        blocks = read_placed(place, read, start, stop)
         return blocks if can_rearrange(quant, blocks) else None
 
     def small_files(self) -> dict[str, bytes]:
@@ -170,21 +179,21 @@ class GgufCheckpoint:
             remedy = "give a .gguf file" if len(self._paths) == 1 else "a model's parts belong side by side"
             raise CheckpointError(f"{path}: cannot read: {e.strerror or e}; {remedy}") from e
 
-    def _read_rows(self, place: _Place, start: int, stop: int | None, dequantize: Any) -> npt.NDArray[np.float32]:
-        raw = self._raw_rows(place, start, stop)
-        with np.errstate(all="ignore"):  # a scale may be NaN or infinite; who reads the weights looks
-            weights: npt.NDArray[np.float32] = dequantize(raw, place.tensor.kind)
-        return weights.reshape(-1) if len(place.matrix) == 1 else weights
+    def _blocks(self, found: _Found, rows: range, blocks: range) -> npt.NDArray[np.uint8]:
+        """Blocks of rows of the file's tensor, seen as one matrix: uint8 [rows, blocks, block bytes]."""
+        from gguf import GGML_QUANT_SIZES
 
-    def _raw_rows(self, place: _Place, start: int, stop: int | None) -> npt.NDArray[np.uint8]:
-        """[rows, bytes of a row]; a vector is one row."""
-        rows = place.matrix[0] if len(place.matrix) > 1 else 1
-        stop = rows if stop is None else min(stop, rows)
-        row_bytes = place.tensor.nbytes // rows // (1 if place.expert is None else place.tensor.shape[0])
-        first = rows * (place.expert or 0) + start
-        path = self._paths[place.file]
-        raw = self._files.read(path, place.tensor.start + first * row_bytes, (stop - start) * row_bytes)
-        return raw.reshape(stop - start, row_bytes)
+        size, nbytes = GGML_QUANT_SIZES[found.tensor.kind]
+        row_bytes = found.tensor.shape[-1] // size * nbytes
+        raw = self._files.read_rows(
+            self._paths[found.file],
+            found.tensor.start + rows.start * row_bytes,
+            len(rows),
+            row_bytes,
+            blocks.start * nbytes,
+            blocks.stop * nbytes,
+        )
+        return raw.reshape(len(rows), len(blocks), nbytes)
 
 
 def part_names(name: str) -> list[str]:
@@ -219,13 +228,3 @@ def _can_dequantize(kind: GGMLQuantizationType) -> bool:
     except NotImplementedError:
         return False
     return True
-
-
-def _gguf_tensors(model: Model) -> Iterator[tuple[list[str], str, list[tuple[int, ...]]]]:
-    """Every tensor that a file must have: the checkpoint's names of what is in it, its own, its possible shapes."""
-    for tensor in tensors(model):
-        shapes = [tensor.shape]
-        if tensor.role == DOWN:  # transposed, as PowerInfer wants it, or not
-            experts, rows, cols = tensor.shape
-            shapes.append((experts, cols, rows))
-        yield [checkpoint_name(model, name) for name, _ in tensor.parts], gguf_name(model, tensor.name), shapes

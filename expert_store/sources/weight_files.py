@@ -30,9 +30,26 @@ class WeightFiles:
 
     def read(self, path: Path, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
         """uint8 [nbytes]. Raises CheckpointError when the file can't be read or has become shorter."""
-        raw = np.empty(nbytes, np.uint8)
+        return self.read_rows(path, offset, 1, nbytes, 0, nbytes).reshape(-1)
+
+    def read_rows(
+        self, path: Path, offset: int, rows: int, row_bytes: int, start: int, stop: int
+    ) -> npt.NDArray[np.uint8]:
+        """Bytes start..stop of each row, uint8 [rows, stop - start]; the first row is at `offset`."""
+        if 2 * (stop - start) > row_bytes:  # rows as they lie: one read, not one for each
+            whole = np.empty((rows, row_bytes), np.uint8)
+            self._fill(path, offset, whole.reshape(-1))
+            found = np.ascontiguousarray(whole[:, start:stop])
+        else:
+            found = np.empty((rows, stop - start), np.uint8)
+            for row in range(rows):
+                self._fill(path, offset + row * row_bytes + start, found[row])
+        host.drop_file_cache(self._files[path], offset, rows * row_bytes)
+        return found
+
+    def _fill(self, path: Path, offset: int, raw: npt.NDArray[np.uint8]) -> None:
         buffer, done = memoryview(raw.data), 0
-        while done < nbytes:
+        while done < raw.nbytes:
             try:
                 count = host.read_at(self._files[path], buffer[done:], offset + done)
             except OSError as e:
@@ -40,8 +57,6 @@ class WeightFiles:
             if count == 0:
                 raise CheckpointError(f"{path}: byte {offset + done}: the file was cut short after it was opened")
             done += count
-        host.drop_file_cache(self._files[path], offset, nbytes)
-        return raw
 
     def close(self) -> None:
         for fd in self._files.values():

@@ -42,7 +42,7 @@ from smallthinker.expert_store.format import (
 )
 from smallthinker.expert_store.header import encode_header
 from smallthinker.expert_store.progress import Progress, silent
-from smallthinker.expert_store.sources.checkpoint import INDEX_FILE, SINGLE_FILE, checkpoint_tensors
+from smallthinker.expert_store.sources.checkpoint import INDEX_FILE, SINGLE_FILE
 from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
 from smallthinker.expert_store.synthetic.random_weights import (
     BYTE_LEVELS,
@@ -60,7 +60,7 @@ from smallthinker.expert_store.synthetic.skew import noise_bytes, normal_biases,
 from smallthinker.expert_store.writer import StoreWriter, TensorFileWriter, write_synced
 from smallthinker.files import is_there, parse_json, read_small
 from smallthinker.models.description import Model
-from smallthinker.models.families import parse_model, read_model
+from smallthinker.models.families import checkpoint_tensors, parse_model, read_model
 from smallthinker.models.published import PUBLISHED
 
 NO_QUANT = "none"
@@ -274,7 +274,7 @@ def _bf16_pieces(name: str, shape: tuple[int, ...], random: RandomBytes, skew: _
     if len(shape) == 1:
         yield np.full(shape, 0x3F80, "<u2").view(np.uint8).data  # 1.0
         return
-    total, cols = shape
+    total, cols = math.prod(shape[:-1]), shape[-1]
     table = to_bf16(BYTE_LEVELS * (_std(name, cols) / BYTE_STD))
     column = skew.first_column(name) if skew is not None else None
     strip = max(_STRIP_WEIGHTS // cols, 1)

@@ -5,7 +5,8 @@ Knows nothing about what a family's keys mean.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,10 +16,13 @@ from smallthinker.files import parse_json, read_small
 from smallthinker.models import described, smallthinker
 from smallthinker.models.description import Model
 from smallthinker.models.gguf_keys import ARCHITECTURE_KEY, GgufFacts, GgufKeys
+from smallthinker.models.places import Place, file_name, file_tensors, places
 
-FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in (smallthinker, described)}
+_MODULES = (smallthinker, described)  # fmt: skip
+FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in _MODULES}
 """By model_type: modules with ARCHITECTURE, from_config, to_config and CHECKPOINT_NAMES (None: the description's own);
-for who has GGUF files, GGUF_ARCHITECTURE, from_gguf, gguf_notes and GGUF_NAMES."""
+UNUSED_TENSORS, patterns of names, where checkpoints have more; for who has GGUF files, GGUF_NAMES and gguf_notes, and,
+where GGUF has a name for them, GGUF_ARCHITECTURE and from_gguf."""
 
 
 def read_model(path: str | Path, *, in_store: bool = False) -> Model:
@@ -51,14 +55,29 @@ def to_config(model: Model) -> dict[str, Any]:
 
 
 def checkpoint_name(model: Model, name: str) -> str:
-    """What a checkpoint of this model calls a tensor ("layers.3.q_proj"), or an expert's part ("layers.3.gate.5")."""
-    names: Mapping[str, str] | None = FAMILIES[model.family].CHECKPOINT_NAMES
-    return name if names is None else _named(names, name)
+    """Of the tensor of a checkpoint in which one of the model's lies ("layers.3.q_proj", "layers.3.gate.5")."""
+    return file_name(model, FAMILIES[model.family].CHECKPOINT_NAMES, name)
 
 
-def gguf_name(model: Model, name: str) -> str:
-    """What llama.cpp's files call a tensor, all experts' parts together ("layers.3.gate")."""
-    return _named(FAMILIES[model.family].GGUF_NAMES, name)
+def checkpoint_tensors(model: Model) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of every tensor that a checkpoint of this model must have."""
+    return file_tensors(model, FAMILIES[model.family].CHECKPOINT_NAMES)
+
+
+def checkpoint_places(model: Model) -> Iterator[tuple[str, Place]]:
+    """Where in a checkpoint each of the model's tensors lies, and each expert's matrix."""
+    return places(model, FAMILIES[model.family].CHECKPOINT_NAMES)
+
+
+def is_unused(model: Model, name: str) -> bool:
+    """Whether a checkpoint's tensor is one that some have and that this model doesn't use."""
+    patterns: tuple[str, ...] = getattr(FAMILIES[model.family], "UNUSED_TENSORS", ())
+    return any(re.fullmatch(pattern.replace("{layers}", str(model.num_layers)), name) for pattern in patterns)
+
+
+def gguf_places(model: Model) -> Iterator[tuple[str, Place]]:
+    """Where in llama.cpp's files each of the model's tensors lies, and each expert's matrix."""
+    return places(model, FAMILIES[model.family].GGUF_NAMES)
 
 
 def gguf_model(metadata: Mapping[str, Any], facts: GgufFacts, where: str) -> tuple[Model, tuple[str, ...]]:
@@ -71,7 +90,7 @@ def gguf_model(metadata: Mapping[str, Any], facts: GgufFacts, where: str) -> tup
         model = parse_model(raw)
     except ConfigError as e:
         raise ConfigError(f"{where}: metadata of '{architecture}', as a config.json: {e}") from None
-    return model, family.gguf_notes(GgufKeys(metadata, architecture, where), model)
+    return model, FAMILIES[model.family].gguf_notes(GgufKeys(metadata, architecture, where), model)
 
 
 def gguf_family(metadata: Mapping[str, Any], where: str) -> tuple[ModuleType, str]:
@@ -87,26 +106,20 @@ def gguf_family(metadata: Mapping[str, Any], where: str) -> tuple[ModuleType, st
     return known[architecture], architecture
 
 
-def _named(names: Mapping[str, str], name: str) -> str:
-    layer = expert = ""
-    if "." in name:
-        _, layer, name, *rest = name.split(".")
-        expert = rest[0] if rest else ""
-    return names[name].format(layer=layer, expert=expert)
-
-
 def _family(raw: Mapping[str, Any]) -> ModuleType:
     known = {family.ARCHITECTURE: family for family in FAMILIES.values()}
     architectures, kind = raw.get("architectures"), raw.get("model_type")
-    if architectures is None and not (isinstance(kind, str) and kind in FAMILIES):
-        raise ConfigError(f"architectures: missing; expected {' or '.join(repr([name]) for name in known)}")
-    if architectures is None:
-        return FAMILIES[str(kind)]
-    family = known.get(architectures[0]) if isinstance(architectures, list) and len(architectures) == 1 else None
+    if architectures is None and isinstance(kind, str) and kind in FAMILIES:
+        return FAMILIES[kind]
+    family = known.get(architectures[0]) if isinstance(architectures, list) and _one_name(architectures) else None
     if family is None:
-        expected = " or ".join(repr([name]) for name in known)
-        raise ConfigError(f"architectures: expected {expected}, found {shown(architectures)}")
+        found = "missing" if architectures is None else f"found {shown(architectures)}"
+        raise ConfigError(f"architectures: {found}; expected the one of {' or '.join(FAMILIES)}")
     # SmallThinker's published class has no type of its own, so transformers writes ""
     if kind not in (None, "", family.MODEL_TYPE):
         raise ConfigError(f"model_type: expected '{family.MODEL_TYPE}', found {shown(kind)}")
     return family
+
+
+def _one_name(names: list[Any]) -> bool:
+    return len(names) == 1 and isinstance(names[0], str)

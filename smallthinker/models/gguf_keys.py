@@ -5,7 +5,7 @@ Owns how a message names a key, and what the file says beside its metadata. Know
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from smallthinker.errors import ConfigError, printable, shown_or_nothing
@@ -20,6 +20,11 @@ class GgufFacts(NamedTuple):
     tied: bool
     bos_token_id: int | None
     eos_token_ids: list[int]
+    tensors: Collection[str] = ()
+
+    def has(self, tensor: str) -> bool:
+        """Whether the file has this tensor."""
+        return tensor in self.tensors
 
 
 class GgufKeys:
@@ -47,6 +52,18 @@ class GgufKeys:
         value = self._left.pop(key, default)
         if type(value) is not float:
             raise self.fault(key, "a number", value)
+        return value
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self._left.pop(key, default)
+        if not isinstance(value, str):
+            raise self.fault(key, "a text", value)
+        return value
+
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        value = self._left.pop(key, default)
+        if type(value) is not bool:
+            raise self.fault(key, "true or false", value)
         return value
 
     def same(self, key: str, value: float, other: float, of: str) -> None:

@@ -163,11 +163,11 @@ def test_a_truncated_store_is_one_clear_error(hybrid_store: Path, tmp_path: Path
 
 def test_another_architecture_is_one_clear_error(checkpoint: Path, tmp_path: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
-    config["architectures"] = ["MixtralForCausalLM"]
+    config["architectures"] = ["BloomForCausalLM"]
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "config.json").write_text(json.dumps(config))
-    assert_one_clear_error(smallthinker("convert", foreign, tmp_path / "out"), "MixtralForCausalLM", "architectures")
+    assert_one_clear_error(smallthinker("convert", foreign, tmp_path / "out"), "BloomForCausalLM", "architectures")
 
 
 def test_a_budget_below_the_floor_names_the_floor(hybrid_store: Path) -> None:

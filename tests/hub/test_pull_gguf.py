@@ -175,10 +175,10 @@ def test_a_part_that_the_repository_lacks_makes_the_model_none(hub: FakeHub, tmp
 def test_another_architecture_is_refused_before_its_weights_come(
     hub: FakeHub, checkpoint: Path, tmp_path: Path
 ) -> None:
-    path = write_gguf(checkpoint, tmp_path / "llama.gguf", architecture="llama")
-    hub.repos["somebody/llama"] = {"llama.gguf": path.read_bytes()}
-    with pytest.raises(ConfigError, match=r"somebody/llama: llama\.gguf: general\.architecture: expected"):
-        Pull(connect(hub, "somebody/llama"), tmp_path / "store")
+    path = write_gguf(checkpoint, tmp_path / "bloom.gguf", architecture="bloom")
+    hub.repos["somebody/bloom"] = {"bloom.gguf": path.read_bytes()}
+    with pytest.raises(ConfigError, match=r"somebody/bloom: bloom\.gguf: general\.architecture: expected"):
+        Pull(connect(hub, "somebody/bloom"), tmp_path / "store")
 
 
 def test_offline_a_gguf_file_in_the_cache_is_used(

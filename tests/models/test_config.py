@@ -190,7 +190,7 @@ def test_to_dict_gives_back_an_equal_config() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("architectures", ["LlamaForCausalLM"]),
+        ("architectures", ["BloomForCausalLM"]),
         ("hidden_size", None),
         ("hidden_size", "1536"),
         ("hidden_size", -1),

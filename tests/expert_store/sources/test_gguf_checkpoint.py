@@ -19,12 +19,12 @@ from smallthinker import _kernels
 from smallthinker.cli import main
 from smallthinker.errors import CheckpointError, ConfigError
 from smallthinker.expert_store.convert import convert, open_checkpoint
-from smallthinker.expert_store.sources.checkpoint import Checkpoint, checkpoint_tensors
+from smallthinker.expert_store.sources.checkpoint import Checkpoint
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.llm import LLM
 from smallthinker.models.description import Model
-from smallthinker.models.families import parse_model, read_model, to_config
+from smallthinker.models.families import checkpoint_tensors, parse_model, read_model, to_config
 from smallthinker.models.gguf_keys import GgufKeys
 from smallthinker.models.published import PUBLISHED
 from smallthinker.models.smallthinker import gguf_notes
@@ -133,7 +133,7 @@ def test_blocks_of_the_same_format_keep_every_value_whatever_chose_their_scales(
 
 def test_a_level_that_no_kernel_expects_is_rounded_again(checkpoint: Path, tmp_path: Path) -> None:
     with Checkpoint(checkpoint) as source:
-        q = source.read("model.layers.0.self_attn.q_proj.weight")
+        q = source.read("layers.0.q_proj")
     raw = gguf.quantize(q, gguf.GGMLQuantizationType.Q8_0)
     raw[0, 2] = 0x80
     path = write_gguf(
@@ -316,8 +316,8 @@ def test_a_scale_that_is_no_number_is_refused_as_a_block_and_as_weights(
 
 
 def test_another_architecture_and_a_missing_file_are_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
-    path = write_gguf(checkpoint, tmp_path / "tiny.gguf", architecture="llama")
-    with pytest.raises(ConfigError, match=r"general\.architecture: expected 'smallthinker', found 'llama'"):
+    path = write_gguf(checkpoint, tmp_path / "tiny.gguf", architecture="bloom")
+    with pytest.raises(ConfigError, match=r"general\.architecture: expected 'smallthinker' or .*, found 'bloom'"):
         open_checkpoint(path)
     with pytest.raises(CheckpointError, match=r"none\.gguf: cannot read: No such file or directory; give"):
         open_checkpoint(tmp_path / "none.gguf")
@@ -340,9 +340,9 @@ def test_the_package_gguf_reads_the_same_tensors(checkpoint: Path, tmp_path: Pat
     gate = by_library["blk.2.ffn_gate_exps.weight"]
     source = open_checkpoint(path)
     try:
-        found = source.read("model.layers.2.self_attn.q_proj.weight", 3, 7)
+        found = source.read("layers.2.q_proj", 3, 7)
         assert np.array_equal(found, gguf.dequantize(q.data, q.tensor_type)[3:7])
-        found = source.read("model.layers.2.block_sparse_moe.experts.5.gate.weight")
+        found = source.read("layers.2.gate.5")
         assert np.array_equal(found, gguf.dequantize(gate.data[5], gate.tensor_type))
         assert sum(1 for _ in checkpoint_tensors(source.config)) > len(by_library)
     finally:
