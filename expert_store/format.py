@@ -71,7 +71,7 @@ def packed_bytes(quant: Quant, layout: Layout, rows: int, cols: int) -> int:
 @dataclass(frozen=True)
 class Formats:
     """The format of each matrix: `quant`, but for the tensors in `others`, by their role ("lm_head", "down") or in full
-    ("layers.3.down"). Routers are f32: they are small, and routing must be exact."""
+    ("layers.3.down"). Routers and biases are f32: they are small, and routing must be exact."""
 
     quant: Quant
     others: Mapping[str, Quant] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Formats:
 
     def of(self, role: str, layer: int | None) -> Quant:
         """Of a tensor of the model (`models.tensors.Tensor`)."""
-        if role == ROUTER:
+        if role == ROUTER or role.endswith("_bias"):
             return "f32"
         return self.others.get(f"layers.{layer}.{role}") or self.others.get(role, self.quant)
 
