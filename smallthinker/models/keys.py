@@ -6,8 +6,8 @@ configuration. Knows nothing about which keys a family has.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, TypeVar
 
 from smallthinker.errors import ConfigError, printable, shown
 
@@ -34,9 +34,11 @@ _SAMPLING = {
 }  # fmt: skip
 _IGNORED = {"architectures", "model_type", *_FILE_FACTS, *_TRAINING_AND_TASKS, *_SAMPLING}
 
-_ROPE_THETA_RANGE = (1.0, 1e15)  # below 1, frequencies would rise; beyond, float32's would be zero
-_ROPE_KEYS = ("rope_parameters", "rope_scaling")  # what transformers 5 writes, and 4
-_LAYER_TYPES = ("full_attention", "sliding_attention")
+ROPE_THETA_RANGE = (1.0, 1e15)  # below 1, frequencies would rise; beyond, float32's would be zero
+ROPE_KEYS = ("rope_parameters", "rope_scaling")  # what transformers 5 writes, and 4
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
+_Chosen = TypeVar("_Chosen")
 
 
 class Keys:
@@ -48,13 +50,14 @@ class Keys:
         self._limits = limits
         self._seen = _IGNORED.union(ignored)
 
-    def _get(self, key: str) -> Any:
+    def get(self, key: str) -> Any:
+        """What the file says, for who checks it."""
         self._seen.add(key)
         return self.raw.get(key)
 
     def positive(self, key: str, null: int | None = None, most: int | None = None, multiple_of: int = 1) -> int:
         """null: what a null means, if it may. most: that another key allows."""
-        value = self._get(key)
+        value = self.get(key)
         value = null if value is None else value
         most = min(self._limits[key], most or self._limits[key])
         if type(value) is not int or not 0 < value <= most:
@@ -63,18 +66,47 @@ class Keys:
             raise ConfigError(f"{key}: expected a multiple of {multiple_of} (one weight block), found {value}")
         return value
 
+    def natural(self, key: str) -> int:
+        """0 or more."""
+        value = self.get(key)
+        if type(value) is not int or not 0 <= value <= self._limits[key]:
+            raise ConfigError(f"{key}: expected an integer from 0 to {self._limits[key]}, found {shown(value)}")
+        return value
+
     def number(self, key: str, least: float, most: float) -> float:
-        return _number(key, self._get(key), least, most)
+        return checked_number(key, self.get(key), least, most)
 
     def flag(self, key: str) -> bool:
-        value = self._get(key)
+        value = self.get(key)
         if not isinstance(value, bool):
             raise ConfigError(f"{key}: expected true or false, found {shown(value)}")
         return value
 
+    def one_of(self, key: str, choices: Mapping[str, _Chosen]) -> _Chosen:
+        """What a name stands for."""
+        value = self.get(key)
+        if not isinstance(value, str) or value not in choices:
+            raise ConfigError(f"{key}: expected {' or '.join(map(repr, choices))}, found {shown(value)}")
+        return choices[value]
+
+    def window(self, key: str) -> int:
+        """Positions that a query sees; 0 for null: all."""
+        return 0 if self.get(key) is None else self.positive(key)
+
+    def layer_types(self, absent: Sequence[str]) -> tuple[str, ...]:
+        """Of each layer, "full_attention" or "sliding_attention"."""
+        value = self.get("layer_types")
+        if value is None:
+            return tuple(absent)
+        if not isinstance(value, list) or any(kind not in LAYER_TYPES for kind in value):
+            raise ConfigError(f"layer_types: expected a list of {' and '.join(LAYER_TYPES)}, found {shown(value)}")
+        if len(value) != len(absent):
+            raise ConfigError(f"layer_types: expected {len(absent)} entries (num_hidden_layers), found {len(value)}")
+        return tuple(value)
+
     def layout(self, key: str, layers: int, absent: bool) -> tuple[bool, ...]:
         """One flag a layer."""
-        value = self._get(key)
+        value = self.get(key)
         if value is None:
             return (absent,) * layers
         if not isinstance(value, list) or any(type(v) not in (int, bool) or v not in (0, 1) for v in value):
@@ -86,29 +118,29 @@ class Keys:
     def tokens(self, key: str, absent: tuple[int, ...], vocab_size: int) -> tuple[int, ...]:
         """One id, or a list of them, each once; none for null. A vocabulary smaller than the published one lacks those
         that an absent key means."""
-        value = self._get(key)
+        value = self.get(key)
         return token_ids(key, value) if key in self.raw else tuple(id for id in absent if id < vocab_size)
 
-    def token(self, key: str, absent: int, vocab_size: int) -> int | None:
+    def token(self, key: str, absent: int | None, vocab_size: int) -> int | None:
         if isinstance(self.raw.get(key), list):
             raise ConfigError(f"{key}: expected a token id, found {shown(self.raw[key])}")
-        return next(iter(self.tokens(key, (absent,), vocab_size)), None)
+        return next(iter(self.tokens(key, () if absent is None else (absent,), vocab_size)), None)
 
     def rope_theta(self, absent: float) -> float:
         """That of `rope_theta` and of the dictionaries in which transformers keeps it, if they agree."""
-        found = {"rope_theta": value} if (value := self._get("rope_theta")) is not None else {}
-        for key in _ROPE_KEYS:
-            value = self._get(key)
+        found = {"rope_theta": value} if (value := self.get("rope_theta")) is not None else {}
+        for key in ROPE_KEYS:
+            value = self.get(key)
             if value is None:
                 continue
             parts = {"": value}
-            if isinstance(value, Mapping) and value and set(value) <= set(_LAYER_TYPES):
+            if isinstance(value, Mapping) and value and set(value) <= set(LAYER_TYPES):
                 parts = {f".{kind}": part for kind, part in value.items() if part is not None}
             for part, settings in parts.items():
                 theta = _default_rope(key + part, settings)
                 if theta is not None:
                     found[f"{key}{part}.rope_theta"] = theta
-        values = {key: _number(key, value, *_ROPE_THETA_RANGE) for key, value in found.items()}
+        values = {key: checked_number(key, value, *ROPE_THETA_RANGE) for key, value in found.items()}
         (first, theta), *others = values.items() if values else [("", absent)]
         for key, other in others:
             if other != theta:
@@ -117,14 +149,14 @@ class Keys:
 
     def agrees(self, key: str, accepted: tuple[Any, ...], other: str) -> None:
         """A key that says again what another says."""
-        value = self._get(key)
+        value = self.get(key)
         if not _is_one_of(value, accepted):
             expected = shown(accepted[-1])
             raise ConfigError(f"{key}: expected {expected} as {other} says, found {shown(value)}; correct one of them")
 
     def only(self, key: str, supported: tuple[Any, ...]) -> None:
         """A key with one value that this engine implements; absent or null means that value."""
-        value = self._get(key)
+        value = self.get(key)
         if value is not None and not _is_one_of(value, supported):
             expected = "none" if supported == (None,) else shown(supported[0])
             raise ConfigError(f"{key}: only {expected} is supported, found {shown(value)}")
@@ -161,7 +193,8 @@ def _default_rope(key: str, settings: Any) -> Any:
     return settings.get("rope_theta")
 
 
-def _number(key: str, value: Any, least: float, most: float) -> float:
+def checked_number(key: str, value: Any, least: float, most: float) -> float:
+    """Raises ConfigError, naming the key."""
     if type(value) not in (int, float) or not least <= value <= most:
         raise ConfigError(f"{key}: expected a positive number from {least:g} to {most:g}, found {shown(value)}")
     return float(value)

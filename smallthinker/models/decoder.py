@@ -1,0 +1,299 @@
+"""What configurations of decoder-only models have in common: sizes, norms, special tokens, slices, names of tensors.
+
+Each family's file says what its own absent keys mean and what its layers are; nothing here knows a family.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from smallthinker.errors import ConfigError
+from smallthinker.models import description as d
+from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
+from smallthinker.models.keys import Keys
+from smallthinker.models.places import Stored
+
+# Upper bounds keep a hostile file from asking for absurd allocations; each is over ten times what is published.
+LIMITS = {
+    "hidden_size": 65_536, "intermediate_size": 1_048_576, "num_hidden_layers": 1_024, "num_attention_heads": 1_024,
+    "num_key_value_heads": 1_024, "head_dim": 1_024, "vocab_size": 4_194_304, "max_position_embeddings": 1 << 28,
+    "sliding_window": 1 << 28, "max_window_layers": 1 << 28, "moe_intermediate_size": 65_536, "num_experts": 4_096,
+    "num_local_experts": 4_096, "n_routed_experts": 4_096, "num_experts_per_tok": 256, "n_shared_experts": 256,
+    "n_group": 256, "topk_group": 256, "decoder_sparse_step": 1_024, "no_rope_layer_interval": 1_024,
+    "sliding_window_pattern": 1_024, "original_max_position_embeddings": 1 << 28, "query_pre_attn_scalar": 65_536,
+    "num_mlp_slices": 65_536,
+    "first_k_dense_replace": 1_024,
+}  # fmt: skip
+# Keys with one value that any family here has; absent or null means that value.
+_ONLY: Mapping[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False,), "cross_attention_hidden_size": (None,), "is_encoder_decoder": (False,),
+    "is_causal": (True,), "per_layer_config": ({},), "pruned_heads": ({},), "quantization_config": (None,),
+    "use_mrope": (False,),
+}  # fmt: skip
+_ACTIVATIONS = {
+    "silu": d.Activation("silu"), "swish": d.Activation("silu"), "gelu": d.Activation("gelu"),
+    "gelu_pytorch_tanh": d.Activation("gelu_tanh"), "gelu_new": d.Activation("gelu_tanh"),
+    "relu": d.Activation("relu"), "relu2": d.Activation("relu2"),
+}  # fmt: skip
+
+_LAYER = "model.layers.{layer}."
+# Tensors of checkpoints, to which a family adds what its networks have.
+ATTENTION_NAMES = {
+    "embed_tokens": "model.embed_tokens.weight",
+    "lm_head": "lm_head.weight",
+    "norm": "model.norm.weight",
+    "input_layernorm": f"{_LAYER}input_layernorm.weight",
+    "post_attention_layernorm": f"{_LAYER}post_attention_layernorm.weight",
+    **{f"{part}_proj": f"{_LAYER}self_attn.{part}_proj.weight" for part in "qkvo"},
+    **{f"{part}_proj_bias": f"{_LAYER}self_attn.{part}_proj.bias" for part in "qkvo"},
+    **{f"{part}_norm": f"{_LAYER}self_attn.{part}_norm.weight" for part in "qk"},
+}
+DENSE_NAMES = {
+    **{part: f"{_LAYER}mlp.{part}_proj.weight" for part in ("gate", "up", "down")},
+    **{f"{part}_bias": f"{_LAYER}mlp.{part}_proj.bias" for part in ("gate", "up", "down")},
+}
+EXPERT_NAMES = {
+    "router": f"{_LAYER}mlp.gate.weight",
+    **{part: f"{_LAYER}mlp.experts.{{expert}}.{part}_proj.weight" for part in ("gate", "up", "down")},
+    **{f"dense_{part}": f"{_LAYER}mlp.{part}_proj.weight" for part in ("gate", "up", "down")},
+}
+# Frequencies that checkpoints had before transformers 4.33.
+OLD_FREQUENCIES = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
+
+# Those of llama.cpp's GGUF files, where a layer's experts are one tensor.
+GGUF_NAMES: Mapping[str, str | Stored] = {
+    "embed_tokens": "token_embd.weight",
+    "lm_head": "output.weight",
+    "norm": "output_norm.weight",
+    "router": "blk.{layer}.ffn_gate_inp.weight",
+    "input_layernorm": "blk.{layer}.attn_norm.weight",
+    "post_attention_layernorm": "blk.{layer}.ffn_norm.weight",
+    **{f"{part}_proj": f"blk.{{layer}}.attn_{part}.weight" for part in "qkv"},
+    **{f"{part}_proj_bias": f"blk.{{layer}}.attn_{part}.bias" for part in "qkv"},
+    "o_proj": "blk.{layer}.attn_output.weight",
+    "o_proj_bias": "blk.{layer}.attn_output.bias",
+    **{f"{part}_norm": f"blk.{{layer}}.attn_{part}_norm.weight" for part in "qk"},
+    **{part: f"blk.{{layer}}.ffn_{part}_exps.weight" for part in ("gate", "up", "down")},
+    **{f"dense_{part}": f"blk.{{layer}}.ffn_{part}.weight" for part in ("gate", "up", "down")},
+    **{f"dense_{part}_bias": f"blk.{{layer}}.ffn_{part}.bias" for part in ("gate", "up", "down")},
+}
+# Of llama's relatives: llama.cpp turns pairs that lie side by side there, so its converter moves rows.
+GGUF_NAMES_OF_LLAMA: Mapping[str, str | Stored] = {
+    **GGUF_NAMES,
+    **{f"{part}_proj": Stored(f"blk.{{layer}}.attn_{part}.weight", rotary_neighbours=True) for part in "qk"},
+    **{f"{part}_proj_bias": Stored(f"blk.{{layer}}.attn_{part}.bias", rotary_neighbours=True) for part in "qk"},
+}
+
+
+class Common(NamedTuple):
+    """What every family's configuration says by the same keys."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    context: int
+    norm: d.Norm
+    head: d.Head
+    tokens: d.SpecialTokens
+
+    def model(
+        self,
+        family: str,
+        layers: Sequence[d.Layer],
+        *,
+        final_norm: d.Norm | None = None,
+        head: d.Head | None = None,
+        embedding_scale: float = 1.0,
+    ) -> d.Model:
+        """The keywords are for a family with others than these."""
+        return d.Model(
+            family=family,
+            vocab_size=self.vocab,
+            hidden_size=self.hidden,
+            context=self.context,
+            layers=tuple(layers),
+            tokens=self.tokens,
+            final_norm=final_norm or self.norm,
+            head=head or self.head,
+            embedding_scale=embedding_scale,
+        )
+
+
+def common(keys: Keys, bos: int | None, eos: int | None) -> Common:
+    """bos, eos: what absent keys mean. Raises ConfigError, naming the key."""
+    layers, hidden = keys.positive("num_hidden_layers"), keys.positive("hidden_size", multiple_of=d.BLOCK)
+    heads, vocab = keys.positive("num_attention_heads"), keys.positive("vocab_size")
+    if keys.get("head_dim") is None and hidden % heads:
+        raise ConfigError(f"head_dim: missing, and hidden_size {hidden} is not a multiple of {heads} heads")
+    tokens = d.SpecialTokens(
+        keys.token("bos_token_id", bos, vocab),
+        keys.tokens("eos_token_id", () if eos is None else (eos,), vocab),
+    )
+    for key, supported in _ONLY.items():
+        keys.only(key, supported)
+    return Common(
+        layers,
+        hidden,
+        heads,
+        keys.positive("num_key_value_heads", null=heads),
+        keys.positive("head_dim", null=hidden // heads),
+        vocab,
+        keys.positive("max_position_embeddings"),
+        d.Norm(keys.number("rms_norm_eps", 1e-20, 1.0)),
+        d.Head(keys.flag("tie_word_embeddings")),
+        tokens,
+    )
+
+
+def common_keys(model: d.Model, architecture: str) -> dict[str, Any]:
+    """The way back, of all layers alike in these."""
+    attention = model.layers[0].attention
+    return {
+        "architectures": [architecture],
+        "model_type": model.family,
+        "hidden_size": model.hidden_size,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_dim,
+        "vocab_size": model.vocab_size,
+        "max_position_embeddings": model.context,
+        "rms_norm_eps": model.final_norm.eps,
+        "tie_word_embeddings": model.head.tied,
+        "bos_token_id": model.tokens.bos,
+        "eos_token_id": list(model.tokens.eos),
+    }
+
+
+def activation(keys: Keys, key: str = "hidden_act") -> d.Activation:
+    return keys.one_of(key, _ACTIVATIONS)
+
+
+def activation_name(activation: d.Activation) -> str:
+    return next(name for name, known in _ACTIVATIONS.items() if known == activation)
+
+
+def dense(keys: Keys, hidden: int, act: d.Activation, bias: bool = False, expert_width: int = 0) -> d.Ffn:
+    """The network of `intermediate_size`, in slices: as many as `num_mlp_slices` says, which is our own key (a store
+    keeps the records that it was written with), or as make records of a good size. expert_width: of other layers."""
+    width = keys.positive("intermediate_size", multiple_of=d.BLOCK)
+    slices = num_slices(hidden, width, expert_width)
+    if keys.get("num_mlp_slices") is not None:
+        slices = keys.positive("num_mlp_slices")
+        if width % (d.BLOCK * slices):
+            raise ConfigError(
+                f"num_mlp_slices: expected one that makes slices of whole blocks of {d.BLOCK} from an "
+                f"intermediate_size of {width}, found {slices}"
+            )
+    return d.Ffn(width // slices, act, bias=bias, slices=slices)
+
+
+def dense_keys(ffn: d.Ffn) -> dict[str, Any]:
+    """The keys of a dense network but for its activation."""
+    return {"intermediate_size": ffn.width * ffn.slices, "num_mlp_slices": ffn.slices}
+
+
+_RECORD_BYTES = 2 << 20  # between 1 and 4 MiB: long enough for a disk, short enough to be many
+_BITS = 4.5  # of a weight in q4_0
+
+
+def num_slices(hidden: int, width: int, expert_width: int = 0) -> int:
+    """Of a dense network of this width, so that a slice's three matrices are nearest to 2 MiB at q4_0 and its width is
+    whole blocks. Where other layers have experts, all records have one size: then the widest that are no wider."""
+    blocks = width // d.BLOCK
+    block_bytes = 3 * hidden * d.BLOCK * _BITS / 8
+    counts = [count for count in range(1, blocks + 1) if blocks % count == 0]
+    if expert_width:
+        return next(count for count in counts if width // count <= expert_width)
+    return min(counts, key=lambda count: abs(math.log(blocks // count * block_bytes / _RECORD_BYTES)))
+
+
+def qwen_windows(keys: Keys, layers: int) -> tuple[int, tuple[str, ...]]:
+    """The window and each layer's type where layers from `max_window_layers` on have one, if `use_sliding_window`."""
+    window, first = keys.window("sliding_window"), keys.natural("max_window_layers")
+    if not keys.flag("use_sliding_window"):
+        window = 0
+    types = keys.layer_types(
+        ["sliding_attention" if window and layer >= first else "full_attention" for layer in range(layers)]
+    )
+    return check_window(window, types), types
+
+
+def check_window(window: int, types: Sequence[str]) -> int:
+    """Raises ConfigError where a layer should have a window and there is none."""
+    if "sliding_attention" in types and not window:
+        raise ConfigError("layer_types: 'sliding_attention' for a layer, but there is no sliding_window")
+    return window if "sliding_attention" in types else 0
+
+
+def in_layers(
+    attention: d.Attention, ffns: Sequence[d.Ffn], norms: d.Norms, window: int = 0, types: Sequence[str] = ()
+) -> list[d.Layer]:
+    """Layers that differ in their networks and, by their types, in whether they have the window."""
+    types = types or ["sliding_attention" if window else "full_attention"] * len(ffns)
+    windowed = {"full_attention": attention, "sliding_attention": replace(attention, window=window)}
+    return [d.Layer(windowed[kind], ffn, norms) for kind, ffn in zip(types, ffns, strict=True)]
+
+
+def layer_types(model: d.Model) -> list[str]:
+    """As config.json has them."""
+    return ["sliding_attention" if layer.attention.window else "full_attention" for layer in model.layers]
+
+
+def window_of(model: d.Model) -> int | None:
+    """The one window of those layers that have one."""
+    return next((layer.attention.window for layer in model.layers if layer.attention.window), None)
+
+
+def gguf_common(keys: GgufKeys, facts: GgufFacts, architecture: str) -> dict[str, Any]:
+    """What llama.cpp's converter writes for every architecture whose heads turn as a whole, as a config.json. Raises
+    ConfigError."""
+    hidden, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
+    head_dim = keys.integer("attention.key_length", hidden // max(heads, 1))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        keys.same(key, keys.integer(key, head_dim), head_dim, "attention.key_length")
+    keys.same("vocab_size", keys.integer("vocab_size", facts.vocab_size), facts.vocab_size, "tokens")
+    keys.only("attention.causal", (True,))
+    return {
+        "architectures": [architecture],
+        "hidden_size": hidden,
+        "num_hidden_layers": keys.integer("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "vocab_size": facts.vocab_size,
+        "max_position_embeddings": keys.integer("context_length"),
+        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "rope_theta": keys.number("rope.freq_base", 10_000.0),
+        "rope_scaling": _gguf_scaling(keys),
+        "tie_word_embeddings": facts.tied,
+        "bos_token_id": facts.bos_token_id,
+        "eos_token_id": facts.eos_token_ids,
+    }
+
+
+def _gguf_scaling(keys: GgufKeys) -> dict[str, Any] | None:
+    kind = keys.text("rope.scaling.type", "none")
+    factor = keys.number("rope.scaling.factor", 1.0)
+    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
+        keys.same("rope.scaling.factor", factor or 1.0, 1.0, "without a rope.scaling.type")
+        return None
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": factor}
+    if kind != "yarn":
+        raise keys.fault("rope.scaling.type", "'none', 'linear' or 'yarn'", kind)
+    keys.only("rope.scaling.yarn_ext_factor", (1.0, -1.0))
+    keys.only("rope.scaling.yarn_attn_factor", (1.0,))  # llama.cpp multiplies by it, transformers does not
+    return {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": keys.integer("rope.scaling.original_context_length"),
+        "beta_fast": keys.number("rope.scaling.yarn_beta_fast", 32.0),
+        "beta_slow": keys.number("rope.scaling.yarn_beta_slow", 1.0),
+    }
