@@ -1,0 +1,89 @@
+"""SmolLM3: Llama's shape, with every fourth layer free of rotary positions.
+
+Knows nothing about stores or kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from smallthinker.models import decoder
+from smallthinker.models import description as d
+from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
+from smallthinker.models.keys import Keys
+from smallthinker.models.rope_keys import rope, rope_keys
+
+ARCHITECTURE = "SmolLM3ForCausalLM"
+MODEL_TYPE = GGUF_ARCHITECTURE = "smollm3"
+
+# What absent keys mean: the defaults of transformers' SmolLM3Config.
+_ABSENT: Mapping[str, Any] = {
+    "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 11_008, "num_hidden_layers": 36,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": None, "hidden_act": "silu",
+    "max_position_embeddings": 32_768, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "attention_bias": False,
+    "mlp_bias": False, "use_sliding_window": False, "sliding_window": None, "no_rope_layer_interval": 4,
+}  # fmt: skip
+_ABSENT_THETA, _ABSENT_BOS, _ABSENT_EOS = 2e6, 128_000, 128_001
+_IGNORED = {"max_window_layers", "pretraining_tp"}
+
+CHECKPOINT_NAMES = decoder.ATTENTION_NAMES | decoder.DENSE_NAMES
+GGUF_NAMES = decoder.GGUF_NAMES_OF_LLAMA
+
+
+def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
+    """The model of a parsed config.json. Raises ConfigError, naming the key."""
+    keys = Keys({**_ABSENT, **raw}, _IGNORED, decoder.LIMITS)
+    common = decoder.common(keys, _ABSENT_BOS, _ABSENT_EOS)
+    positions = rope(keys, common.head_dim, common.context, _ABSENT_THETA)
+    bias = keys.flag("attention_bias")
+    mixer = d.Attention(common.heads, common.kv_heads, common.head_dim, positions, bias=bias, out_bias=bias)
+    network = decoder.dense(keys, common.hidden, decoder.activation(keys), keys.flag("mlp_bias"))
+    interval, window = keys.positive("no_rope_layer_interval"), keys.window("sliding_window")
+    has_rope = [bool((number + 1) % interval) for number in range(common.layers)]
+    if keys.get("no_rope_layers") is not None:  # 1 where there is one, in spite of the name
+        has_rope = list(keys.layout("no_rope_layers", common.layers, absent=True))
+    if not keys.flag("use_sliding_window"):
+        window = 0
+    types = keys.layer_types(["sliding_attention" if window and not one else "full_attention" for one in has_rope])
+    window = decoder.check_window(window, types)
+    keys.reject_unknown()
+    layers = decoder.in_layers(mixer, [network] * common.layers, d.Norms(common.norm, common.norm), window, types)
+    return common.model(
+        MODEL_TYPE,
+        [
+            layer if one else replace(layer, mixer=replace(layer.attention, rope=None))
+            for layer, one in zip(layers, has_rope, strict=True)
+        ],
+    )
+
+
+def to_config(model: d.Model) -> dict[str, Any]:
+    """The config.json of a checkpoint of this model; `from_config` gives back an equal one."""
+    mixer, ffn, window = model.layers[0].attention, model.layers[0].ffn, decoder.window_of(model)
+    assert ffn is not None
+    first = next((layer.attention.rope for layer in model.layers if layer.attention.rope), None)
+    return {
+        **decoder.common_keys(model, ARCHITECTURE),
+        **decoder.dense_keys(ffn),
+        **({} if first is None else rope_keys(first)),
+        "hidden_act": decoder.activation_name(ffn.activation),
+        "attention_bias": mixer.bias,
+        "mlp_bias": ffn.bias,
+        "no_rope_layers": [int(layer.attention.rope is not None) for layer in model.layers],
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "layer_types": decoder.layer_types(model),
+    }
+
+
+def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
+    """The config.json that says what llama.cpp would compute. Raises ConfigError, naming the metadata's key."""
+    raw = decoder.gguf_common(keys, facts, ARCHITECTURE)
+    return raw | {"intermediate_size": keys.integer("feed_forward_length")}
+
+
+def gguf_notes(keys: GgufKeys, model: d.Model) -> tuple[str, ...]:
+    """What was taken for granted: llama.cpp, too, takes every fourth layer to have no rotary positions."""
+    return ()
