@@ -1,0 +1,112 @@
+"""Gemma 3, text (arXiv 2503.19786): norms of 1 + w before and after both parts of a layer, two rotary bases.
+
+Five of six layers have a window and positions of their own. Knows nothing about stores or kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from smallthinker.models import decoder
+from smallthinker.models import description as d
+from smallthinker.models.keys import Keys
+from smallthinker.models.rope_keys import rope, scaling_keys
+
+ARCHITECTURE = "Gemma3ForCausalLM"
+MODEL_TYPE = "gemma3_text"
+
+# What absent keys mean: the defaults of transformers' Gemma3TextConfig.
+_ABSENT: Mapping[str, Any] = {
+    "vocab_size": 262_208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+    "max_position_embeddings": 131_072, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "attention_bias": False,
+    "query_pre_attn_scalar": 256, "sliding_window": 4096, "sliding_window_pattern": 6,
+}  # fmt: skip
+_ABSENT_THETA, _ABSENT_SLIDING_THETA, _ABSENT_BOS, _ABSENT_EOS = 1e6, 1e4, 2, 1
+_IGNORED = {"cache_implementation", "_sliding_window_pattern"}  # layer_types say what the second says
+
+_LAYER = "model.layers.{layer}."
+CHECKPOINT_NAMES = (
+    decoder.ATTENTION_NAMES
+    | decoder.DENSE_NAMES
+    | {
+        "attention_out_norm": f"{_LAYER}post_attention_layernorm.weight",
+        "post_attention_layernorm": f"{_LAYER}pre_feedforward_layernorm.weight",
+        "ffn_out_norm": f"{_LAYER}post_feedforward_layernorm.weight",
+    }
+)
+
+
+def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
+    """The model of a parsed config.json. Raises ConfigError, naming the key."""
+    keys = Keys({**_ABSENT, **raw}, _IGNORED, decoder.LIMITS)
+    common = decoder.common(keys, _ABSENT_BOS, _ABSENT_EOS)
+    norm, bias = replace(common.norm, plus_one=True), keys.flag("attention_bias")
+    positions = {
+        kind: rope(keys, common.head_dim, common.context, theta, layer_type=kind, theta_key=key)
+        for kind, theta, key in (
+            ("full_attention", _ABSENT_THETA, "rope_theta"),
+            ("sliding_attention", _ABSENT_SLIDING_THETA, "rope_local_base_freq"),
+        )
+    }
+    mixer = d.Attention(
+        common.heads,
+        common.kv_heads,
+        common.head_dim,
+        None,
+        scale=keys.number("query_pre_attn_scalar", 1e-3, 1e6) ** -0.5,
+        qk_norm=norm,
+        bias=bias,
+        out_bias=bias,
+    )
+    pattern, window = keys.positive("sliding_window_pattern"), keys.window("sliding_window")
+    types = keys.layer_types(
+        ["sliding_attention" if (n + 1) % pattern else "full_attention" for n in range(common.layers)]
+    )
+    decoder.check_window(window, types)
+    mixers = {
+        "full_attention": replace(mixer, rope=positions["full_attention"]),
+        "sliding_attention": replace(mixer, rope=positions["sliding_attention"], window=window),
+    }
+    network = decoder.dense(keys, common.hidden, decoder.activation(keys, "hidden_activation"))
+    softcap = 0.0 if keys.get("final_logit_softcapping") is None else keys.number("final_logit_softcapping", 1e-3, 1e6)
+    for key, supported in {"attn_logit_softcapping": (None,), "use_bidirectional_attention": (False,)}.items():
+        keys.only(key, supported)
+    keys.reject_unknown()
+    return common.model(
+        MODEL_TYPE,
+        [d.Layer(mixers[kind], network, d.Norms(norm, norm, norm, norm)) for kind in types],
+        final_norm=norm,
+        head=replace(common.head, softcap=softcap),
+        embedding_scale=common.hidden**0.5,
+    )
+
+
+def to_config(model: d.Model) -> dict[str, Any]:
+    """The config.json of a checkpoint of this model; `from_config` gives back an equal one."""
+    mixer, ffn = model.layers[0].attention, model.layers[0].ffn
+    assert ffn is not None and mixer.scale is not None
+    positions = {
+        kind: {"rope_theta": layer.attention.rope.theta} | (scaling_keys(layer.attention.rope.scaling) or {})
+        for kind, layer in zip(decoder.layer_types(model), model.layers, strict=True)
+        if layer.attention.rope is not None
+    }
+    return {
+        **decoder.common_keys(model, ARCHITECTURE),
+        **decoder.dense_keys(ffn),
+        "rope_parameters": positions,
+        "hidden_activation": decoder.activation_name(ffn.activation),
+        "attention_bias": mixer.bias,
+        "query_pre_attn_scalar": _scalar(mixer.scale),
+        "sliding_window": decoder.window_of(model),
+        "layer_types": decoder.layer_types(model),
+        "final_logit_softcapping": model.head.softcap or None,
+    }
+
+
+def _scalar(scale: float) -> float:
+    """The number whose square root the scale is one over; a whole one if there is one."""
+    whole = round(scale**-2)
+    return whole if whole**-0.5 == scale else scale**-2
