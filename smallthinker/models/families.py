@@ -16,6 +16,7 @@ from smallthinker.files import parse_json, read_small
 from smallthinker.models import (
     described,
     gemma3,
+    glm4_moe,
     gpt_oss,
     llama,
     mistral,
@@ -32,7 +33,10 @@ from smallthinker.models.description import Model
 from smallthinker.models.gguf_keys import ARCHITECTURE_KEY, GgufFacts, GgufKeys
 from smallthinker.models.places import Place, file_name, file_tensors, places
 
-_MODULES = (smallthinker, described, llama, mistral, qwen2, qwen3, qwen3_moe, olmoe, mixtral, smollm3, gemma3, gpt_oss, phi3)  # fmt: skip
+_MODULES = (
+    smallthinker, described, llama, mistral, qwen2, qwen3, qwen3_moe, olmoe, mixtral, smollm3, gemma3, gpt_oss, phi3,
+    glm4_moe,
+)  # fmt: skip
 FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in _MODULES}
 """By model_type: modules with ARCHITECTURE, from_config, to_config and CHECKPOINT_NAMES (None: the description's own);
 UNUSED_TENSORS, patterns of names, where checkpoints have more; for who has GGUF files, GGUF_NAMES and gguf_notes, and,
