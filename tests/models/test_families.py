@@ -1,0 +1,254 @@
+"""Every family against transformers: tiny random checkpoints that it wrote, read by us, give its logits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from family_checkpoints import CASES, FULL, SLIDING, Made, make_checkpoint, transformers_logits
+
+from smallthinker.engine import Engine
+from smallthinker.errors import ConfigError
+from smallthinker.expert_store.convert import convert
+from smallthinker.expert_store.sources.checkpoint import Checkpoint
+from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
+from smallthinker.models import description as d
+from smallthinker.models.families import FAMILIES, parse_model, to_config
+from smallthinker.models.keys import _IGNORED
+from smallthinker.models.published import PUBLISHED as SHAPES
+from smallthinker.models.supported import check_supported
+from smallthinker.models.tensors import num_parameters
+from smallthinker.reference import ReferenceModel
+
+TOLERANCE, TOLERANCE_FLOAT32 = 2e-5, 1e-4
+DENSE = [name for name, (kind, _) in CASES.items() if kind not in ("olmoe", "mixtral", "gpt_oss") and name != "wide"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Makes a case's checkpoint once."""
+    done: dict[str, Made] = {}
+
+    def make(name: str) -> Made:
+        if name not in done:
+            done[name] = make_checkpoint(name, tmp_path_factory.mktemp("family"))
+        return done[name]
+
+    return make
+
+
+def ours(folder: Path, tokens: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The reference's logits of the checkpoint as our source reads it."""
+    with Checkpoint(folder) as source:
+        model = ReferenceModel(source.config).to(dtype)
+        with torch.no_grad():
+            for name, weight in model.named_weights().items():
+                weight.copy_(torch.from_numpy(source.read(name)))
+            logits: torch.Tensor = model(tokens)[0][0]
+    return logits
+
+
+def raw_config(folder: Path) -> dict[str, Any]:
+    raw: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return raw
+
+
+def with_config(folder: Path, raw: dict[str, Any], into: Path) -> Path:
+    """The same weights under another config.json."""
+    into.mkdir()
+    (into / "config.json").write_text(json.dumps(raw))
+    (into / "model.safetensors").symlink_to(folder / "model.safetensors")
+    return into
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_reference_gives_transformers_logits(name: str, made: Any) -> None:
+    case = made(name)
+    assert (ours(case.folder, case.tokens, torch.float64) - case.logits).abs().max() < TOLERANCE
+    in_float32 = transformers_logits(case.folder, case.tokens, torch.float32)
+    assert (ours(case.folder, case.tokens, torch.float32) - in_float32).abs().max() < TOLERANCE_FLOAT32
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_config_that_we_write_means_the_same_to_transformers_and_to_us(
+    name: str, made: Any, tmp_path: Path
+) -> None:
+    case = made(name)
+    model = parse_model(raw_config(case.folder))
+    written = json.loads(json.dumps(to_config(model)))
+    assert parse_model(written) == model
+    folder = with_config(case.folder, written | {"pad_token_id": None}, tmp_path / "written")
+    assert (transformers_logits(folder, case.tokens, torch.float64) - case.logits).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_a_dense_network_in_slices_gives_the_same_logits(name: str, made: Any, tmp_path: Path) -> None:
+    case = made(name)
+    folder = with_config(case.folder, raw_config(case.folder) | {"num_mlp_slices": 3}, tmp_path / "sliced")
+    with Checkpoint(folder) as source:
+        slices = {layer.ffn.slices for layer in source.config.layers if layer.ffn and layer.ffn.router is None}
+        assert slices <= {3} and parse_model(to_config(source.config)) == source.config
+    assert (ours(folder, case.tokens, torch.float64) - case.logits).abs().max() < TOLERANCE
+
+
+def other_values(value: Any) -> list[Any]:
+    """Some that mean something else."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int | float):
+        return [value * 2, value + 1]
+    if value is None:
+        return [1, 0.5, True, {"factor": 2.0}]
+    if isinstance(value, str):
+        return ["gelu" if value != "gelu" else "relu", "unheard_of"]
+    if isinstance(value, list):
+        return [value[:-1], [*value[1:], *value[:1]], [1 - item if item in (0, 1) else item for item in value]]
+    return [value | {key: item} for key, old in value.items() for item in other_values(old)] + [value | {"new": 1}]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_key_acts_or_is_refused_or_is_known_to_do_nothing(name: str, made: Any) -> None:
+    raw = raw_config(made(name).folder)
+    model, family = parse_model(raw), FAMILIES[CASES[name][0]]
+    inert = {
+        *_IGNORED, *getattr(family, "_IGNORED", ()), "bos_token_id", "eos_token_id",
+        # where there is no window, or no dense layer, or layer_types says it
+        "use_sliding_window", "sliding_window", "max_window_layers", "intermediate_size", "no_rope_layer_interval",
+        "original_max_position_embeddings", "sliding_window_pattern",
+    }  # fmt: skip
+    for key in set(raw) - inert:
+        for value in other_values(raw[key]):
+            if value == raw[key]:
+                continue
+            try:
+                found = parse_model(raw | {key: value})
+            except ConfigError:
+                continue
+            assert found != model, (key, value)
+    with pytest.raises(ConfigError, match="a_key_of_next_year: unknown key"):
+        parse_model(raw | {"a_key_of_next_year": 1})
+    with pytest.raises(ConfigError, match="quantization_config"):
+        parse_model(raw | {"quantization_config": {"quant_method": "fp8"}})
+
+
+@pytest.mark.parametrize("kind", sorted({kind for kind, _ in CASES.values()}))
+def test_absent_keys_mean_what_transformers_class_means(kind: str) -> None:
+    """Our config.json of nothing but the architecture is that of the class's own defaults."""
+    import transformers as hf
+
+    said: dict[str, Any] = {"architectures": [FAMILIES[kind].ARCHITECTURE]}
+    if kind == "glm4_moe":
+        said["head_dim"] = 128  # the class's own don't fit its hidden_size
+    defaults = hf.AutoConfig.for_model(kind, **said).to_dict()
+    assert parse_model(said) == parse_model(defaults | said)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_positions_as_transformers_4_writes_them_mean_the_same(name: str, made: Any) -> None:
+    raw = raw_config(made(name).folder)
+    positions = raw.pop("rope_parameters")
+    if CASES[name][0] == "gemma3_text":
+        full, sliding = dict(positions[FULL]), positions[SLIDING]
+        raw |= {"rope_theta": full.pop("rope_theta"), "rope_local_base_freq": sliding["rope_theta"]}
+        raw["rope_scaling"] = None if full == {"rope_type": "default"} else full
+        expected = raw_config(made(name).folder)
+    else:
+        part = {key: positions.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in positions}
+        raw |= part | {"rope_scaling": positions}
+        expected = raw_config(made(name).folder)
+    assert parse_model(raw) == parse_model(expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, r"rope_scaling\.rope_type: expected .*'dynamic'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, r"rope_scaling\.factor: expected a positive number"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"rope_scaling\.low_freq_factor"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "beta": 1}}, r"rope_scaling\.beta: unknown key"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": 1}}, r"rope_scaling\.truncate"),
+        ({"rope_scaling": {"rope_type": "default", "rope_theta": 5.0}, "rope_theta": 6.0}, "correct one of them"),
+        ({"rope_scaling": {"rope_type": "default"}, "rope_parameters": {"rope_theta": 2.0}}, "correct one of them"),
+        ({"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}}, "short_factor: expected a list of 64"),
+        ({"rope_parameters": [1]}, "rope_parameters: expected an object"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: only 1.0"),
+        ({"hidden_act": "tanh"}, "hidden_act: expected 'silu' or"),
+        ({"intermediate_size": 100}, "intermediate_size: expected a multiple of 32"),
+        ({"num_mlp_slices": 7}, "num_mlp_slices: expected one that makes slices"),
+        ({"hidden_size": 100}, "hidden_size: expected a multiple of 32"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads: 3 does not divide"),
+        ({"mlp_bias": None}, "mlp_bias: expected true or false"),
+        ({"sliding_window": 9}, "sliding_window: unknown key"),
+    ],
+)  # fmt: skip
+def test_what_llama_cannot_say_is_refused_by_its_key(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        parse_model({"architectures": ["LlamaForCausalLM"]} | changes)
+
+
+def test_slices_make_records_of_one_to_four_megabytes() -> None:
+    for hidden, width in ((576, 1536), (896, 4864), (1536, 8960), (2048, 8192), (4096, 14_336), (5120, 25_600)):
+        raw = {"architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "intermediate_size": width}
+        ffn = parse_model(raw | {"head_dim": 64, "num_attention_heads": hidden // 64}).layers[0].ffn
+        assert ffn is not None and ffn.width * ffn.slices == width and ffn.width % d.BLOCK == 0
+        assert 1e6 < 3 * hidden * ffn.width * 4.5 / 8 < 4 << 20, (hidden, width)
+
+
+PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
+    "Llama 3.2 1B": (1_235_814_400, {
+        "architectures": ["LlamaForCausalLM"], "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": True,
+        "bos_token_id": 128_000, "eos_token_id": 128_001,
+    }),
+    "Qwen2.5 0.5B": (494_032_768, {
+        "architectures": ["Qwen2ForCausalLM"], "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+        "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True,
+    }),
+    "Qwen3 30B-A3B": (30_532_122_624, SHAPES["qwen3-30b-a3b"]),
+    "OLMoE": (6_919_161_856, SHAPES["olmoe"]),
+    "Gemma 3 1B": (999_885_952, {
+        "architectures": ["Gemma3ForCausalLM"], "hidden_size": 1152, "intermediate_size": 6912,
+        "num_attention_heads": 4, "num_key_value_heads": 1, "num_hidden_layers": 26, "vocab_size": 262_144,
+    }),
+    "gpt-oss 20B": (20_914_757_184, {
+        "architectures": ["GptOssForCausalLM"], "num_hidden_layers": 24, "num_local_experts": 32,
+    }),
+    "Phi-3 mini": (3_821_079_552, {"architectures": ["Phi3ForCausalLM"]}),
+    "SmolLM3": (3_075_098_624, {"architectures": ["SmolLM3ForCausalLM"]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_shape_has_the_weights_that_its_files_have(name: str) -> None:
+    count, raw = PUBLISHED[name]
+    assert num_parameters(parse_model(raw)) == count
+
+
+def stored(case: Made, folder: Path, quant: str) -> Path:
+    """A store of the checkpoint, with a tokenizer."""
+    model = parse_model(raw_config(case.folder))
+    checkpoint = with_config(case.folder, raw_config(case.folder), folder / "checkpoint")
+    for file, content in byte_tokenizer_files(model).items():
+        (checkpoint / file).write_bytes(content)
+    return convert(checkpoint, folder / "store", quant)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_family_becomes_a_store_and_runs_or_is_refused_by_a_field(name: str, made: Any, tmp_path: Path) -> None:
+    case = made(name)
+    model = parse_model(raw_config(case.folder))
+    try:
+        check_supported(model)
+    except ConfigError as refused:
+        if "activation.kind" not in str(refused) and "clamped" not in str(model.layers[0].ffn):
+            store = stored(case, tmp_path, "q8_0")
+            with pytest.raises(ConfigError, match="this engine has no arithmetic for that"):
+                Engine(store)
+        return
+    with Engine(stored(case, tmp_path, "f32")) as engine:
+        found = engine.all_logits(case.tokens[0].tolist())
+    assert np.abs(found - case.logits.numpy()).max() < 3e-3 * float(case.logits.max() - case.logits.min())
