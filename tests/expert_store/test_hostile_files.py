@@ -284,3 +284,36 @@ def test_verify_names_file_tensor_and_offset_of_a_flipped_bit(tiny_store: Path, 
         with pytest.raises(StoreFormatError, match=f"{file}: byte {tensor.offset}: .*'{tensor.spec.name}'"):
             store.verify()
         path.write_bytes(intact)
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    "formats",
+    [
+        None,
+        "",
+        "[]",
+        "5",
+        "{",
+        '{"down": 1}',
+        '{"down": "q3_k"}',
+        '{"down": "f16", "down": "f16"}',
+        '{"norm": "f16"}',
+        '{"router": "q4_0"}',
+        '{"layers.99.down": "f16"}',
+        '{"\\u001b[31m": "f16"}',
+        '{"down": "f16"}',  # which would need larger records
+        "[" * 100_000,
+    ],
+)
+def test_formats_of_single_matrices_that_make_no_sense_are_refused(
+    tiny_store: Path, file: str, formats: str | None
+) -> None:
+    def change(header: Header) -> None:
+        header["__metadata__"] |= {"format_version": "3"} | ({} if formats is None else {"formats": formats})
+
+    rewrite(tiny_store / file, change)
+    with pytest.raises(StoreFormatError) as caught:
+        Store.open(tiny_store)
+    message = str(caught.value)
+    assert file in message and message.isprintable() and len(message) < 1000
