@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from smallthinker.expert_store.format import COMPRESSION, FORMAT_NAME
 from smallthinker.expert_store.store import Store
+from smallthinker.models.description import Attention, Model
 from smallthinker.models.families import to_config
 from smallthinker.models.tensors import num_parameters
 
@@ -33,6 +35,15 @@ def describe(store: Store) -> dict[str, Any]:
         "checksums": "not checked",
         "parameters": num_parameters(config),
         "model": to_config(config),
+        "shape": {
+            "family": config.family,
+            "layers": config.num_layers,
+            "hidden": config.hidden_size,
+            "vocabulary": config.vocab_size,
+            "context": config.context,
+            "tied_head": config.head.tied,
+            "attention": _attention(config),
+        },
         "experts": {
             "layers": config.num_layers,
             "per_layer": config.experts_per_layer,
@@ -55,6 +66,20 @@ def describe(store: Store) -> dict[str, Any]:
             "files": files,
         },
         "bits_per_parameter": 8 * (store.dense_bytes + experts_bytes) / num_parameters(config),
+    }
+
+
+def _attention(config: Model) -> dict[str, Any]:
+    """Of the layers that have it; each list has what is found in some layer, in order."""
+    found = [layer.mixer for layer in config.layers if isinstance(layer.mixer, Attention)]
+    windows = Counter(mixer.window for mixer in found if mixer.window)
+    return {
+        "layers": len(found),
+        "heads": sorted({mixer.heads for mixer in found}),
+        "kv_heads": sorted({mixer.kv_heads for mixer in found}),
+        "head_dim": sorted({mixer.head_dim for mixer in found}),
+        "with_rope": sum(mixer.rope is not None for mixer in found),
+        "windows": [[window, layers] for window, layers in sorted(windows.items())],
     }
 
 

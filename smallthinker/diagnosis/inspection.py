@@ -15,9 +15,8 @@ MIB = 1 << 20
 
 def inspection_text(facts: dict[str, Any]) -> str:
     """facts: what `expert_store.inspect.describe` returns."""
-    model, experts, sizes = facts["model"], facts["experts"], facts["bytes"]
-    layers = model["num_hidden_layers"]
-    head = "tied head" if model["tie_word_embeddings"] else "head of its own"
+    shape, experts, sizes = facts["shape"], facts["experts"], facts["bytes"]
+    head = "tied head" if shape["tied_head"] else "head of its own"
     dense = ", ".join(f"{name} {_mib(size)}" for name, size in sizes["dense_parts"].items())
     files = ", ".join(f"{name} {_mib(size)}" for name, size in sizes["files"].items())
     rows = {
@@ -25,10 +24,9 @@ def inspection_text(facts: dict[str, Any]) -> str:
         "weights": f"{facts['quant']}, {facts['bits_per_parameter']:.2f} bits a parameter",
         "checksums": facts["checksums"],
         "parameters": f"{facts['parameters']:,}",
-        "shape": f"{layers} layers, hidden {model['hidden_size']}, vocabulary {model['vocab_size']} ({head})",
-        "attention": f"{model['num_attention_heads']} query and {model['num_key_value_heads']} key/value heads of "
-        f"{model['head_dim']}, RoPE in {sum(model['rope_layout'])} layers, window of {model['sliding_window_size']} in "
-        f"{sum(model['sliding_window_layout'])}, context {model['max_position_embeddings']}",
+        "family": shape["family"],
+        "shape": f"{shape['layers']} layers, hidden {shape['hidden']}, vocabulary {shape['vocabulary']} ({head})",
+        "attention": f"{_attention(shape['attention'])}, context {shape['context']}",
         "experts": f"{experts['per_layer']} a layer, {experts['per_token']} a token, {experts['total']} in all, "
         f"{_mib(experts['record_bytes'])} each, {_mib(experts['token_bytes'])} a token",
         "compression": _compression(experts, sizes["experts"]),
@@ -71,6 +69,13 @@ def replay_text(trace: Trace, replays: list[Replay]) -> str:
     rows.append(["optimum", *(f"{of.optimum:.1%}" for of in replays)])
     title = f"hit rates of {trace.tokens} tokens of {printable(trace.model)} (part of the way from lru to the optimum)"
     return "\n".join([title, *(f"{row[0]:<15}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in rows)])
+
+
+def _attention(facts: dict[str, Any]) -> str:
+    heads, kv_heads, head_dim = ("/".join(map(str, facts[key])) for key in ("heads", "kv_heads", "head_dim"))
+    windows = [f", window of {window} in {layers}" for window, layers in facts["windows"]]
+    text = f"{heads} query and {kv_heads} key/value heads of {head_dim}, RoPE in {facts['with_rope']} layers"
+    return text + "".join(windows or [", no window"])
 
 
 def _compression(experts: dict[str, Any], experts_bytes: int) -> str:

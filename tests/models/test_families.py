@@ -11,10 +11,13 @@ import pytest
 import torch
 from family_checkpoints import CASES, FULL, SLIDING, Made, make_checkpoint, transformers_logits
 
+from smallthinker.diagnosis.inspection import inspection_text
 from smallthinker.engine import Engine
 from smallthinker.errors import ConfigError
 from smallthinker.expert_store.convert import convert
+from smallthinker.expert_store.inspect import describe
 from smallthinker.expert_store.sources.checkpoint import Checkpoint
+from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
 from smallthinker.models import description as d
 from smallthinker.models.families import FAMILIES, parse_model, to_config
@@ -246,9 +249,14 @@ def test_every_family_becomes_a_store_and_runs_or_is_refused_by_a_field(name: st
     except ConfigError as refused:
         if "activation.kind" not in str(refused) and "clamped" not in str(model.layers[0].ffn):
             store = stored(case, tmp_path, "q8_0")
+            with Store.open(store) as opened:
+                assert model.family in inspection_text(describe(opened))
             with pytest.raises(ConfigError, match="this engine has no arithmetic for that"):
                 Engine(store)
         return
-    with Engine(stored(case, tmp_path, "f32")) as engine:
+    store = stored(case, tmp_path, "f32")
+    with Store.open(store) as opened:
+        assert model.family in inspection_text(describe(opened))
+    with Engine(store) as engine:
         found = engine.all_logits(case.tokens[0].tolist())
     assert np.abs(found - case.logits.numpy()).max() < 3e-3 * float(case.logits.max() - case.logits.min())
