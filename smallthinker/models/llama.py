@@ -67,6 +67,8 @@ def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
     """The config.json that says what llama.cpp would compute; Mistral's and Mixtral's files say that they are Llama.
     Raises ConfigError, naming the metadata's key."""
     raw = decoder.gguf_common(keys, facts, ARCHITECTURE)
+    if facts.has("rope_freqs.weight"):
+        raise keys.fault("rope.scaling", "rotary positions without scaling", "a tensor of factors, rope_freqs.weight")
     raw["intermediate_size"] = keys.integer("feed_forward_length")
     experts, used = keys.integer("expert_count", 0), keys.integer("expert_used_count", 0)
     if experts:

@@ -15,6 +15,7 @@ from family_checkpoints import make_checkpoint
 from gguf_files import F32, add_value, tokenizer_metadata
 from safetensors.numpy import load_file
 
+from smallthinker.errors import ConfigError
 from smallthinker.expert_store.sources.checkpoint import Checkpoint
 from smallthinker.expert_store.sources.gguf_checkpoint import GgufCheckpoint
 from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
@@ -117,9 +118,14 @@ def _gguf_name(names: Any, name: str) -> str:
 
 
 def write(
-    folder: Path, path: Path, architecture: gguf.MODEL_ARCH, kind: str = "F32", raw: Mapping[str, Any] | None = None
+    folder: Path,
+    path: Path,
+    architecture: gguf.MODEL_ARCH,
+    kind: str = "F32",
+    raw: Mapping[str, Any] | None = None,
+    more: Mapping[str, F32] | None = None,
 ) -> Path:
-    """A GGUF file. raw: blocks of some tensors, with their type."""
+    """A GGUF file. raw: blocks of some tensors, with their type; more: tensors that the model doesn't have."""
     model = parse_model(_config(folder))
     for name, content in byte_tokenizer_files(model).items():
         (folder / name).write_bytes(content)
@@ -129,7 +135,7 @@ def write(
     for key, value in (facts | tokenizer_metadata(folder)).items():
         add_value(writer, key, value)
     qtype = gguf.GGMLQuantizationType[kind]
-    for name, values in llama_cpp_tensors(folder, model, architecture).items():
+    for name, values in {**llama_cpp_tensors(folder, model, architecture), **(more or {})}.items():
         if name in (raw or {}):
             blocks, blocks_type = (raw or {})[name]
             writer.add_tensor(name, blocks, raw_dtype=blocks_type)
@@ -191,3 +197,12 @@ def test_slices_of_blocks_are_those_of_the_whole_matrix(
                     assert found is not None
                     flat = found.reshape(7, -1)
                     assert np.array_equal(gguf.dequantize(flat, gguf.GGMLQuantizationType[kind]), expected[2:9])
+
+
+def test_factors_of_rotary_positions_are_refused_by_their_tensor(tmp_path: Path) -> None:
+    """llama.cpp's converter makes them of llama3 scaling, whose numbers it leaves out."""
+    case = make_checkpoint("smollm2", tmp_path / "checkpoint")
+    factors = {"rope_freqs.weight": np.ones(8, np.float32)}
+    path = write(case.folder, tmp_path / "tiny.gguf", gguf.MODEL_ARCH.LLAMA, more=factors)
+    with pytest.raises(ConfigError, match=r"llama\.rope\.scaling: expected .* rope_freqs\.weight"):
+        GgufCheckpoint(path)
