@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from smallthinker.cache.kv_ring import KvKind
 from smallthinker.cache.saved_conversations import LEAST_TOKENS
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
+from smallthinker.models.description import LongRopeScaling, Rope
 
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(0, 256, 60).tolist() for _ in range(3)]
@@ -59,6 +61,25 @@ def test_every_kind_of_cache_is_saved(hybrid_store: Path, tmp_path: Path, kv: Kv
     assert_same(found, ask(store, None, [*prompt, 1], kv=kv, chunk=16))
     for other in ({"kv": "q8" if kv == "f16" else "f16", "chunk": 16}, {"kv": kv, "chunk": 64}):  # other rings
         assert ask(store, folder, [*prompt, 1], **other)[0][1] == 0
+
+
+def test_keys_that_were_rotated_by_other_factors_are_not_taken(tmp_path: Path) -> None:
+    from tiny_models import make_store, tiny_config
+
+    model = replace(tiny_config(), family="described")
+    rope = Rope(1e4, 16, scaling=LongRopeScaling((1.0,) * 8, (4.0,) * 8, 100, 1.0))
+    layers = tuple(replace(layer, mixer=replace(layer.attention, rope=rope)) for layer in model.layers)
+    store, _ = make_store(replace(model, layers=layers), tmp_path / "long")
+    turn, folder = [*PROMPTS[0], 7], tmp_path / "kv"
+    short, whole = (ask(store, None, turn, context=context) for context in (100, 101))
+    assert not np.array_equal(short[0][0], whole[0][0])
+    ask(store, folder, PROMPTS[0], context=100)
+    found = ask(store, folder, turn, context=101)
+    assert found[0][1] == 0
+    assert_same(found, whole)
+    found = ask(store, folder, turn, context=90)
+    assert found[0][1] == 60
+    assert_same(found, short)
 
 
 def test_only_the_owner_may_read_it(hybrid_store: Path, tmp_path: Path) -> None:
