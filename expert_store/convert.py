@@ -129,7 +129,7 @@ def _packed(
                 "the file is damaged: copy or download it again"
             )
         return rearrange(quant, layout, blocks)
-    weights = _checked(source, name, quant, start, stop)
+    weights = np.atleast_2d(_checked(source, name, quant, start, stop))  # a bias is a row
     return _kernels.pack(quant, layout, np.ascontiguousarray(weights.T) if transposed else weights)
 
 

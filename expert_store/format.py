@@ -18,7 +18,7 @@ from smallthinker.errors import ConfigError, StoreFormatError, printable
 from smallthinker.expert_store.header import MAX_HEADER_BYTES, FileHeader, encode_header, fault, read_header
 from smallthinker.files import parse_json
 from smallthinker.models.description import Ffn, Model
-from smallthinker.models.tensors import DOWN, EXPERT_ROLES, ROUTER, UP, dense_tensors, tensors
+from smallthinker.models.tensors import EXPERT_BIASES, EXPERT_ROLES, GATE, ROUTER, dense_tensors, tensors
 
 FORMAT_NAME = "smallthinker-store"
 FORMAT_VERSION = "1"
@@ -46,6 +46,8 @@ BLOCK = _kernels.BLOCK  # columns that share one scale
 TILE_ROWS = _kernels.TILE_ROWS  # rows that a tile interleaves
 TENSOR_ALIGN = 64  # a cache line: tensors of dense.safetensors and parts of a record start on one
 RECORD_ALIGN = 4096  # what a direct read needs
+
+ALWAYS_F32 = (ROUTER, *EXPERT_BIASES)
 
 _BLOCK_BYTES = {quant: BLOCK // cols * nbytes for quant, (cols, nbytes) in _kernels.formats().items()}
 
@@ -81,7 +83,7 @@ class Formats:
 
     def of(self, role: str, layer: int | None) -> Quant:
         """Of a tensor of the model (`models.tensors.Tensor`)."""
-        if role == ROUTER or role.endswith("_bias"):
+        if role in ALWAYS_F32:
             return "f32"
         return self.others.get(f"layers.{layer}.{role}") or self.others.get(role, self.quant)
 
@@ -93,7 +95,7 @@ class Formats:
     def check(self, model: Model) -> None:
         """Raises ConfigError where a format or a tensor that it names isn't one."""
         check_quant(self.quant)
-        matrices = [tensor for tensor in tensors(model) if len(tensor.shape) > 1 and tensor.role != ROUTER]
+        matrices = [tensor for tensor in tensors(model) if len(tensor.shape) > 1 and tensor.role not in ALWAYS_F32]
         known = {name for tensor in matrices for name in (tensor.role, tensor.name)}
         for name, quant in self.others.items():
             if name not in known:
@@ -148,11 +150,12 @@ def _networks(model: Model) -> Iterator[tuple[int, Ffn | None]]:
 
 
 def _sections(model: Model, layer: int, ffn: Ffn, formats: Formats) -> tuple[Section, ...]:
-    kind, roles = ffn.activation.kind, EXPERT_ROLES if ffn.gated else (UP, DOWN)
+    kind = ffn.activation.kind
+    roles = [role for role in (*EXPERT_ROLES, *(EXPERT_BIASES if ffn.bias else ())) if ffn.gated or GATE not in role]
     if kind not in _kernels.activations():
         expected = " or ".join(_kernels.activations())
         raise ConfigError(f"layers.{layer}.ffn.activation: expected {expected}, found {kind}, which has no kernel yet")
-    found = _kernels.record_sections(formats.of_experts(layer), model.hidden_size, ffn.width, kind, ffn.gated)
+    found = _kernels.record_sections(formats.of_experts(layer), model.hidden_size, ffn.width, kind, ffn.gated, ffn.bias)
     return tuple(
         Section(role, formats.of(role, layer), s.layout, s.is_transposed, s.rows, s.cols, s.offset, s.nbytes)
         for role, s in zip(roles, found, strict=True)
@@ -161,7 +164,7 @@ def _sections(model: Model, layer: int, ffn: Ffn, formats: Formats) -> tuple[Sec
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of a store file: a vector of F32, or a matrix packed into U8.
+    """One tensor of a store file: a vector of F32, or a matrix packed into U8, padded to a cache line.
 
     `shape` is the matrix's [rows, cols] or the vector's [size]; `nbytes` what the file holds, `content_bytes` the part
     of it before the padding with zeros. `quant` is None for a vector.
@@ -203,7 +206,8 @@ def expert_table(model: Model, formats: Formats) -> Iterator[TensorSpec]:
     """The records of experts.safetensors in file order: layer by layer, expert by expert."""
     for number, layout in enumerate(record_layouts(model, formats)):
         if layout is not None:
-            shape = (len(layout.sections) * layout.sections[0].rows, model.hidden_size)
+            matrices = [part for part in layout.sections if part.role in EXPERT_ROLES]
+            shape = (len(matrices) * matrices[0].rows, model.hidden_size)
             for expert in range(model.experts_of_layers[number]):
                 name = expert_name(number, expert)
                 yield TensorSpec(name, shape, formats.quant, layout.content_bytes, layout.record_bytes)

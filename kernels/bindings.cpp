@@ -45,10 +45,14 @@ int64_t bind_packed_bytes(const std::string& quant, const std::string& layout, i
 }
 
 std::vector<Section> bind_record_sections(const FfnQuants& quants, int64_t hidden, int64_t ffn, const std::string& activation,
-                                          bool gated) {
-  const RecordSections sections = record_sections(check_ffn_shape(quants, hidden, ffn, activation, gated));
-  if (!gated) return {sections.up, sections.down};
-  return {sections.gate, sections.up, sections.down};
+                                          bool gated, bool biased) {
+  // where matrices lie doesn't depend on what is clamped
+  const RecordSections all = record_sections(check_ffn_shape(quants, hidden, ffn, activation, gated, biased, {1.0f, 1.0f}));
+  std::vector<Section> found;
+  for (const Section& section : {all.gate, all.up, all.down, all.gate_bias, all.up_bias, all.down_bias}) {
+    if (section.rows > 0) found.push_back(section);
+  }
+  return found;
 }
 
 py::array_t<uint8_t> bind_pack(const std::string& quant, const std::string& layout, const py::array& w) {
@@ -185,15 +189,17 @@ void bind_rope(py::array& x, const py::array& cos, const py::array& sin, const s
   rope(values, angles, 0, how, tokens, heads, head_dim);
 }
 
-void bind_route(const py::array& logits, int64_t k, const std::string& gating, py::array& ids, py::array& weights) {
+void bind_route(const py::array& logits, int64_t k, const std::string& gating, py::array& ids, py::array& weights,
+                bool over_all, bool normalise, const py::array& bias, bool bias_chooses, int64_t groups, int64_t kept_groups,
+                float scale, const py::array& expert_scale) {
   const float* from = input<float>(logits, "logits", {-1, -1});
   const int64_t tokens = logits.shape(0), experts = logits.shape(1);
-  const Gating g = parse_gating(gating, k, experts);
+  const BoundScoring scoring(experts, k, gating, over_all, normalise, bias, bias_chooses, groups, kept_groups, scale, expert_scale);
   int32_t* to_ids = output<int32_t>(ids, "ids", {tokens, k});
   float* to_weights = output<float>(weights, "weights", {tokens, k});
   py::gil_scoped_release unlocked;
   Timed timed(poolless_timings(), "route");
-  route(from, tokens, experts, k, g, to_ids, to_weights);
+  route(from, tokens, experts, scoring.how(), to_ids, to_weights);
 }
 
 void bind_kv_append(ThreadPool& pool, const std::string& quant, const py::array& k, const py::array& v, py::array& keys,
@@ -234,9 +240,10 @@ void bind_attention(ThreadPool& pool, const std::string& quant, const py::array&
 
 int64_t bind_experts(ThreadPool& pool, const FfnQuants& quants, int64_t hidden, int64_t ffn, const std::string& activation,
                      bool gated, const py::array& x, const py::array& slots, const py::array& slot_ids,
-                     const py::array& offsets, const py::array& pairs, int64_t k, py::array& out) {
+                     const py::array& offsets, const py::array& pairs, int64_t k, py::array& out, bool biased,
+                     float limit, float alpha) {
   ExpertCall call{};
-  call.shape = check_ffn_shape(quants, hidden, ffn, activation, gated);
+  call.shape = check_ffn_shape(quants, hidden, ffn, activation, gated, biased, {limit, alpha});
   call.k = k;
   call.x = input<float>(x, "x", {-1, hidden});
   call.tokens = x.shape(0);
@@ -278,7 +285,7 @@ void bind_combine(ThreadPool& pool, py::array& x, const py::array& contributions
   const float* from = input<float>(contributions, "contributions", {tokens * k, dim});
   py::gil_scoped_release unlocked;
   Timed timed(pool.timings(), "combine");
-  combine(pool, to, from, w, tokens, k, dim, {});
+  combine(pool, to, from, w, nullptr, tokens, k, dim, {});
 }
 
 void bind_add(py::array& x, const py::array& y) {
@@ -457,12 +464,27 @@ PYBIND11_MODULE(_kernels, m) {
       .def("forward", &BoundAttentionLayer::forward, arg("x"), arg("caches"), arg("starts"), arg("counts"), arg("cos"),
            arg("sin"), arg("normed"));
 
+  const py::array_t<float> none(0);
+  py::class_<BoundScoring, std::shared_ptr<BoundScoring>>(m, "Scoring")
+      .def(py::init<int64_t, int64_t, const std::string&, bool, bool, const py::array&, bool, int64_t, int64_t, float,
+                    const py::array&>(),
+           arg("experts"), arg("k"), arg("gating"), arg("over_all") = false, arg("normalise") = true, arg("bias") = none,
+           arg("bias_chooses") = false, arg("groups") = 1, arg("kept_groups") = 1, arg("scale") = 1.0f,
+           arg("expert_scale") = none);
+
+  py::class_<BoundSharedFfn, std::shared_ptr<BoundSharedFfn>>(m, "SharedFfn")
+      .def(py::init<const BoundSharedFfn::Quants&, int64_t, int64_t, const std::string&, const std::optional<py::array>&,
+                    const py::array&, const py::array&, const std::optional<py::array>&>(),
+           arg("quants"), arg("hidden"), arg("width"), arg("activation"), arg("gate"), arg("up"), arg("down"),
+           arg("output_gate"));
+
   py::class_<BoundFfn>(m, "Ffn")
       .def(py::init<const FfnQuants&, int64_t, int64_t, const std::string&, bool, int64_t, int64_t,
-                    const std::optional<std::string>&, const std::optional<py::array>&,
-                    const std::optional<BoundResidual>&>(),
+                    std::shared_ptr<BoundScoring>, const std::optional<py::array>&, bool, std::shared_ptr<BoundSharedFfn>, bool,
+                    const ClampOf&, bool, const std::optional<BoundResidual>&>(),
            arg("quants"), arg("hidden"), arg("ffn"), arg("activation"), arg("gated"), arg("experts"), arg("k"),
-           arg("gating"), arg("router"), arg("residual") = py::none());
+           arg("scoring"), arg("router"), arg("reads_mixed") = false, arg("shared") = py::none(),
+           arg("biased") = false, arg("clamp") = ClampOf{}, arg("weighs_input") = false, arg("residual") = py::none());
 
   py::class_<BoundForward> forward(m, "Forward");
   forward
@@ -481,12 +503,15 @@ PYBIND11_MODULE(_kernels, m) {
              return guesses;
            },
            arg("source"), arg("x"), arg("targets"))
-      .def("compute", &BoundForward::compute, arg("layer"), arg("normed"), arg("pairs"), arg("slots"))
+      .def("compute", &BoundForward::compute, arg("layer"), arg("normed"), arg("pairs"), arg("slots"),
+           arg("weights") = py::none())
+      .def("share", &BoundForward::share, arg("layer"), arg("normed"))
       .def("combine", &BoundForward::combine, arg("layer"), arg("x"), arg("weights"))
       .def("release", &BoundForward::release);
   forward.attr("DONE") = static_cast<int>(BoundForward::Stop::done);
   forward.attr("ROUTED") = static_cast<int>(BoundForward::Stop::routed);
   forward.attr("GUESSED") = static_cast<int>(BoundForward::Stop::guessed);
+  forward.attr("GUESSED_BEFORE") = static_cast<int>(BoundForward::Stop::guessed_before);
 
   m.def("formats", [] {
     py::dict by_name;
@@ -502,7 +527,8 @@ PYBIND11_MODULE(_kernels, m) {
       .def_readonly("cols", &Section::cols)
       .def_readonly("offset", &Section::offset)
       .def_readonly("nbytes", &Section::bytes);
-  m.def("record_sections", &bind_record_sections, arg("quants"), arg("hidden"), arg("ffn"), arg("activation"), arg("gated"));
+  m.def("record_sections", &bind_record_sections, arg("quants"), arg("hidden"), arg("ffn"), arg("activation"), arg("gated"),
+        arg("biased") = false);
   m.def("pack", &bind_pack, arg("quant"), arg("layout"), arg("w"));
   m.def("unpack", &bind_unpack, arg("quant"), arg("layout"), arg("data"), arg("rows"), arg("cols"));
   m.def("embed", &bind_embed, arg("quant"), arg("data"), arg("rows"), arg("cols"), arg("ids"), arg("out"));
@@ -514,13 +540,16 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("finish_logits", &bind_finish_logits, arg("pool"), arg("logits"), arg("bias"), arg("scale"), arg("softcap"));
   m.def("rope_angles", &bind_rope_angles, arg("positions"), arg("frequencies"), arg("factors"), arg("cos"), arg("sin"));
   m.def("rope", &bind_rope, arg("x"), arg("cos"), arg("sin"), arg("pairing") = "half");
-  m.def("route", &bind_route, arg("logits"), arg("k"), arg("gating"), arg("ids"), arg("weights"));
+  m.def("route", &bind_route, arg("logits"), arg("k"), arg("gating"), arg("ids"), arg("weights"), arg("over_all") = false,
+        arg("normalise") = true, arg("bias") = none, arg("bias_chooses") = false, arg("groups") = 1, arg("kept_groups") = 1,
+        arg("scale") = 1.0f, arg("expert_scale") = none);
   m.def("kv_append", &bind_kv_append, arg("pool"), arg("quant"), arg("k"), arg("v"), arg("keys"), arg("values"),
         arg("start"));
   m.def("attention", &bind_attention, arg("pool"), arg("quant"), arg("q"), arg("keys"), arg("values"), arg("start"),
         arg("window"), arg("out"), arg("scale") = py::none(), arg("softcap") = 0.0f, arg("sinks") = py::none(), arg("chunk") = 0);
   m.def("experts", &bind_experts, arg("pool"), arg("quants"), arg("hidden"), arg("ffn"), arg("activation"), arg("gated"),
-        arg("x"), arg("slots"), arg("slot_ids"), arg("offsets"), arg("pairs"), arg("k"), arg("out"));
+        arg("x"), arg("slots"), arg("slot_ids"), arg("offsets"), arg("pairs"), arg("k"), arg("out"), arg("biased") = false,
+        arg("limit") = 0.0f, arg("alpha") = 0.0f);
   m.def("combine", &bind_combine, arg("pool"), arg("x"), arg("contributions"), arg("weights"));
   m.def("add", &bind_add, arg("x"), arg("y"));
   m.def("sample", &bind_sample, arg("pool"), arg("logits"), arg("temperature"), arg("top_k"), arg("top_p"), arg("min_p"),

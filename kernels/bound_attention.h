@@ -161,6 +161,10 @@ class BoundAttentionLayer {
   void add_to(float* x, const std::vector<Span>& spans, const Angles& angles, float* normed) {
     attention_layer(pool_, layer_, x, spans, angles, normed);
   }
+  // normed [T, d] = what the network would read of x if the mixer added nothing.
+  void norm_for_ffn(const float* x, int64_t tokens, float* normed) const {
+    norm_or_copy(layer_.is_parallel ? layer_.input_norm : layer_.post_norm, x, tokens, dim(), normed);
+  }
   int64_t dim() const { return layer_.o.weights.rows; }
   int64_t pairs() const { return layer_.rope.first + layer_.rope.pairs; }  // of angles that it needs
 

@@ -24,13 +24,19 @@ inline Activation parse_activation(const std::string& name) {
 
 // Of gate, up and down.
 using FfnQuants = std::array<std::string, 3>;
-inline FfnShape check_ffn_shape(const FfnQuants& quants, int64_t hidden, int64_t ffn, const std::string& activation, bool gated) {
+using ClampOf = std::array<float, 2>;        // limit and alpha of clamped_swiglu
+inline FfnShape check_ffn_shape(const FfnQuants& quants, int64_t hidden, int64_t ffn, const std::string& activation, bool gated,
+                                bool biased, const ClampOf& clamp) {
   check_dim("hidden", hidden);
   check_dim("ffn", ffn);
   if (hidden % kBlock != 0) fail("hidden: expected a multiple of ", kBlock, ", found ", hidden);
   if (ffn % kBlock != 0) fail("ffn: expected a multiple of ", kBlock, ", found ", ffn);
   const FfnFormats formats{parse_quant(quants[0]), parse_quant(quants[1]), parse_quant(quants[2])};
-  return {formats, hidden, ffn, parse_activation(activation), gated};
+  const Activation parsed = parse_activation(activation);
+  if (parsed == Activation::clamped_swiglu && !(gated && clamp[0] > 0.0f && clamp[1] > 0.0f)) {
+    fail("activation: expected a gate, a limit and an alpha above 0 for clamped_swiglu, found ", clamp[0], " and ", clamp[1]);
+  }
+  return {formats, hidden, ffn, parsed, gated, biased, {clamp[0], clamp[1]}};
 }
 
 inline Gating parse_gating(const std::string& name, int64_t k, int64_t experts) {

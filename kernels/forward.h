@@ -16,47 +16,9 @@
 #include <vector>
 
 #include "bound_attention.h"
+#include "bound_ffn.h"
 
 namespace smallthinker {
-
-// The feed-forward network of one layer: its router, and the shape of its experts' records; checked once. Without a router
-// its k slices are all used by every token, with weight 1.
-class BoundFfn {
- public:
-  BoundFfn(const FfnQuants& quants, int64_t hidden, int64_t ffn, const std::string& activation, bool gated, int64_t experts,
-           int64_t k, const std::optional<std::string>& gating, const std::optional<py::array>& router,
-           const std::optional<BoundResidual>& residual)
-      : kept_(router), residual_(residual), experts_(experts) {
-    call_.shape = check_ffn_shape(quants, hidden, ffn, activation, gated);
-    if (residual) residual->residual(hidden);  // fits
-    call_.k = k;
-    check_dim("experts", experts);
-    if (gating.has_value() != router.has_value()) fail("gating, router: expected both or neither");
-    if (!router) {
-      if (k != experts) fail("k: expected ", experts, ", all slices, without a router, found ", k);
-      return;
-    }
-    gating_ = parse_gating(*gating, k, experts);
-    check_matrix(Quant::f32, experts, hidden);
-    router_ = {Quant::f32, packed(*router, "router", packed_bytes(Quant::f32, Layout::tiles, experts, hidden)), experts, hidden};
-  }
-
-  bool has_router() const { return kept_.has_value(); }
-  const Matrix& router() const { return router_; }
-  Gating gating() const { return gating_; }
-  int64_t experts() const { return experts_; }
-  int64_t k() const { return call_.k; }
-  const ExpertCall& call() const { return call_; }
-  Residual residual() const { return residual_ ? residual_->residual(call_.shape.hidden) : Residual{}; }
-
- private:
-  const std::optional<py::array> kept_;  // whose memory router_ points to
-  const std::optional<BoundResidual> residual_;
-  const int64_t experts_;
-  Matrix router_{};
-  Gating gating_ = Gating::softmax;
-  ExpertCall call_{};
-};
 
 // The experts that a step wants of a layer: those of one token best first, of several tokens ascending. Pairs (token * k +
 // rank) of expert i are pairs[offsets[i]] to pairs[offsets[i + 1] - 1].
@@ -79,15 +41,17 @@ class BoundForward {
   // Why `run` ended.
   enum class Stop {
     done,
-    routed,   // an expert of the layer isn't in memory, or it was to go no further; nothing of the layer is computed
-    guessed,  // attention has been added, and what is guessed of a later layer isn't in memory
+    routed,          // an expert of the layer isn't in memory, or it was to go no further. Attention has been added only
+                     // where the router reads it; nothing else of the layer is computed
+    guessed,         // attention has been added, and what is guessed of a later layer isn't in memory
+    guessed_before,  // what is guessed before the layer's attention isn't in memory; nothing of the layer is computed
   };
   struct End {
     int64_t layer;
     Stop stop;
     int64_t live_neurons;
     std::vector<Routes> used;  // of the layers from `first` on that found their experts in slots, this one among them if guessed
-    Routes route;              // of the layer, if not done
+    Routes route;              // of the layer, if routed or guessed
     Guess guess;
   };
 
@@ -123,8 +87,9 @@ class BoundForward {
 
   // x [T, d] through the layers from `first` on, in place, as long as they find their experts in slots; `last` is routed
   // and no more. slot_of [records or more]: where an expert is, or -1; those of a layer stand together, layer after
-  // layer. counts[i] tokens of caches[i] from position starts[i] on. ahead [L]: the layer that is guessed once attention
-  // has been added, -1 for none. ids, weights [T, largest k] get the last route, as [T, its layer's k] from their start on;
+  // layer. counts[i] tokens of caches[i] from position starts[i] on. ahead [2, L]: the layer that is guessed before the
+  // attention of one whose router reads what comes of it, and once attention has been added; -1 for none. ids, weights
+  // [T, largest k] get the last route, as [T, its layer's k] from their start on;
   // normed [T, d] the last norm.
   End run(int64_t first, int64_t last, py::array& x, py::array& normed, py::array& ids, py::array& weights,
           const py::array& slot_of, const py::array& ahead, const Caches& caches, const std::vector<int64_t>& starts,
@@ -141,16 +106,20 @@ class BoundForward {
     state.weights = output<float>(weights, "weights", {state.tokens, widest});
     state.slot_of = input<int32_t>(slot_of, "slot_of", {-1});
     if (slot_of.size() < records()) fail("slot_of: expected at least ", records(), " records, found ", slot_of.size());
-    const int32_t* guessed = input<int32_t>(ahead, "ahead", {n_layers});
+    const int32_t* const guessed_before = input<int32_t>(ahead, "ahead", {2, n_layers});
+    const int32_t* const guessed_after = guessed_before + n_layers;
     state.angles = check_angles(cos, sin, state.tokens, pairs_);
     for (const auto& of_sequence : caches) {
       if (static_cast<int64_t>(of_sequence.size()) != n_layers) fail("caches: expected those of ", n_layers, " layers, found ", of_sequence.size());
     }
     std::vector<std::vector<Span>> spans;
     std::vector<const BoundKvLayer*> of_layer(caches.size());
-    for (int64_t layer = first; layer < last; ++layer) {
+    const int64_t end_of_attention = last < n_layers && layers_[static_cast<size_t>(last)].ffn->reads_mixed() ? last + 1 : last;
+    for (int64_t layer = first; layer < end_of_attention; ++layer) {
       const auto i = static_cast<size_t>(layer);
-      if (guessed[layer] >= n_layers) fail("ahead[", layer, "]: expected less than ", n_layers, ", found ", guessed[layer]);
+      for (const int32_t target : {guessed_before[layer], guessed_after[layer]}) {
+        if (target >= n_layers) fail("ahead: expected less than ", n_layers, ", found ", target);
+      }
       for (size_t s = 0; s < caches.size(); ++s) of_layer[s] = caches[s][i];
       spans.push_back(layers_[i].mixer->spans(of_layer, starts, counts, state.tokens));
     }
@@ -161,6 +130,17 @@ class BoundForward {
     End end{first, Stop::done, 0, {}, {}, {}};
     for (; end.layer < n_layers; ++end.layer) {
       const Layer& layer = layers_[static_cast<size_t>(end.layer)];
+      const bool mixes_first = layer.ffn->reads_mixed();
+      const auto mix = [&] {
+        layer.mixer->add_to(state.x, spans[static_cast<size_t>(end.layer - first)], state.angles, state.normed);
+      };
+      if (mixes_first) {
+        if (!is_guess_there(end.layer, guessed_before[end.layer], state, &end.guess)) {
+          end.stop = Stop::guessed_before;
+          return end;
+        }
+        mix();
+      }
       Routes route = choose(layer, state);
       std::vector<int32_t> found;
       if (end.layer == last || !are_there(layer, state.slot_of, route.experts, &found)) {
@@ -168,18 +148,15 @@ class BoundForward {
         end.route = std::move(route);
         return end;
       }
-      layer.mixer->add_to(state.x, spans[static_cast<size_t>(end.layer - first)], state.angles, state.normed);
-      const int64_t target = guessed[end.layer];
-      if (target >= 0) {
-        end.guess = guess_one(end.layer, target, state.x, state.tokens);
-        if (!are_there(layers_[static_cast<size_t>(target)], state.slot_of, end.guess.experts, nullptr)) {
-          end.stop = Stop::guessed;
-          end.used.push_back(route);
-          end.route = std::move(route);
-          return end;
-        }
+      if (!mixes_first) mix();
+      if (!is_guess_there(end.layer, guessed_after[end.layer], state, &end.guess)) {
+        end.stop = Stop::guessed;
+        end.used.push_back(route);
+        end.route = std::move(route);
+        return end;
       }
-      end.live_neurons += compute_locked(layer, state.normed, state.tokens, route, found);
+      end.live_neurons += compute_locked(layer, state.normed, state.weights, state.tokens, route, found);
+      share_locked(layer, state.normed, state.tokens);
       combine_locked(layer, state.x, state.weights, state.tokens);
       end.used.push_back(std::move(route));
     }
@@ -202,12 +179,15 @@ class BoundForward {
   }
 
   // What some of a layer's experts give the tokens that chose them, kept until `combine`: pairs[i] are those of the
-  // expert in slots[i]. Returns how many neurons were computed.
+  // expert in slots[i]. weights [T, k]: of the route, where they multiply what experts read. Returns how many neurons were
+  // computed.
   int64_t compute(int64_t layer, const py::array& normed, const std::vector<std::vector<int32_t>>& pairs,
-                  const std::vector<int32_t>& slots) {
+                  const std::vector<int32_t>& slots, const std::optional<py::array>& weights) {
     const float* from = input<float>(normed, "normed", {-1, dim()});
     const Layer& of = at("layer", layer);
     const int64_t tokens = normed.shape(0);
+    const float* weigh = weights ? input<float>(*weights, "weights", {tokens, of.ffn->k()}) : nullptr;
+    if (of.ffn->weighs_input() && weigh == nullptr) fail("weights: expected those of the route, found None");
     if (slots.size() != pairs.size()) fail("slots: expected as many as pairs, ", pairs.size(), ", found ", slots.size());
     Routes route;
     route.offsets.push_back(0);
@@ -225,10 +205,22 @@ class BoundForward {
     py::gil_scoped_release unlocked;
     pool_.home().check();  // else the lock may be held for ever
     std::lock_guard<std::mutex> lock(mutex_);
-    return compute_locked(of, from, tokens, route, slots);
+    return compute_locked(of, from, weigh, tokens, route, slots);
   }
 
-  // x [T, d] += the sum over rank j of weights[t, j] times what was computed last for pair t * k + j, k the layer's.
+  // What the layer's shared network gives each of normed [T, d], kept until `combine`.
+  void share(int64_t layer, const py::array& normed) {
+    const float* from = input<float>(normed, "normed", {-1, dim()});
+    const Layer& of = at("layer", layer);
+    const int64_t tokens = normed.shape(0);
+    py::gil_scoped_release unlocked;
+    pool_.home().check();  // else the lock may be held for ever
+    std::lock_guard<std::mutex> lock(mutex_);
+    share_locked(of, from, tokens);
+  }
+
+  // x [T, d] += the sum over rank j of weights[t, j] times what was computed last for pair t * k + j, k the layer's, and
+  // then what was shared last.
   void combine(int64_t layer, py::array& x, const py::array& weights) {
     const Layer& of = at("layer", layer);
     float* to = output<float>(x, "x", {-1, dim()});
@@ -279,11 +271,11 @@ class BoundForward {
     return layers_[static_cast<size_t>(layer)];
   }
 
-  // The layer's exact route, into state.ids and state.weights as well.
+  // The layer's exact route, into state.ids and state.weights as well. Where the mixer comes first, of its norm.
   Routes choose(const Layer& layer, const State& state) {
     const int64_t k = layer.ffn->k(), experts = layer.ffn->experts(), tokens = state.tokens;
     if (layer.ffn->has_router()) {
-      ask(layer.ffn->router(), *layer.ffn, state.x, tokens, state.ids, state.weights);
+      ask(layer.ffn->router(), *layer.ffn, layer.ffn->reads_mixed() ? state.normed : state.x, tokens, state.ids, state.weights);
     } else {
       for (int64_t pair = 0; pair < tokens * k; ++pair) state.ids[pair] = static_cast<int32_t>(pair % k);
       std::fill_n(state.weights, tokens * k, 1.0f);
@@ -311,6 +303,13 @@ class BoundForward {
     return route;
   }
 
+  // Guesses for layer `target`, -1 for none. Whether all of it is in slots.
+  bool is_guess_there(int64_t source, int64_t target, const State& state, Guess* guess) {
+    if (target < 0) return true;
+    *guess = guess_one(source, target, state.x, state.tokens);
+    return are_there(layers_[static_cast<size_t>(target)], state.slot_of, guess->experts, nullptr);
+  }
+
   Guess guess_one(int64_t source, int64_t target, const float* x, int64_t tokens) {
     const BoundFfn& ffn = *layers_[static_cast<size_t>(target)].ffn;
     if (!ffn.has_router()) {
@@ -319,6 +318,12 @@ class BoundForward {
       return all;
     }
     const auto predictor = predictors_.find({source, target});
+    std::vector<float> normed;
+    if (predictor == predictors_.end() && ffn.reads_mixed()) {  // what it would read if no mixer came between
+      normed.resize(static_cast<size_t>(tokens * dim()));
+      layers_[static_cast<size_t>(target)].mixer->norm_for_ffn(x, tokens, normed.data());
+      x = normed.data();
+    }
     std::vector<int32_t> ids(static_cast<size_t>(tokens * ffn.k()));
     std::vector<float> unused(ids.size());
     ask(predictor != predictors_.end() ? predictor->second : ffn.router(), ffn, x, tokens, ids.data(), unused.data());
@@ -337,7 +342,7 @@ class BoundForward {
 
   void ask(const Matrix& matrix, const BoundFfn& ffn, const float* x, int64_t tokens, int32_t* ids, float* weights) {
     Timed timed(pool_.timings(), "router");
-    router(pool_, matrix, x, tokens, ffn.k(), ffn.gating(), ids, weights);
+    router(pool_, matrix, x, tokens, ffn.scoring(), ids, weights);
   }
 
   // Whether all of these experts of a layer are in slots, which go into `found`.
@@ -352,11 +357,23 @@ class BoundForward {
     return true;
   }
 
+  // Of contributions: a row of each pair, then one of each token where there is a shared network.
   static size_t floats(const Layer& layer, int64_t tokens) {
-    return static_cast<size_t>(tokens * layer.ffn->k() * layer.ffn->call().shape.hidden);
+    const int64_t rows = layer.ffn->k() + (layer.ffn->shared() != nullptr ? 1 : 0);
+    return static_cast<size_t>(tokens * rows * layer.ffn->call().shape.hidden);
+  }
+  float* shared_row(const Layer& layer, int64_t tokens) {
+    return layer.ffn->shared() == nullptr ? nullptr : contributions_.data() + tokens * layer.ffn->k() * dim();
   }
 
-  int64_t compute_locked(const Layer& layer, const float* normed, int64_t tokens, const Routes& route,
+  void share_locked(const Layer& layer, const float* normed, int64_t tokens) {
+    if (layer.ffn->shared() == nullptr) return;
+    if (floats(layer, tokens) > contributions_.size()) contributions_.resize(floats(layer, tokens));
+    Timed timed(pool_.timings(), "shared");
+    shared_ffn(pool_, *layer.ffn->shared(), normed, tokens, shared_row(layer, tokens));
+  }
+
+  int64_t compute_locked(const Layer& layer, const float* normed, const float* weights, int64_t tokens, const Routes& route,
                          const std::vector<int32_t>& slots) {
     if (floats(layer, tokens) > contributions_.size()) contributions_.resize(floats(layer, tokens));
     ExpertCall call = layer.ffn->call();
@@ -369,13 +386,28 @@ class BoundForward {
     call.pairs = route.pairs.data();
     call.x = normed;
     call.out = contributions_.data();
+    std::vector<float> weighed;
+    if (layer.ffn->weighs_input()) {  // each pair is a token of its own
+      weighed.resize(static_cast<size_t>(tokens * call.k * dim()));
+      for (const int32_t pair : route.pairs) {
+        for (int64_t d = 0; d < dim(); ++d) {
+          weighed[static_cast<size_t>(pair * dim() + d)] = normed[pair / call.k * dim() + d] * weights[pair];
+        }
+      }
+      call.x = weighed.data();
+      call.tokens = tokens * call.k;
+      call.k = 1;
+    }
     Timed timed(pool_.timings(), "experts");
     return experts(pool_, call);
   }
 
   void combine_locked(const Layer& layer, float* x, const float* weights, int64_t tokens) {
+    const std::vector<float> ones(static_cast<size_t>(layer.ffn->weighs_input() ? tokens * layer.ffn->k() : 0), 1.0f);
+    if (layer.ffn->weighs_input()) weights = ones.data();
     Timed timed(pool_.timings(), "combine");
-    smallthinker::combine(pool_, x, contributions_.data(), weights, tokens, layer.ffn->k(), dim(), layer.ffn->residual());
+    smallthinker::combine(pool_, x, contributions_.data(), weights, shared_row(layer, tokens), tokens, layer.ffn->k(), dim(),
+                          layer.ffn->residual());
   }
 
   ThreadPool& pool_;

@@ -82,11 +82,23 @@ void add_residual(const Residual& how, float* y, int64_t rows, int64_t dim, floa
 
 // ops/route.cpp
 enum class Gating { softmax, sigmoid };
-void route(const float* logits, int64_t tokens, int64_t experts, int64_t k, Gating gating, int32_t* ids,
-           float* weights);
+// How k experts are chosen of a token's logits [E], and with which weights: by the largest logits, with their softmax or
+// sigmoids, divided by the sum of the chosen ones'.
+struct Scoring {
+  int64_t k;
+  Gating gating;
+  bool over_all = false;         // a softmax over all experts, where it isn't divided by the sum of the chosen ones'
+  bool normalise = true;         // divided by that sum; a softmax over the chosen is, as it is
+  const float* bias = nullptr;   // [E], part of the logits or,
+  bool bias_chooses = false;     // added to the scores for the choice alone
+  int64_t groups = 1, kept_groups = 1;  // only experts of the best groups are chosen
+  float scale = 1.0f;                   // of the weights,
+  const float* expert_scale = nullptr;  // and each expert's own [E]
+};
+void route(const float* logits, int64_t tokens, int64_t experts, const Scoring& how, int32_t* ids, float* weights);
 // The same from x [T, d] and the router's matrix.
-void router(ThreadPool& pool, const Matrix& weights, const float* x, int64_t tokens, int64_t k, Gating gating,
-            int32_t* ids, float* expert_weights);
+void router(ThreadPool& pool, const Matrix& weights, const float* x, int64_t tokens, const Scoring& how, int32_t* ids,
+            float* expert_weights);
 
 // ops/attention.cpp
 struct KvCache {  // of one layer; isa.h (KvHead) says how a head lies in it
@@ -146,9 +158,19 @@ struct ExpertCall {
 };
 // out of every pair, by the kernel for the network's shape. Returns how many neurons were computed, over all pairs.
 int64_t experts(ThreadPool& pool, const ExpertCall& call);
-// x [T, dim] and the sum of weights [T, k] * contributions [T * k, dim], as `residual` has it.
-void combine(ThreadPool& pool, float* x, const float* contributions, const float* weights, int64_t tokens, int64_t k, int64_t dim,
-             const Residual& residual);
+// x [T, dim] and what is summed, as `residual` has it: weights [T, k] * contributions [T * k, dim] by rank, then what the
+// shared network gives [T, dim], where there is one.
+void combine(ThreadPool& pool, float* x, const float* contributions, const float* weights, const float* shared,
+             int64_t tokens, int64_t k, int64_t dim, const Residual& residual);
+
+// ops/ffn_shared.cpp
+struct SharedFfn {  // a network that every token uses, of matrices that lie apart
+  Activation activation;
+  Matrix gate, up, down;  // gate.rows 0: none
+  Matrix output_gate;     // [1, d]; rows 0: none
+};
+// out [T, d] = down(activation(gate x) * up x), or without a gate down(activation(up x)); times sigmoid(output_gate x).
+void shared_ffn(ThreadPool& pool, const SharedFfn& ffn, const float* x, int64_t tokens, float* out);
 
 // ops/sample.cpp: the order of tokens is that of their logits, the largest first, ties by lower id. -0 is 0.
 constexpr int64_t kMaxLogits = int64_t{1} << 20;  // weights add up to less than 2^63

@@ -89,33 +89,49 @@ class Trial:
 
 class LookAhead:
     """For one token at a time, or the next ones of a few sequences, layer by layer: what the layer after this one will
-    want. FINAL as a source is the state that goes into the head; it tells of the next token's first layer."""
+    want. FINAL as a source is the state that goes into the head; it tells of the next token's first layer. A layer
+    whose router reads what its attention gives is asked before that attention, too, with itself as the source: one
+    attention nearer the truth than the guess of the layer before."""
 
-    def __init__(self, num_layers: int, k: int, next_token: bool = False, certain: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        num_layers: int,
+        k: int,
+        next_token: bool = False,
+        certain: Collection[int] = (),
+        own: Collection[int] = (),
+    ) -> None:
         """k: experts per token; next_token: the final state can be asked; certain: layers without a router, of which
-        all is wanted."""
-        self._certain = frozenset(certain)
-        self._sources = range(FINAL if next_token else 0, num_layers - 1)
-        self._precision = [[_HOPE] * k for _ in range(num_layers)]  # [layer guessed for][rank]
+        all is wanted; own: those whose routers read what attention gives."""
+        self._certain, self.own = frozenset(certain), frozenset(own)
+        self._next_token, self._num_layers = next_token, num_layers
+        layers = range(num_layers)
+        # of a guess by another layer's state and of one by its own: [layer guessed for][rank]
+        self._precision = {is_own: [[_HOPE] * k for _ in layers] for is_own in (False, True)}
         # layer guessed for -> rank, expert of guesses whose truth is still to come
-        self._open: list[list[tuple[int, int]]] = [[] for _ in range(num_layers)]
+        self._open: dict[bool, list[list[tuple[int, int]]]] = {is_own: [[] for _ in layers] for is_own in (False, True)}
         self._of_next: list[tuple[int, int]] = []  # the same of the next token's first layer
-        self._nothing = np.full(num_layers + 1, -1, np.int32)  # the last is FINAL's
+        self._nothing = np.full((2, num_layers), -1, np.int32)
         self._chosen = self._ahead = self._nothing
+        self._asks_final = False
         self._tokens = 0
         self.trials = Trial(), Trial()  # for one token, and for several
         self.trial = self.trials[False]
 
     @property
     def ahead(self) -> npt.NDArray[np.int32]:
-        """int32 [layers]: the layer that is guessed for with the state after each one's attention, -1 for none."""
-        return self._ahead[:-1]
+        """int32 [2, layers]: the layer that is guessed for with the state before each one's attention, and with the one
+        after it; -1 for none."""
+        return self._ahead
 
     def target(self, source: int) -> int | None:
-        """The layer that is guessed for with the state within layer `source`, or with the final one."""
-        # of the final one the trial has just been told of a token, and may have turned
-        chosen = int((self._chosen if source == FINAL and self.trial.on else self._ahead)[source])
-        return None if chosen < 0 or not self.trial.on else chosen
+        """The layer that is guessed for with the state after the attention of layer `source`, or with the final one."""
+        if not self.trial.on:
+            return None
+        if source == FINAL:  # the trial has just been told of a token, and may have turned
+            return 0 if self._asks_final else None
+        chosen = int(self._ahead[1, source])
+        return None if chosen < 0 else chosen
 
     def begin_token(self, several: bool = False) -> None:
         """Decide for one token, or one each of several sequences, what is worth asking. Several have a trial of their
@@ -124,33 +140,41 @@ class LookAhead:
         if self._tokens % _WATCH < 2:
             watch = self._tokens % _WATCH == 0
             self._chosen = self._nothing.copy()
-            for source in self._sources:
-                if watch or source + 1 in self._certain or max(self._precision[source + 1]) >= WORTH:
-                    self._chosen[source] = source + 1
+            for target in range(self._num_layers):
+                is_worth = watch or target in self._certain or max(self._precision[False][target]) >= WORTH
+                if target == 0:
+                    self._asks_final = self._next_token and is_worth
+                elif is_worth:
+                    self._chosen[1, target - 1] = target
+                if target in self.own and (watch or max(self._precision[True][target]) >= WORTH):
+                    self._chosen[0, target] = target
         self._tokens += 1
         self._ahead = self._chosen if self.trial.on else self._nothing
-        for waiting in self._open:  # of a token that was given up half-way
-            waiting.clear()
-        self._open[0], self._of_next = self._of_next, self._open[0]
+        for of_layers in self._open.values():
+            for waiting in of_layers:  # of a token that was given up half-way
+                waiting.clear()
+        first = self._open[False]
+        first[0], self._of_next = self._of_next, first[0]
 
-    def likelihoods(self, target: int) -> list[float]:
+    def likelihoods(self, source: int, target: int) -> list[float]:
         """How likely the guess ranked first, second ... for `target` is right; 0 where it isn't worth a read."""
         if target in self._certain:
-            return [1.0] * len(self._precision[target])
-        return [p if p >= WORTH else 0.0 for p in self._precision[target]]
+            return [1.0] * len(self._precision[False][target])
+        return [p if p >= WORTH else 0.0 for p in self._precision[source == target][target]]
 
-    def precision(self, target: int) -> list[float]:
-        """The share of guesses that were right lately, by rank."""
-        return list(self._precision[target])
+    def precision(self, target: int, own: bool = False) -> list[float]:
+        """The share of guesses that were right lately, by rank; own: of those by the layer's own state."""
+        return list(self._precision[own][target])
 
     def record_prediction(self, source: int, target: int, guesses: Iterable[tuple[int, int]]) -> None:
         """These guesses (expert, rank) had to be read, and will tell how good such guesses are."""
-        waiting = self._of_next if source == FINAL else self._open[target]
+        waiting = self._of_next if source == FINAL else self._open[source == target][target]
         waiting += [(rank, expert) for expert, rank in guesses]
 
     def score_predictions(self, layer: int, experts: Collection[int]) -> None:
         """The exact experts of `layer` are known."""
-        precision = self._precision[layer]
-        for rank, expert in self._open[layer]:
-            precision[rank] = _KEEP * precision[rank] + (1 - _KEEP) * (expert in experts)
-        self._open[layer].clear()
+        for is_own, of_layers in self._open.items():
+            precision = self._precision[is_own][layer]
+            for rank, expert in of_layers[layer]:
+                precision[rank] = _KEEP * precision[rank] + (1 - _KEEP) * (expert in experts)
+            of_layers[layer].clear()

@@ -25,7 +25,7 @@ KvQuant = Literal["f16", "q8_0"]
 Layout = Literal["tiles", "rows"]
 Pairing = Literal["half", "interleaved"]
 Gating = Literal["softmax", "sigmoid"]
-Activation = Literal["relu", "silu", "gelu", "gelu_tanh", "relu2"]
+Activation = Literal["relu", "silu", "gelu", "gelu_tanh", "relu2", "clamped_swiglu"]
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 F64 = npt.NDArray[np.float64]
@@ -167,7 +167,8 @@ def packed_bytes(quant: Quant, layout: Layout, rows: int, cols: int) -> int:
     """Bytes of a packed matrix. `cols` is a multiple of 32 for q8_0 and q4_0."""
 
 def activations() -> list[Activation]:
-    """Those that a feed-forward network may have; "gelu" is the exact one, by erf, "relu2" the square of "relu"."""
+    """Those that a feed-forward network may have; "gelu" is the exact one, by erf, "relu2" the square of "relu".
+    "clamped_swiglu" takes gate and up, (u + 1) * g * sigmoid(alpha * g), with u within +-limit and g at most limit."""
 
 class Section:
     """A packed matrix in a record. is_transposed: its rows are the columns of the model's matrix."""
@@ -185,12 +186,15 @@ class Section:
     @property
     def nbytes(self) -> int: ...
 
-def record_sections(quants: FfnQuants, hidden: int, ffn: int, activation: Activation, gated: bool) -> list[Section]:
+def record_sections(
+    quants: FfnQuants, hidden: int, ffn: int, activation: Activation, gated: bool, biased: bool = False
+) -> list[Section]:
     """An expert's record: gate, if gated, up and down, each on a multiple of 64; it ends where the last one does.
+    biased: then the biases of the same, rows of f32.
 
-    Behind a relu gate: gate in tiles [ffn, hidden], up and the transposed down in rows [ffn, hidden], so that dead
-    neurons can be skipped. Else all in tiles: gate and up [ffn, hidden], down [hidden, ffn]. Both sizes are multiples
-    of 32. Without a gate its format is ignored, as wherever FfnQuants are asked for.
+    Behind a relu gate, without biases: gate in tiles [ffn, hidden], up and the transposed down in rows [ffn, hidden],
+    so that dead neurons can be skipped. Else all in tiles: gate and up [ffn, hidden], down [hidden, ffn]. Both sizes
+    are multiples of 32. Without a gate its format is ignored, as wherever FfnQuants are asked for.
     """
 
 def pack(quant: Quant, layout: Layout, w: F32) -> U8:
@@ -236,10 +240,28 @@ def rope(x: F32, cos: F32, sin: F32, pairing: Pairing = "half") -> None:
     """Rotates the first 2P numbers of each head of x [T, H, D] in place; cos, sin [T, P]. Element i is paired with
     i + P ("NeoX") or, interleaved, 2i with 2i + 1."""
 
-def route(logits: F32, k: int, gating: Gating, ids: I32, weights: F32) -> None:
+def route(
+    logits: F32,
+    k: int,
+    gating: Gating,
+    ids: I32,
+    weights: F32,
+    over_all: bool = False,
+    normalise: bool = True,
+    bias: F32 = ...,
+    bias_chooses: bool = False,
+    groups: int = 1,
+    kept_groups: int = 1,
+    scale: float = 1.0,
+    expert_scale: F32 = ...,
+) -> None:
     """The k largest of logits [T, E] into ids [T, k], descending, ties to the lower index; NaN is below everything.
 
-    weights [T, k] are the softmax over those k logits, or their sigmoids divided by the sum of them.
+    weights [T, k] are the softmax over those k logits, or their sigmoids divided by the sum of them. With `over_all`
+    and not `normalise` the softmax over all E; sigmoids that aren't normalised stay as they are. bias [E] is part of
+    the logits or, if `bias_chooses`, added to the softmax or sigmoids of all, by which is then chosen. Of `groups`
+    equal parts of the experts only the kept_groups are chosen from whose best two have the largest sums. Weights are
+    multiplied by `scale` and the expert's own of expert_scale [E]. Empty arrays are none.
     """
 
 def kv_append(pool: ThreadPool, quant: KvQuant, k: F32, v: F32, keys: U8, values: U8, start: int) -> None:
@@ -290,6 +312,9 @@ def experts(
     pairs: I32,
     k: int,
     out: F32,
+    biased: bool = False,
+    limit: float = 0.0,
+    alpha: float = 0.0,
 ) -> int:
     """out[pair] = down(activation(gate(x)) * up(x)) or, not gated, down(activation(up(x))), for each expert i and each
     pair in pairs[offsets[i]:offsets[i + 1]].
@@ -299,15 +324,57 @@ def experts(
     without a pair stay. Behind a relu gate neurons whose gate is zero or less are skipped; a NaN gate is not. Elsewhere
     none is. Returns how many were computed, over all pairs.
 
+    biased: the bias of its record is added to each product. limit and alpha: of clamped_swiglu.
+
     x is rounded to int8 as in `linear`. Neurons are rounded as down's formats of blocks have it: all of a token at once
     as in `linear`, or behind a relu gate with factors of 64 of them.
     """
 
+class Scoring:
+    """How a layer's router chooses, see `route`; checked once and kept alive."""
+
+    def __init__(
+        self,
+        experts: int,
+        k: int,
+        gating: Gating,
+        over_all: bool = False,
+        normalise: bool = True,
+        bias: F32 = ...,
+        bias_chooses: bool = False,
+        groups: int = 1,
+        kept_groups: int = 1,
+        scale: float = 1.0,
+        expert_scale: F32 = ...,
+    ) -> None: ...
+
+class SharedFfn:
+    """A network that every token uses beside its experts; checked once and kept alive.
+
+    gate, up [width, hidden], down [hidden, width] and output_gate [1, hidden] in tiles, each in its own of `quants`. It
+    gives down(activation(gate x) * up x), without a gate down(activation(up x)), times sigmoid(output_gate x) if there
+    is one.
+    """
+
+    def __init__(
+        self,
+        quants: tuple[Quant, Quant, Quant, Quant],
+        hidden: int,
+        width: int,
+        activation: Activation,
+        gate: U8 | None,
+        up: U8,
+        down: U8,
+        output_gate: U8 | None,
+    ) -> None: ...
+
 class Ffn:
     """The experts of one layer and its router [E, d], f32 in the tiles layout: checked once and kept alive. quants to
-    gated: of a record, see `record_sections`.
+    gated and biased: of a record, see `record_sections`; clamp: limit and alpha of clamped_swiglu.
 
-    gating and router None: a dense network in k = `experts` slices. Every token uses all, in order, with weight 1.
+    reads_mixed: the router reads what the experts read, the norm after attention; else the state before it. scoring and
+    router None: a dense network in k = `experts` slices. Every token uses all, in order, with weight 1. shared: what it
+    gives is added to what the experts give. weighs_input: a weight multiplies what its expert reads, not what it gives.
     residual: of their sum; None adds it as it is.
     """
 
@@ -320,8 +387,13 @@ class Ffn:
         gated: bool,
         experts: int,
         k: int,
-        gating: Gating | None,
+        scoring: Scoring | None,
         router: U8 | None,
+        reads_mixed: bool = False,
+        shared: SharedFfn | None = None,
+        biased: bool = False,
+        clamp: tuple[float, float] = (0.0, 0.0),
+        weighs_input: bool = False,
         residual: Residual | None = None,
     ) -> None: ...
 
@@ -336,6 +408,7 @@ class Forward:
     DONE: int
     ROUTED: int
     GUESSED: int
+    GUESSED_BEFORE: int
 
     def __init__(
         self,
@@ -371,30 +444,40 @@ class Forward:
         """x [T, d] through the layers from `first` on, in place, as long as they find their experts in slots; layer
         `last` is routed and no more.
 
-        Returns the layer where it ended and why (DONE; ROUTED: an expert isn't in a slot, or it was `last`, and nothing
-        of the layer is computed; GUESSED: its attention has been added, and what is guessed of another layer isn't all
-        in slots); how many neurons were computed; for every layer that found its experts, the last one if GUESSED among
-        them, (experts, tokens of each); the layer's route, (experts, pairs of each: token * k + rank), one token's
-        experts best first, several tokens' ascending; and the guess, (experts, best rank that a token gives each).
+        Returns the layer where it ended and why (DONE; ROUTED: an expert isn't in a slot, or it was `last`: attention
+        has been added only if the router reads what comes of it, and nothing else of the layer is computed; GUESSED:
+        its attention has been added, and what is guessed of another layer isn't all in slots; GUESSED_BEFORE: what is
+        guessed before its attention isn't, and nothing of the layer is computed, not even a route); how many neurons
+        were computed; for every layer that found its experts, the last one if GUESSED among them, (experts, tokens of
+        each); the layer's route, (experts, pairs of each: token * k + rank), one token's experts best first, several
+        tokens' ascending; and the guess, (experts, best rank that a token gives each).
 
-        slot_of [E of all layers, or more]: where each expert is, -1 where it isn't. ahead [L]: the layer whose experts
-        are guessed once this one's attention has been added, -1 for none. caches: of each sequence, by layer, for
-        counts[i] tokens from position starts[i] on. ids, weights [T, largest k] get the last route, from their start on
-        as [T, its layer's k]; normed [T, d] the last norm; cos, sin [T, P].
+        slot_of [E of all layers, or more]: where each expert is, -1 where it isn't. ahead [2, L]: the layer whose
+        experts are guessed before this one's attention, if its router reads what comes of that, and the layer whose are
+        once it has been added; -1 for none. caches: of each sequence, by layer, for counts[i] tokens from position
+        starts[i] on. ids, weights [T, largest k] get the last route, from their start on as [T, its layer's k]; normed
+        [T, d] the last norm; cos, sin [T, P].
         """
 
     def guess(self, source: int, x: F32, targets: Sequence[int]) -> list[tuple[list[int], list[int]]]:
         """What each layer in `targets` would choose for x [T, d]: as its predictor for layer `source` says or, without
-        one, as its own router does of the same x. From -1 there must be one. Distinct experts, best rank first, and
-        these ranks; of a layer without a router all slices, ranks 0."""
+        one, as its own router does of the same x, or of its norm if it reads the norm. From -1 there must be one.
+        Distinct experts, best rank first, and these ranks; of a layer without a router all slices, ranks 0."""
 
-    def compute(self, layer: int, normed: F32, pairs: list[list[int]], slots: list[int]) -> int:
+    def compute(
+        self, layer: int, normed: F32, pairs: list[list[int]], slots: list[int], weights: F32 | None = None
+    ) -> int:
         """What some of the layer's experts give the tokens that chose them, normed [T, d], kept until `combine`:
-        pairs[i] are those of the expert in slots[i]. Returns how many neurons were computed."""
+        pairs[i] are those of the expert in slots[i]. weights [T, k of the layer]: of the route, where they multiply
+        what experts read. Returns how many neurons were computed."""
+
+    def share(self, layer: int, normed: F32) -> None:
+        """What the layer's shared network, if it has one, gives normed [T, d], kept until `combine`."""
 
     def combine(self, layer: int, x: F32, weights: F32) -> None:
-        """x [T, d] += the sum over rank j of weights[t, j] times what was computed last for pair t * k + j, the same
-        bits as `run`; weights [T, k of the layer]. Raises ValueError for more tokens than any call before computed."""
+        """x [T, d] += the sum over rank j of weights[t, j] times what was computed last for pair t * k + j, and then
+        what was shared last, the same bits as `run`; weights [T, k of the layer]. Raises ValueError for more tokens
+        than any call before computed."""
 
     def release(self) -> None:
         """Free what contributions took; the next step takes what it needs."""

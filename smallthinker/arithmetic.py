@@ -19,9 +19,9 @@ from smallthinker import _kernels
 from smallthinker.cache.sequence_state import SequenceState
 from smallthinker.exact_head import ExactHead, bind_norm
 from smallthinker.expert_store.format import Formats
-from smallthinker.models.description import Model, Norm
+from smallthinker.models.description import Ffn, Model, Norm, Router
 from smallthinker.models.supported import check_supported
-from smallthinker.models.tensors import EMBEDDING, ROUTER
+from smallthinker.models.tensors import EMBEDDING, EXPERT_ROLES, ROUTER
 from smallthinker.rotary import RotaryTable
 from smallthinker.router.predictor import Matrices
 
@@ -43,13 +43,16 @@ class Route(NamedTuple):
 
 class Stop(NamedTuple):
     """Where `run` ended. `used`: of every layer that found its experts in slots, experts and the tokens of each.
-    `route`: of a layer that didn't, nothing of which is computed; or, with a `guess`, of one whose attention has been
-    added: the guess, experts and ranks of a later layer's, is not all in slots."""
+    `route`: of a layer that didn't; nothing of it is computed, but for attention where the router reads what comes of
+    that. `guess`: experts and ranks that are not all in slots: of a later layer, with the route of a layer whose
+    attention has been added; of the layer itself, without a route, before its attention. `is_mixed`: attention has been
+    added."""
 
     layer: int
     used: list[tuple[list[int], list[int]]]
     route: Route | None
     guess: tuple[list[int], list[int]] | None
+    is_mixed: bool
 
 
 class Step:
@@ -108,6 +111,10 @@ class Arithmetic:
         self._logits = logits  # nothing bound to self: a cycle would keep the weights until they are collected
         self._layers = range(config.num_layers)
         self._k = [0 if layer.ffn is None else layer.ffn.k for layer in config.layers]
+        self._mixes_first = frozenset(config.layers_that_mix_first)
+        networks = [(number, layer.ffn) for number, layer in enumerate(config.layers) if layer.ffn]
+        self._shares = frozenset(number for number, ffn in networks if ffn.shared)
+        self._weighs_input = frozenset(n for n, ffn in networks if ffn.router and ffn.router.applied_to == "input")
         self._rotary = RotaryTable(config, context or config.context)
         self._head = ExactHead(config, self._formats, pool, self._dense.__getitem__)
         self._neurons_per_token = sum(layer.ffn.k * layer.ffn.width for layer in config.layers if layer.ffn is not None)
@@ -155,8 +162,11 @@ class Arithmetic:
             step.sin,
         )
         self.live_neurons += live
-        route = None if why == _kernels.Forward.DONE else Route(*step.chosen(self._k[layer]), experts, pairs)
-        return Stop(layer, used, route, guess if why == _kernels.Forward.GUESSED else None)
+        stops = _kernels.Forward
+        is_guessed = why in (stops.GUESSED, stops.GUESSED_BEFORE)
+        route = Route(*step.chosen(self._k[layer]), experts, pairs) if why in (stops.ROUTED, stops.GUESSED) else None
+        is_mixed = why == stops.GUESSED or (why == stops.ROUTED and layer in self._mixes_first)
+        return Stop(layer, used, route, guess if is_guessed else None, is_mixed)
 
     def mix(self, step: Step, layer: int) -> None:
         """Attention, added to the states; its keys and values go into the caches."""
@@ -165,15 +175,22 @@ class Arithmetic:
 
     def guess(self, step: Step, source: int, target: int) -> tuple[list[int], list[int]]:
         """What layer `target` will choose, as its predictor says of the states after the attention of layer `source`;
-        without one, as its router does: distinct experts, and the best rank that a token gives each."""
+        without one, as its router does of the states as they are: distinct experts, and the best rank that a token
+        gives each."""
         return self._forward.guess(source, step.x, [target])[0]
 
     def compute(self, step: Step, layer: int, pairs: list[list[int]], slots: list[int]) -> None:
         """What the experts in these slots give the tokens that chose them; kept until `combine`."""
-        self.live_neurons += self._forward.compute(layer, step.normed, pairs, slots)
+        weights = step.chosen(self._k[layer])[1] if layer in self._weighs_input else None
+        self.live_neurons += self._forward.compute(layer, step.normed, pairs, slots, weights)
+
+    def share(self, step: Step, layer: int) -> None:
+        """What the layer's shared network, if it has one, gives every token; kept until `combine`."""
+        if layer in self._shares:
+            self._forward.share(layer, step.normed)
 
     def combine(self, step: Step, layer: int) -> None:
-        """Add up, in the router's order, what was computed."""
+        """Add up, in the router's order and what was shared last, what was computed."""
         self._forward.combine(layer, step.x, step.chosen(self._k[layer])[1])
 
     def logits(self, step: Step, rows: npt.NDArray[np.intp] | None) -> Floats:
@@ -241,7 +258,8 @@ class Arithmetic:
     def _ffn(self, number: int) -> _kernels.Ffn:
         layer = self.config.layers[number]
         ffn = layer.ffn
-        assert ffn is not None and ffn.activation.kind != "clamped_swiglu"
+        assert ffn is not None
+        router = ffn.router
         return _kernels.Ffn(
             self._formats.of_experts(number),
             self.config.hidden_size,
@@ -250,9 +268,46 @@ class Arithmetic:
             ffn.gated,
             ffn.experts,
             ffn.k,
-            None if ffn.router is None else ffn.router.score,
-            None if ffn.router is None else self._dense[f"layers.{number}.{ROUTER}"],
+            None if router is None else self._scoring(number, router),
+            None if router is None else self._dense[f"layers.{number}.{ROUTER}"],
+            router is not None and router.reads == "ffn_input",
+            None if ffn.shared is None else self._shared(number, ffn.shared, ffn.shared_gate),
+            ffn.bias,
+            (ffn.activation.limit, ffn.activation.alpha),
+            number in self._weighs_input,
             residual=self._ffn_residual(number),
+        )
+
+    def _scoring(self, number: int, how: Router) -> _kernels.Scoring:
+        name, none = f"layers.{number}.{ROUTER}", np.empty(0, np.float32)
+        return _kernels.Scoring(
+            how.experts,
+            how.k,
+            how.score,
+            over_all=how.over == "all",
+            normalise=how.normalise,
+            bias=none if how.bias == "none" else self._dense[f"{name}_bias"],
+            bias_chooses=how.bias == "choice",
+            groups=how.groups,
+            kept_groups=how.kept_groups,
+            scale=how.scale,
+            expert_scale=self._dense[f"{name}_expert_scale"] if how.expert_scale else none,
+        )
+
+    def _shared(self, number: int, ffn: Ffn, has_output_gate: bool) -> _kernels.SharedFfn:
+        roles = [f"shared_{role}" for role in EXPERT_ROLES] + ["shared_expert_gate"]
+        gate, up, down, output_gate = (self._formats.of(role, number) for role in roles)
+        weights = [self._dense.get(f"layers.{number}.{role}") for role in roles]
+        assert weights[1] is not None and weights[2] is not None and (weights[3] is not None) == has_output_gate
+        return _kernels.SharedFfn(
+            (gate, up, down, output_gate),
+            self.config.hidden_size,
+            ffn.width,
+            ffn.activation.kind,
+            weights[0],
+            weights[1],
+            weights[2],
+            weights[3],
         )
 
     def _ffn_residual(self, number: int) -> _kernels.Residual:

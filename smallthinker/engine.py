@@ -176,6 +176,7 @@ class Engine:
                     k,
                     next_token=matrices is not None,
                     certain=self.config.certain_layers,
+                    own=self.config.layers_that_mix_first,
                 )
             self._forward = ForwardPass(
                 self._arithmetic, cache, self.config.num_layers, look_ahead=look, prefetch=options.prefetch

@@ -1,8 +1,9 @@
 """One step's way through the layers: the only file that knows their order.
 
-What a layer needs and memory lacks is asked for before its attention and used as it lands. The arithmetic is handed in
-(`Arithmetic`, or a clock that only counts its time), as are the experts' cache and the guesses. Knows nothing about
-text, sampling, memory budgets or what one layer computes.
+What a layer needs and memory lacks is asked for as soon as its router can say, before attention or after it, and used
+as it lands; what is only guessed is read meanwhile. The arithmetic is handed in (`Arithmetic`, or a clock that only
+counts its time), as are the experts' cache and the guesses. Knows nothing about text, sampling, memory budgets or what
+one layer computes.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ def never() -> bool:
 class Observers(NamedTuple):
     """What is shown while a step is computed. x is its own memory, to be copied if kept and never written to.
 
-    routed sees each layer's input x [T, d] and its route before anything is computed; attended, x once the layer's
-    attention has been added; final, what goes into the head's norm.
+    routed sees what each layer's router reads [T, d] and its route before any expert is computed; attended, x once the
+    layer's attention has been added, which is earlier where the router reads what comes of it; final, what goes into
+    the head's norm.
     """
 
     routed: Callable[[int, Floats, Route], None] | None = None
@@ -57,6 +59,8 @@ class StepArithmetic(Protocol[S]):
     def guess(self, step: S, source: int, target: int) -> tuple[list[int], list[int]]: ...
 
     def compute(self, step: S, layer: int, pairs: list[list[int]], slots: list[int]) -> None: ...
+
+    def share(self, step: S, layer: int) -> None: ...
 
     def combine(self, step: S, layer: int) -> None: ...
 
@@ -86,7 +90,7 @@ class ForwardPass:
     ) -> None:
         self.arithmetic, self.experts, self.look_ahead = arithmetic, experts, look_ahead
         self._num_layers, self._prefetch, self._clock = num_layers, prefetch, clock
-        self._nothing_ahead = np.full(num_layers, -1, np.int32)
+        self._nothing_ahead = np.full((2, num_layers), -1, np.int32)
         self.observe(Observers())
 
     def observe(self, observers: Observers) -> None:
@@ -109,16 +113,19 @@ class ForwardPass:
         look = self.look_ahead if step.tokens < MANY_TOKENS else None
         if look is not None:
             look.begin_token(several=step.tokens > 1)
-        layer = 0
+        layer, asked = 0, -1  # asked: whose own experts have been guessed
         while layer < self._num_layers:
             if cancelled():
                 raise CancelledError("cancelled")
-            stop = self._run(layer, step)
+            stop = self._run(layer, step, asked)
             layer = stop.layer + 1
-            if stop.guess is not None:
-                self._go_on(stop, step)
+            if stop.route is None and stop.guess is not None:  # the rest of the layer is still to come
+                self._guess_and_read(stop.layer, stop.layer, step, stop.guess)
+                layer = asked = stop.layer
+            elif stop.route is not None and stop.guess is not None:
+                self._go_on(stop.layer, stop.route, stop.guess, step)
             elif stop.route is not None:
-                self._serve(stop.layer, stop.route, step)
+                self._serve(stop.layer, stop.route, step, is_mixed=stop.is_mixed)
         for state, n in zip(step.sequences, step.counts, strict=True):
             state.advance(n)
         self.experts.step(step.tokens)
@@ -126,58 +133,74 @@ class ForwardPass:
             each, waited = 1 / step.tokens, self.experts.stall_sec - waited
             look.trial.token((self._clock() - began) * each, waited * each, self.experts.wanted - wanted)
             if step.tokens == 1:
-                self._guess_and_read(FINAL, step)
+                self._guess_next(FINAL, step)
         self._final(step.x)
         every = all_logits or step.tokens == len(step.counts)
         return self.arithmetic.logits(step, None if every else np.cumsum(step.counts) - 1)
 
-    def _run(self, layer: int, step: Step) -> Stop:
+    def _run(self, layer: int, step: Step, asked: int) -> Stop:
         """The layers from this one on, as far as everything that they need is in memory."""
-        cache, look = self.experts, self.look_ahead
+        cache, look, ahead = self.experts, self.look_ahead, self._nothing_ahead
         last = min(cache.layers_in_table(layer, self._num_layers), layer + max(1, _TOKENS_A_CALL // step.tokens))
-        if self._is_watched or (look is not None and step.tokens >= MANY_TOKENS):
+        if look is not None and step.tokens >= MANY_TOKENS:
             last = layer
-        ahead = self._nothing_ahead if look is None else look.ahead
+            if layer in look.own:
+                self._read_most(layer, layer, step)
+        elif look is not None:
+            ahead = look.ahead
+            if layer == asked:
+                ahead = ahead.copy()
+                ahead[0, layer] = -1
+        if self._is_watched:
+            last = layer
         stop = self.arithmetic.run(step, layer, last, cache.slot_table, ahead)
         cache.used_from_table(layer, stop.used, step.tokens)
         return stop
 
-    def _go_on(self, stop: Stop, step: Step) -> None:
+    def _go_on(self, layer: int, route: Route, guess: tuple[list[int], list[int]], step: Step) -> None:
         """Attention has been added, the layer's experts are in memory, those guessed of the next layer are not."""
-        assert stop.route is not None
-        first = self.experts.slot_table[self.experts.first_record(stop.layer) :]
-        slots = first[stop.route.experts].tolist()
-        self._guess_and_read(stop.layer, step, stop.guess)
-        self.arithmetic.compute(step, stop.layer, stop.route.pairs, slots)
-        self.arithmetic.combine(step, stop.layer)
+        first = self.experts.slot_table[self.experts.first_record(layer) :]
+        slots = first[route.experts].tolist()
+        self._guess_next(layer, step, guess)
+        self._compute(layer, route.pairs, slots, step)
 
-    def _serve(self, layer: int, route: Route, step: Step) -> None:
-        """One layer that may miss something; nothing of it has been computed."""
+    def _serve(self, layer: int, route: Route, step: Step, is_mixed: bool) -> None:
+        """One layer that may miss something; nothing of it has been computed but, if is_mixed, attention."""
         cache, arithmetic = self.experts, self.arithmetic
         if self.look_ahead is not None:
             self.look_ahead.score_predictions(layer, route.experts)
-        self._routed(layer, step.x, route)
+        if is_mixed:
+            self._attended(layer, step.x)
+        self._routed(layer, step.normed if is_mixed else step.x, route)
         counts = list(map(len, route.pairs))
         slots = cache.resident_slots(layer, route.experts, counts, step.tokens)
         if slots is not None:  # nothing to read
-            self._mix(layer, step)
-            self._guess_and_read(layer, step)
-            arithmetic.compute(step, layer, route.pairs, slots)
-            arithmetic.combine(step, layer)
+            if not is_mixed:
+                self._mix(layer, step)
+            self._guess_next(layer, step)
+            self._compute(layer, route.pairs, slots, step)
             return
-        if not self._prefetch:
+        if not (self._prefetch or is_mixed):
             self._mix(layer, step)
+            is_mixed = True
         order = self._reading_order(layer, route.experts, counts)
         experts, counts = [route.experts[i] for i in order], [counts[i] for i in order]
         with cache.request(layer, experts, counts, step.tokens) as request:  # misses go to the disk now
-            self._guess_and_read(layer, step)  # for when it is through with those before attention is
-            if self._prefetch:
+            if not is_mixed:
+                self._guess_next(layer, step)  # for when it is through with those before attention is
                 self._mix(layer, step)  # arithmetic while the disk works
-            self._guess_and_read(layer, step)
+            self._guess_next(layer, step)
+            arithmetic.share(step, layer)
             for landed in request:
                 pairs = [route.pairs[order[position]] for position, _ in landed]
                 arithmetic.compute(step, layer, pairs, [slot for _, slot in landed])
         arithmetic.combine(step, layer)  # in the router's order, whichever landed first
+
+    def _compute(self, layer: int, pairs: list[list[int]], slots: list[int], step: Step) -> None:
+        """The layer's network, with all of its experts in memory."""
+        self.arithmetic.compute(step, layer, pairs, slots)
+        self.arithmetic.share(step, layer)
+        self.arithmetic.combine(step, layer)
 
     def _reading_order(self, layer: int, experts: list[int], counts: list[int]) -> list[int]:
         """Places of the experts: resident ones first, so that they compute while the others are read; then the misses,
@@ -189,7 +212,7 @@ class ForwardPass:
         self.arithmetic.mix(step, layer)
         self._attended(layer, step.x)
 
-    def _guess_and_read(self, source: int, step: Step, guess: tuple[list[int], list[int]] | None = None) -> None:
+    def _guess_next(self, source: int, step: Step, guess: tuple[list[int], list[int]] | None = None) -> None:
         """Have what the next layer will likely want read in the disk's idle time. source: the layer that the states are
         within, or FINAL; after its attention most guesses are right. guess: where it has been made already."""
         look = self.look_ahead
@@ -197,19 +220,27 @@ class ForwardPass:
             return
         if step.tokens >= MANY_TOKENS:
             if source + 1 < self._num_layers:
-                self._read_most(source, step)
+                self._read_most(source, source + 1, step)
             return
         target = look.target(source)
-        if target is None:
-            return
+        if target is not None:
+            self._guess_and_read(source, target, step, guess)
+
+    def _guess_and_read(
+        self, source: int, target: int, step: Step, guess: tuple[list[int], list[int]] | None = None
+    ) -> None:
+        """The same for layer `target`, which may be `source` itself: before its attention, where its router reads what
+        comes of that."""
+        look = self.look_ahead
+        assert look is not None
         experts, ranks = guess or self.arithmetic.guess(step, source, target)
-        of_rank = look.likelihoods(target)
+        of_rank = look.likelihoods(source, target)
         likelihoods = [of_rank[rank] for rank in ranks]
         missing = self.experts.prefetch(target, experts, likelihoods, min(step.tokens, 2) * MAX_UNDER_WAY)
         if missing:
             look.record_prediction(source, target, [(experts[place], ranks[place]) for place in missing])
 
-    def _read_most(self, source: int, step: Step) -> None:
-        """Many tokens want most of the next layer's experts: all that a token names, the best-ranked first."""
-        experts, _ = self.arithmetic.guess(step, source, source + 1)
-        self.experts.prefetch(source + 1, experts, [1.0] * len(experts), max_under_way=len(self.experts.slots))
+    def _read_most(self, source: int, target: int, step: Step) -> None:
+        """Many tokens want most of a layer's experts: all that a token names, the best-ranked first."""
+        experts, _ = self.arithmetic.guess(step, source, target)
+        self.experts.prefetch(target, experts, [1.0] * len(experts), max_under_way=len(self.experts.slots))

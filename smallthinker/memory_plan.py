@@ -267,12 +267,17 @@ def scratch_bytes(config: Model, chunk: int, context: int, sequences: int = 1) -
     """Activations of one chunk, attention's partial sums, the logits, and what sampling makes of them."""
     d, k, ffn = config.hidden_size, config.experts_per_token, config.ffn_width
     mixers = [layer.attention for layer in config.layers]
+    networks = [layer.ffn for layer in config.layers if layer.ffn]
+    shared = [ffn.shared for ffn in networks if ffn.shared]
+    weighs_input = any(ffn.router and ffn.router.applied_to == "input" for ffn in networks)
     projected = max(2 * (mixer.heads + mixer.kv_heads) * mixer.head_dim for mixer in mixers)
     floats_per_token = (
         5 * d  # residual, normed copy, projections' output and their int8 copies
         + projected  # q, k, v and the attention's output
         + k * d  # one output row for each (token, expert), so that they can be summed in a fixed order
         + config.experts_per_layer
+        + max((2 * ffn.width + d for ffn in shared), default=0)  # gate, up and output
+        + (k * d if weighs_input else 0)  # what each expert of a token reads
     )
     neurons = min(chunk * 3 * k * ffn * 4, _NEURONS_BYTES)  # gate, up, and what down reads
     splits = context // _kernels.KV_SPLIT + 1  # of one token's attention, each with sums for every head

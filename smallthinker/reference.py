@@ -278,7 +278,7 @@ def feed_forward(read: Tensor, how: Ffn, of: Named, residual: Tensor) -> tuple[T
 
 def _expert(m: Tensor, how: Ffn, of: Named, expert: int) -> Tensor:
     def projected(x: Tensor, role: str) -> Tensor:
-        return F.linear(x, of(f"{role}.{expert}"), of(f"{role}_bias")[expert] if how.bias else None)
+        return F.linear(x, of(f"{role}.{expert}"), of(f"{role}_bias.{expert}") if how.bias else None)
 
     up = projected(m, UP)
     return projected(_activated(projected(m, GATE) if how.gated else None, up, how.activation), DOWN)

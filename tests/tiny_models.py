@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
-from smallthinker.models.description import Model
+from smallthinker.models.description import Layer, Model
 from smallthinker.models.families import checkpoint_places, parse_model, to_config
 
 if TYPE_CHECKING:  # torch takes two seconds to import, and most tests want only a configuration
@@ -55,6 +56,16 @@ def tiny_config(**overrides: Any) -> Model:
     )
 
 
+def behind_attention(config: Model) -> Model:
+    """The same with routers that read what the experts read."""
+
+    def late(layer: Layer) -> Layer:
+        assert layer.ffn is not None
+        return replace(layer, ffn=replace(layer.ffn, router=replace(layer.router, reads="ffn_input")))
+
+    return replace(config, family="described", layers=tuple(map(late, config.layers)))
+
+
 def random_reference(config: Model, seed: int = 0) -> ReferenceModel:
     """Weights large enough that every part matters in the logits, rounded to bfloat16 as in published checkpoints."""
     import torch
@@ -96,8 +107,10 @@ def checkpoint_weights(model: ReferenceModel) -> dict[str, Any]:
     files: dict[str, torch.Tensor] = {}
     for name, place in checkpoint_places(model.model):
         whole = files.setdefault(place.name, torch.empty(place.stored_shape, dtype=torch.bfloat16))
+        if place.is_zero:
+            continue
         weight = model.weight(name).detach()
-        weight = weight[:1] if place.first_row else weight.T if place.transposed else weight
+        weight = weight.T if place.transposed else weight
         part = whole.view(-1, place.stored_shape[-1])[place.rows.start : place.rows.stop : place.rows.step]
         part[:, place.cols.start : place.cols.stop : place.cols.step] = weight.reshape(len(place.rows), -1)
     return files

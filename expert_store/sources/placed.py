@@ -25,11 +25,10 @@ ReadPart = Callable[[range, range], Array]
 def read_placed(place: Place, read: ReadPart, start: int = 0, stop: int | None = None) -> Array:
     """Rows start..stop of a tensor, in its own shape."""
     stop = place.shape[0] if stop is None else min(stop, place.shape[0])
+    if place.is_zero:
+        return np.zeros((stop - start, *place.shape[1:]), np.float32)
     if len(place.rows) == 1 and prod(place.shape) == len(place.cols):  # a vector, or one of several rows
         return _heads_in_order(_read(read, place.rows, place.cols)[0], place.head).reshape(place.shape)[start:stop]
-    if place.first_row:
-        first = _read(read, place.rows, place.cols)
-        return np.concatenate([first, np.zeros((place.shape[0] - 1, *first.shape[1:]), first.dtype)])[start:stop]
     if place.transposed:
         return np.ascontiguousarray(np.swapaxes(_read(read, place.rows, place.cols[start:stop]), 0, 1))
     if place.head:

@@ -79,20 +79,29 @@ struct FfnFormats {
   Quant gate, up, down;
 };
 
-enum class Activation { relu, silu, gelu, gelu_tanh, relu2 };
-constexpr const char* kActivations[] = {"relu", "silu", "gelu", "gelu_tanh", "relu2"};
+// clamped_swiglu is not of the gate alone: (up + 1) * g * sigmoid(alpha * g), up within +-limit and g, the gate, below it.
+enum class Activation { relu, silu, gelu, gelu_tanh, relu2, clamped_swiglu };
+constexpr const char* kActivations[] = {"relu", "silu", "gelu", "gelu_tanh", "relu2", "clamped_swiglu"};
+struct Clamp {
+  float limit = 0.0f, alpha = 0.0f;
+};
 
-// A feed-forward network, or one expert or slice of it: down(activation(gate x) * up x), or down(activation(up x)).
+// A feed-forward network, or one expert or slice of it: down(activation(gate x) * up x), or down(activation(up x)). biased:
+// each product has a bias of its own.
 struct FfnShape {
   FfnFormats formats;
   int64_t hidden, ffn;
   Activation activation;
   bool gated;
+  bool biased = false;
+  Clamp clamp{};
 };
 
 // Which of the two kernels computes it, and with it the layout of its records. Behind a ReLU gate most neurons are zero:
 // the sparse kernel reads only the live rows of up and of down, which lies transposed for it.
-constexpr bool is_sparse(const FfnShape& shape) { return shape.activation == Activation::relu && shape.gated; }
+constexpr bool is_sparse(const FfnShape& shape) {
+  return shape.activation == Activation::relu && shape.gated && !shape.biased;
+}
 
 // A packed matrix in a record. Transposed: its rows are the columns of what the model's files have.
 struct Section {
@@ -101,9 +110,9 @@ struct Section {
   int64_t rows, cols, offset, bytes;
 };
 
-// An expert's record: gate, up, down, each on a cache line. Without a gate its section is empty.
+// An expert's record: gate, up, down, then their biases as rows of f32, each on a cache line. What there isn't has no rows.
 struct RecordSections {
-  Section gate, up, down;
+  Section gate, up, down, gate_bias, up_bias, down_bias;
   int64_t total_bytes;
 };
 
@@ -119,7 +128,13 @@ constexpr RecordSections record_sections(const FfnShape& shape) {
   const Section up = section(shape.formats.up, sparse ? Layout::rows : Layout::tiles, false, ffn, hidden, end_of(gate));
   const Section down = sparse ? section(shape.formats.down, Layout::rows, true, ffn, hidden, end_of(up))
                               : section(shape.formats.down, Layout::tiles, false, hidden, ffn, end_of(up));
-  return {gate, up, down, end_of(down)};
+  const auto bias = [&shape](int64_t cols, const Section& before) {
+    return shape.biased ? section(Quant::f32, Layout::rows, false, 1, cols, end_of(before))
+                        : Section{Layout::rows, false, 0, cols, end_of(before), 0};
+  };
+  const Section gate_bias = shape.gated ? bias(ffn, down) : Section{Layout::rows, false, 0, ffn, end_of(down), 0};
+  const Section up_bias = bias(ffn, gate_bias), down_bias = bias(hidden, up_bias);
+  return {gate, up, down, gate_bias, up_bias, down_bias, end_of(down_bias)};
 }
 
 }  // namespace smallthinker

@@ -169,8 +169,9 @@ struct Isa {
   // outputs are NaN; a block under 1e-30 everywhere counts as zero.
   void (*quantize_activations)(int64_t cols, const ActivationRow& row);
 
-  // up [n] becomes activation(gate) * up or, where `gate` is null, activation(up); n is a multiple of 16.
-  void (*activate)(Activation activation, const float* gate, int64_t n, float* up);
+  // up [n] becomes activation(gate) * up or, where `gate` is null, activation(up); n is a multiple of 16. `clamp` is
+  // clamped_swiglu's, which has a gate.
+  void (*activate)(Activation activation, const Clamp& clamp, const float* gate, int64_t n, float* up);
 
   // Of `rows` gates, at most kChunkRows and a multiple of 16, of each token [tokens, kChunkRows]: live[t] has a bit for
   // each that is above zero, or NaN; the others become zero.

@@ -55,13 +55,27 @@ void activate_as(const float* gate, int64_t n, float* up) {
   }
 }
 
-void activate(Activation activation, const float* gate, int64_t n, float* up) {
+// The smaller of both; x if it is NaN.
+SIMD_INLINE F32 at_most(F32 limit, F32 x) { return sub(zero(), max(sub(zero(), limit), sub(zero(), x))); }
+
+// g * sigmoid(alpha g) is silu(alpha g) / alpha.
+void clamped_swiglu(const Clamp& clamp, const float* gate, int64_t n, float* up) {
+  const F32 limit = broadcast(clamp.limit), lowest = broadcast(-clamp.limit), alpha = broadcast(clamp.alpha);
+  const F32 one = broadcast(1.0f), share = broadcast(1.0f / clamp.alpha);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const F32 g = mul(share, silu(mul(alpha, at_most(limit, load(gate + i)))));
+    store(up + i, mul(add(max(lowest, at_most(limit, load(up + i))), one), g));
+  }
+}
+
+void activate(Activation activation, const Clamp& clamp, const float* gate, int64_t n, float* up) {
   switch (activation) {
     case Activation::relu: return activate_as<Activation::relu>(gate, n, up);
     case Activation::silu: return activate_as<Activation::silu>(gate, n, up);
     case Activation::gelu: return activate_as<Activation::gelu>(gate, n, up);
     case Activation::gelu_tanh: return activate_as<Activation::gelu_tanh>(gate, n, up);
     case Activation::relu2: return activate_as<Activation::relu2>(gate, n, up);
+    case Activation::clamped_swiglu: return clamped_swiglu(clamp, gate, n, up);
   }
 }
 

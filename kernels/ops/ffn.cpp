@@ -9,8 +9,8 @@ int64_t experts(ThreadPool& pool, const ExpertCall& call) {
   return is_sparse(call.shape) ? experts_sparse(pool, call) : experts_dense(pool, call);
 }
 
-void combine(ThreadPool& pool, float* x, const float* contributions, const float* weights, int64_t tokens, int64_t k,
-             int64_t dim, const Residual& residual) {
+void combine(ThreadPool& pool, float* x, const float* contributions, const float* weights, const float* shared,
+             int64_t tokens, int64_t k, int64_t dim, const Residual& residual) {
   ThreadPool::Session session(pool);
   const bool is_sum = residual.is_sum();
   Scratch<float> sums(is_sum ? 0 : session.threads() * dim);
@@ -23,6 +23,7 @@ void combine(ThreadPool& pool, float* x, const float* contributions, const float
       const float* const contribution = contributions + (t * k + j) * dim;
       for (int64_t d = 0; d < dim; ++d) to[d] += weight * contribution[d];
     }
+    if (shared != nullptr) add(to, shared + t * dim, dim);
     if (!is_sum) add_residual(residual, to, 1, dim, x + t * dim);
   };
   session.parallel_for(tokens, add_token);

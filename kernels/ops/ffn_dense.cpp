@@ -64,6 +64,12 @@ int64_t experts_dense(ThreadPool& pool, const ExpertCall& call) {
     isa.of(quant).gemm(record + section.offset + row / kTileRows * group_bytes(quant, section.cols), rows, section.cols,
                        inputs, block.end - block.begin, out, rows);
   };
+  const auto add_bias = [&](const TokenBlock& block, const Section& section, int64_t row, int64_t rows, float* to) {
+    if (section.rows == 0) return;
+    const uint8_t* const record = call.slots + call.slot_ids[block.expert] * call.record_bytes;
+    const float* const bias = reinterpret_cast<const float*>(record + section.offset) + row;
+    for (int64_t t = 0; t < block.end - block.begin; ++t) add(to + t * rows, bias, rows);
+  };
   for (int64_t first = 0, next = 0; first < n_blocks; first = next) {
     const int64_t begin = blocks[first].begin;
     while (next < n_blocks && blocks[next].end - begin <= wave_pairs) ++next;
@@ -77,7 +83,9 @@ int64_t experts_dense(ThreadPool& pool, const ExpertCall& call) {
       float* const gate = shape.gated ? up + kUnitFloats : nullptr;
       if (shape.gated) multiply(block, sections.gate, formats.gate, row, rows, activations.data() + block.begin, gate);
       multiply(block, sections.up, formats.up, row, rows, activations.data() + block.begin, up);
-      isa.activate(shape.activation, gate, (block.end - block.begin) * rows, up);
+      if (gate != nullptr) add_bias(block, sections.gate_bias, row, rows, gate);
+      add_bias(block, sections.up_bias, row, rows, up);
+      isa.activate(shape.activation, shape.clamp, gate, (block.end - block.begin) * rows, up);
       for (int64_t place = block.begin; place < block.end; ++place) {
         const float* const from = up + (place - block.begin) * rows;
         if (quantized_neurons) isa.quantize_activations(rows, columns_from(neurons[place - begin], row, from));
@@ -93,6 +101,7 @@ int64_t experts_dense(ThreadPool& pool, const ExpertCall& call) {
       const int64_t row = unit % down_units * down_rows, rows = std::min(down_rows, hidden - row);
       float* const out = results.data() + worker * 2 * kUnitFloats;
       multiply(block, sections.down, formats.down, row, rows, neurons.data() + (block.begin - begin), out);
+      add_bias(block, sections.down_bias, row, rows, out);
       for (int64_t place = block.begin; place < block.end; ++place) {
         std::copy_n(out + (place - block.begin) * rows, rows, call.out + call.pairs[place] * hidden + row);
       }

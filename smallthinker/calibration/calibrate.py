@@ -23,7 +23,7 @@ from smallthinker import _kernels
 from smallthinker.arithmetic import Route
 from smallthinker.calibration.tracing import run_observed, split
 from smallthinker.engine import Engine
-from smallthinker.errors import RequestError, StoreWriteError
+from smallthinker.errors import ConfigError, RequestError, StoreWriteError
 from smallthinker.expert_store.format import PREDICTOR_FILE
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.store import Store
@@ -104,6 +104,11 @@ def calibrate(
         raise StoreWriteError(f"{path / PREDICTOR_FILE}: exists already; --force replaces it by a new one")
     with Engine(path, options, predictor=False) as engine:
         engine.config.check_routers("calibrate")
+        if engine.config.layers_that_mix_first:
+            raise ConfigError(
+                f"calibrate: layer {engine.config.layers_that_mix_first[0]}: expected a router before attention, found "
+                "one behind it; of such a layer nothing is learned yet"
+            )
         routers = [engine.router_weights(layer) for layer in range(engine.config.num_layers)]
         ids = engine.tokenizer.encode(text)[: MOST_TOKENS if tokens is None else tokens]
         if len(ids) < FEWEST_TOKENS:

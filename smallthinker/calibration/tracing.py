@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from smallthinker.arithmetic import Route
 from smallthinker.engine import Engine
-from smallthinker.errors import RequestError
+from smallthinker.errors import ConfigError, RequestError
 from smallthinker.expert_store.format import CONFIG_FILE
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.forward import Observers
@@ -62,6 +62,8 @@ def record(engine: Engine, sequences: Sequence[Sequence[int]], progress: Progres
     if total == 0:
         raise RequestError("trace: expected at least one token, found none; give a text that is not empty")
     config.check_routers("trace")
+    if any(layer.router.bias == "logits" for layer in config.layers):
+        raise ConfigError("trace: expected routers without a bias in their logits")
     layers, experts, k = config.num_layers, config.experts_per_layer, config.experts_per_token
     ids = np.empty((total, layers, k), ids_dtype(experts))
     probs = np.empty((total, layers, experts), np.float16)

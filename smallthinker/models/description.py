@@ -358,6 +358,12 @@ class Model:
         """Those that have slices and no router: all of them is wanted, always."""
         return tuple(number for number, layer in enumerate(self.layers) if layer.ffn and layer.ffn.router is None)
 
+    @cached_property
+    def layers_that_mix_first(self) -> tuple[int, ...]:
+        """Those whose routers read what the mixer gives, so that their experts are known only after it."""
+        routers = [(number, layer.ffn.router) for number, layer in enumerate(self.layers) if layer.ffn]
+        return tuple(number for number, router in routers if router and router.reads == "ffn_input")
+
     def check_layers_alike(self, what: str) -> None:
         """For who makes tables of all layers' experts. Raises ConfigError where layers differ in their number."""
         found = {*zip(self.used_of_layers, self.experts_of_layers, strict=True)}
@@ -444,12 +450,33 @@ def _above(what: str, found: float, least: float) -> None:
 def _check_ffn(ffn: Ffn) -> None:
     _blocks("width of a feed-forward network", ffn.width)
     _at_least_one("slices", ffn.slices)
+    activation = ffn.activation
+    if activation.kind == "clamped_swiglu" and not (ffn.gated and activation.limit > 0 and activation.alpha > 0):
+        raise ConfigError(
+            "clamped_swiglu: expected a gate, a limit and an alpha above 0, found "
+            f"{activation.limit}, {activation.alpha}"
+        )
     router = ffn.router
     if router is not None:
         _at_least_one("experts", router.experts)
         _at_least_one("experts per token", router.k)
+        _at_least_one("groups of experts", router.groups)
+        _at_least_one("kept groups of experts", router.kept_groups)
     if router is not None and router.k > router.experts:
         raise ConfigError(f"experts per token: {router.k} is more than the {router.experts} experts of a layer")
+    if router is not None and router.groups > 1:
+        size, rest = divmod(router.experts, router.groups)
+        if rest or size < 2:  # a group is as good as its best two
+            raise ConfigError(
+                f"groups of experts: expected a divisor of {router.experts} experts that leaves two or more to each, "
+                f"found {router.groups}"
+            )
+        if router.k > router.kept_groups * size:
+            raise ConfigError(
+                f"experts per token: {router.k} is more than the {router.kept_groups * size} of the kept groups"
+            )
+    if router is not None and router.kept_groups > router.groups:
+        raise ConfigError(f"kept groups of experts: {router.kept_groups} is more than the {router.groups} groups")
     for other in (ffn.shared, ffn.beside):
         if other is not None:
             _check_ffn(other)

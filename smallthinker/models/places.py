@@ -12,9 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from smallthinker.models.description import Attention, Model
-from smallthinker.models.tensors import DOWN, EXPERT_ROLES, Tensor, tensors
-
-_BIASES = {f"{role}_bias" for role in EXPERT_ROLES}
+from smallthinker.models.tensors import DOWN, EXPERT_BIASES, EXPERT_ROLES, Tensor, tensors
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Place:
     one matrix: all its axes but the last together are its rows.
 
     rows, cols: of that matrix; transposed: `shape` has them the other way round. head: rows lie head by head of so
-    many, rotary pairs side by side. first_row: what the file has is the first row, and the others are zero.
+    many, rotary pairs side by side. is_zero: not what the file has, but zeros.
     """
 
     name: str
@@ -53,7 +51,7 @@ class Place:
     cols: range
     transposed: bool = False
     head: int = 0
-    first_row: bool = False
+    is_zero: bool = False
 
     @property
     def turned(self) -> Place:
@@ -122,7 +120,7 @@ def _place(
     """Of part `number` of a tensor. joined: shapes of all that lie in the file's tensor with it, in order."""
     dense, in_stack = _is_dense(model, tensor.layer), "{expert}" not in stored.name
     alone = {role: _alone(role, of, dense, in_stack) for role, of in joined.items()}
-    own, is_bias = alone[tensor.role], tensor.role in _BIASES
+    own, is_bias = alone[tensor.role], tensor.role in EXPERT_BIASES
     axis = len(own) - 1 if is_bias or len(own) == 1 else len(own) - 2  # along which roles are joined
     before = list(alone).index(tensor.role)
     sizes = [of[axis] for of in alone.values()]
@@ -133,10 +131,14 @@ def _place(
         rows, cols = range(own[0] if len(own) > 1 else 1), out
     else:
         rows, cols = out, range(own[-1])
-    if tensor.is_expert and dense and tensor.role == DOWN:
+    if dense and tensor.role == DOWN:
         cols = cols[number * shape[1] : (number + 1) * shape[1]]
-    elif tensor.is_expert and dense:
+    elif dense and tensor.role in EXPERT_ROLES:
         rows = rows[number * shape[0] : (number + 1) * shape[0]]
+    elif dense and is_bias and tensor.role != f"{DOWN}_bias":
+        cols = cols[number * shape[0] : (number + 1) * shape[0]]
+    elif is_bias and len(whole) == 2:
+        rows = rows[number : number + 1]
     if stored.transposed:
         whole = (*whole[:-2], whole[-1], whole[-2])
         rows, cols = cols, rows
@@ -152,7 +154,7 @@ def _place(
         cols,
         stored.transposed,
         head=mixer.head_dim if stored.rotary_neighbours and isinstance(mixer, Attention) else 0,
-        first_row=dense and tensor.role == f"{DOWN}_bias",
+        is_zero=dense and tensor.role == f"{DOWN}_bias" and number > 0,
     )
 
 
@@ -161,6 +163,6 @@ def _alone(role: str, shape: tuple[int, ...], dense: bool, in_stack: bool) -> tu
     if dense and role in EXPERT_ROLES:
         slices, rows, cols = shape
         return (rows, slices * cols) if role == DOWN else (slices * rows, cols)
-    if dense and role in _BIASES:
+    if dense and role in EXPERT_BIASES:
         return (shape[1],) if role == f"{DOWN}_bias" else (shape[0] * shape[1],)
-    return shape if in_stack or role not in EXPERT_ROLES else shape[1:]
+    return shape if in_stack or role not in (*EXPERT_ROLES, *EXPERT_BIASES) else shape[1:]

@@ -43,10 +43,11 @@ _SUPPORTED: Mapping[type, Mapping[str, _Choice]] = {
     Rope: dict.fromkeys(("theta", "size", "pairing", "over", "scaling"), _ANY),
     Norms: dict.fromkeys(("before_mixer", "before_ffn", "after_mixer", "after_ffn"), (Norm, None)) | {"parallel": _ANY},
     Norm: dict.fromkeys(("eps", "kind", "has_weight", "plus_one", "bias"), _ANY),
-    Ffn: dict.fromkeys(("width", "gated", "slices"), _ANY) | {"activation": (Activation,), "router": (Router, None)},
-    Activation: {"kind": ("relu", "silu", "gelu", "gelu_tanh", "relu2")},
-    Router: dict.fromkeys(("experts", "k", "over", "normalise"), _ANY)
-    | {"reads": ("residual",), "score": ("softmax", "sigmoid")},
+    Ffn: dict.fromkeys(("width", "gated", "bias", "slices", "shared_gate"), _ANY)
+    | {"activation": (Activation,), "router": (Router, None), "shared": (Ffn, None)},
+    Activation: dict.fromkeys(("kind", "limit", "alpha"), _ANY),
+    Router: dict.fromkeys(("experts", "k", "reads", "score", "over", "normalise", "bias"), _ANY)
+    | dict.fromkeys(("groups", "kept_groups", "scale", "expert_scale", "applied_to"), _ANY),
     Head: dict.fromkeys(("tied", "scale", "softcap", "bias"), _ANY),
     **{scaling: {field.name: _ANY for field in fields(scaling)} for scaling in get_args(RopeScaling)},
     SpecialTokens: dict.fromkeys(("bos", "eos"), _ANY),
@@ -57,8 +58,8 @@ def check_supported(model: Model) -> None:
     """Raises ConfigError, naming the first field that asks for what no kernel computes, and what is supported."""
     _check_fields("", model)
     for number, layer in enumerate(model.layers):
-        if layer.ffn is not None and layer.ffn.router is not None:
-            _check_weights(f"layers[{number}].ffn.router.", layer.ffn.router)
+        if layer.ffn is not None:
+            _check_network(f"layers[{number}].ffn.", layer.ffn)
 
 
 def _check_fields(at: str, value: Any) -> None:
@@ -80,11 +81,23 @@ def _default(field: Field[Any]) -> _Choice:
     return (field.default,)
 
 
-def _check_weights(at: str, router: Router) -> None:
-    """The kernel takes scores of the chosen experts, divided by their sum. Softmax over all of them, divided so, is
-    softmax over the chosen, whose sum is one as it is."""
-    if not router.normalise and (router.score, router.over) != ("softmax", "chosen"):
-        _refuse(at + "normalise", "True, but for a softmax over the chosen", "False")
+def _check_network(at: str, ffn: Ffn) -> None:
+    shared, activation = ffn.shared, ffn.activation
+    if activation.kind != "clamped_swiglu":
+        _expect(at + "activation.limit", activation.limit, 0.0, f"of {activation.kind}")
+        _expect(at + "activation.alpha", activation.alpha, 0.0, f"of {activation.kind}")
+    if shared is None:
+        _expect(at + "shared_gate", ffn.shared_gate, False, "without a shared network")
+        return
+    for name, expected in {"router": None, "bias": False, "slices": 1, "shared": None, "shared_gate": False}.items():
+        _expect(f"{at}shared.{name}", getattr(shared, name), expected, "of a shared network")
+    if shared.activation.kind == "clamped_swiglu":
+        _refuse(f"{at}shared.activation.kind", "another one for a shared network", repr(shared.activation.kind))
+
+
+def _expect(name: str, found: Any, expected: Any, why: str) -> None:
+    if found != expected:
+        _refuse(name, f"{expected!r} ({why})", repr(found))
 
 
 def _refuse(name: str, expected: str, found: str) -> None:

@@ -29,6 +29,8 @@ ROUTER = "router"
 GATE, UP, DOWN = "gate", "up", "down"
 EXPERT_ROLES = (GATE, UP, DOWN)
 """Of a layer's feed-forward network, with all its experts (or slices): [E, F, d], [E, F, d], [E, d, F]."""
+EXPERT_BIASES = tuple(f"{role}_bias" for role in EXPERT_ROLES)
+"""And, where there are such, [E, F], [E, F], [E, d]."""
 
 
 def head_role(model: Model) -> str:
@@ -50,7 +52,7 @@ class Tensor(NamedTuple):
 
     @property
     def is_expert(self) -> bool:
-        return self.role in EXPERT_ROLES
+        return self.role in EXPERT_ROLES or self.role in EXPERT_BIASES
 
     @property
     def parts(self) -> list[tuple[str, tuple[int, ...]]]:
@@ -88,6 +90,9 @@ def expert_tensors(model: Model) -> Iterator[Tensor]:
             for role, shape in ((GATE, up), (UP, up), (DOWN, down)):
                 if role != GATE or ffn.gated:
                     yield Tensor(role, number, shape)
+            for role, (rows, size) in zip(EXPERT_BIASES, (up[:2], up[:2], down[:2]), strict=True):
+                if ffn.bias and (role != EXPERT_BIASES[0] or ffn.gated):
+                    yield Tensor(role, number, (rows, size))
 
 
 def num_parameters(model: Model) -> int:
@@ -135,10 +140,6 @@ def _beside_experts(ffn: Ffn, d: int) -> Shapes:
             yield "router_bias", (router.experts,)
         if router.expert_scale:
             yield "router_expert_scale", (router.experts,)
-    if ffn.bias:
-        yield "gate_bias", (ffn.experts, ffn.width)
-        yield "up_bias", (ffn.experts, ffn.width)
-        yield "down_bias", (ffn.experts, d)
     for prefix, other in (("shared", ffn.shared), ("beside", ffn.beside)):
         if other is not None:
             for role in EXPERT_ROLES:

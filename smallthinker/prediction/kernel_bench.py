@@ -107,9 +107,11 @@ class _TimedForward(ForwardPass):
 
     guess_sec = 0.0
 
-    def _guess_and_read(self, source: int, step: Step, guess: tuple[list[int], list[int]] | None = None) -> None:
+    def _guess_and_read(
+        self, source: int, target: int, step: Step, guess: tuple[list[int], list[int]] | None = None
+    ) -> None:
         began = time.perf_counter()
-        super()._guess_and_read(source, step, guess)
+        super()._guess_and_read(source, target, step, guess)
         self.guess_sec += time.perf_counter() - began
 
 
@@ -125,7 +127,7 @@ class _Bench:
         policy = DEFAULT_POLICY(of_layers, [k] * model.all_layers)
         self.experts = ExpertCache(slots, queue, policy, of_layers)
         self.arithmetic = _TimedArithmetic(model, pool, slots)
-        look = LookAhead(config.num_layers, k) if misses else None
+        look = LookAhead(config.num_layers, k, own=config.layers_that_mix_first) if misses else None
         if look is not None:
             look.trials = _AlwaysOn(), _AlwaysOn()
         self.forward = _TimedForward(self.arithmetic, self.experts, config.num_layers, look_ahead=look)

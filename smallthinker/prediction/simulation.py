@@ -59,6 +59,7 @@ class _Arithmetic:
     def __init__(self, config: Model, costs: ComputeCosts, routing: Routing, clock: Clock) -> None:
         self._config, self._costs, self._routing, self._clock = config, costs, routing, clock
         self.sec = 0.0  # in arithmetic and Python
+        self._mixes_first = frozenset(config.layers_that_mix_first)
         self._landing_sec = 0.0  # of Python, each time that some of the layer's experts are there
         self._at: list[int] = []
 
@@ -76,6 +77,12 @@ class _Arithmetic:
         costs = self._costs
         used: list[tuple[list[int], list[int]]] = []
         for layer in range(first, self._config.num_layers):
+            mixes_first = layer in self._mixes_first
+            if mixes_first:
+                guess = self._missing_guess(step, slot_table, layer, int(ahead[0, layer]))
+                if guess is not None:
+                    return Stop(layer, used, None, guess, False)
+                self.mix(step, layer)
             if step.tokens == 1:
                 self._spend(costs.route_sec)
             route = self._route(step, layer)
@@ -83,18 +90,25 @@ class _Arithmetic:
             if is_missing or layer == last:
                 self._spend(costs.miss_python_sec if is_missing else costs.hit_python_sec)
                 self._landing_sec = costs.landed_python_sec if is_missing else 0.0
-                return Stop(layer, used, route, None)
-            self.mix(step, layer)
+                return Stop(layer, used, route, None, mixes_first)
+            if not mixes_first:
+                self.mix(step, layer)
             used.append((route.experts, list(map(len, route.pairs))))
-            target = int(ahead[layer])
-            if target >= 0:
-                guess = self.guess(step, layer, target)
-                if not self._are_there(slot_table, target, guess[0]):
-                    self._landing_sec = costs.hit_python_sec
-                    return Stop(layer, used, route, guess)
             self._landing_sec = costs.hit_python_sec
+            guess = self._missing_guess(step, slot_table, layer, int(ahead[1, layer]))
+            if guess is not None:
+                return Stop(layer, used, route, guess, True)
             self.compute(step, layer, route.pairs, [])
-        return Stop(self._config.num_layers, used, None, None)
+        return Stop(self._config.num_layers, used, None, None, False)
+
+    def _missing_guess(
+        self, step: Step, slot_table: npt.NDArray[np.int32], source: int, target: int
+    ) -> tuple[list[int], list[int]] | None:
+        """The guess of layer `target`, -1 for none, if it isn't all in slots."""
+        if target < 0:
+            return None
+        guess = self.guess(step, source, target)
+        return None if self._are_there(slot_table, target, guess[0]) else guess
 
     def mix(self, step: Step, layer: int) -> None:
         costs, tokens, window = self._costs, step.tokens, self._config.layers[layer].attention.window
@@ -118,6 +132,9 @@ class _Arithmetic:
             self._spend(costs.experts_sec(len(pairs)) + self._landing_sec)
         else:
             self._spend(costs.chunk_experts_sec(len(pairs), sum(map(len, pairs))))
+
+    def share(self, step: Step, layer: int) -> None:
+        pass  # in the time of attention
 
     def combine(self, step: Step, layer: int) -> None:
         pass  # in the time of the experts
@@ -169,7 +186,8 @@ class SimulatedEngine:
         self._cache = ExpertCache(slots, queue, policy, config.experts_of_layers, clock=lambda: clock.sec)
         self._arithmetic = _Arithmetic(config, costs, routing, clock)
         is_whole = plan.most_slots == config.num_records
-        look = None if is_whole or not look_ahead else LookAhead(layers, k, certain=config.certain_layers)
+        certain, own = config.certain_layers, config.layers_that_mix_first
+        look = None if is_whole or not look_ahead else LookAhead(layers, k, certain=certain, own=own)
         self._forward = ForwardPass(self._arithmetic, self._cache, layers, look_ahead=look, clock=lambda: clock.sec)
         self._context = SequenceState(SequenceShape(()))  # without memory: nothing is kept but the length
         self._at = 0  # in the routing

@@ -15,6 +15,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
+NOTHING: F32 = np.empty(0, np.float32)
 
 
 def blocks_q4_0(w: F32) -> tuple[npt.NDArray[np.float16], U8]:
@@ -134,14 +135,42 @@ def rope(x: F32, cos: F32, sin: F32, pairing: str = "half") -> F64:
     return out
 
 
-def route(logits: F32, k: int, gating: str) -> tuple[I32, F64]:
-    key = np.where(np.isnan(logits), -np.inf, logits.astype(np.float64))
-    order = [np.lexsort((np.isnan(row), -row_key)) for row, row_key in zip(logits, key, strict=True)]
-    ids = np.stack(order)[:, :k].astype(np.int32)
-    v = np.take_along_axis(logits, ids, -1).astype(np.float64)
+def route(
+    logits: F32,
+    k: int,
+    gating: str,
+    over_all: bool = False,
+    normalise: bool = True,
+    bias: F32 = NOTHING,
+    bias_chooses: bool = False,
+    groups: int = 1,
+    kept_groups: int = 1,
+    scale: float = 1.0,
+    expert_scale: F32 = NOTHING,
+) -> tuple[I32, F64]:
+    own = logits + bias if bias.size and not bias_chooses else logits
+    wide = own.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        e = np.exp(v - v[:, :1]) if gating == "softmax" else 1 / (1 + np.exp(-v))
-        return ids, e / e.sum(-1, keepdims=True)
+        e = np.exp(wide - wide.max(-1, keepdims=True))
+        scores = e / e.sum(-1, keepdims=True) if gating == "softmax" else 1 / (1 + np.exp(-wide))
+    choice = scores.astype(np.float32) + bias if bias.size and bias_chooses else own
+    grouped = choice.reshape(len(choice), groups, -1)
+    sums = np.sort(grouped, -1)[..., -2:].sum(-1) if groups > 1 else grouped[..., 0]
+    is_kept = np.zeros(sums.shape, bool)
+    np.put_along_axis(is_kept, np.argsort(-sums, -1, kind="stable")[:, :kept_groups], True, -1)
+    is_out = ~np.repeat(is_kept, grouped.shape[-1], -1)
+    key = np.where(np.isnan(choice), -np.inf, choice.astype(np.float64))
+    order = [np.lexsort((np.isnan(row), -of, out)) for row, of, out in zip(choice, key, is_out, strict=True)]
+    ids = np.stack(order)[:, :k].astype(np.int32)
+    v = np.take_along_axis(wide, ids, -1)
+    weights = np.take_along_axis(scores, ids, -1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if gating == "softmax" and (normalise or not over_all):
+            weights = np.exp(v - v.max(-1, keepdims=True))
+            weights /= weights.sum(-1, keepdims=True)
+        elif normalise:
+            weights = weights / weights.sum(-1, keepdims=True)
+    return ids, weights * scale * (expert_scale.astype(np.float64)[ids] if expert_scale.size else 1)
 
 
 def blocks_kv(x: F32) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int8]]:

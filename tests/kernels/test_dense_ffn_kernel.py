@@ -12,7 +12,8 @@ from random_inputs import F32, Make, at_most, bits, normal, seeds, uneven
 
 from smallthinker import _kernels
 
-SHAPES = [(activation, gated) for activation in _kernels.activations() for gated in (True, False)]
+PLAIN = [activation for activation in _kernels.activations() if activation != "clamped_swiglu"]
+SHAPES = [(activation, gated) for activation in PLAIN for gated in (True, False)]
 DENSE: list[tuple[_kernels.Activation, bool]] = [shape for shape in SHAPES if shape != ("relu", True)]
 
 sizes = st.integers(1, 9).map(lambda n: 32 * n)
@@ -112,7 +113,7 @@ def test_a_prompt_in_several_waves_has_the_bits_of_its_tokens_alone(
         np.testing.assert_array_equal(bits(out[t : t + 1]), bits(alone))
 
 
-@pytest.mark.parametrize("activation", _kernels.activations())
+@pytest.mark.parametrize("activation", PLAIN)
 def test_activations_are_right_to_a_millionth(pool: _kernels.ThreadPool, activation: _kernels.Activation) -> None:
     identity = np.eye(32, dtype=np.float32)
     layer = Layer.of("f32", [(identity,) * 3], activation, gated=False)
@@ -124,6 +125,46 @@ def test_activations_are_right_to_a_millionth(pool: _kernels.ThreadPool, activat
     expected = numpy_reference.activated(activation, x.astype(np.float64))
     # far out in its tail a result is e^-y, whose error is that of y; none is seen beside x there
     assert (np.abs(out - expected) <= 1e-6 * np.abs(expected) + 3e-10 * np.minimum(np.abs(x), 14)).all()
+
+
+@pytest.mark.parametrize(("activation", "gated"), [("clamped_swiglu", True), ("relu", True), ("gelu", False)])
+def test_biases_and_the_clamped_activation_are_those_of_their_formulae(
+    pools: list[_kernels.ThreadPool], activation: _kernels.Activation, gated: bool
+) -> None:
+    hidden, ffn, tokens, limit, alpha = 64, 96, 41, 0.9, 1.7
+    sections = _kernels.record_sections(("f32",) * 3, hidden, ffn, activation, gated, True)
+    gate, up, down = normal(0, 3, ffn, hidden) / 8
+    gate_bias, up_bias, down_bias = normal(1, ffn), normal(2, ffn), normal(3, hidden)
+    parts = [gate, up, down.T, gate_bias[None], up_bias[None], down_bias[None]]
+    if not gated:
+        parts = [parts[1], parts[2], *parts[4:]]
+    slots = np.full((1, sections[-1].offset + sections[-1].nbytes), 0xEE, np.uint8)
+    for section, part in zip(sections, parts, strict=True):
+        packed = _kernels.pack("f32", section.layout, np.ascontiguousarray(part))
+        slots[0, section.offset : section.offset + section.nbytes] = packed
+    x = normal(4, tokens, hidden)
+    wide = x.astype(np.float64)
+    g, u = wide @ gate.T + gate_bias, wide @ up.T + up_bias
+    if activation == "clamped_swiglu":
+        g, u = np.minimum(g, limit), np.clip(u, -limit, limit)
+        neurons = (u + 1) * g / (1 + np.exp(-alpha * g))
+    else:
+        neurons = numpy_reference.activated(activation, g) * u if gated else numpy_reference.activated(activation, u)
+    outs = []
+    for pool in pools:
+        for size in (tokens, 1):
+            out = np.empty((tokens, hidden), np.float32)
+            for t in range(0, tokens, size):
+                offsets, pairs = np.array([0, size], np.int32), np.arange(size, dtype=np.int32)
+                one = np.zeros(1, np.int32)
+                shape = (("f32",) * 3, hidden, ffn, activation, gated)
+                some = np.empty((size, hidden), np.float32)
+                _kernels.experts(pool, *shape, x[t : t + size], slots, one, offsets, pairs, 1, some, True, limit, alpha)
+                out[t : t + size] = some
+            outs.append(out)
+    np.testing.assert_allclose(outs[0], neurons @ down.astype(np.float64) + down_bias, rtol=1e-4, atol=1e-5)
+    for out in outs:
+        np.testing.assert_array_equal(bits(out), bits(outs[0]))
 
 
 @pytest.mark.parametrize("shape", DENSE)

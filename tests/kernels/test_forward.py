@@ -10,13 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_experts import Layer
 from random_inputs import F32, bits, normal, seeds
-from test_kernel_arguments import ATTENTION_LAYER, FFN, FORWARD, POOL, RECORD_BYTES, kv_layer, u8, zeros
+from test_kernel_arguments import ATTENTION_LAYER, FFN, FORWARD, POOL, RECORD_BYTES, SCORING, kv_layer, u8, zeros
 
 from smallthinker import _kernels
 
 LAYERS, EXPERTS, K, D, WIDTH = 3, 8, 2, 64, 32
 QUANT: _kernels.Quant = "q4_0"
 DONE, ROUTED, GUESSED = _kernels.Forward.DONE, _kernels.Forward.ROUTED, _kernels.Forward.GUESSED
+GUESSED_BEFORE = _kernels.Forward.GUESSED_BEFORE
+NO_GUESS = ((-1,) * LAYERS, (-1,) * LAYERS)
 
 
 def norm(weight: F32) -> _kernels.Norm:
@@ -32,9 +34,12 @@ class Network(NamedTuple):
     activation: _kernels.Activation = "relu"
     gated: bool = True
     has_router: bool = True
+    mixes_first: bool = False
+    has_shared: bool = False
 
 
 ALIKE = (Network(),) * LAYERS
+LATE = (Network(mixes_first=True), Network(has_shared=True), Network(mixes_first=True, has_shared=True))
 MIXED = (Network(3, 3, 64, "silu", has_router=False), Network(), Network(4, 1, 96, "relu2", False))
 
 
@@ -57,12 +62,17 @@ class Model:
             )
             for _ in range(LAYERS)
         ]
+        self.shared = [
+            (tiles(64, D), tiles(64, D), tiles(D, 64), tiles(1, D)) if n.has_shared else None for n in networks
+        ]
         ffns = [
             _kernels.Ffn(
                 (quant,) * 3, D, n.width, n.activation, n.gated, n.experts, n.k,
-                "sigmoid" if n.has_router else None, tiles(n.experts, D, "f32") if n.has_router else None,
+                _kernels.Scoring(n.experts, n.k, "sigmoid") if n.has_router else None,
+                tiles(n.experts, D, "f32") if n.has_router else None, n.mixes_first,
+                None if shared is None else _kernels.SharedFfn((QUANT,) * 4, D, 64, "silu", *shared),
             )
-            for n in networks
+            for n, shared in zip(networks, self.shared, strict=True)
         ]  # fmt: skip
         of_layers = [
             Layer.random(quant, D, n.width, n.experts, seed + 3 + i, n.activation, n.gated).slots
@@ -79,7 +89,7 @@ class Model:
         self.weights, self.ids = zeros(tokens, k), zeros(tokens, k, dtype=np.int32)
         self.caches = [kv_layer() for _ in range(LAYERS)]
 
-    def run(self, first: int = 0, last: int = LAYERS, ahead: tuple[int, ...] = (-1,) * LAYERS) -> Any:
+    def run(self, first: int = 0, last: int = LAYERS, ahead: tuple[tuple[int, ...], ...] = NO_GUESS) -> Any:
         tokens = len(self.x)
         return self.forward.run(
             first, last, self.x, self.normed, self.ids, self.weights, self.slot_of, np.array(ahead, np.int32),
@@ -95,7 +105,9 @@ class Model:
         """The layer by calls of its own, in place, each expert apart and the last one first."""
         at, why, _, _, (experts, pairs), _ = self.run(layer, layer)
         assert (at, why) == (layer, ROUTED)
-        self.mix(layer)
+        if not self.networks[layer].mixes_first:
+            self.mix(layer)
+        self.forward.share(layer, self.normed)
         live = 0
         for expert, of_expert in reversed(list(zip(experts, pairs, strict=True))):
             live += self.forward.compute(layer, self.normed, [of_expert], [self.first_records[layer] + expert])
@@ -134,7 +146,7 @@ def test_a_layer_without_a_router_uses_all_slices_with_weight_one_and_stops_for_
     x = model.x.copy()
     assert model.forward.guess(0, x, [2]) == model.forward.guess(-1, x, [2]) == [([0, 1, 2], [0, 0, 0])]
     model.slot_of[model.first_records[2] + 1] = -1
-    at, why, _, _, _, guess = model.run(ahead=(2, -1, -1))
+    at, why, _, _, _, guess = model.run(ahead=((-1,) * 3, (2, -1, -1)))
     assert (at, why, guess) == (0, GUESSED, ([0, 1, 2], [0, 0, 0]))
     at, why, _, used, (experts, pairs), _ = model.run(first=1)
     assert (at, why, len(used)) == (2, ROUTED, 1)
@@ -181,6 +193,80 @@ def test_what_experts_give_may_be_normed_and_scaled_before_it_is_added() -> None
     np.testing.assert_array_equal(bits(given[False]), bits(expected))
 
 
+@given(st.integers(1, 9), seeds)
+def test_layers_that_mix_first_and_shared_networks_give_the_same_bits_at_once(tokens: int, seed: int) -> None:
+    at_once, apart = Model(seed, tokens, networks=LATE), Model(seed, tokens, networks=LATE)
+    steps = [apart.layer_by_calls(layer) for layer in range(LAYERS)]
+    at, why, live, used, *_ = at_once.run()
+    assert (at, why, live) == (LAYERS, DONE, sum(live for *_, live in steps))
+    assert np.array_equal(bits(at_once.x), bits(apart.x))
+    assert used == [(experts, list(map(len, pairs))) for experts, pairs, _ in steps]
+
+
+def test_a_shared_network_is_added_last() -> None:
+    networks = (Network(), Network(has_shared=True), Network())
+    model, without = Model(5, 3, networks=networks), Model(5, 3, networks=networks)
+    for m in (model, without):
+        m.run(last=1)
+        m.mix(1)
+    *_, (_, pairs), _ = model.run(1, 1)
+    model.forward.compute(1, model.normed, pairs, [0] * len(pairs))
+    model.forward.share(1, model.normed)
+    gate, up, down, output_gate = model.shared[1]
+
+    def product(data: Any, rows: int, x: np.ndarray) -> np.ndarray:
+        out = zeros(len(x), rows)
+        _kernels.linear(POOL, QUANT, data, rows, x.shape[1], x, out)
+        return out
+
+    neurons = product(gate, 64, model.normed)
+    neurons = neurons / (1 + np.exp(-neurons)) * product(up, 64, model.normed)
+    share = product(down, D, neurons) / (1 + np.exp(-product(output_gate, 1, model.normed)))
+    before, weights = model.x.copy(), np.zeros_like(model.weights)
+    model.forward.combine(1, model.x, weights)
+    np.testing.assert_allclose(model.x - before, share, atol=2e-2 * float(np.abs(share).max()))
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_layer_that_mixes_first_stops_with_its_attention_added(tokens: int) -> None:
+    model, apart = Model(6, tokens, networks=LATE), Model(6, tokens, networks=LATE)
+    for layer in range(2):
+        apart.layer_by_calls(layer)
+    apart.mix(2)
+    at, why, _, used, route, _ = model.run(last=2)
+    assert (at, why, len(used)) == (2, ROUTED, 2)
+    assert np.array_equal(bits(model.x), bits(apart.x)) and np.array_equal(bits(model.normed), bits(apart.normed))
+    again = Model(6, tokens, networks=LATE)
+    again.slot_of[again.first_records[2] + route[0][0]] = -1
+    assert again.run()[:2] == (2, ROUTED)
+    assert np.array_equal(bits(again.x), bits(apart.x)) and np.array_equal(bits(again.weights), bits(model.weights))
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_missing_guess_stops_a_layer_that_mixes_first_before_anything_is_computed(tokens: int) -> None:
+    model, apart = Model(7, tokens, networks=LATE), Model(7, tokens, networks=LATE)
+    for layer in range(2):
+        apart.layer_by_calls(layer)
+    (guess,) = apart.forward.guess(2, apart.x, [2])
+    model.slot_of[model.first_records[2] + guess[0][-1]] = -1
+    own = ((0, -1, 2), (-1,) * LAYERS)
+    at, why, _, used, route, guessed = model.run(ahead=own)
+    assert (at, why, len(used), guessed) == (2, GUESSED_BEFORE, 2, guess) and route == ([], [])
+    assert np.array_equal(bits(model.x), bits(apart.x))
+    apart.layer_by_calls(2)
+    whole = Model(7, tokens, networks=LATE)
+    assert whole.run(ahead=own)[:2] == (LAYERS, DONE)
+    assert np.array_equal(bits(whole.x), bits(apart.x))
+
+
+def test_a_guess_for_a_layer_that_mixes_first_reads_the_norm_of_the_state() -> None:
+    model = Model(8, 4, networks=LATE)
+    x = normal(9, 4, D)
+    (by_router,) = model.forward.guess(0, x, [0])
+    (scaled,) = model.forward.guess(0, 7 * x, [0])
+    assert by_router == scaled  # of a norm
+
+
 def test_it_goes_no_further_than_it_is_told() -> None:
     model, apart = Model(1), Model(1)
     apart.layer_by_calls(0)
@@ -208,7 +294,7 @@ def test_a_missing_guess_stops_it_once_attention_has_been_added(tokens: int) -> 
     apart.mix(0)
     (guess,) = apart.forward.guess(0, apart.x, [2])
     model.slot_of[2 * EXPERTS + guess[0][0]] = -1
-    at, why, _, used, found, guessed = model.run(ahead=(2, -1, -1))
+    at, why, _, used, found, guessed = model.run(ahead=((-1,) * 3, (2, -1, -1)))
     assert (at, why, len(used)) == (0, GUESSED, 1) and found == route and guessed == guess
     assert guess[1] == sorted(guess[1])
     assert np.array_equal(bits(model.x), bits(apart.x)) and np.array_equal(bits(model.normed), bits(apart.normed))
@@ -222,9 +308,7 @@ def test_parts_of_different_models_are_refused() -> None:
     slices = _kernels.Ffn(("q4_0",) * 3, 64, 32, "relu", True, 8, 8, None, None)
     with pytest.raises(ValueError, match="predictors: layer 1 has no router"):
         _kernels.Forward(POOL, mixers, [FFN, slices], slots, predictors)
-    wider = _kernels.Ffn(
-        ("q4_0",) * 3, 96, 32, "relu", True, 8, 2, "softmax", zeros(16 * 96, dtype=np.float32).view(u8)
-    )
+    wider = _kernels.Ffn(("q4_0",) * 3, 96, 32, "relu", True, 8, 2, SCORING, zeros(16 * 96, dtype=np.float32).view(u8))
     with pytest.raises(ValueError, match="expected states 64 wide"):
         _kernels.Forward(POOL, mixers, [wider] * 2, zeros(3, 1 << 16, dtype=u8))
 

@@ -49,7 +49,18 @@ def kv_layer(heads: int = 2, head_dim: int = 8) -> _kernels.KvLayer:
 
 KV_LAYER = kv_layer()
 
-FFN = _kernels.Ffn(FFN_QUANTS, 64, 32, "relu", True, 8, 2, "softmax", zeros(16 * 64, dtype=f32).view(u8))
+SCORING = _kernels.Scoring(8, 2, "softmax")
+SHARED: dict[str, Any] = {
+    "quants": ("q4_0",) * 4,
+    "hidden": 64,
+    "width": 32,
+    "activation": "silu",
+    "gate": zeros(2 * 288 * 2, dtype=u8),
+    "up": zeros(2 * 288 * 2, dtype=u8),
+    "down": zeros(4 * 288, dtype=u8),
+    "output_gate": zeros(2 * 288, dtype=u8),
+}
+FFN = _kernels.Ffn(FFN_QUANTS, 64, 32, "relu", True, 8, 2, SCORING, zeros(16 * 64, dtype=f32).view(u8))
 FORWARD = _kernels.Forward(
     POOL, [_kernels.AttentionLayer(**ATTENTION_LAYER)] * 2, [FFN] * 2, zeros(3, RECORD_BYTES, dtype=u8)
 )
@@ -127,8 +138,15 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "gating": "softmax",
             "ids": zeros(3, 2, dtype=i32),
             "weights": zeros(3, 2),
+            "bias": zeros(8),
+            "expert_scale": zeros(8),
         },
     ),
+    "scoring": (
+        _kernels.Scoring,
+        {"experts": 8, "k": 2, "gating": "softmax", "bias": zeros(8), "expert_scale": zeros(8)},
+    ),
+    "shared_ffn": (_kernels.SharedFfn, SHARED),
     "sample": (
         _kernels.sample,
         {"pool": POOL, "logits": zeros(8), "temperature": 1.0, "top_k": 3, "top_p": 0.9, "min_p": 0.1, "u": 0.5},
@@ -190,7 +208,7 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "gated": True,
             "experts": 8,
             "k": 2,
-            "gating": "softmax",
+            "scoring": SCORING,
             "router": zeros(16 * 64, dtype=f32).view(u8),
         },
     ),
@@ -204,7 +222,7 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
             "ids": zeros(3, 2, dtype=i32),
             "weights": zeros(3, 2),
             "slot_of": zeros(16, dtype=i32),
-            "ahead": np.array([1, -1], i32),
+            "ahead": np.array([[-1, -1], [1, -1]], i32),
             "caches": [[kv_layer(), KV_LAYER], [kv_layer(), kv_layer()]],
             "starts": [13, 14],
             "counts": [1, 2],
@@ -217,6 +235,7 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         FORWARD.compute,
         {"layer": 0, "normed": zeros(3, 64), "pairs": [[0, 2, 4], [1, 3, 5]], "slots": [2, 0]},
     ),
+    "forward.share": (FORWARD.share, {"layer": 0, "normed": zeros(3, 64)}),
     "forward.combine": (FORWARD.combine, {"layer": 0, "x": zeros(3, 64), "weights": zeros(3, 2)}),
     "combine": (
         _kernels.combine,
@@ -275,6 +294,7 @@ OUTPUTS = [
         ("forward.run", "sin"),
         ("forward.guess", "x"),
         ("forward.compute", "normed"),
+        ("forward.share", "normed"),
         ("forward.combine", "weights"),
         ("attention_layer.forward", "cos"),
         ("attention_layer.forward", "sin"),
@@ -286,6 +306,7 @@ OUTPUTS = [
 # Dimensions that nothing else of the call has.
 FREE = {
     ("forward.guess", "x", 0),
+    ("forward.share", "normed", 0),
     ("forward.combine", "x", 0),
     ("experts", "slots", 0),
     ("rope", "x", 1),
@@ -471,19 +492,33 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ("experts", {"pairs": np.array([0, 4, 10], i32)}, r"pairs\[2\]: expected 0 to 9, found 10"),
     ("experts", {"pairs": np.array([-1, 4, 9], i32)}, r"pairs\[0\]: expected 0 to 9, found -1"),
     ("experts", {"pairs": np.array([0, 4, 4], i32)}, r"pairs\[2\]: 4 is there twice"),
-    ("experts", {"activation": "elu"}, "activation: expected one of relu, silu, gelu, gelu_tanh, relu2, found 'elu'"),
+    (
+        "experts",
+        {"activation": "elu"},
+        "activation: expected one of relu, silu, gelu, gelu_tanh, relu2, clamped_swiglu, found 'elu'",
+    ),
     ("experts", {"activation": "silu", "hidden": 48}, "hidden: expected a multiple of 32"),
     ("experts", {"activation": "silu", "ffn": 64}, "slots: expected records of at least 6912 bytes, found 3456"),
     ("experts", {"activation": "relu2", "gated": False, "ffn": 64}, "slots: expected records of at least"),
     ("experts", {"activation": "silu", "slots": zeros(3, 3455, dtype=u8)}, "slots: expected records of at least 3456"),
     ("experts", {"activation": "silu", "slot_ids": np.array([3, 0], i32)}, r"slot_ids\[0\]: expected 0 to 2, found 3"),
-    ("ffn", {"k": 9}, "k: expected 1 to 8"),
+    ("ffn", {"k": 9}, "scoring: expected 9 of 8 experts, found 2 of 8"),
     ("ffn", {"experts": 0}, "experts: expected 1 to"),
     ("ffn", {"activation": "elu"}, "activation: expected one of relu, silu"),
-    ("ffn", {"router": None}, "gating, router: expected both or neither"),
-    ("ffn", {"gating": None}, "gating, router: expected both or neither"),
-    ("ffn", {"gating": None, "router": None}, "k: expected 8, all slices, without a router, found 2"),
-    ("ffn", {"gating": "relu"}, "gating: expected softmax or sigmoid"),
+    ("ffn", {"activation": "clamped_swiglu"}, "expected a gate, a limit and an alpha above 0 for clamped_swiglu"),
+    ("ffn", {"router": None}, "scoring, router: expected both or neither"),
+    ("ffn", {"scoring": None}, "scoring, router: expected both or neither"),
+    ("ffn", {"scoring": None, "router": None}, "k: expected 8, all slices, without a router, found 2"),
+    ("ffn", {"hidden": 96, "shared": _kernels.SharedFfn(**SHARED)}, "shared: expected a network of 96"),
+    ("scoring", {"k": 9}, "k: expected 1 to 8"),
+    ("scoring", {"gating": "relu"}, "gating: expected softmax or sigmoid"),
+    ("scoring", {"groups": 3}, r"groups: expected a divisor of 8 \(experts\)"),
+    ("scoring", {"groups": 8}, "groups: expected a divisor of 8 .* that leaves 2 or more to each, found 8"),
+    ("scoring", {"kept_groups": 2}, "kept_groups: expected 1 to 1, found 2"),
+    ("scoring", {"groups": 4, "k": 3}, "k: expected at most the 2 experts of the kept groups, found 3"),
+    ("scoring", {"scale": float("inf")}, "scale: expected a finite number"),
+    ("shared_ffn", {"width": 48}, "hidden, width: expected multiples of 32, found 64, 48"),
+    ("shared_ffn", {"activation": "clamped_swiglu"}, "activation: expected one without a limit"),
     ("ffn", {"hidden": 48}, "hidden: expected a multiple of 32"),
     ("forward.run", {"first": -1}, "first, last: expected 0 to 2"),
     ("forward.run", {"last": 3}, "first, last: expected 0 to 2"),
@@ -493,7 +528,7 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ("forward.run", {"caches": [[KV_LAYER] * 2] * 2}, r"caches\[1\]: is there twice"),
     ("forward.run", {"caches": [[KV_LAYER, None]] * 2}, r"caches\[\d\]: (expected a KvLayer|is there twice)"),
     ("forward.run", {"starts": [-1, 0]}, "start: expected 0 to"),
-    ("forward.run", {"ahead": np.array([0, 2], i32)}, r"ahead\[1\]: expected less than 2, found 2"),
+    ("forward.run", {"ahead": np.array([[0, 0], [0, 2]], i32)}, "ahead: expected less than 2, found 2"),
     ("forward.run", {"slot_of": np.full(16, 3, i32)}, r"slot_of\[\d+\]: expected 0 to 2, found 3"),
     ("forward.guess", {"targets": [2]}, "targets: expected 0 to 1, found 2"),
     ("forward.guess", {"source": -1}, "targets: no predictor of layer 0"),
@@ -526,7 +561,7 @@ def test_an_output_over_its_input_is_refused() -> None:
 
 def test_records_are_aligned_sections_one_after_the_other() -> None:
     for activation in _kernels.activations():
-        for gated in (True, False):
+        for gated in (True,) if activation == "clamped_swiglu" else (True, False):
             sections = _kernels.record_sections(("q8_0", "q4_0", "f16"), 96, 32, activation, gated)
             assert len(sections) == 2 + gated and sections[0].offset == 0
             at = 0

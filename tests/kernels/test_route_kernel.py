@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy_reference
@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy_reference import NOTHING
 from random_inputs import F32
 
 from smallthinker import _kernels
@@ -18,7 +19,7 @@ both = pytest.mark.parametrize("gating", ["softmax", "sigmoid"])
 
 def route(logits: F32, k: int, gating: Gating) -> tuple[np.ndarray, F32]:
     ids, weights = np.empty((len(logits), k), np.int32), np.empty((len(logits), k), np.float32)
-    _kernels.route(logits, k, gating, ids, weights)
+    _kernels.route(logits, k, gating, ids, weights, False, True, NOTHING, False, 1, 1, 1.0, NOTHING)
     return ids, weights
 
 
@@ -57,3 +58,49 @@ def test_a_chosen_nan_makes_its_token_nan_and_no_other(gating: Gating) -> None:
     np.testing.assert_array_equal(ids, [[2, 0], [2, 1]])
     assert np.isnan(weights[0]).all()
     assert np.isfinite(weights[1]).all()
+
+
+@st.composite
+def scorings(draw: st.DrawFn, experts: int) -> dict[str, Any]:
+    """How a router may choose, and k."""
+    groups = draw(st.sampled_from([n for n in (1, 2, 3, 4) if experts % n == 0 and (n == 1 or experts // n > 1)]))
+    kept = draw(st.integers(1, groups))
+    each = hnp.arrays(np.float32, experts, elements=st.sampled_from([np.float32(v) for v in (-1, 0, 0.25, 0.5, 2)]))
+    return {
+        "over_all": draw(st.booleans()),
+        "normalise": draw(st.booleans()),
+        "bias": draw(each | st.just(NOTHING)),
+        "bias_chooses": draw(st.booleans()),
+        "groups": groups,
+        "kept_groups": kept,
+        "scale": draw(st.sampled_from([1.0, 2.5])),
+        "expert_scale": draw(each | st.just(NOTHING)),
+        "k": draw(st.integers(1, kept * experts // groups)),
+    }
+
+
+@both
+@given(logits=hnp.arrays(np.float32, shapes, elements=few_values), data=st.data())
+def test_any_scoring_is_that_of_the_reference_with_ties_to_the_lower_index(
+    gating: Gating, logits: F32, data: st.DataObject
+) -> None:
+    how = data.draw(scorings(logits.shape[1]))
+    k = how.pop("k")
+    ids, weights = np.empty((len(logits), k), np.int32), np.empty((len(logits), k), np.float32)
+    _kernels.route(logits, k, gating, ids, weights, *how.values())
+    expected_ids, expected_weights = numpy_reference.route(logits, k, gating, **how)
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_allclose(weights, expected_weights, rtol=2e-6)
+
+
+@both
+def test_a_token_of_a_call_is_routed_as_alone(gating: Gating) -> None:
+    rng = np.random.default_rng(0)
+    logits, each = rng.standard_normal((5, 12), np.float32), rng.standard_normal((2, 12), np.float32)
+    how: tuple[Any, ...] = (True, False, each[0], True, 4, 2, 1.5, each[1])
+    ids, weights = np.empty((5, 3), np.int32), np.empty((5, 3), np.float32)
+    _kernels.route(logits, 3, gating, ids, weights, *how)
+    for t in range(5):
+        alone, of_it = np.empty((1, 3), np.int32), np.empty((1, 3), np.float32)
+        _kernels.route(logits[t : t + 1].copy(), 3, gating, alone, of_it, *how)
+        assert alone[0].tolist() == ids[t].tolist() and of_it.tobytes() == weights[t].tobytes()

@@ -27,19 +27,24 @@ from smallthinker.models.description import (
     Rope,
     YarnScaling,
 )
-from smallthinker.models.tensors import DOWN, GATE, ROUTER, UP, dense_tensors
+from smallthinker.models.tensors import EXPERT_BIASES, EXPERT_ROLES, GATE, ROUTER, dense_tensors
 from smallthinker.reference import ReferenceModel
 
 NETWORKS = [
-    Ffn(width, Activation(kind), gated, slices=slices)  # type: ignore[arg-type]
-    for width, kind, gated, slices in (
-        (64, "silu", True, 3),
-        (32, "relu", True, 2),
-        (96, "gelu", True, 1),
-        (32, "gelu_tanh", False, 5),
-        (64, "relu2", False, 2),
-        (32, "relu", False, 3),
-    )
+    *(
+        Ffn(width, Activation(kind), gated, bias, slices=slices)  # type: ignore[arg-type]
+        for width, kind, gated, slices, bias in (
+            (64, "silu", True, 3, False),
+            (32, "relu", True, 2, False),
+            (96, "gelu", True, 1, False),
+            (32, "gelu_tanh", False, 5, False),
+            (64, "relu2", False, 2, False),
+            (32, "relu", False, 3, False),
+            (32, "relu", True, 3, True),
+            (64, "gelu", False, 2, True),
+        )
+    ),
+    Ffn(96, Activation("clamped_swiglu", 0.75, 1.7), bias=True, slices=2),
 ]
 
 
@@ -61,15 +66,19 @@ class PackedWeights:
         records = []
         for number, layer in enumerate(self.config.layers):
             ffn = layer.ffn
-            assert ffn is not None and ffn.activation.kind != "clamped_swiglu"
+            assert ffn is not None
             sections = _kernels.record_sections(
-                (quant,) * 3, self.config.hidden_size, ffn.width, ffn.activation.kind, ffn.gated
+                (quant,) * 3, self.config.hidden_size, ffn.width, ffn.activation.kind, ffn.gated, ffn.bias
             )
+            biases = EXPERT_BIASES if ffn.bias else ()
+            roles = [role for role in (*EXPERT_ROLES, *biases) if ffn.gated or GATE not in role]
             for expert in range(ffn.experts):
                 record = np.zeros(sections[-1].offset + sections[-1].nbytes, np.uint8)
-                for role, section in zip((GATE, UP, DOWN)[-len(sections) :], sections, strict=True):
+                for role, section in zip(roles, sections, strict=True):
                     weight = model.weight(f"layers.{number}.{role}.{expert}").detach()
-                    stored = packed(quant, section.layout, weight.T if section.is_transposed else weight)
+                    weight = weight[None] if weight.dim() == 1 else weight
+                    kind = "f32" if role in biases else quant
+                    stored = packed(kind, section.layout, weight.T if section.is_transposed else weight)
                     record[section.offset : section.offset + section.nbytes] = stored
                 records.append(record)
         longest = max(map(len, records))
@@ -87,7 +96,7 @@ def logits(weights: PackedWeights, chunks: list[list[int]]) -> Floats:
     config = weights.config
     arithmetic = Arithmetic(weights, _kernels.ThreadPool(2), weights.slots)
     state = SequenceState(SequenceShape.of(config, 64, 64))
-    slot_table, nothing = np.arange(config.num_records, dtype=np.int32), np.full(config.num_layers, -1, np.int32)
+    slot_table, nothing = np.arange(config.num_records, dtype=np.int32), np.full((2, config.num_layers), -1, np.int32)
     found = []
     for chunk in chunks:
         step = arithmetic.begin([(state, chunk)])
@@ -180,7 +189,7 @@ def test_a_route_has_the_shape_of_its_layer() -> None:
     weights = PackedWeights(random_reference(config), "q8_0")
     arithmetic = Arithmetic(weights, _kernels.ThreadPool(1), weights.slots)
     step = arithmetic.begin([(SequenceState(SequenceShape.of(config, 64, 64)), [1, 2, 3])])
-    slot_table, nothing = np.arange(config.num_records, dtype=np.int32), np.full(2, -1, np.int32)
+    slot_table, nothing = np.arange(config.num_records, dtype=np.int32), np.full((2, 2), -1, np.int32)
 
     def route(layer: int) -> Route:
         found = arithmetic.run(step, 0, layer, slot_table, nothing).route

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from hypothesis import strategies as st
 from tiny_models import random_reference, write_checkpoint
 
 from smallthinker.engine import Engine
-from smallthinker.errors import ConfigError
+from smallthinker.errors import CancelledError, ConfigError
 from smallthinker.expert_store.convert import convert
-from smallthinker.expert_store.format import Formats
+from smallthinker.expert_store.format import ALWAYS_F32, Formats
 from smallthinker.models import description as d
 from smallthinker.models.families import parse_model, to_config
-from smallthinker.models.tensors import ROUTER, tensors
+from smallthinker.models.tensors import tensors
 
 # Of the logits' range at a position; int8 activations, which formats of blocks have, make the larger one.
 TOLERANCE, TOLERANCE_OF_BLOCKS = 3e-3, 6e-2
@@ -29,17 +30,39 @@ ELEMENTS, BLOCKS = ("f32", "f16", "bf16"), ("q8_0", "q4_0")
 
 
 @st.composite
-def networks(draw: st.DrawFn, all_chosen: bool) -> d.Ffn:
-    width = draw(st.sampled_from([32, 64, 96]))
-    if draw(st.booleans()):
-        activation = d.Activation(draw(st.sampled_from(["relu", "silu", "gelu", "gelu_tanh", "relu2"])))
-        return d.Ffn(width, activation, gated=draw(st.booleans()), slices=draw(st.integers(1, 4)))
-    experts = draw(st.integers(1, 6))
-    k = experts if all_chosen else draw(st.integers(1, min(3, experts)))
-    router = d.Router(
-        experts, k, "residual", draw(st.sampled_from(["softmax", "sigmoid"])), over="chosen", normalise=True
+def routers(draw: st.DrawFn, all_chosen: bool) -> d.Router:
+    experts = draw(st.integers(1, 8))
+    groups = draw(st.sampled_from([n for n in (1, 2, 4) if experts % n == 0 and (n == 1 or experts // n > 1)]))
+    kept = groups if all_chosen else draw(st.integers(1, groups))
+    return d.Router(
+        experts,
+        experts if all_chosen else draw(st.integers(1, min(3, kept * experts // groups))),
+        draw(st.sampled_from(["residual", "ffn_input"])),
+        draw(st.sampled_from(["softmax", "sigmoid"])),
+        draw(st.sampled_from(["all", "chosen"])),
+        normalise=draw(st.booleans()),
+        bias=draw(st.sampled_from(["none", "logits", "choice"])),
+        groups=groups,
+        kept_groups=kept,
+        scale=draw(st.sampled_from([1.0, 2.5])),
+        expert_scale=draw(st.booleans()),
+        applied_to=draw(st.sampled_from(["output", "output", "input"])),
     )
-    return d.Ffn(width, d.Activation(draw(st.sampled_from(["relu", "silu"]))), router=router)
+
+
+@st.composite
+def networks(draw: st.DrawFn, all_chosen: bool) -> d.Ffn:
+    kinds = st.sampled_from(["relu", "silu", "gelu", "gelu_tanh", "relu2"])
+    widths = st.sampled_from([32, 64, 96])
+    network = d.Ffn(draw(widths), d.Activation(draw(kinds)), draw(st.booleans()), bias=draw(st.booleans()))
+    if network.gated and draw(st.booleans()):
+        network = replace(network, activation=d.Activation("clamped_swiglu", 0.75, 1.7))
+    if draw(st.booleans()):
+        shared = d.Ffn(draw(widths), d.Activation(draw(kinds)), gated=draw(st.booleans()))
+        network = replace(network, shared=shared, shared_gate=draw(st.booleans()))
+    if draw(st.booleans()):
+        return replace(network, slices=draw(st.integers(1, 4)))
+    return replace(network, router=draw(routers(all_chosen)))
 
 
 @st.composite
@@ -131,7 +154,7 @@ def models(draw: st.DrawFn, all_chosen: bool = False) -> d.Model:
 
 def formats(model: d.Model, names: tuple[str, ...]) -> st.SearchStrategy[Formats]:
     """Some roles and some tensors have a format of their own."""
-    matrices = [tensor for tensor in tensors(model) if len(tensor.shape) > 1 and tensor.role != ROUTER]
+    matrices = [tensor for tensor in tensors(model) if len(tensor.shape) > 1 and tensor.role not in ALWAYS_F32]
     named = sorted({name for tensor in matrices for name in (tensor.role, tensor.name)})
     others = st.dictionaries(st.sampled_from(named), st.sampled_from(names), max_size=6)
     return st.builds(Formats, st.sampled_from(names), others)
@@ -195,6 +218,48 @@ def test_every_way_to_run_it_gives_the_same_bits(model: d.Model, data: st.DataOb
             first, _ = engine.prefill(prompt[:1])
             stepwise = np.stack([first, *(engine.decode(token) for token in prompt[1:])])
             assert stepwise.tobytes() == everything.tobytes()
+
+
+def late_model(layers: int = 3) -> d.Model:
+    """Its routers read what attention gives, and each layer has a shared network."""
+    router = d.Router(16, 2, "ffn_input", "softmax", "all", normalise=True)
+    shared = d.Ffn(32, d.Activation("silu"))
+    ffn = d.Ffn(32, d.Activation("silu"), router=router, shared=shared, shared_gate=True)
+    norm = d.Norm(1e-6)
+    layer = d.Layer(d.Attention(2, 1, 32, d.Rope(1e4, 32)), ffn, d.Norms(norm, norm))
+    tokens = d.SpecialTokens(298, (298, 299))
+    return d.Model("described", 300, 64, 256, (layer,) * layers, norm, d.Head(True), tokens)
+
+
+def test_a_router_behind_attention_is_asked_before_it_and_its_guesses_are_read(tmp_path: Path) -> None:
+    store, _ = stored(late_model(1), Formats("f16"), tmp_path)
+    tokens = np.random.default_rng(0).integers(0, 256, 100).tolist()
+    found = {}
+    for look_ahead in (True, False):
+        with Engine(store, max_slots=6, look_ahead=look_ahead) as engine:
+            engine.prefill(tokens[:1])
+            logits = [engine.decode(token) for token in tokens[1:]]
+            found[look_ahead] = engine.experts.counters(), np.stack(logits)
+    guessing, plain = found[True][0], found[False][0]
+    assert guessing.guessed + guessing.late > 0  # of the only layer, which no other could guess
+    assert plain.guessed + plain.late == 0
+    assert guessing.requests == plain.requests
+    assert found[True][1].tobytes() == found[False][1].tobytes()
+
+
+@pytest.mark.parametrize("chunk", [1, 16])
+def test_what_is_cancelled_between_layers_leaves_no_trace(tmp_path: Path, chunk: int) -> None:
+    store, _ = stored(late_model(), Formats("f16"), tmp_path)
+    prompt = np.random.default_rng(0).integers(0, 256, 32).tolist()
+    with Engine(store, max_slots=5, chunk=chunk) as engine:
+        expected, _ = engine.prefill(prompt)
+        for after in range(1, 6):
+            engine.forget()
+            calls = iter(range(after))
+            with pytest.raises(CancelledError):
+                engine.prefill(prompt, cancelled=lambda calls=calls: next(calls, None) is None)
+            logits, _ = engine.prefill(prompt)
+            assert logits.tobytes() == expected.tobytes()
 
 
 @given(model=models())

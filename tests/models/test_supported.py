@@ -44,9 +44,16 @@ COMPUTED: dict[type, dict[str, list[Any]]] = {
         "after_ffn": [NORM], "parallel": [True],
     },
     d.Norm: {"eps": [1e-5], "kind": ["layer"], "has_weight": [False], "plus_one": [True], "bias": [True]},
-    d.Ffn: {"width": [64], "activation": [], "gated": [False], "router": [None], "slices": [3]},
+    d.Ffn: {
+        "width": [64], "activation": [], "gated": [False], "bias": [True], "router": [None], "slices": [3],
+        "shared": [FFN],
+    },
     d.Activation: {"kind": ["relu", "silu", "gelu", "gelu_tanh", "relu2"]},
-    d.Router: {"experts": [16], "k": [1], "score": ["softmax"], "over": ["all"], "normalise": []},
+    d.Router: {
+        "experts": [16], "k": [1], "reads": ["ffn_input"], "score": ["softmax"], "over": ["all"], "normalise": [False],
+        "bias": ["logits", "choice"], "groups": [2], "kept_groups": [], "scale": [2.5], "expert_scale": [True],
+        "applied_to": ["input"],
+    },
     d.Head: {"tied": [False], "scale": [0.5], "softcap": [30.0], "bias": [True]},
     d.SpecialTokens: {"bos": [1, None], "eos": [(1,)]},
 }  # fmt: skip
@@ -60,12 +67,12 @@ REFUSED: dict[type, dict[str, list[Any]]] = {
         "ffn": [None],
     },
     d.Attention: {"gated": [True], "kv_of": [0]},
-    d.Ffn: {"bias": [True], "shared": [FFN], "shared_gate": [True], "beside": [FFN]},
-    d.Activation: {"kind": ["clamped_swiglu"], "limit": [7.0], "alpha": [1.7]},
-    d.Router: {
-        "reads": ["ffn_input"], "normalise": [False], "bias": ["logits", "choice"], "groups": [2], "kept_groups": [2],
-        "scale": [2.5], "norm": [NORM], "expert_scale": [True], "applied_to": ["input"],
+    d.Ffn: {
+        "shared_gate": [True], "beside": [FFN],
+        "shared": [d.Ffn(32, d.Activation("clamped_swiglu", 7.0, 1.7)), replace(FFN, bias=True)],
     },
+    d.Activation: {"limit": [7.0], "alpha": [1.7]},
+    d.Router: {"norm": [NORM]},
 }  # fmt: skip
 # The path to a value of each type: fields, and which of several layers.
 PATHS: dict[type, list[str | int]] = {
@@ -103,7 +110,7 @@ def test_every_field_is_known_to_these_tests(kind: type) -> None:
 def test_what_no_kernel_computes_is_refused_by_name(kind: type, field: str, value: Any) -> None:
     model = changed(tiny_config(), PATHS[kind], field, value)
     path = re.escape(re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, [*PATHS[kind], field]))))
-    in_value = r"\.\w+" if isinstance(value, d.Norm) else ""  # of which one field is wrong
+    in_value = r"(\.\w+)+" if isinstance(value, (d.Norm, d.Ffn)) else ""  # of which one field is wrong
     with pytest.raises(
         ConfigError, match=rf"^{path}({in_value})?: expected .*; this engine has no arithmetic for that"
     ):
@@ -118,16 +125,15 @@ def test_the_rest_is_computed(kind: type) -> None:
             check_supported(changed(tiny_config(), PATHS[kind], field, value))
 
 
-def test_weights_that_are_no_sum_of_one_are_computed_only_where_they_are_one_all_the_same() -> None:
-    def model(score: str, over: str) -> Model:
-        router = replace(tiny_config().layers[1].router, score=score, over=over, normalise=False)  # type: ignore[arg-type]
-        described: Model = changed(tiny_config(), PATHS[d.Ffn], "router", router)
-        return described
-
-    check_supported(model("softmax", "chosen"))
-    for score, over in (("softmax", "all"), ("sigmoid", "all"), ("sigmoid", "chosen")):
-        with pytest.raises(ConfigError, match=r"layers\[1\].ffn.router.normalise: expected True"):
-            check_supported(model(score, over))
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("router", {"router": d.Router(8, 2, "residual", "softmax", "all", True)}), ("slices", {"slices": 2}),
+     ("shared", {"shared": FFN}), ("shared_gate", {"shared_gate": True})],
+)  # fmt: skip
+def test_a_shared_network_is_one_that_every_token_uses(name: str, changes: dict[str, Any]) -> None:
+    check_supported(changed(tiny_config(), PATHS[d.Ffn], "shared", FFN))
+    with pytest.raises(ConfigError, match=rf"layers\[1\].ffn.shared.{name}: expected .* \(of a shared network\)"):
+        check_supported(changed(tiny_config(), PATHS[d.Ffn], "shared", replace(FFN, **changes)))
 
 
 def test_the_arithmetic_refuses_before_it_touches_a_weight() -> None:

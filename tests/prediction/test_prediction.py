@@ -12,28 +12,33 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from prediction_settings import FOUR_B, SMALL, costs, setting, storage
+from tiny_models import HYBRID_ATTENTION, behind_attention, make_store, tiny_config
 
 from smallthinker.engine import Engine
 from smallthinker.forward import Observers
 from smallthinker.memory_plan import MIB
+from smallthinker.models.description import Model
 from smallthinker.prediction.advice import LEAST_GAIN, Change, best_changes, recommended_bytes
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.disk_model import DiskModel
-from smallthinker.prediction.needs import find_model, floor_bytes, full_bytes, weight_bytes
+from smallthinker.prediction.needs import find_model, floor_bytes, full_bytes, memory_plan, weight_bytes
 from smallthinker.prediction.predict import Setting, predict
 from smallthinker.prediction.report import Budgets, Report
 from smallthinker.prediction.routing import Routing
-from smallthinker.prediction.simulation import SimulatedEngine
+from smallthinker.prediction.simulation import SimulatedEngine, SimulatedPhase
 
 # Where two ways are about equally fast, the look-ahead's trial may fall out otherwise: a little of the order is lost.
 ALMOST = 0.97
 
 
-def test_the_simulation_counts_the_hits_and_misses_of_the_engine(hybrid_store: Path) -> None:
+@pytest.mark.parametrize("is_late", [False, True])
+def test_the_simulation_counts_the_hits_and_misses_of_the_engine(is_late: bool, tmp_path: Path) -> None:
     routes: list[np.ndarray] = []
     tokens = 8
+    model = tiny_config(**HYBRID_ATTENTION)
+    store, _ = make_store(behind_attention(model) if is_late else model, tmp_path, "q4_0")
     # nothing is guessed: which guess is read, and what is evicted for it, depends on the disk
-    with Engine(hybrid_store, max_slots=12, context=64, look_ahead=False) as engine:
+    with Engine(store, max_slots=12, context=64, look_ahead=False) as engine:
         plan, config, record_bytes = engine.plan, engine.config, engine.store.record_bytes
         for token in range(tokens):
             engine.prefill([*range(token + 1)])
@@ -52,6 +57,22 @@ def test_the_simulation_counts_the_hits_and_misses_of_the_engine(hybrid_store: P
     counts = simulated.decode(tokens).experts
     assert plan.most_slots == 12 and counts.evictions > 0
     assert (counts.hits, counts.misses, counts.evictions) == (real.hits, real.misses, real.evictions)
+
+
+def test_routers_behind_attention_wait_longer_and_are_helped_by_their_own_guesses() -> None:
+    def run(model: Model, look_ahead: bool) -> SimulatedPhase:
+        at_hand = setting(SMALL, bytes_per_sec=2e8, tokens=200)
+        plan = memory_plan(at_hand.model, at_hand.process, floor_bytes(at_hand.model, at_hand.process) + MIB)
+        engine = SimulatedEngine(
+            model, plan, kv="f16", record_bytes=at_hand.model.record_bytes, stored_bytes=at_hand.model.record_bytes,
+            disk=at_hand.disk, costs=at_hand.costs, routing=at_hand.routing, look_ahead=look_ahead,
+        )  # fmt: skip
+        return engine.decode(200)
+
+    early, late = SMALL, behind_attention(SMALL)
+    assert run(late, False).sec > run(early, False).sec
+    first_layer = replace(late, layers=(late.layers[0], *early.layers[1:]))
+    assert run(first_layer, True).experts.misses < run(early, True).experts.misses  # no other guesses the first layer
 
 
 def test_more_memory_is_never_predicted_slower() -> None:

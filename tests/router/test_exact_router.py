@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import make_store, tiny_config
+from tiny_models import behind_attention, make_store, tiny_config
 
 from smallthinker import reference
 from smallthinker.arithmetic import Route
@@ -15,9 +15,11 @@ from smallthinker.engine import Engine
 from smallthinker.forward import Observers
 
 
+@pytest.mark.parametrize("is_late", [False, True])
 @pytest.mark.parametrize("softmax", [False, True])
-def test_routes_are_those_of_the_reference(softmax: bool, tmp_path: Path) -> None:
+def test_routes_are_those_of_the_reference(softmax: bool, is_late: bool, tmp_path: Path) -> None:
     config = tiny_config(moe_primary_router_apply_softmax=softmax, moe_num_active_primary_experts=3)
+    config = behind_attention(config) if is_late else config
     store, model = make_store(config, tmp_path, "f32")
     seen: list[tuple[np.ndarray, np.ndarray]] = []
 

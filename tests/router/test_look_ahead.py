@@ -40,7 +40,7 @@ def test_every_layer_but_the_last_asks_for_the_next() -> None:
     look = always_on()
     look.begin_token()
     assert [look.target(layer) for layer in range(LAYERS)] == [1, 2, 3, 4, 5, None]
-    assert look.ahead.tolist() == [1, 2, 3, 4, 5, -1]
+    assert look.ahead.tolist() == [[-1] * LAYERS, [1, 2, 3, 4, 5, -1]]
 
 
 def test_guesses_that_are_wrong_are_given_up_and_watched_until_they_are_right() -> None:
@@ -48,18 +48,18 @@ def test_guesses_that_are_wrong_are_given_up_and_watched_until_they_are_right() 
     made = [token(look, [7, 8, 9], [1, 2, 3]) for _ in range(200)]
     assert made[0] == LAYERS - 1
     assert sum(made[-32:]) == 2 * (LAYERS - 1)
-    assert look.likelihoods(1) == [0.0] * K
+    assert look.likelihoods(0, 1) == [0.0] * K
     assert max(look.precision(1)) < WORTH / 2
     made = [token(look, [1, 2, 3], [1, 2, 3]) for _ in range(400)]
     assert made[-1] == LAYERS - 1
-    assert min(look.likelihoods(1)) > WORTH
+    assert min(look.likelihoods(0, 1)) > WORTH
 
 
 def test_ranks_are_judged_apart_and_only_where_a_read_was_needed() -> None:
     look = always_on()
     for _ in range(200):
         token(look, [1, 8, 9], [1, 2, 3], missing=[0, 1])
-    likelihoods = look.likelihoods(3)
+    likelihoods = look.likelihoods(2, 3)
     assert likelihoods[0] > 0.9
     assert likelihoods[1] == 0.0
     assert WORTH <= likelihoods[2] < 0.9  # never judged: every time it was resident
@@ -113,7 +113,7 @@ def test_a_guess_about_the_next_token_is_judged_at_the_next_token() -> None:
     look = switched_on(LookAhead(4, 2, next_token=True))
     look.begin_token()
     assert look.target(FINAL) == 0
-    before = look.likelihoods(0)
+    before = look.likelihoods(FINAL, 0)
     look.record_prediction(FINAL, 0, [(5, 0), (6, 1)])
     look.begin_token()
     look.score_predictions(0, [5, 7])
@@ -160,7 +160,7 @@ def test_a_trial_without_it_asks_for_nothing() -> None:
     look.trial.on = False
     assert look.target(FINAL) is None
     look.begin_token()
-    assert look.target(0) is None and look.ahead.tolist() == [-1] * 4
+    assert look.target(0) is None and look.ahead.tolist() == [[-1] * 4] * 2
 
 
 def test_a_model_of_one_layer_has_only_the_next_token_to_guess() -> None:
@@ -178,3 +178,24 @@ def test_several_sequences_have_a_trial_of_their_own() -> None:
     assert not alone.trial.on
     alone.begin_token(several=True)
     assert alone.trial.on
+
+
+def test_a_layer_whose_router_reads_what_attention_gives_is_asked_before_it() -> None:
+    look = switched_on(LookAhead(4, 2, own=(0, 2)))
+    look.begin_token()
+    assert look.ahead.tolist() == [[0, -1, 2, -1], [1, 2, 3, -1]]
+
+
+def test_guesses_of_a_layer_by_its_own_state_and_by_the_one_before_are_judged_apart() -> None:
+    look = switched_on(LookAhead(4, 2, own=(1, 2)))
+    for _ in range(100):
+        look.begin_token()
+        look.record_prediction(0, 1, [(8, 0), (9, 1)])
+        look.record_prediction(1, 1, [(1, 0), (2, 1)])
+        look.score_predictions(1, [1, 2])
+    assert max(look.precision(1)) < WORTH < min(look.precision(1, own=True))
+    assert look.likelihoods(0, 1) == [0.0] * 2 and min(look.likelihoods(1, 1)) > 0.9
+    look.begin_token()
+    while look._tokens % 16 < 2:
+        look.begin_token()
+    assert look.ahead[:, :2].tolist() == [[-1, 1], [-1, 2]]

@@ -179,7 +179,7 @@ def test_no_bit_of_an_output_depends_on_a_predictor(
     def run(**options: Any) -> list[np.ndarray]:
         with Engine(folder, max_slots=slots, **options) as engine:
             logits = [engine.prefill(tokens[:5])[0], *(engine.decode(token) for token in tokens[5:])]
-            has_predictor = engine._forward.look_ahead is not None and -1 in engine._forward.look_ahead._sources
+            has_predictor = engine._forward.look_ahead is not None and engine._forward.look_ahead._next_token
             assert has_predictor == ((folder / PREDICTOR_FILE).exists() and options == {})
             return logits
 

@@ -26,8 +26,8 @@ const std::map<std::string, void (*)(Call&)> kKernels{
      [](Call& c) { c.result(packed_bytes(c.quant(0), c.layout(1), c.integer(2), c.integer(3))); }},
     {"record_sections",
      [](Call& c) {
-       const RecordSections sections = record_sections(c.ffn_shape(0));
-       for (const Section& s : {sections.gate, sections.up, sections.down}) {
+       const RecordSections sections = record_sections(c.ffn_shape(0, 5));
+       for (const Section& s : {sections.gate, sections.up, sections.down, sections.gate_bias, sections.up_bias, sections.down_bias}) {
          if (s.rows == 0) continue;
          c.result(std::string(s.layout == Layout::tiles ? "tiles" : "rows"));
          for (int64_t n : {int64_t{s.is_transposed}, s.rows, s.cols, s.offset, s.bytes}) c.result(n);
@@ -81,8 +81,17 @@ const std::map<std::string, void (*)(Call&)> kKernels{
      }},
     {"route",
      [](Call& c) {
-       const Gating gating = c.text(2) == "softmax" ? Gating::softmax : Gating::sigmoid;
-       route(c.in<float>(0), c.size(0, 0), c.size(0, 1), c.integer(1), gating, c.out<int32_t>(3), c.out<float>(4));
+       const auto of_experts = [&](size_t i) { return c.size(i, 0) == 0 ? nullptr : c.in<float>(i); };
+       Scoring how{c.integer(1), c.text(2) == "softmax" ? Gating::softmax : Gating::sigmoid};
+       how.over_all = c.integer(5) != 0;
+       how.normalise = c.integer(6) != 0;
+       how.bias = of_experts(7);
+       how.bias_chooses = c.integer(8) != 0;
+       how.groups = c.integer(9);
+       how.kept_groups = c.integer(10);
+       how.scale = static_cast<float>(c.real(11));
+       how.expert_scale = of_experts(12);
+       route(c.in<float>(0), c.size(0, 0), c.size(0, 1), how, c.out<int32_t>(3), c.out<float>(4));
      }},
     {"kv_append",
      [](Call& c) {
@@ -107,13 +116,15 @@ const std::map<std::string, void (*)(Call&)> kKernels{
      }},
     {"experts",
      [](Call& c) {
-       c.result(experts(c.pool(0), {c.ffn_shape(1), c.in<float>(6), c.size(6, 0), c.in<uint8_t>(7), c.size(7, 1),
+       FfnShape shape = c.ffn_shape(1, 13);
+       if (shape.activation == Activation::clamped_swiglu) shape.clamp = {static_cast<float>(c.real(14)), static_cast<float>(c.real(15))};
+       c.result(experts(c.pool(0), {shape, c.in<float>(6), c.size(6, 0), c.in<uint8_t>(7), c.size(7, 1),
                                     c.in<int32_t>(8), c.in<int32_t>(9), c.in<int32_t>(10), c.size(8, 0), c.integer(11),
                                     c.out<float>(12)}));
      }},
     {"combine",
      [](Call& c) {
-       combine(c.pool(0), c.out<float>(1), c.in<float>(2), c.in<float>(3), c.size(1, 0), c.size(3, 1), c.size(1, 1), {});
+       combine(c.pool(0), c.out<float>(1), c.in<float>(2), c.in<float>(3), nullptr, c.size(1, 0), c.size(3, 1), c.size(1, 1), {});
      }},
     {"add", [](Call& c) { add(c.out<float>(0), c.in<float>(1), c.size(0, 0) * c.size(0, 1)); }},
     {"sample",

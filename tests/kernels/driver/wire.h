@@ -108,15 +108,17 @@ class Call {
   Quant quant(size_t i) const {
     return quant_named(text(i));
   }
-  // From five arguments: formats (three names with commas between them), hidden, ffn, activation, gated.
-  FfnShape ffn_shape(size_t i) const {
+  // From five arguments: formats (three names with commas between them), hidden, ffn, activation, gated. biased: the number
+  // of one more, which may be missing.
+  FfnShape ffn_shape(size_t i, size_t biased) const {
     const std::string& names = text(i);
     const size_t first = names.find(','), second = names.find(',', first + 1);
     const FfnFormats formats{quant_named(names.substr(0, first)), quant_named(names.substr(first + 1, second - first - 1)),
                              quant_named(names.substr(second + 1))};
     int activation = 0;
     while (text(i + 3) != kActivations[activation]) ++activation;
-    return {formats, integer(i + 1), integer(i + 2), static_cast<Activation>(activation), integer(i + 4) != 0};
+    const bool is_biased = biased < arguments_.size() && integer(biased) != 0;
+    return {formats, integer(i + 1), integer(i + 2), static_cast<Activation>(activation), integer(i + 4) != 0, is_biased};
   }
   Layout layout(size_t i) const { return text(i) == "tiles" ? Layout::tiles : Layout::rows; }
 

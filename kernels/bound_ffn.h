@@ -1,0 +1,139 @@
+// Python objects that hold a layer's feed-forward network: how its router chooses, the shape of its experts' records, and
+// the network that every token uses. Checked when they are made.
+#pragma once
+
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cmath>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bound_norm.h"
+#include "checks.h"
+
+namespace smallthinker {
+
+// How a router chooses. An empty bias or expert_scale is none.
+class BoundScoring {
+ public:
+  BoundScoring(int64_t experts, int64_t k, const std::string& gating, bool over_all, bool normalise, const py::array& bias,
+               bool bias_chooses, int64_t groups, int64_t kept_groups, float scale, const py::array& expert_scale)
+      : kept_{bias, expert_scale}, experts_(experts) {
+    check_dim("experts", experts);
+    how_.k = k;
+    how_.gating = parse_gating(gating, k, experts);
+    how_.over_all = over_all;
+    how_.normalise = normalise;
+    how_.bias = of_experts(bias, "bias");
+    how_.bias_chooses = bias_chooses;
+    how_.expert_scale = of_experts(expert_scale, "expert_scale");
+    how_.scale = scale;
+    if (!std::isfinite(scale)) fail("scale: expected a finite number, found ", scale);
+    if (groups < 1 || experts % groups != 0 || (groups > 1 && experts / groups < 2)) {
+      fail("groups: expected a divisor of ", experts, " (experts) that leaves 2 or more to each, found ", groups);
+    }
+    if (kept_groups < 1 || kept_groups > groups) fail("kept_groups: expected 1 to ", groups, ", found ", kept_groups);
+    if (k > kept_groups * (experts / groups)) fail("k: expected at most the ", kept_groups * (experts / groups), " experts of the kept groups, found ", k);
+    how_.groups = groups;
+    how_.kept_groups = kept_groups;
+  }
+
+  const Scoring& how() const { return how_; }
+  int64_t experts() const { return experts_; }
+
+ private:
+  const float* of_experts(const py::array& values, const char* name) const {
+    return values.size() == 0 ? nullptr : input<float>(values, name, {experts_});
+  }
+
+  const std::vector<py::array> kept_;  // whose memory how_ points to
+  const int64_t experts_;
+  Scoring how_{};
+};
+
+// A network that every token uses, in tiles, each matrix in its own format. Without a gate or an output gate None.
+class BoundSharedFfn {
+ public:
+  using Quants = std::array<std::string, 4>;  // of gate, up, down and the output gate
+
+  BoundSharedFfn(const Quants& quants, int64_t hidden, int64_t width, const std::string& activation,
+                 const std::optional<py::array>& gate, const py::array& up, const py::array& down,
+                 const std::optional<py::array>& output_gate) {
+    if (hidden % kBlock != 0 || width % kBlock != 0) fail("hidden, width: expected multiples of ", kBlock, ", found ", hidden, ", ", width);
+    ffn_.activation = parse_activation(activation);
+    if (ffn_.activation == Activation::clamped_swiglu) fail("activation: expected one without a limit, found ", activation);
+    const auto matrix = [this](const std::string& quant, const py::array& data, const char* name, int64_t rows, int64_t cols) {
+      const Quant format = parse_quant(quant);
+      check_matrix(format, rows, cols);
+      kept_.push_back(data);
+      return Matrix{format, packed(data, name, packed_bytes(format, Layout::tiles, rows, cols)), rows, cols};
+    };
+    if (gate) ffn_.gate = matrix(quants[0], *gate, "gate", width, hidden);
+    ffn_.up = matrix(quants[1], up, "up", width, hidden);
+    ffn_.down = matrix(quants[2], down, "down", hidden, width);
+    if (output_gate) ffn_.output_gate = matrix(quants[3], *output_gate, "output_gate", 1, hidden);
+  }
+
+  const SharedFfn& ffn() const { return ffn_; }
+
+ private:
+  std::vector<py::array> kept_;  // whose memory ffn_ points to
+  SharedFfn ffn_{};
+};
+
+// The feed-forward network of one layer: its router, and the shape of its experts' records; checked once. Without a router
+// its k slices are all used by every token, with weight 1. reads_mixed: the router reads what the experts do, so that they
+// are known only after the layer's mixer. weighs_input: a weight multiplies what the expert reads, not what it gives.
+class BoundFfn {
+ public:
+  BoundFfn(const FfnQuants& quants, int64_t hidden, int64_t ffn, const std::string& activation, bool gated, int64_t experts,
+           int64_t k, std::shared_ptr<BoundScoring> scoring, const std::optional<py::array>& router, bool reads_mixed,
+           std::shared_ptr<BoundSharedFfn> shared, bool biased, const ClampOf& clamp, bool weighs_input,
+           const std::optional<BoundResidual>& residual)
+      : kept_(router), scoring_(std::move(scoring)), shared_(std::move(shared)), residual_(residual), experts_(experts), weighs_input_(weighs_input) {
+    call_.shape = check_ffn_shape(quants, hidden, ffn, activation, gated, biased, clamp);
+    if (residual) residual->residual(hidden);  // fits
+    call_.k = k;
+    check_dim("experts", experts);
+    if (shared_ != nullptr && shared_->ffn().down.rows != hidden) fail("shared: expected a network of ", hidden, " (hidden)");
+    if ((scoring_ != nullptr) != router.has_value()) fail("scoring, router: expected both or neither");
+    if (!router) {
+      if (k != experts) fail("k: expected ", experts, ", all slices, without a router, found ", k);
+      return;
+    }
+    if (scoring_->experts() != experts || scoring_->how().k != k) {
+      fail("scoring: expected ", k, " of ", experts, " experts, found ", scoring_->how().k, " of ", scoring_->experts());
+    }
+    reads_mixed_ = reads_mixed;
+    check_matrix(Quant::f32, experts, hidden);
+    router_ = {Quant::f32, packed(*router, "router", packed_bytes(Quant::f32, Layout::tiles, experts, hidden)), experts, hidden};
+  }
+
+  bool has_router() const { return kept_.has_value(); }
+  bool reads_mixed() const { return reads_mixed_; }
+  bool weighs_input() const { return weighs_input_; }
+  const Matrix& router() const { return router_; }
+  const Scoring& scoring() const { return scoring_->how(); }
+  const SharedFfn* shared() const { return shared_ == nullptr ? nullptr : &shared_->ffn(); }
+  int64_t experts() const { return experts_; }
+  int64_t k() const { return call_.k; }
+  const ExpertCall& call() const { return call_; }
+  Residual residual() const { return residual_ ? residual_->residual(call_.shape.hidden) : Residual{}; }
+
+ private:
+  const std::optional<py::array> kept_;  // whose memory router_ points to
+  const std::shared_ptr<BoundScoring> scoring_;
+  const std::shared_ptr<BoundSharedFfn> shared_;
+  const std::optional<BoundResidual> residual_;
+  const int64_t experts_;
+  const bool weighs_input_;
+  bool reads_mixed_ = false;
+  Matrix router_{};
+  ExpertCall call_{};
+};
+
+}  // namespace smallthinker
