@@ -6,6 +6,7 @@ piece at a time. Knows nothing about stores or quantisation.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from smallthinker.errors import CheckpointError, StoreFormatError
 from smallthinker.expert_store.format import Quant
 from smallthinker.expert_store.header import ITEM_BYTES, FileHeader, TensorEntry, read_header
+from smallthinker.expert_store.sources import mxfp4
 from smallthinker.expert_store.sources.checkpoint_settings import read_config, settings_files
 from smallthinker.expert_store.sources.placed import read_placed
 from smallthinker.expert_store.sources.weight_files import WeightFiles
@@ -100,7 +102,23 @@ class Checkpoint:
 
         return read_placed(place, read, start, stop)
 
+    def _packed_part(self, place: Place, rows: range, cols: range) -> npt.NDArray[np.float32]:
+        """All rows of one expert's matrix, which the file has packed and the other way round."""
+        packed_rows, expert = place.stored_shape[2], rows.start // place.stored_shape[1]
+        assert len(rows) == place.stored_shape[1], rows
+        parts = []
+        for name in (place.name + mxfp4.BLOCKS, place.name + mxfp4.SCALES):
+            path, entry = self._entries[name]
+            width = math.prod(entry.shape[2:])
+            offset = entry.start + (expert * packed_rows + cols.start) * width
+            raw = self._files.read_rows(path, offset, len(cols), width, 0, width)
+            parts.append(raw.reshape(len(cols), *entry.shape[2:]))
+        weights: npt.NDArray[np.float32] = mxfp4.unpack(*parts).T
+        return weights
+
     def _part(self, place: Place, rows: range, cols: range) -> npt.NDArray[np.float32]:
+        if place.name not in self._entries:
+            return self._packed_part(place, rows, cols)
         path, entry = self._entries[place.name]
         item, width = ITEM_BYTES[entry.dtype], entry.shape[-1]
         offset = entry.start + rows.start * width * item
@@ -165,20 +183,17 @@ class Checkpoint:
     def _check_tensors(self) -> None:
         unknown = set(self._entries)
         for name, shape in checkpoint_tensors(self.config):
+            packed = mxfp4.packed_shapes(name, shape)
+            if packed and name not in self._entries and set(packed) <= set(self._entries):
+                for packed_name, packed_shape in packed.items():
+                    self._check(packed_name, packed_shape, ("U8",))
+                unknown -= set(packed)
+                continue
             if name not in self._entries:
                 raise CheckpointError(
                     f"{self.path}: tensor '{name}' {list(shape)} is missing; download the weights again"
                 )
-            path, entry = self._entries[name]
-            if entry.shape != shape:
-                found = list(entry.shape)
-                raise CheckpointError(
-                    f"{path}: tensor '{name}': expected shape {list(shape)} (config.json), found {found}"
-                )
-            if entry.dtype not in SOURCE_DTYPES:
-                raise CheckpointError(
-                    f"{path}: tensor '{name}': expected {', '.join(SOURCE_DTYPES)}, found {entry.dtype}"
-                )
+            self._check(name, shape, SOURCE_DTYPES)
             unknown.discard(name)
         if self.config.head.tied:
             unknown.discard(checkpoint_name(self.config, HEAD))  # some tied checkpoints store it all the same
@@ -186,6 +201,14 @@ class Checkpoint:
         if unknown:
             name = min(unknown)
             raise CheckpointError(f"{self._entries[name][0]}: unknown tensor '{name[:120]}'; this is another model")
+
+    def _check(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> None:
+        path, entry = self._entries[name]
+        if entry.shape != shape:
+            found = list(entry.shape)
+            raise CheckpointError(f"{path}: tensor '{name}': expected shape {list(shape)} (config.json), found {found}")
+        if entry.dtype not in dtypes:
+            raise CheckpointError(f"{path}: tensor '{name}': expected {', '.join(dtypes)}, found {entry.dtype}")
 
 
 def shard_names(index: bytes, where: str) -> list[str]:

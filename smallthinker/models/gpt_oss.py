@@ -1,7 +1,7 @@
 """gpt-oss (arXiv 2508.10925): sinks, biases everywhere, clamped SwiGLU, a window in every other layer.
 
-Checkpoints stack a layer's experts, [E, columns, rows], with gate and up row by row in turn. The published files hold
-MXFP4, which is refused. Knows nothing about stores or kernels.
+Checkpoints stack a layer's experts, [E, columns, rows], with gate and up row by row in turn, or have them packed as
+MXFP4. Knows nothing about stores or kernels.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _ABSENT_SCALING = {
     "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
     "original_max_position_embeddings": 4096,
 }  # fmt: skip
+_PACKED = {"quant_method", "modules_to_not_convert"}  # all that says how the published files are packed: MXFP4
 _IGNORED = {"initial_context_length"}  # rope_scaling says it
 
 _MOE = "model.layers.{layer}.mlp."
@@ -62,6 +63,9 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     """The model of a parsed config.json. Raises ConfigError, naming the key."""
     if raw.get("rope_scaling") is None and raw.get("rope_parameters") is None:
         raw = {**raw, "rope_scaling": _ABSENT_SCALING}
+    packed = raw.get("quantization_config")
+    if isinstance(packed, Mapping) and packed.get("quant_method") == "mxfp4" and set(packed) <= _PACKED:
+        raw = {**raw, "quantization_config": None}
     keys = Keys({**_ABSENT, **raw}, _IGNORED, decoder.LIMITS)
     common = decoder.common(keys, None, None)
     bias = keys.flag("attention_bias")
