@@ -2,7 +2,8 @@
 
 PowerInfer/SmallThinker-4BA0.6B-Instruct and PowerInfer/SmallThinker-21BA3B-Instruct (arXiv 2507.20984, Apache-2.0); and
 a dense model in the shape of Qwen2.5-1.5B (arXiv 2412.15115), without its biases, its networks in seven slices;
-Qwen/Qwen3-30B-A3B (arXiv 2505.09388) and allenai/OLMoE-1B-7B-0924 (arXiv 2409.02060), both Apache-2.0.
+Qwen/Qwen3-30B-A3B (arXiv 2505.09388), allenai/OLMoE-1B-7B-0924 (arXiv 2409.02060) and openai/gpt-oss-20b
+(arXiv 2508.10925), all Apache-2.0. Which of them run is for `supported.py` to say.
 """
 
 from __future__ import annotations
@@ -123,5 +124,36 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "rope_theta": 10000.0,
         "tie_word_embeddings": False,
         "vocab_size": 50304,
+    },
+    "gpt-oss-20b": {
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": "gpt_oss",
+        "attention_bias": True,
+        "eos_token_id": 200002,
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "hidden_size": 2880,
+        "intermediate_size": 2880,
+        "layer_types": ["sliding_attention", "full_attention"] * 12,
+        "max_position_embeddings": 131072,
+        "num_attention_heads": 64,
+        "num_experts_per_tok": 4,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 8,
+        "num_local_experts": 32,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "factor": 32.0,
+            "original_max_position_embeddings": 4096,
+            "rope_type": "yarn",
+            "truncate": False,
+        },
+        "rope_theta": 150000.0,
+        "sliding_window": 128,
+        "swiglu_limit": 7.0,
+        "tie_word_embeddings": False,
+        "vocab_size": 201088,
     },
 }

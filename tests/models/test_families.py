@@ -217,9 +217,7 @@ PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
         "architectures": ["Gemma3ForCausalLM"], "hidden_size": 1152, "intermediate_size": 6912,
         "num_attention_heads": 4, "num_key_value_heads": 1, "num_hidden_layers": 26, "vocab_size": 262_144,
     }),
-    "gpt-oss 20B": (20_914_757_184, {
-        "architectures": ["GptOssForCausalLM"], "num_hidden_layers": 24, "num_local_experts": 32,
-    }),
+    "gpt-oss 20B": (20_914_757_184, SHAPES["gpt-oss-20b"]),
     "Phi-3 mini": (3_821_079_552, {"architectures": ["Phi3ForCausalLM"]}),
     "SmolLM3": (3_075_098_624, {"architectures": ["SmolLM3ForCausalLM"]}),
 }  # fmt: skip
