@@ -27,7 +27,7 @@ def unpack(blocks: npt.NDArray[np.uint8], scales: npt.NDArray[np.uint8]) -> npt.
     """[rows, groups, 16] and [rows, groups] -> float32 [rows, 32 groups]; a scale of 255 is NaN."""
     values = np.empty((*blocks.shape, 2), np.float32)
     values[..., 0], values[..., 1] = _LEVELS[blocks & 15], _LEVELS[blocks >> 4]
-    factors = np.ldexp(np.float32(1), scales.astype(np.int32) - _BIAS)
+    factors = np.ldexp(np.float32(1), np.minimum(scales, _NAN - 1).astype(np.int32) - _BIAS)
     factors[scales == _NAN] = np.nan
     scaled: npt.NDArray[np.float32] = values.reshape(*scales.shape, BLOCK) * factors[..., None]
     return scaled.reshape(len(blocks), -1)

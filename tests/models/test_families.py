@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from family_checkpoints import CASES, FULL, SLIDING, Made, make_checkpoint, transformers_logits
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from smallthinker.diagnosis.inspection import inspection_text
 from smallthinker.engine import Engine
@@ -164,6 +166,36 @@ def test_positions_as_transformers_4_writes_them_mean_the_same(name: str, made: 
         raw |= part | {"rope_scaling": positions}
         expected = raw_config(made(name).folder)
     assert parse_model(raw) == parse_model(expected)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+    | st.sampled_from([0, 1, 2, 64, 1e-6, 10**307, "default", "yarn", "longrope", "llama3", FULL, SLIDING, "silu"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
+        st.sampled_from([FULL, SLIDING, "rope_type", "factor", "rope_theta", "short_factor", "mscale"])
+        | st.text(max_size=5), inner, max_size=4,
+    ),
+    max_leaves=6,
+)  # fmt: skip
+DEFAULTS = {
+    kind: to_config(parse_model({"architectures": [family.ARCHITECTURE], "head_dim": 128}))
+    for kind, family in FAMILIES.items()
+    if kind not in ("described", "smallthinker")
+}
+
+
+@settings(max_examples=300)
+@given(kind=st.sampled_from(sorted(DEFAULTS)), value=JSON, data=st.data())
+def test_any_value_of_any_key_is_a_model_or_one_line(kind: str, value: Any, data: st.DataObject) -> None:
+    key = data.draw(st.sampled_from(sorted({*DEFAULTS[kind], "rope_parameters", "mlp_only_layers"})), label="key")
+    try:
+        model = parse_model(DEFAULTS[kind] | {key: value})
+    except ConfigError as e:
+        refused = str(e)
+    else:
+        refused = ""
+        assert parse_model(to_config(model)) == model
+    assert len(refused) < 400 and refused.isprintable()
 
 
 @pytest.mark.parametrize(
