@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker.models.description import Model
-from smallthinker.models.families import parse_model
 from smallthinker.models.published import PUBLISHED
+from smallthinker.models.registry import parse_model
 
 Bytes = npt.NDArray[np.uint8]
 _BLOCK, _BLOCK_BYTES = 32, 18

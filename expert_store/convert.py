@@ -34,7 +34,7 @@ from smallthinker.expert_store.sources.ggml_blocks import block_scales, rearrang
 from smallthinker.expert_store.sources.gguf_checkpoint import GGUF_SUFFIX, GgufCheckpoint
 from smallthinker.expert_store.writer import StoreWriter
 from smallthinker.files import is_folder
-from smallthinker.models.families import checkpoint_name
+from smallthinker.models.registry import checkpoint_name
 
 _STRIP_BYTES = 32 << 20  # of float32 rows: the embedding alone is 1.5 GB
 _F16_MAX = 65504.0

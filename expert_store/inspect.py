@@ -8,7 +8,7 @@ from typing import Any
 from smallthinker.expert_store.format import COMPRESSION, FORMAT_NAME
 from smallthinker.expert_store.store import Store
 from smallthinker.models.description import Attention, Model
-from smallthinker.models.families import to_config
+from smallthinker.models.registry import to_config
 from smallthinker.models.tensors import num_parameters
 
 

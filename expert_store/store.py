@@ -39,7 +39,7 @@ from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.files import is_folder, is_there, open_regular
 from smallthinker.host import pages
 from smallthinker.models.description import Model
-from smallthinker.models.families import read_model
+from smallthinker.models.registry import read_model
 
 _MAX_CONFIG_BYTES = 1 << 20
 _PIECE_BYTES = 4 << 20  # one read of dense weights or of a verification

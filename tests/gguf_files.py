@@ -13,7 +13,7 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from smallthinker.expert_store.sources.checkpoint import Checkpoint
-from smallthinker.models.families import checkpoint_name, checkpoint_places
+from smallthinker.models.registry import checkpoint_name, checkpoint_places
 
 F32 = npt.NDArray[np.float32]
 MERGED = ("he", "ll")  # tokens of two bytes beside those of one

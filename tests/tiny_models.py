@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
 from smallthinker.models.description import Layer, Model
-from smallthinker.models.families import checkpoint_places, parse_model, to_config
+from smallthinker.models.registry import checkpoint_places, parse_model, to_config
 
 if TYPE_CHECKING:  # torch takes two seconds to import, and most tests want only a configuration
     from smallthinker.reference import ReferenceModel

@@ -24,8 +24,8 @@ from smallthinker.expert_store.sources.placed import read_placed
 from smallthinker.expert_store.sources.weight_files import WeightFiles
 from smallthinker.files import is_folder, is_there, parse_json, read_small
 from smallthinker.models.description import Model
-from smallthinker.models.families import checkpoint_name, checkpoint_places, checkpoint_tensors, is_unused
 from smallthinker.models.places import Place
+from smallthinker.models.registry import checkpoint_name, checkpoint_places, checkpoint_tensors, is_unused
 from smallthinker.models.tensors import HEAD
 
 SINGLE_FILE = "model.safetensors"

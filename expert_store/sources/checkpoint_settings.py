@@ -19,8 +19,8 @@ from smallthinker.expert_store.format import CONFIG_FILE, TOKENIZER_CONFIG_FILE,
 from smallthinker.expert_store.synthetic.byte_tokenizer import END_OF_TEXT
 from smallthinker.files import parse_json, read_small
 from smallthinker.models.description import Model
-from smallthinker.models.families import read_model, to_config
 from smallthinker.models.keys import token_ids
+from smallthinker.models.registry import read_model, to_config
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken

@@ -26,9 +26,9 @@ from smallthinker.expert_store.sources.gguf_tokenizer import GgufTokenizer
 from smallthinker.expert_store.sources.placed import read_placed
 from smallthinker.expert_store.sources.weight_files import WeightFiles
 from smallthinker.files import open_regular
-from smallthinker.models.families import gguf_family, gguf_model, gguf_places, to_config
 from smallthinker.models.gguf_keys import GgufFacts
 from smallthinker.models.places import Place
+from smallthinker.models.registry import gguf_family, gguf_model, gguf_places, to_config
 from smallthinker.models.tensors import DOWN
 
 if TYPE_CHECKING:

@@ -60,8 +60,8 @@ from smallthinker.expert_store.synthetic.skew import noise_bytes, normal_biases,
 from smallthinker.expert_store.writer import StoreWriter, TensorFileWriter, write_synced
 from smallthinker.files import is_there, parse_json, read_small
 from smallthinker.models.description import Model
-from smallthinker.models.families import checkpoint_tensors, parse_model, read_model
 from smallthinker.models.published import PUBLISHED
+from smallthinker.models.registry import checkpoint_tensors, parse_model, read_model
 
 NO_QUANT = "none"
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from smallthinker.expert_store.convert import convert
-from smallthinker.models.families import checkpoint_name, read_model, to_config
+from smallthinker.models.registry import checkpoint_name, read_model, to_config
 
 
 def write_checkpoint(state: dict[str, torch.Tensor], data: Path, out: Path) -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from muon import Muon
 from torch import Tensor
 
-from smallthinker.models.families import read_model
+from smallthinker.models.registry import read_model
 from smallthinker.reference import ReferenceModel
 
 MUON_LR, ADAM_LR = 6e-3, 3e-3

@@ -17,7 +17,7 @@ from smallthinker.errors import ConfigError, RequestError
 from smallthinker.expert_store.format import CONFIG_FILE
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.forward import Observers
-from smallthinker.models.families import read_model
+from smallthinker.models.registry import read_model
 from smallthinker.router.trace import RARELY, ExpertUsage, Trace, ids_dtype, usage
 
 # One chunk, so that each expert is read once however few slots there are; 21B then takes seconds and little memory.

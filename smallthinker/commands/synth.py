@@ -75,7 +75,7 @@ def handle(args: argparse.Namespace) -> int:
         print(written_text(facts))
     from smallthinker.calibration.tracing import random_usage, usage_text
     from smallthinker.expert_store.format import CONFIG_FILE
-    from smallthinker.models.families import read_model
+    from smallthinker.models.registry import read_model
 
     if read_model(Path(args.store) / CONFIG_FILE, in_store=True).certain_layers:  # there is nothing to choose
         if args.json:

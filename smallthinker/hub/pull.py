@@ -41,7 +41,7 @@ from smallthinker.files import parse_json
 from smallthinker.hub.gguf_models import choose_model, gguf_models, gguf_on_hub
 from smallthinker.hub.repository import Hub, HubFile, part_of
 from smallthinker.models.description import Model
-from smallthinker.models.families import parse_model
+from smallthinker.models.registry import parse_model
 
 _SMALL_FILES = (*SETTINGS_FILES, INDEX_FILE)
 _OURS = ".smallthinker-pull"  # in the folder of a download: the files in it are from a hub, and may be replaced

@@ -1,1 +1,1 @@
-"""What a model is, as data: one description for all families, and one file each that maps a configuration to it."""
+"""What a model is, as data: one description for all families; families/ maps a configuration to it, a file each."""

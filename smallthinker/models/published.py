@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from smallthinker.models import described
 from smallthinker.models import description as d
+from smallthinker.models.families import described
 
 _COMMON: dict[str, Any] = {
     "architectures": ["SmallThinkerForCausalLM"],

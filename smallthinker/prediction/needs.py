@@ -26,8 +26,8 @@ from smallthinker.expert_store.store import Store
 from smallthinker.files import is_there
 from smallthinker.memory_plan import MIB, STARTS_DIFFER_BYTES, MemoryPlan, plan_process
 from smallthinker.models.description import Model
-from smallthinker.models.families import parse_model, read_model
 from smallthinker.models.published import PUBLISHED
+from smallthinker.models.registry import parse_model, read_model
 from smallthinker.text.tokenizer import Tokenizer
 
 # Memory of a loaded tokenizer for each word where there is none to load: Qwen's, with 151,936, takes 90 to 108 MB.

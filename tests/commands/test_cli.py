@@ -16,7 +16,7 @@ import pytest
 from tiny_models import HYBRID_ATTENTION, random_reference, tiny_config, write_checkpoint
 
 from smallthinker.commands import COMMANDS
-from smallthinker.models.families import to_config
+from smallthinker.models.registry import to_config
 
 COMMAND = [sys.executable, "-m", "smallthinker"]
 

@@ -26,7 +26,7 @@ from smallthinker.expert_store.sources.torch_file import TorchFile
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.llm import LLM
-from smallthinker.models.families import read_model
+from smallthinker.models.registry import read_model
 from smallthinker.prediction.needs import find_model
 from smallthinker.router.trace import load_trace
 

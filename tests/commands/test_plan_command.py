@@ -10,7 +10,7 @@ import pytest
 from tiny_models import HYBRID_ATTENTION, tiny_config
 
 from smallthinker.cli import main
-from smallthinker.models.families import to_config
+from smallthinker.models.registry import to_config
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from smallthinker.expert_store.format import QUANTS, Quant
 from smallthinker.expert_store.sources.checkpoint import Checkpoint
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.synth import synth
-from smallthinker.models.families import checkpoint_name, checkpoint_places, read_model
+from smallthinker.models.registry import checkpoint_name, checkpoint_places, read_model
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 F32 = npt.NDArray[np.float32]

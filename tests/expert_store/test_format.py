@@ -28,8 +28,8 @@ from smallthinker.expert_store.format import (
 )
 from smallthinker.expert_store.header import encode_header
 from smallthinker.expert_store.store import Store
-from smallthinker.models.families import parse_model
 from smallthinker.models.published import PUBLISHED
+from smallthinker.models.registry import parse_model
 
 
 @given(st.sampled_from(QUANTS), st.sampled_from(["tiles", "rows"]), st.integers(1, 70), st.integers(1, 5))

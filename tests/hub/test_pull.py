@@ -20,7 +20,7 @@ from smallthinker.errors import CheckpointError, ConfigError, DownloadError, Sma
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.llm import LLM
-from smallthinker.models.families import to_config
+from smallthinker.models.registry import to_config
 
 pytest.importorskip("huggingface_hub", reason="needs smallthinker[hub]")
 

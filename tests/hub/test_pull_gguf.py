@@ -16,7 +16,7 @@ from smallthinker.errors import CheckpointError, ConfigError, DownloadError
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.llm import LLM
-from smallthinker.models.families import to_config
+from smallthinker.models.registry import to_config
 
 pytest.importorskip("huggingface_hub", reason="needs smallthinker[hub]")
 pytest.importorskip("gguf", reason="needs smallthinker[gguf]")

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tiny_models import tiny_config
 
 from smallthinker.errors import ConfigError
-from smallthinker.models.families import parse_model, read_model, to_config
-from smallthinker.models.smallthinker import ARCHITECTURE
+from smallthinker.models.families.smallthinker import ARCHITECTURE
+from smallthinker.models.registry import parse_model, read_model, to_config
 from smallthinker.models.tensors import num_parameters
 
 # What transformers 4 writes of a configuration in full, and what 5 adds to one of its own.

@@ -21,7 +21,7 @@ from smallthinker.errors import CancelledError, ConfigError
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.format import ALWAYS_F32, Formats
 from smallthinker.models import description as d
-from smallthinker.models.families import parse_model, to_config
+from smallthinker.models.registry import parse_model, to_config
 from smallthinker.models.tensors import tensors
 
 # Of the logits' range at a position; int8 activations, which formats of blocks have, make the larger one.

@@ -22,9 +22,9 @@ from smallthinker.expert_store.sources.checkpoint import Checkpoint
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
 from smallthinker.models import description as d
-from smallthinker.models.families import FAMILIES, parse_model, to_config
 from smallthinker.models.keys import _IGNORED
 from smallthinker.models.published import PUBLISHED as SHAPES
+from smallthinker.models.registry import FAMILIES, parse_model, to_config
 from smallthinker.models.supported import check_supported
 from smallthinker.models.tensors import num_parameters
 from smallthinker.reference import ReferenceModel

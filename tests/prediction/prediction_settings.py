@@ -9,8 +9,8 @@ from tiny_models import tiny_config
 from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.memory_plan import MIB
 from smallthinker.models.description import Model
-from smallthinker.models.families import parse_model
 from smallthinker.models.published import PUBLISHED
+from smallthinker.models.registry import parse_model
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.disk_model import DiskModel
 from smallthinker.prediction.needs import PlannedModel, Process, weight_bytes

@@ -19,7 +19,7 @@ from smallthinker.expert_store.device.disk_profile import DiskProfile
 from smallthinker.expert_store.store import Store
 from smallthinker.llm import DEMO_STORE
 from smallthinker.memory_plan import MIB
-from smallthinker.models.families import to_config
+from smallthinker.models.registry import to_config
 from smallthinker.prediction.disk_model import Clock, DiskModel, SimulatedQueue
 from smallthinker.prediction.kernel_bench import measure
 from smallthinker.prediction.needs import Process, find_model, floor_bytes, full_bytes, memory_plan, weight_bytes

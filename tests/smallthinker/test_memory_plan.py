@@ -20,8 +20,8 @@ from smallthinker.memory_plan import (
     plan_memory,
     plan_process,
 )
-from smallthinker.models.families import parse_model
 from smallthinker.models.published import PUBLISHED
+from smallthinker.models.registry import parse_model
 
 CONFIG = tiny_config(**HYBRID_ATTENTION)
 KINDS: list[KvKind] = ["f16", "q8"]

@@ -21,7 +21,7 @@ from smallthinker.expert_store.native_queue import NativeQueue
 from smallthinker.expert_store.read_queue import FinishedRead
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.synth import synth
-from smallthinker.models.families import to_config
+from smallthinker.models.registry import to_config
 
 
 def fitting(store: Store) -> dict[str, Any]:

@@ -24,10 +24,10 @@ from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.llm import LLM
 from smallthinker.models.description import Model
-from smallthinker.models.families import checkpoint_tensors, parse_model, read_model, to_config
+from smallthinker.models.families.smallthinker import gguf_notes
 from smallthinker.models.gguf_keys import GgufKeys
 from smallthinker.models.published import PUBLISHED
-from smallthinker.models.smallthinker import gguf_notes
+from smallthinker.models.registry import checkpoint_tensors, parse_model, read_model, to_config
 from smallthinker.text.tokenizer import Tokenizer
 
 gguf = pytest.importorskip("gguf", reason="needs smallthinker[gguf]")

@@ -21,7 +21,7 @@ from smallthinker.expert_store.sources.gguf_checkpoint import GgufCheckpoint
 from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
 from smallthinker.models import decoder
 from smallthinker.models.description import Model
-from smallthinker.models.families import checkpoint_places, parse_model, to_config
+from smallthinker.models.registry import checkpoint_places, parse_model, to_config
 
 # A case of family_checkpoints.py, and GGUF's architecture of it. Its converter can't say llama3 scaling as numbers,
 # windows of qwen2, or layers of qwen3moe without experts.

@@ -21,8 +21,8 @@ from smallthinker.expert_store.sources.checkpoint import Checkpoint
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
 from smallthinker.expert_store.synthetic.synth import synth
-from smallthinker.models.families import parse_model, read_model
 from smallthinker.models.published import PUBLISHED
+from smallthinker.models.registry import parse_model, read_model
 from smallthinker.models.tensors import num_parameters
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from smallthinker.errors import ConfigError, shown, shown_or_nothing
 from smallthinker.files import parse_json, read_small
-from smallthinker.models import (
+from smallthinker.models.description import Model
+from smallthinker.models.families import (
     described,
     gemma3,
     glm4_moe,
@@ -29,7 +30,6 @@ from smallthinker.models import (
     smallthinker,
     smollm3,
 )
-from smallthinker.models.description import Model
 from smallthinker.models.gguf_keys import ARCHITECTURE_KEY, GgufFacts, GgufKeys
 from smallthinker.models.places import Place, file_name, file_tensors, places
 
