@@ -13,6 +13,7 @@ from smallthinker.commands.options import (
     ProgressBar,
     add_command,
     add_compression,
+    renamed,
     text,
     written,
     written_text,
@@ -26,13 +27,15 @@ def add(commands: Commands) -> None:
         handle,
         "download a model from a hub and make a store of it; needs smallthinker[hub]",
         "smallthinker pull PowerInfer/SmallThinker-4BA0.6B-Instruct ./4b-store --dry-run; "
-        "smallthinker pull OWNER/NAME-GGUF ./4b-store --file '*q4_0*'",
+        "smallthinker pull OWNER/NAME-GGUF --list; smallthinker pull OWNER/NAME-GGUF ./store --quant q4_k_m",
     )
     parser.add_argument(
         "repo", type=text, metavar="REPO", help="OWNER/NAME on the hub; only safetensors, GGUF, JSON are fetched"
     )
+    parser.add_argument("--list", action="store_true", help="print what there is, with sizes and memory, and end")
+    renamed(parser, "--file", "--gguf")
     parser.add_argument(
-        "--file",
+        "--gguf",
         type=text,
         metavar="NAME",
         help="take this GGUF file of the repository, or the one that a pattern as '*Q8_0*' fits (default: safetensors "
@@ -41,7 +44,18 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "store", metavar="OUT", type=Path, nargs="?", help="folder to write (default: NAME-QUANT in the working folder)"
     )
-    parser.add_argument("--quant", choices=WEIGHT_FORMATS, default="q4_0", help="weight format (default: q4_0)")
+    parser.add_argument(
+        "--quant",
+        type=str.lower,
+        metavar="QUANT",
+        help=f"weight format of the store ({', '.join(WEIGHT_FORMATS)}; default: q4_0), and which GGUF file to take, "
+        "as q4_k_m too (default: of those that run and fit, the one that loses little for its size)",
+    )
+    parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="memory that the model shall run in (default: what is free here, less a margin)",
+    )
     add_compression(parser)
     parser.add_argument(
         "--revision", type=text, metavar="REV", default="main", help="branch, tag or commit (default: main)"
@@ -59,10 +73,15 @@ def add(commands: Commands) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
-    from smallthinker.hub.pull import Pull
+    from smallthinker.hub.pull import Pull, listing
     from smallthinker.hub.repository import Hub
 
-    pull = Pull(Hub(args.repo, args.revision, args.endpoint), args.store, args.quant, args.force, args.file)
+    hub = Hub(args.repo, args.revision, args.endpoint)
+    if args.list:
+        found = listing(hub, args.quant)
+        print(json.dumps(found.to_dict()) if args.json else found.text())
+        return 0
+    pull = Pull(hub, args.store, args.quant, args.force, args.gguf, args.memory)
     plan = pull.plan
     if args.dry_run:
         print(json.dumps(plan.to_dict()) if args.json else plan.text())

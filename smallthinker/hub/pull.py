@@ -10,19 +10,18 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import NamedTuple
 
 from smallthinker import host
-from smallthinker.errors import CheckpointError, ConfigError, DownloadError, StoreWriteError
+from smallthinker.errors import CheckpointError, ConfigError, DownloadError, MemoryBudgetError, StoreWriteError
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.folder import AtomicFolder
 from smallthinker.expert_store.format import (
     ALL_FILES,
-    CONFIG_FILE,
+    QUANTS,
     TOKENIZER_FILE,
     Formats,
     check_quant,
@@ -30,124 +29,116 @@ from smallthinker.expert_store.format import (
     expert_table,
 )
 from smallthinker.expert_store.progress import Progress, silent
-from smallthinker.expert_store.sources.checkpoint import (
-    INDEX_FILE,
-    MAX_INDEX_BYTES,
-    SINGLE_FILE,
-    shard_names,
-)
-from smallthinker.expert_store.sources.checkpoint_settings import SETTINGS_FILES
-from smallthinker.files import parse_json
-from smallthinker.hub.gguf_models import choose_model, gguf_models, gguf_on_hub
+from smallthinker.expert_store.sources.checkpoint import INDEX_FILE
+from smallthinker.expert_store.sources.checkpoint_settings import SETTINGS_FILES, read_config, settings_files
+from smallthinker.hub.fit import ELSEWHERE, free_memory_bytes, needs, read_offer
+from smallthinker.hub.offers import Offer, choices, offers
+from smallthinker.hub.plan import Listing, PullPlan, size
 from smallthinker.hub.repository import Hub, HubFile, part_of
+from smallthinker.memory_plan import parse_size
 from smallthinker.models.description import Model
-from smallthinker.models.registry import parse_model
+from smallthinker.prediction.needs import DEFAULT_QUANT
 
 _SMALL_FILES = (*SETTINGS_FILES, INDEX_FILE)
 _OURS = ".smallthinker-pull"  # in the folder of a download: the files in it are from a hub, and may be replaced
 _MOST_NAME_BYTES = 255
-_ELSEWHERE = "choose the repository with the original weights or a GGUF file of them"
-_MAX_CONFIG_BYTES = 1 << 20
-_BESIDE_WEIGHTS_BYTES = 64 << 20  # a store's headers and tokenizer, and what a file system keeps for itself
 
 
-@dataclass(frozen=True)
-class PullPlan:
-    """What would be fetched and written. present_bytes: of the download, those that are on this machine already.
-    gguf_models: what the repository has, where the first of `files` is one of them. notes: what is taken for granted,
-    since a GGUF file doesn't say it."""
+class _Choice(NamedTuple):
+    """What is taken, and how large its store will be."""
 
-    repo: str
-    commit: str
-    store: Path
-    quant: str
-    files: tuple[HubFile, ...]
-    download_bytes: int
-    present_bytes: int
+    offer: Offer
+    model: Model
     store_bytes: int
-    free_bytes: int
-    gguf_models: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def needed_bytes(self) -> int:
-        """Of the disk: what is still to come, and the store."""
-        return self.download_bytes - self.present_bytes + self.store_bytes + _BESIDE_WEIGHTS_BYTES
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "repo": self.repo,
-            "commit": self.commit,
-            "files": [{"name": file.name, "bytes": file.size} for file in self.files],
-            "download_bytes": self.download_bytes,
-            "present_bytes": self.present_bytes,
-            "store": str(self.store),
-            "quant": self.quant,
-            "store_bytes": self.store_bytes,
-            "needed_bytes": self.needed_bytes,
-            "free_bytes": self.free_bytes,
-            "gguf_models": list(self.gguf_models),
-            "notes": list(self.notes),
-        }
-
-    def text(self) -> str:
-        present = f", {_size(self.present_bytes)} of it here already" if self.present_bytes else ""
-        others = ", ".join(name for name in self.gguf_models if name != self.files[0].name)
-        weights = f"weights   {self.files[0].name}; --file chooses another: {others or 'there is none'}\n"
-        notes = "".join(f"\nnote: {note}" for note in self.notes)
-        return (
-            f"model     {self.repo}, commit {self.commit[:12]}\n"
-            f"{weights if self.gguf_models else ''}"
-            f"download  {_size(self.download_bytes)} in {len(self.files)} files{present}\n"
-            f"store     {self.store}, {self.quant}, {_size(self.store_bytes)}\n"
-            f"disk      {_size(self.needed_bytes)} needed, {_size(self.free_bytes)} free{notes}"
-        )
+    notes: tuple[str, ...]
 
 
 class Pull:
     """One repository on its way to one store. Construction asks the hub and reads config.json or the header of the GGUF
     file, and writes nothing.
 
-    out: the store; None is NAME-QUANT in the working folder. force: replace a store that is there, at the end. gguf:
-    name or pattern of the GGUF file to take; None prefers safetensors, then the file that is of this quantisation.
-    Raises DownloadError, ConfigError (not a model that this engine runs, unknown quantisation), CheckpointError,
-    StoreWriteError (the store exists, the disk is too small).
+    out: the store; None is NAME-QUANT in the working folder. quant: the store's weight format, and that of the GGUF
+    file to take; of a quantisation that only GGUF files have ("q4_k_m"), the file's alone, and the store is q4_0. None
+    takes what runs and fits: safetensors, else the GGUF file that loses little for its size. gguf: name or pattern of
+    the GGUF file. memory: what the model shall run in; None is what a process here would take. force: replace a store
+    that is there, at the end. Raises DownloadError, ConfigError (not a model that this engine runs), CheckpointError,
+    MemoryBudgetError (nothing that was not asked for by name fits), StoreWriteError (the store exists, the disk is too
+    small).
     """
 
     def __init__(
-        self, hub: Hub, out: Path | None = None, quant: str = "q4_0", force: bool = False, gguf: str | None = None
+        self,
+        hub: Hub,
+        out: Path | None = None,
+        quant: str | None = None,
+        force: bool = False,
+        gguf: str | None = None,
+        memory: str | float | None = None,
     ) -> None:
-        kind = check_quant(quant)
+        stored = check_quant(quant) if quant in QUANTS else DEFAULT_QUANT
         self._hub, self._force = hub, force
-        out = out or Path(f"{hub.repo.split('/')[-1]}-{quant}")
+        out = out or Path(f"{hub.repo.split('/')[-1]}-{stored}")
         AtomicFolder(out, 0, ALL_FILES, force).check()
         self.download = out.with_name(f"{out.name}.download")
         if len(os.fsencode(self.download.name)) > _MOST_NAME_BYTES:
             raise StoreWriteError(f"{out}: expected a name to which .download can be added, found a longer one")
-        models = gguf_models(hub.files)
-        has_safetensors = INDEX_FILE in hub.files or SINGLE_FILE in hub.files
-        self._from_gguf = gguf is not None or bool(models and not has_safetensors)
-        if self._from_gguf:
-            files = list(models[choose_model(models, gguf, quant, hub.repo)])
-            model = gguf_on_hub(hub, tuple(files))
-            config, notes = model.config, model.notes
-        else:
-            config, notes = self._config(), ()
-            files = self._files()
-        formats = Formats(kind)
+        budget = free_memory_bytes() if memory is None else parse_size(memory)
+        found = offers(hub)
+        free_bytes = self._free_bytes(out)
+        chosen = self._choose(choices(found, gguf, quant, hub.repo), Formats(stored), free_bytes)
+        self._offer, notes = chosen.offer, chosen.notes
+        needed = needs(chosen.model, stored)
+        if needed.floor_bytes > budget:
+            why = f"needs {size(needed.floor_bytes)} of memory at least, found {size(budget)}"
+            if quant is None and gguf is None:
+                remedy = "--memory plans for another machine, --quant takes it all the same"
+                raise MemoryBudgetError(f"{hub.repo}: {why}; {remedy}", needed.floor_bytes)
+            notes = (*notes, f"this {why}: it won't run here")
+        files = (*self._small_files(), *self._offer.files)
         self.plan = PullPlan(
             repo=hub.repo,
             commit=hub.commit,
             store=out,
-            quant=quant,
-            files=tuple(files),
+            quant=stored,
+            files=files,
             download_bytes=sum(file.size for file in files),
             present_bytes=sum(self._present_bytes(file) for file in files),
-            store_bytes=sum(spec.nbytes for spec in (*dense_table(config, formats), *expert_table(config, formats))),
-            free_bytes=shutil.disk_usage(out.absolute().parent).free,
-            gguf_models=tuple(models) if self._from_gguf else (),
+            store_bytes=chosen.store_bytes,
+            free_bytes=free_bytes,
+            needs=needed,
+            memory_bytes=budget,
+            gguf_models=tuple(offer.name for offer in found if offer.kind == "gguf") if self._from_gguf else (),
             notes=notes,
         )
+
+    @property
+    def _from_gguf(self) -> bool:
+        return self._offer.kind == "gguf"
+
+    def _choose(self, allowed: Sequence[Offer], formats: Formats, free_bytes: int) -> _Choice:
+        """The first that runs and that the disk holds beside its store; else the first that runs."""
+        if not allowed:
+            read_offer(self._hub, Offer("", "safetensors", "", ()))  # says what is wrong with config.json, if anything
+            raise CheckpointError(f"{self._hub.repo}: has neither safetensors nor GGUF weights; {ELSEWHERE}")
+        refusal: CheckpointError | None = None
+        too_large: _Choice | None = None
+        for offer in allowed:
+            if too_large is not None and offer.nbytes + too_large.store_bytes > free_bytes:
+                continue  # its header needn't be read
+            try:
+                model, notes = read_offer(self._hub, offer)
+            except CheckpointError as e:  # of this file; another one may be whole, or of a type that can be read
+                refusal = refusal or e
+                continue
+            tables = (*dense_table(model, formats), *expert_table(model, formats))
+            choice = _Choice(offer, model, sum(spec.nbytes for spec in tables), notes)
+            if offer.nbytes + choice.store_bytes <= free_bytes:
+                return choice
+            too_large = too_large or choice
+        if too_large is None:
+            assert refusal is not None
+            raise refusal
+        return too_large
 
     def run(
         self,
@@ -203,6 +194,8 @@ class Pull:
                     )
                 (self.download / name).unlink(missing_ok=True)
             for file in self.plan.files:
+                if file is self._offer.files[0] and not self._from_gguf:
+                    settings_files(self.download, read_config(self.download))  # refuses a tokenizer before the weights
                 self._hub.download(file, self._local(file), arrived, replace=is_ours)
         except DownloadError:
             raise
@@ -211,7 +204,7 @@ class Pull:
             raise StoreWriteError(f"{self.download}: {why}; the same command goes on from there") from e
 
     def convert(self, compress: int | None = None, progress: Progress = silent) -> None:
-        source = self._local(self.plan.files[0]) if self._from_gguf else self.download
+        source = self._local(self._offer.files[0]) if self._from_gguf else self.download
         plan = self.plan
         convert(source, plan.store, plan.quant, self._force, progress, compress, notice=lambda note: None)  # plan's own
 
@@ -232,42 +225,20 @@ class Pull:
         plan = self.plan
         if plan.free_bytes < plan.needed_bytes:
             raise StoreWriteError(
-                f"{plan.store}: needs {_size(plan.needed_bytes)} (download and store), the disk has "
-                f"{_size(plan.free_bytes)} free; make room or choose another disk"
+                f"{plan.store}: needs {size(plan.needed_bytes)} (download and store), the disk has "
+                f"{size(plan.free_bytes)} free; make room or choose another disk"
             )
 
-    def _config(self) -> Model:
-        """What the repository's config.json describes, before anything large is fetched."""
-        repo = self._hub.repo
-        if CONFIG_FILE not in self._hub.files:
-            raise CheckpointError(f"{repo}: has no {CONFIG_FILE}: not a model; {_ELSEWHERE}")
-        try:
-            raw = parse_json(self._hub.read(self._hub.files[CONFIG_FILE], _MAX_CONFIG_BYTES))
-        except ValueError as e:
-            raise ConfigError(f"{repo}: {CONFIG_FILE}: not valid JSON: {e}") from None
-        try:
-            return parse_model(raw)
-        except ConfigError as e:
-            raise ConfigError(f"{repo}: not a model that this engine runs: {CONFIG_FILE}: {e}") from None
+    def _free_bytes(self, out: Path) -> int:
+        return shutil.disk_usage(out.absolute().parent).free
 
-    def _files(self) -> list[HubFile]:
-        """The small files, then the weights."""
-        listed = self._hub.files
-        names = [name for name in _SMALL_FILES if name in listed]
-        if TOKENIZER_FILE not in names:
+    def _small_files(self) -> list[HubFile]:
+        """What belongs to safetensors, and comes before them."""
+        if self._from_gguf:
+            return []
+        if TOKENIZER_FILE not in self._hub.files:
             raise CheckpointError(f"{self._hub.repo}: has no {TOKENIZER_FILE}; choose a repository with the tokenizer")
-        if INDEX_FILE in names:
-            where = f"{self._hub.repo}: {INDEX_FILE}"
-            weights = shard_names(self._hub.read(listed[INDEX_FILE], MAX_INDEX_BYTES), where)
-            missing = [name for name in weights if name not in listed]
-            if missing:
-                raise CheckpointError(f"{where}: names {missing[0]}, which the repository doesn't have")
-            names += weights
-        elif SINGLE_FILE in listed:
-            names.append(SINGLE_FILE)
-        else:
-            raise CheckpointError(f"{self._hub.repo}: has neither safetensors nor GGUF weights; {_ELSEWHERE}")
-        return [listed[name] for name in names]
+        return [self._hub.files[name] for name in _SMALL_FILES if name in self._hub.files]
 
     def _local(self, file: HubFile) -> Path:
         """Where a file is or will be; all in one folder, wherever the repository has them."""
@@ -281,5 +252,15 @@ class Pull:
         return min(part.stat().st_size, file.size) if part.is_file() else 0
 
 
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 2**30:,.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:,.1f} MiB"
+def listing(hub: Hub, quant: str | None = None) -> Listing:
+    """What there is, with the memory that each needs as a store of `quant`; reads headers alone. Raises DownloadError,
+    CheckpointError for an index of shards that isn't one."""
+    found = tuple(offers(hub))
+    stored = check_quant(quant) if quant in QUANTS else DEFAULT_QUANT
+    try:
+        if not found:
+            raise CheckpointError(f"{hub.repo}: has neither safetensors nor GGUF weights; {ELSEWHERE}")
+        model, _ = read_offer(hub, min(found, key=lambda offer: (offer.kind != "safetensors", offer.nbytes)))
+    except (ConfigError, CheckpointError) as e:
+        return Listing(hub.repo, hub.commit, None, found, (), str(e))
+    return Listing(hub.repo, hub.commit, model.family, found, (needs(model, stored),) * len(found), None)

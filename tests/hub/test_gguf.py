@@ -87,7 +87,7 @@ def test_the_file_is_the_one_asked_for_or_of_the_same_quantisation_and_only_that
     pull = Pull(connect(hub), tmp_path / "store", quant, gguf=wanted)
     assert [each.name for each in pull.plan.files] == [file]
     assert len(pull.plan.gguf_models) == 4
-    assert f"weights   {file}; --file chooses another: " in pull.plan.text()
+    assert f"weights   {file}; --gguf chooses another: " in pull.plan.text()
     assert store_files(pull.run()) == store_files(convert(files / file, tmp_path / "direct", quant))
     assert {name for name, _ in hub.fetched()} == {file}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["direct", "store"]
@@ -150,11 +150,11 @@ def test_safetensors_are_preferred_unless_a_gguf_file_is_asked_for(
     [
         (
             None,
-            "expected one GGUF model of q4_0, found 0; --file takes one of bf16/tiny-BF16-.*, tiny-F16",
+            "expected one GGUF model of q4_0, found 0; --gguf takes one of bf16/tiny-BF16-.*, tiny-F16",
         ),
-        ("*F16*", r"expected one GGUF model for '\*F16\*', found 2; --file takes one of"),
-        ("none.gguf", "for 'none.gguf', found 0; --file takes"),
-        ("README.md", "for 'README.md', found 0; --file takes"),
+        ("*F16*", r"expected one GGUF model for '\*F16\*', found 2; --gguf takes one of"),
+        ("none.gguf", "for 'none.gguf', found 0; --gguf takes"),
+        ("README.md", "for 'README.md', found 0; --gguf takes"),
     ],
 )
 def test_an_unclear_choice_is_refused_and_says_what_there_is(
@@ -162,7 +162,7 @@ def test_an_unclear_choice_is_refused_and_says_what_there_is(
 ) -> None:
     del hub.repos[REPO]["tiny-Q4_0.gguf"]
     with pytest.raises(CheckpointError, match=match) as caught:
-        Pull(connect(hub), tmp_path / "store", gguf=wanted)
+        Pull(connect(hub), tmp_path / "store", "q4_0", gguf=wanted)
     assert "\n" not in str(caught.value) and hub.fetched() == [] and list(tmp_path.iterdir()) == []
 
 
@@ -202,9 +202,9 @@ def smallthinker(hub: FakeHub, folder: Path, *args: str) -> Any:
 
 
 def test_the_commands_say_what_they_took_and_refuse_in_one_line(hub: FakeHub, tmp_path: Path) -> None:
-    result = smallthinker(hub, tmp_path, "pull", REPO, "--file", "*Q8_0*", "--keep-download")
+    result = smallthinker(hub, tmp_path, "pull", REPO, "--gguf", "*Q8_0*", "--keep-download")
     assert result.returncode == 0, result.stderr
-    said = ["model", "weights", "download", "store", "disk", "note:"]
+    said = ["model", "weights", "download", "store", "memory", "disk", "note:"]
     assert [line.split()[0] for line in result.stderr.splitlines()] == said
     kept = tmp_path / "tiny-GGUF-q4_0.download" / "tiny-Q8_0.gguf"
     again = smallthinker(hub, tmp_path, "convert", str(kept), "again", "--json")
