@@ -75,11 +75,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
          "rope_parameters": {SLIDING: {"rope_type": "default", "rope_theta": 1e4},
                              FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}}},
     ),
+    "gemma3 scaled as heads": (
+        "gemma3_text",
+        {"num_hidden_layers": 7, "head_dim": 32, "sliding_window": 9, "query_pre_attn_scalar": 32,
+         "tie_word_embeddings": True},
+    ),
     "gemma3 pattern": ("gemma3_text", {"sliding_window": 9, "sliding_window_pattern": 2, "head_dim": 16}),
     "gpt_oss": (
         "gpt_oss",
         {"head_dim": 32, "sliding_window": 12, "num_local_experts": 8, "num_experts_per_tok": 3,
          "rope_parameters": YARN | {"truncate": False}, "swiglu_limit": 1.5},
+    ),
+    "gpt_oss limits as published": (
+        "gpt_oss",
+        {"head_dim": 32, "sliding_window": 12, "num_local_experts": 8, "num_experts_per_tok": 3,
+         "rope_parameters": YARN | {"truncate": False}},
     ),
     "phi3": (
         "phi3",

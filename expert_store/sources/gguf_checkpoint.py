@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -26,9 +26,9 @@ from smallthinker.expert_store.sources.gguf_tokenizer import GgufTokenizer
 from smallthinker.expert_store.sources.placed import read_placed
 from smallthinker.expert_store.sources.weight_files import WeightFiles
 from smallthinker.files import open_regular
-from smallthinker.models.gguf_keys import GgufFacts
+from smallthinker.models.gguf_keys import FACTORS, GgufFacts
 from smallthinker.models.places import Place
-from smallthinker.models.registry import gguf_family, gguf_model, gguf_places, to_config
+from smallthinker.models.registry import gguf_family, gguf_model, gguf_places, is_unused_in_gguf, to_config
 from smallthinker.models.tensors import DOWN
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ MOST_PARTS = 1000
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 _HEAD = "output.weight"
+_MOST_FACTORS = 1024  # rotary pairs
 _HEAD_PREDICTOR = "lm_head_profiler.weight"  # which logits PowerInfer leaves out; no part of the model
 
 
@@ -50,13 +51,18 @@ class _Found(NamedTuple):
     place: Place
 
 
+ReadRow = Callable[[int, GgufTensor], npt.NDArray[np.uint8]]
+"""Of the n-th file, all bytes of a tensor that has one row."""
+
+
 class GgufModel:
     """What the headers of a model's file, or of all its parts in order, describe: configuration, tokenizer, tensors.
+    read: without one, tensors that are metadata (`FACTORS`) count as ones.
 
     Raises CheckpointError (a tensor is missing, unknown, or has a shape that the metadata contradict), ConfigError.
     """
 
-    def __init__(self, headers: Sequence[GgufHeader]) -> None:
+    def __init__(self, headers: Sequence[GgufHeader], read: ReadRow | None = None) -> None:
         self.where = headers[0].where
         metadata = headers[0].metadata
         gguf_family(metadata, self.where)  # before the tokenizer of another model is
@@ -77,13 +83,24 @@ class GgufModel:
             bos_token_id=self.tokenizer.bos_token_id,
             eos_token_ids=self.tokenizer.eos_token_ids,
             tensors=tensors,
+            factors_of={name: self._factors(*tensors[name], read) for name in FACTORS if name in tensors},
         )
         self.config, self.notes = gguf_model(metadata, facts, self.where)
         self.places = self._places(tensors)
 
-    def _places(self, tensors: dict[str, tuple[int, GgufTensor]]) -> dict[str, _Found]:
+    def _factors(self, file: int, tensor: GgufTensor, read: ReadRow | None) -> Sequence[float]:
+        if tensor.kind.name != "F32" or len(tensor.shape) != 1 or tensor.shape[0] > _MOST_FACTORS:
+            raise CheckpointError(
+                f"{self.where}: tensor '{tensor.name}': expected up to {_MOST_FACTORS} numbers of type F32, found "
+                f"{list(tensor.shape)} of {tensor.kind.name}; convert the model again"
+            )
+        found: list[float] = np.ones(tensor.shape).tolist() if read is None else read(file, tensor).view("<f4").tolist()
+        return found
+
+    def _places(self, tensors: Mapping[str, tuple[int, GgufTensor]]) -> dict[str, _Found]:
         """By the model's names."""
-        unknown, found = set(tensors) - {_HEAD_PREDICTOR}, {}
+        ignored = (name for name in tensors if is_unused_in_gguf(self.config, name))
+        unknown, found = set(tensors).difference(FACTORS, [_HEAD_PREDICTOR], ignored), {}
         for name, place in gguf_places(self.config):
             if place.name not in tensors:
                 raise CheckpointError(
@@ -122,9 +139,13 @@ class GgufCheckpoint:
         self._paths = [self.path.with_name(name) for name in part_names(self.path.name)]
         headers = [self._header(part) for part in self._paths]
         self.files_bytes = sum(header.file_bytes for header in headers)
-        self._model = GgufModel(headers)
-        self.config, self.notes = self._model.config, self._model.notes
         self._files = WeightFiles(self._paths)
+        try:
+            self._model = GgufModel(headers, self._row)
+        except BaseException:
+            self._files.close()
+            raise
+        self.config, self.notes = self._model.config, self._model.notes
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
         """Rows start..stop of a tensor as float32, [rows, cols] or [size]: what the blocks mean. Raises CheckpointError
@@ -152,6 +173,8 @@ class GgufCheckpoint:
         place = found.place
         if quant not in BLOCK_QUANTS or found.tensor.kind.name != quant.upper() or place.transposed != transposed:
             return None
+        if place.added:
+            return None
         if place.cols.start % BLOCK or len(place.cols) % BLOCK or place.cols.step != 1:
             return None
         if transposed:  # rows of the file's matrix
@@ -178,6 +201,9 @@ class GgufCheckpoint:
         except OSError as e:
             remedy = "give a .gguf file" if len(self._paths) == 1 else "a model's parts belong side by side"
             raise CheckpointError(f"{path}: cannot read: {e.strerror or e}; {remedy}") from e
+
+    def _row(self, file: int, tensor: GgufTensor) -> npt.NDArray[np.uint8]:
+        return self._files.read(self._paths[file], tensor.start, tensor.nbytes)
 
     def _blocks(self, found: _Found, rows: range, blocks: range) -> npt.NDArray[np.uint8]:
         """Blocks of rows of the file's tensor, seen as one matrix: uint8 [rows, blocks, block bytes]."""

@@ -24,6 +24,11 @@ ReadPart = Callable[[range, range], Array]
 
 def read_placed(place: Place, read: ReadPart, start: int = 0, stop: int | None = None) -> Array:
     """Rows start..stop of a tensor, in its own shape."""
+    found = _read_rows(place, read, start, stop)
+    return found - np.float32(place.added) if place.added else found
+
+
+def _read_rows(place: Place, read: ReadPart, start: int, stop: int | None) -> Array:
     stop = place.shape[0] if stop is None else min(stop, place.shape[0])
     if place.is_zero:
         return np.zeros((stop - start, *place.shape[1:]), np.float32)

@@ -12,9 +12,7 @@ from typing import Any, NamedTuple
 
 from smallthinker.errors import ConfigError
 from smallthinker.models import description as d
-from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
-from smallthinker.models.places import Stored
 
 # Upper bounds keep a hostile file from asking for absurd allocations; each is over ten times what is published.
 LIMITS = {
@@ -62,30 +60,6 @@ EXPERT_NAMES = {
 }
 # Frequencies that checkpoints had before transformers 4.33.
 OLD_FREQUENCIES = (r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
-
-# Those of llama.cpp's GGUF files, where a layer's experts are one tensor.
-GGUF_NAMES: Mapping[str, str | Stored] = {
-    "embed_tokens": "token_embd.weight",
-    "lm_head": "output.weight",
-    "norm": "output_norm.weight",
-    "router": "blk.{layer}.ffn_gate_inp.weight",
-    "input_layernorm": "blk.{layer}.attn_norm.weight",
-    "post_attention_layernorm": "blk.{layer}.ffn_norm.weight",
-    **{f"{part}_proj": f"blk.{{layer}}.attn_{part}.weight" for part in "qkv"},
-    **{f"{part}_proj_bias": f"blk.{{layer}}.attn_{part}.bias" for part in "qkv"},
-    "o_proj": "blk.{layer}.attn_output.weight",
-    "o_proj_bias": "blk.{layer}.attn_output.bias",
-    **{f"{part}_norm": f"blk.{{layer}}.attn_{part}_norm.weight" for part in "qk"},
-    **{part: f"blk.{{layer}}.ffn_{part}_exps.weight" for part in ("gate", "up", "down")},
-    **{f"dense_{part}": f"blk.{{layer}}.ffn_{part}.weight" for part in ("gate", "up", "down")},
-    **{f"dense_{part}_bias": f"blk.{{layer}}.ffn_{part}.bias" for part in ("gate", "up", "down")},
-}
-# Of llama's relatives: llama.cpp turns pairs that lie side by side there, so its converter moves rows.
-GGUF_NAMES_OF_LLAMA: Mapping[str, str | Stored] = {
-    **GGUF_NAMES,
-    **{f"{part}_proj": Stored(f"blk.{{layer}}.attn_{part}.weight", rotary_neighbours=True) for part in "qk"},
-    **{f"{part}_proj_bias": Stored(f"blk.{{layer}}.attn_{part}.bias", rotary_neighbours=True) for part in "qk"},
-}
 
 
 class Common(NamedTuple):
@@ -249,51 +223,3 @@ def layer_types(model: d.Model) -> list[str]:
 def window_of(model: d.Model) -> int | None:
     """The one window of those layers that have one."""
     return next((layer.attention.window for layer in model.layers if layer.attention.window), None)
-
-
-def gguf_common(keys: GgufKeys, facts: GgufFacts, architecture: str) -> dict[str, Any]:
-    """What llama.cpp's converter writes for every architecture whose heads turn as a whole, as a config.json. Raises
-    ConfigError."""
-    hidden, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
-    head_dim = keys.integer("attention.key_length", hidden // max(heads, 1))
-    for key in ("attention.value_length", "rope.dimension_count"):
-        keys.same(key, keys.integer(key, head_dim), head_dim, "attention.key_length")
-    keys.same("vocab_size", keys.integer("vocab_size", facts.vocab_size), facts.vocab_size, "tokens")
-    keys.only("attention.causal", (True,))
-    return {
-        "architectures": [architecture],
-        "hidden_size": hidden,
-        "num_hidden_layers": keys.integer("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
-        "head_dim": head_dim,
-        "vocab_size": facts.vocab_size,
-        "max_position_embeddings": keys.integer("context_length"),
-        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
-        "rope_theta": keys.number("rope.freq_base", 10_000.0),
-        "rope_scaling": _gguf_scaling(keys),
-        "tie_word_embeddings": facts.tied,
-        "bos_token_id": facts.bos_token_id,
-        "eos_token_id": facts.eos_token_ids,
-    }
-
-
-def _gguf_scaling(keys: GgufKeys) -> dict[str, Any] | None:
-    kind = keys.text("rope.scaling.type", "none")
-    factor = keys.number("rope.scaling.factor", 1.0)
-    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
-        keys.same("rope.scaling.factor", factor or 1.0, 1.0, "without a rope.scaling.type")
-        return None
-    if kind == "linear":
-        return {"rope_type": "linear", "factor": factor}
-    if kind != "yarn":
-        raise keys.fault("rope.scaling.type", "'none', 'linear' or 'yarn'", kind)
-    keys.only("rope.scaling.yarn_ext_factor", (1.0, -1.0))
-    keys.only("rope.scaling.yarn_attn_factor", (1.0,))  # llama.cpp multiplies by it, transformers does not
-    return {
-        "rope_type": "yarn",
-        "factor": factor,
-        "original_max_position_embeddings": keys.integer("rope.scaling.original_context_length"),
-        "beta_fast": keys.number("rope.scaling.yarn_beta_fast", 32.0),
-        "beta_slow": keys.number("rope.scaling.yarn_beta_slow", 1.0),
-    }

@@ -5,26 +5,35 @@ Owns how a message names a key, and what the file says beside its metadata. Know
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from smallthinker.errors import ConfigError, printable, shown_or_nothing
 
 ARCHITECTURE_KEY = "general.architecture"
+FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+"""Tensors that are metadata: by how much the frequency of each rotary pair is divided, always, or in long sequences and
+in short ones."""
 
 
 class GgufFacts(NamedTuple):
-    """What the rest of the file says: tokens of its tokenizer, whether the head is the embedding, special tokens."""
+    """What the rest of the file says: tokens of its tokenizer, whether the head is the embedding, special tokens, and
+    what is in the tensors of `FACTORS`."""
 
     vocab_size: int
     tied: bool
     bos_token_id: int | None
     eos_token_ids: list[int]
     tensors: Collection[str] = ()
+    factors_of: Mapping[str, Sequence[float]] = {}
 
     def has(self, tensor: str) -> bool:
         """Whether the file has this tensor."""
         return tensor in self.tensors
+
+    def factors(self, tensor: str) -> list[float] | None:
+        """What is in one of `FACTORS`, if the file has it."""
+        return list(self.factors_of[tensor]) if tensor in self.factors_of else None
 
 
 class GgufKeys:
@@ -65,6 +74,10 @@ class GgufKeys:
         if type(value) is not bool:
             raise self.fault(key, "true or false", value)
         return value
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """For who checks it."""
+        return self._left.pop(key, default)
 
     def same(self, key: str, value: float, other: float, of: str) -> None:
         if value != other:

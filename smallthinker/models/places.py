@@ -21,7 +21,7 @@ class Stored:
 
     joined: the roles that this tensor holds, one after another by rows; taking_turns: row by row instead. transposed:
     its matrices are [C, R]. rotary_neighbours: in each head, rows that rotary positions turn together lie next to each
-    other, as llama.cpp has them.
+    other, as llama.cpp has them. added: by how much what the file has is more than the model's.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Stored:
     taking_turns: bool = False
     transposed: bool = False
     rotary_neighbours: bool = False
+    added: float = 0.0
 
 
 Names = Mapping[str, str | Stored]
@@ -41,7 +42,7 @@ class Place:
     one matrix: all its axes but the last together are its rows.
 
     rows, cols: of that matrix; transposed: `shape` has them the other way round. head: rows lie head by head of so
-    many, rotary pairs side by side. is_zero: not what the file has, but zeros.
+    many, rotary pairs side by side. is_zero: not what the file has, but zeros. added: to what is wanted.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Place:
     transposed: bool = False
     head: int = 0
     is_zero: bool = False
+    added: float = 0.0
 
     @property
     def turned(self) -> Place:
@@ -155,6 +157,7 @@ def _place(
         stored.transposed,
         head=mixer.head_dim if stored.rotary_neighbours and isinstance(mixer, Attention) else 0,
         is_zero=dense and tensor.role == f"{DOWN}_bias" and number > 0,
+        added=stored.added,
     )
 
 

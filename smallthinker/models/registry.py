@@ -6,7 +6,7 @@ Knows nothing about what a family's keys mean.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -39,8 +39,8 @@ _MODULES = (
 )  # fmt: skip
 FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in _MODULES}
 """By model_type: modules with ARCHITECTURE, from_config, to_config and CHECKPOINT_NAMES (None: the description's own);
-UNUSED_TENSORS, patterns of names, where checkpoints have more; for who has GGUF files, GGUF_NAMES and gguf_notes, and,
-where GGUF has a name for them, GGUF_ARCHITECTURE and from_gguf."""
+UNUSED_TENSORS, patterns of names, where checkpoints have more; for who has GGUF files, GGUF_NAMES, UNUSED_IN_GGUF and
+gguf_notes, and, where GGUF has a name for them, GGUF_ARCHITECTURE and from_gguf."""
 
 
 def read_model(path: str | Path, *, in_store: bool = False) -> Model:
@@ -89,8 +89,16 @@ def checkpoint_places(model: Model) -> Iterator[tuple[str, Place]]:
 
 def is_unused(model: Model, name: str) -> bool:
     """Whether a checkpoint's tensor is one that some have and that this model doesn't use."""
-    patterns: tuple[str, ...] = getattr(FAMILIES[model.family], "UNUSED_TENSORS", ())
+    return _is_one_of(model, name, getattr(FAMILIES[model.family], "UNUSED_TENSORS", ()))
+
+
+def _is_one_of(model: Model, name: str, patterns: Iterable[str]) -> bool:
     return any(re.fullmatch(pattern.replace("{layers}", str(model.num_layers)), name) for pattern in patterns)
+
+
+def is_unused_in_gguf(model: Model, name: str) -> bool:
+    """Whether a GGUF file's tensor is one that some have and that this model doesn't use."""
+    return _is_one_of(model, name, getattr(FAMILIES[model.family], "UNUSED_IN_GGUF", ()))
 
 
 def gguf_places(model: Model) -> Iterator[tuple[str, Place]]:

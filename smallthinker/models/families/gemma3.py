@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from smallthinker.models import decoder
+from smallthinker.models import decoder, gguf_decoder
 from smallthinker.models import description as d
+from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
+from smallthinker.models.places import Stored
 from smallthinker.models.rope_keys import rope, scaling_keys
 
 ARCHITECTURE = "Gemma3ForCausalLM"
-MODEL_TYPE = "gemma3_text"
+MODEL_TYPE, GGUF_ARCHITECTURE = "gemma3_text", "gemma3"
 
 # What absent keys mean: the defaults of transformers' Gemma3TextConfig.
 _ABSENT: Mapping[str, Any] = {
@@ -25,6 +27,7 @@ _ABSENT: Mapping[str, Any] = {
     "query_pre_attn_scalar": 256, "sliding_window": 4096, "sliding_window_pattern": 6,
 }  # fmt: skip
 _ABSENT_THETA, _ABSENT_SLIDING_THETA, _ABSENT_BOS, _ABSENT_EOS = 1e6, 1e4, 2, 1
+_LAYERS_OF_27B, _PATTERN = 62, 6
 _IGNORED = {"cache_implementation", "_sliding_window_pattern"}  # layer_types say what the second says
 
 _LAYER = "model.layers.{layer}."
@@ -37,6 +40,10 @@ CHECKPOINT_NAMES = (
         "ffn_out_norm": f"{_LAYER}post_feedforward_layernorm.weight",
     }
 )
+_NORMS = (
+    "norm", "input_layernorm", "post_attention_layernorm", "attention_out_norm", "ffn_out_norm", "q_norm", "k_norm",
+)  # fmt: skip
+GGUF_NAMES = gguf_decoder.NAMES_OF_SANDWICHES | {role: Stored(gguf_decoder.name_of(role), added=1.0) for role in _NORMS}
 
 
 def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
@@ -104,6 +111,29 @@ def to_config(model: d.Model) -> dict[str, Any]:
         "layer_types": decoder.layer_types(model),
         "final_logit_softcapping": model.head.softcap or None,
     }
+
+
+def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
+    """The config.json that says what llama.cpp would compute. Raises ConfigError, naming the metadata's key."""
+    raw = gguf_decoder.common(keys, facts, ARCHITECTURE)
+    sliding = {"rope_type": "default", "rope_theta": keys.number("rope.freq_base_swa", _ABSENT_SLIDING_THETA)}
+    full = {"rope_theta": raw.pop("rope_theta")} | (raw.pop("rope_scaling") or {"rope_type": "default"})
+    window, layers = keys.integer("attention.sliding_window", 0), raw["num_hidden_layers"]
+    heads = max(raw["num_attention_heads"], 1)
+    return raw | {
+        "rope_parameters": {"full_attention": full, "sliding_attention": sliding},
+        "intermediate_size": keys.integer("feed_forward_length"),
+        # llama.cpp knows the one model whose scale isn't a head's by its layers
+        "query_pre_attn_scalar": raw["hidden_size"] // heads if layers == _LAYERS_OF_27B else raw["head_dim"],
+        "sliding_window": window or None,
+        "layer_types": gguf_decoder.layer_types(keys, layers, _PATTERN if window else 1),
+        "final_logit_softcapping": keys.number("final_logit_softcapping", 0.0) or None,
+    }
+
+
+def gguf_notes(keys: GgufKeys, model: d.Model) -> tuple[str, ...]:
+    """What was taken for granted, since the file can't say it: scales as published."""
+    return ()
 
 
 def _scalar(scale: float) -> float:

@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from smallthinker.errors import ConfigError
-from smallthinker.models import decoder
+from smallthinker.models import decoder, gguf_decoder
 from smallthinker.models import description as d
+from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
 from smallthinker.models.rope_keys import rope, rope_keys
 
 ARCHITECTURE = "Glm4MoeForCausalLM"
-MODEL_TYPE = "glm4_moe"
+MODEL_TYPE, GGUF_ARCHITECTURE = "glm4_moe", "glm4moe"
 
 # What absent keys mean: the defaults of transformers' Glm4MoeConfig.
 _ABSENT: Mapping[str, Any] = {
@@ -41,6 +42,12 @@ CHECKPOINT_NAMES = (
     }
 )
 UNUSED_TENSORS = (r"model\.layers\.{layers}\..*",)  # the layer that predicts the token after the next
+GGUF_NAMES = gguf_decoder.NAMES | {
+    "post_attention_layernorm": "blk.{layer}.post_attention_norm.weight",
+    "router_bias": "blk.{layer}.exp_probs_b.bias",
+}
+UNUSED_IN_GGUF = (r"blk\.{layers}\..*",)
+_SIGMOID = 2
 
 
 def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
@@ -107,3 +114,29 @@ def to_config(model: d.Model) -> dict[str, Any]:
         "n_group": router.groups,
         "topk_group": router.kept_groups,
     }
+
+
+def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
+    """The config.json that says what llama.cpp would compute. Raises ConfigError, naming the metadata's key."""
+    raw = gguf_decoder.common(keys, facts, ARCHITECTURE, partial=True)
+    keys.only("expert_gating_func", (_SIGMOID, 0))
+    return raw | {
+        "num_hidden_layers": raw["num_hidden_layers"] - keys.integer("nextn_predict_layers", 0),
+        "intermediate_size": keys.integer("feed_forward_length"),
+        "attention_bias": facts.has("blk.0.attn_q.bias"),
+        "use_qk_norm": facts.has("blk.0.attn_q_norm.weight"),
+        "moe_intermediate_size": keys.integer("expert_feed_forward_length"),
+        "n_routed_experts": keys.integer("expert_count"),
+        "num_experts_per_tok": keys.integer("expert_used_count"),
+        "n_shared_experts": keys.integer("expert_shared_count", 0),
+        "first_k_dense_replace": keys.integer("leading_dense_block_count", 0),
+        "norm_topk_prob": keys.flag("expert_weights_norm", False),
+        "routed_scaling_factor": keys.number("expert_weights_scale", 1.0) or 1.0,
+        "n_group": keys.integer("expert_group_count", 1),
+        "topk_group": keys.integer("expert_group_used_count", 1),
+    }
+
+
+def gguf_notes(keys: GgufKeys, model: d.Model) -> tuple[str, ...]:
+    """What was taken for granted, since the file can't say it: nothing."""
+    return ()

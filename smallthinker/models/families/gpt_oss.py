@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smallthinker.models import decoder
+from smallthinker.models import decoder, gguf_decoder
 from smallthinker.models import description as d
 from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
@@ -51,7 +51,7 @@ CHECKPOINT_NAMES = decoder.ATTENTION_NAMES | {
     "down_bias": f"{_MOE}experts.down_proj_bias",
 }
 GGUF_NAMES = {
-    **decoder.GGUF_NAMES,
+    **gguf_decoder.NAMES,
     "post_attention_layernorm": "blk.{layer}.post_attention_norm.weight",
     "sinks": "blk.{layer}.attn_sinks.weight",
     "router_bias": "blk.{layer}.ffn_gate_inp.bias",
@@ -120,7 +120,7 @@ def to_config(model: d.Model) -> dict[str, Any]:
 
 def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
     """The config.json of the model; what metadata can't say is as published. Raises ConfigError, naming the key."""
-    raw = decoder.gguf_common(keys, facts, ARCHITECTURE)
+    raw = gguf_decoder.common(keys, facts, ARCHITECTURE)
     keys.integer("feed_forward_length", 0)
     if raw["rope_scaling"] is not None:
         raw["rope_scaling"]["truncate"] = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smallthinker.models import decoder
+from smallthinker.models import decoder, gguf_decoder
 from smallthinker.models import description as d
 from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
@@ -32,7 +32,7 @@ _IGNORED = {
 
 CHECKPOINT_NAMES = decoder.ATTENTION_NAMES | decoder.DENSE_NAMES
 UNUSED_TENSORS = decoder.OLD_FREQUENCIES
-GGUF_NAMES = decoder.GGUF_NAMES_OF_LLAMA
+GGUF_NAMES = gguf_decoder.NAMES_OF_LLAMA
 
 
 def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
@@ -66,9 +66,7 @@ def to_config(model: d.Model) -> dict[str, Any]:
 def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
     """The config.json that says what llama.cpp would compute; Mistral's and Mixtral's files say that they are Llama.
     Raises ConfigError, naming the metadata's key."""
-    raw = decoder.gguf_common(keys, facts, ARCHITECTURE)
-    if facts.has("rope_freqs.weight"):
-        raise keys.fault("rope.scaling", "rotary positions without scaling", "a tensor of factors, rope_freqs.weight")
+    raw = gguf_decoder.common(keys, facts, ARCHITECTURE)
     raw["intermediate_size"] = keys.integer("feed_forward_length")
     experts, used = keys.integer("expert_count", 0), keys.integer("expert_used_count", 0)
     if experts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smallthinker.models import decoder
+from smallthinker.models import decoder, gguf_decoder
 from smallthinker.models import description as d
 from smallthinker.models.keys import Keys
 from smallthinker.models.rope_keys import rope, rope_keys
@@ -31,7 +31,7 @@ CHECKPOINT_NAMES = decoder.ATTENTION_NAMES | {
     "router": f"{_MOE}gate.weight",
     **{part: f"{_MOE}experts.{{expert}}.{w}.weight" for part, w in (("gate", "w1"), ("up", "w3"), ("down", "w2"))},
 }
-GGUF_NAMES = decoder.GGUF_NAMES_OF_LLAMA
+GGUF_NAMES = gguf_decoder.NAMES_OF_LLAMA
 
 
 def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:

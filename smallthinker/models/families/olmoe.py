@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smallthinker.models import decoder
+from smallthinker.models import decoder, gguf_decoder
 from smallthinker.models import description as d
 from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
@@ -27,7 +27,7 @@ _ABSENT: Mapping[str, Any] = {
 _ABSENT_THETA, _ABSENT_EOS = 1e4, 50_279
 
 CHECKPOINT_NAMES = decoder.ATTENTION_NAMES | decoder.EXPERT_NAMES
-GGUF_NAMES = decoder.GGUF_NAMES
+GGUF_NAMES = gguf_decoder.NAMES
 
 
 def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
@@ -76,7 +76,7 @@ def to_config(model: d.Model) -> dict[str, Any]:
 
 def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
     """The config.json that says what llama.cpp would compute. Raises ConfigError, naming the metadata's key."""
-    raw = decoder.gguf_common(keys, facts, ARCHITECTURE)
+    raw = gguf_decoder.common(keys, facts, ARCHITECTURE)
     keys.only("expert_weights_norm", (False,))
     return raw | {
         "intermediate_size": keys.integer("feed_forward_length"),

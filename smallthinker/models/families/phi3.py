@@ -8,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smallthinker.models import decoder
+from smallthinker.models import decoder, gguf_decoder
 from smallthinker.models import description as d
+from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
 from smallthinker.models.places import Stored
 from smallthinker.models.rope_keys import rope, rope_keys
 
 ARCHITECTURE = "Phi3ForCausalLM"
-MODEL_TYPE = "phi3"
+MODEL_TYPE = GGUF_ARCHITECTURE = "phi3"
 
 # What absent keys mean: the defaults of transformers' Phi3Config.
 _ABSENT: Mapping[str, Any] = {
@@ -40,6 +41,14 @@ CHECKPOINT_NAMES = (
     }
     | {role: Stored(f"{_LAYER}mlp.gate_up_proj.weight", joined=("gate", "up")) for role in ("gate", "up")}
     | {"down": f"{_LAYER}mlp.down_proj.weight"}
+)
+GGUF_NAMES = (
+    gguf_decoder.NAMES
+    | {
+        role: Stored("blk.{layer}.attn_qkv.weight", joined=("q_proj", "k_proj", "v_proj"))
+        for role in ("q_proj", "k_proj", "v_proj")
+    }
+    | {f"dense_{role}": Stored("blk.{layer}.ffn_up.weight", joined=("gate", "up")) for role in ("gate", "up")}
 )
 
 
@@ -72,3 +81,21 @@ def to_config(model: d.Model) -> dict[str, Any]:
         "hidden_act": decoder.activation_name(ffn.activation),
         "sliding_window": decoder.window_of(model),
     }
+
+
+def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
+    """The config.json of the file's model, its window too, though llama.cpp has none. Raises ConfigError, naming the
+    metadata's key."""
+    raw = gguf_decoder.common(keys, facts, ARCHITECTURE, partial=True)
+    original = (raw["rope_scaling"] or {}).get("original_max_position_embeddings", raw["max_position_embeddings"])
+    keys.integer("rope.scaling.original_context_length", 0)  # said without scaling, too
+    return raw | {
+        "original_max_position_embeddings": original,
+        "intermediate_size": keys.integer("feed_forward_length"),
+        "sliding_window": keys.integer("attention.sliding_window", 0) or None,
+    }
+
+
+def gguf_notes(keys: GgufKeys, model: d.Model) -> tuple[str, ...]:
+    """What was taken for granted, since the file can't say it: nothing."""
+    return ()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smallthinker.errors import ConfigError, shown
-from smallthinker.models import decoder
+from smallthinker.models import decoder, gguf_decoder
 from smallthinker.models import description as d
 from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
@@ -30,7 +30,7 @@ _ABSENT_THETA, _ABSENT_EXPERTS = 1e4, 128
 _IGNORED = {"max_window_layers"}  # a window is every layer's here
 
 CHECKPOINT_NAMES = decoder.ATTENTION_NAMES | decoder.EXPERT_NAMES
-GGUF_NAMES = decoder.GGUF_NAMES
+GGUF_NAMES = gguf_decoder.NAMES
 
 
 def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
@@ -94,7 +94,7 @@ def to_config(model: d.Model) -> dict[str, Any]:
 
 def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
     """The config.json that says what llama.cpp would compute. Raises ConfigError, naming the metadata's key."""
-    raw = decoder.gguf_common(keys, facts, ARCHITECTURE)
+    raw = gguf_decoder.common(keys, facts, ARCHITECTURE)
     keys.only("expert_weights_norm", (True,))
     keys.only("expert_shared_count", (0,))
     keys.integer("feed_forward_length", 0)  # of dense layers, which llama.cpp doesn't know here

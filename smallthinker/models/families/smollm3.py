@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from smallthinker.models import decoder
+from smallthinker.models import decoder, gguf_decoder
 from smallthinker.models import description as d
 from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
@@ -29,7 +29,7 @@ _ABSENT_THETA, _ABSENT_BOS, _ABSENT_EOS = 2e6, 128_000, 128_001
 _IGNORED = {"max_window_layers", "pretraining_tp"}
 
 CHECKPOINT_NAMES = decoder.ATTENTION_NAMES | decoder.DENSE_NAMES
-GGUF_NAMES = decoder.GGUF_NAMES_OF_LLAMA
+GGUF_NAMES = gguf_decoder.NAMES_OF_LLAMA
 
 
 def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
@@ -80,7 +80,7 @@ def to_config(model: d.Model) -> dict[str, Any]:
 
 def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
     """The config.json that says what llama.cpp would compute. Raises ConfigError, naming the metadata's key."""
-    raw = decoder.gguf_common(keys, facts, ARCHITECTURE)
+    raw = gguf_decoder.common(keys, facts, ARCHITECTURE)
     return raw | {"intermediate_size": keys.integer("feed_forward_length")}
 
 

@@ -1,0 +1,128 @@
+"""What llama.cpp's files of decoder-only models have in common: names of tensors, and metadata as a config.json.
+
+Owns what llama.cpp takes for granted of every architecture. Each family's file says what its own files have besides;
+nothing here knows a family.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from smallthinker.models.gguf_keys import FACTORS, GgufFacts, GgufKeys
+from smallthinker.models.places import Stored
+
+_MOST_LAYERS = 1024
+_LAYER = "blk.{layer}."
+# Where a layer's experts are one tensor.
+NAMES: dict[str, str | Stored] = {
+    "embed_tokens": "token_embd.weight",
+    "lm_head": "output.weight",
+    "norm": "output_norm.weight",
+    "router": f"{_LAYER}ffn_gate_inp.weight",
+    "input_layernorm": f"{_LAYER}attn_norm.weight",
+    "post_attention_layernorm": f"{_LAYER}ffn_norm.weight",
+    **{f"{part}_proj": f"{_LAYER}attn_{part}.weight" for part in "qkv"},
+    **{f"{part}_proj_bias": f"{_LAYER}attn_{part}.bias" for part in "qkv"},
+    "o_proj": f"{_LAYER}attn_output.weight",
+    "o_proj_bias": f"{_LAYER}attn_output.bias",
+    **{f"{part}_norm": f"{_LAYER}attn_{part}_norm.weight" for part in "qk"},
+    **{part: f"{_LAYER}ffn_{part}_exps.weight" for part in ("gate", "up", "down")},
+    **{f"dense_{part}": f"{_LAYER}ffn_{part}.weight" for part in ("gate", "up", "down")},
+    **{f"dense_{part}_bias": f"{_LAYER}ffn_{part}.bias" for part in ("gate", "up", "down")},
+    **{f"shared_{part}": f"{_LAYER}ffn_{part}_shexp.weight" for part in ("gate", "up", "down")},
+}
+# Of llama's relatives: llama.cpp turns pairs that lie side by side there, so its converter moves rows.
+NAMES_OF_LLAMA: dict[str, str | Stored] = {
+    **NAMES,
+    **{f"{part}_proj": Stored(f"{_LAYER}attn_{part}.weight", rotary_neighbours=True) for part in "qk"},
+    **{f"{part}_proj_bias": Stored(f"{_LAYER}attn_{part}.bias", rotary_neighbours=True) for part in "qk"},
+}
+# Where norms stand behind both parts of a layer, too.
+_SANDWICH = {
+    "attention_out_norm": "post_attention_norm", "ffn_out_norm": "post_ffw_norm",
+}  # fmt: skip
+NAMES_OF_SANDWICHES: dict[str, str | Stored] = {
+    **NAMES, **{role: f"{_LAYER}{name}.weight" for role, name in _SANDWICH.items()},
+}  # fmt: skip
+
+
+def name_of(role: str) -> str:
+    """Of a file with sandwiches, which has all names that others have."""
+    stored = NAMES_OF_SANDWICHES[role]
+    return stored if isinstance(stored, str) else stored.name
+
+
+def layer_types(keys: GgufKeys, layers: int, period: int) -> list[str]:
+    """period: where the file doesn't say which layers have the window, all but each so many's last. Raises
+    ConfigError."""
+    pattern = keys.take("attention.sliding_window_pattern", period)
+    if type(pattern) is int and pattern > 0:
+        pattern = [(layer + 1) % pattern != 0 for layer in range(min(layers, _MOST_LAYERS))]
+    if not isinstance(pattern, list) or len(pattern) != layers or any(type(one) is not bool for one in pattern):
+        raise keys.fault("attention.sliding_window_pattern", f"an integer or {layers} times true or false", pattern)
+    return ["sliding_attention" if one else "full_attention" for one in pattern]
+
+
+def common(keys: GgufKeys, facts: GgufFacts, architecture: str, *, partial: bool = False) -> dict[str, Any]:
+    """What llama.cpp's converter writes for every architecture, as a config.json. partial: a part of each head may
+    turn. Raises ConfigError."""
+    hidden, heads = keys.integer("embedding_length"), keys.integer("attention.head_count")
+    head_dim = keys.integer("attention.key_length", hidden // max(heads, 1))
+    context, turned = keys.integer("context_length"), keys.integer("rope.dimension_count", head_dim)
+    keys.same(
+        "attention.value_length", keys.integer("attention.value_length", head_dim), head_dim, "attention.key_length"
+    )
+    keys.same("vocab_size", keys.integer("vocab_size", facts.vocab_size), facts.vocab_size, "tokens")
+    keys.only("attention.causal", (True,))
+    if not partial:
+        keys.same("rope.dimension_count", turned, head_dim, "attention.key_length")
+    return {
+        "architectures": [architecture],
+        "hidden_size": hidden,
+        "num_hidden_layers": keys.integer("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "vocab_size": facts.vocab_size,
+        "max_position_embeddings": context,
+        "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
+        "rope_theta": keys.number("rope.freq_base", 10_000.0),
+        "rope_scaling": _scaling(keys, facts, context),
+        **({"partial_rotary_factor": turned / max(head_dim, 1)} if partial else {}),
+        "tie_word_embeddings": facts.tied,
+        "bos_token_id": facts.bos_token_id,
+        "eos_token_id": facts.eos_token_ids,
+    }
+
+
+def _scaling(keys: GgufKeys, facts: GgufFacts, context: int) -> dict[str, Any] | None:
+    kind = keys.text("rope.scaling.type", "none")
+    factor = keys.number("rope.scaling.factor", 1.0)
+    whole, long, short = (facts.factors(name) for name in FACTORS)
+    if whole is not None or long is not None:
+        if kind not in ("none", "longrope") or factor not in (0.0, 1.0):
+            raise keys.fault("rope.scaling.type", "'none' or 'longrope', beside factors of each pair", kind)
+        original = keys.integer("rope.scaling.original_context_length", context)
+        return {
+            "rope_type": "longrope",
+            "short_factor": whole or short,
+            "long_factor": whole or long,
+            "original_max_position_embeddings": original,
+            "attention_factor": keys.number("rope.scaling.attn_factor", 1.0),
+        }
+    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
+        keys.same("rope.scaling.factor", factor or 1.0, 1.0, "without a rope.scaling.type")
+        return None
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": factor}
+    if kind != "yarn":
+        raise keys.fault("rope.scaling.type", "'none', 'linear' or 'yarn', or 'longrope' with its factors", kind)
+    keys.only("rope.scaling.yarn_ext_factor", (1.0, -1.0))
+    keys.only("rope.scaling.yarn_attn_factor", (1.0,))  # llama.cpp multiplies by it, transformers does not
+    return {
+        "rope_type": "yarn",
+        "factor": factor,
+        "original_max_position_embeddings": keys.integer("rope.scaling.original_context_length"),
+        "beta_fast": keys.number("rope.scaling.yarn_beta_fast", 32.0),
+        "beta_slow": keys.number("rope.scaling.yarn_beta_slow", 1.0),
+    }
