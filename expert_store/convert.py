@@ -30,7 +30,7 @@ from smallthinker.expert_store.format import (
 )
 from smallthinker.expert_store.progress import Progress
 from smallthinker.expert_store.sources.checkpoint import Checkpoint, WeightSource
-from smallthinker.expert_store.sources.ggml_blocks import block_scales, rearrange
+from smallthinker.expert_store.sources.ggml_blocks import block_scales
 from smallthinker.expert_store.sources.gguf_checkpoint import GGUF_SUFFIX, GgufCheckpoint
 from smallthinker.expert_store.writer import StoreWriter
 from smallthinker.files import is_folder
@@ -128,7 +128,7 @@ def _packed(
                 f"{_where(source, name)}: expected finite scales of {quant} blocks, found NaN or infinity; "
                 "the file is damaged: copy or download it again"
             )
-        return rearrange(quant, layout, blocks)
+        return _kernels.repack(quant, layout, np.ascontiguousarray(blocks.reshape(len(blocks), -1)))
     weights = np.atleast_2d(_checked(source, name, quant, start, stop))  # a bias is a row
     return _kernels.pack(quant, layout, np.ascontiguousarray(weights.T) if transposed else weights)
 

@@ -67,6 +67,20 @@ py::array_t<uint8_t> bind_pack(const std::string& quant, const std::string& layo
   return data;
 }
 
+py::array_t<uint8_t> bind_repack(const std::string& quant, const std::string& layout, const py::array& blocks) {
+  const uint8_t* from = input<uint8_t>(blocks, "blocks", {-1, -1});
+  const Quant q = parse_quant(quant);
+  const Layout l = parse_layout(layout);
+  const int64_t block_bytes = sizes_of(q).block_bytes, rows = blocks.shape(0);
+  if (blocks.shape(1) % block_bytes != 0) fail("blocks: expected rows of whole blocks of ", block_bytes, " bytes, found ", blocks.shape(1));
+  const int64_t cols = blocks.shape(1) / block_bytes * sizes_of(q).block;
+  py::array_t<uint8_t> data(bind_packed_bytes(quant, layout, rows, cols));
+  uint8_t* to = data.mutable_data();
+  py::gil_scoped_release unlocked;
+  repack(q, l, from, rows, cols, to);
+  return data;
+}
+
 py::array_t<float> bind_unpack(const std::string& quant, const std::string& layout, const py::array& data, int64_t rows,
                                int64_t cols) {
   const uint8_t* from = packed(data, "data", bind_packed_bytes(quant, layout, rows, cols));
@@ -530,6 +544,7 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("record_sections", &bind_record_sections, arg("quants"), arg("hidden"), arg("ffn"), arg("activation"), arg("gated"),
         arg("biased") = false);
   m.def("pack", &bind_pack, arg("quant"), arg("layout"), arg("w"));
+  m.def("repack", &bind_repack, arg("quant"), arg("layout"), arg("blocks"));
   m.def("unpack", &bind_unpack, arg("quant"), arg("layout"), arg("data"), arg("rows"), arg("cols"));
   m.def("embed", &bind_embed, arg("quant"), arg("data"), arg("rows"), arg("cols"), arg("ids"), arg("out"));
   m.def("rmsnorm", &bind_rmsnorm, arg("x"), arg("weight"), arg("eps"), arg("out"));

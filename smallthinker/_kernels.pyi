@@ -203,6 +203,10 @@ def pack(quant: Quant, layout: Layout, w: F32) -> U8:
     A block of 32 with a NaN or an infinity becomes all NaN. Scales beyond f16 become infinite.
     """
 
+def repack(quant: Quant, layout: Layout, blocks: U8) -> U8:
+    """Rows of ggml's blocks [rows, row bytes], as a file has them, as bytes [packed_bytes] that mean the same: bytes
+    move, no weight is computed. Padding rows of tiles are zero bytes."""
+
 def unpack(quant: Quant, layout: Layout, data: U8, rows: int, cols: int) -> F32:
     """The matrix [rows, cols] that packed bytes mean, exactly."""
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from smallthinker.errors import CheckpointError
 from smallthinker.expert_store.format import BLOCK, CONFIG_FILE, Quant
-from smallthinker.expert_store.sources.ggml_blocks import BLOCK_QUANTS, can_rearrange
+from smallthinker.expert_store.sources.ggml_blocks import BLOCK_QUANTS
 from smallthinker.expert_store.sources.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from smallthinker.expert_store.sources.gguf_tokenizer import GgufTokenizer
 from smallthinker.expert_store.sources.placed import read_placed
@@ -183,8 +183,7 @@ class GgufCheckpoint:
         def read(rows: range, cols: range) -> npt.NDArray[np.uint8]:
             return self._blocks(found, rows, range(cols.start // BLOCK, cols.stop // BLOCK))
 
-        blocks = read_placed(place, read, start, stop)
-        return blocks if can_rearrange(quant, blocks) else None
+        return read_placed(place, read, start, stop)
 
     def small_files(self) -> dict[str, bytes]:
         """config.json and the tokenizer's files, made from the metadata."""

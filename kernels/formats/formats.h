@@ -42,6 +42,12 @@ constexpr int64_t kNumFormats = sizeof(kFormats) / sizeof(kFormats[0]);
 
 enum class Layout { tiles, rows };
 
+// Some bytes of a row's block, from `offset` on in ggml's order, which a file has: in tiles, `unit` of them at a time lie
+// beside those of the 15 other rows. A format's tile is its fields, one after the other.
+struct TileField {
+  int64_t offset, bytes, unit;
+};
+
 constexpr int64_t kBlock = 32;     // columns of activations that share one scale
 constexpr int64_t kTileRows = 16;  // rows that share one vector
 constexpr int64_t kScaleBytes = 2;

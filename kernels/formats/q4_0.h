@@ -12,6 +12,7 @@ namespace format {
 
 struct q4_0 {
   static constexpr Quant kQuant = Quant::q4_0;
+  static constexpr TileField kTile[] = {{0, 2, 2}, {2, 16, 4}};
   static constexpr int64_t kBytes = 16;  // of a block beside its scale
   static constexpr int32_t kZero = 8;    // the integer that means 0
 

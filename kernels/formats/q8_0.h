@@ -13,6 +13,7 @@ namespace format {
 
 struct q8_0 {
   static constexpr Quant kQuant = Quant::q8_0;
+  static constexpr TileField kTile[] = {{0, 2, 2}, {2, 32, 4}};
   static constexpr int64_t kBytes = 32;  // of a block beside its scale
   static constexpr int32_t kZero = 0;    // the integer that means 0
 

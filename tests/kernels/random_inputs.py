@@ -41,6 +41,12 @@ def uneven(seed: int, *shape: int) -> F32:
     return normal(seed, *shape) * np.repeat(size.astype(np.float32), 32, -1)[..., : shape[-1]]
 
 
+def random_blocks(quant: _kernels.Quant, seed: int, rows: int, cols: int) -> npt.NDArray[np.uint8]:
+    """ggml's blocks of whole rows, of any bytes."""
+    nbytes = _kernels.packed_bytes(quant, "rows", rows, cols)
+    return np.random.default_rng(seed).integers(0, 256, (rows, nbytes // rows), dtype=np.uint8)
+
+
 def bits(x: F32) -> npt.NDArray[np.uint32]:
     """For comparisons in which 0 and -0 differ and a NaN equals itself."""
     return x.view(np.uint32)

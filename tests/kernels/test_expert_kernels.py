@@ -90,6 +90,24 @@ def test_dead_neurons_are_not_read(pool: _kernels.ThreadPool, quant: _kernels.Qu
     assert live == 32 - len(dead)
 
 
+def test_q8_blocks_of_minus_128_count_as_minus_128_in_up_and_in_down(pool: _kernels.ThreadPool) -> None:
+    sections = _kernels.record_sections(("f32", "q8_0", "q8_0"), 64, 64, "relu", True)
+    block = np.full(34, 0x80, np.uint8)
+    block[:2] = np.array([0.5], "<f2").view(np.uint8)
+    rows = _kernels.repack("q8_0", "rows", np.tile(block, (64, 2)))
+    record = np.zeros((1, sections[-1].offset + sections[-1].nbytes), np.uint8)
+    for section, packed in zip(
+        sections, (_kernels.pack("f32", "tiles", np.eye(64, dtype=np.float32)), rows, rows), strict=True
+    ):
+        record[0, section.offset : section.offset + section.nbytes] = packed
+    one = [np.array(a, np.int32) for a in ([0], [0, 2], [0, 1])]
+    out = np.empty((2, 64), np.float32)
+    _kernels.experts(
+        pool, ("f32", "q8_0", "q8_0"), 64, 64, "relu", True, np.ones((2, 64), np.float32), record, *one, 1, out
+    )
+    np.testing.assert_allclose(out, 64 * 64 * 64.0**2, rtol=1e-5)
+
+
 def test_an_expert_whose_neurons_are_all_dead_gives_zeros(pool: _kernels.ThreadPool, quant: _kernels.Quant) -> None:
     layer = Layer.random(quant, 64, 32, 1, 0)
     out, live = layer.run(pool, np.zeros((2, 64), np.float32), np.array([[0], [0]]))

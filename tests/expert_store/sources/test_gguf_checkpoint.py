@@ -61,7 +61,8 @@ def same_weights(a: Path, b: Path) -> bool:
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_1"])
 @pytest.mark.parametrize("model", KINDS)
 def test_the_store_is_that_of_the_same_values_in_safetensors(tmp_path: Path, model: str, kind: str, quant: str) -> None:
-    checkpoint = synthetic(tmp_path / "source", tiny_config(**KINDS[model]))
+    whole_tiles = {"vocab_size": 304}  # padding rows of kept blocks are other zeros
+    checkpoint = synthetic(tmp_path / "source", tiny_config(**KINDS[model] | whole_tiles))
     rounded_checkpoint(checkpoint, kind)
     direct = convert(checkpoint, tmp_path / "direct", quant)
     store = convert(write_gguf(checkpoint, tmp_path / "tiny.gguf", kind), tmp_path / "store", quant)
@@ -131,7 +132,7 @@ def test_blocks_of_the_same_format_keep_every_value_whatever_chose_their_scales(
             assert same == [True, True, transposed_down]
 
 
-def test_a_level_that_no_kernel_expects_is_rounded_again(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_level_that_no_rounding_gives_stays_as_it_is(checkpoint: Path, tmp_path: Path) -> None:
     with Checkpoint(checkpoint) as source:
         q = source.read("layers.0.q_proj")
     raw = gguf.quantize(q, gguf.GGMLQuantizationType.Q8_0)
@@ -143,8 +144,7 @@ def test_a_level_that_no_kernel_expects_is_rounded_again(checkpoint: Path, tmp_p
     with Store.open(store) as opened:
         spec = opened.dense_spec("layers.0.q_proj")
         found = _kernels.unpack("q8_0", "tiles", opened.dense("layers.0.q_proj").copy(), *spec.shape)
-    expected = gguf.dequantize(raw, gguf.GGMLQuantizationType.Q8_0)
-    assert np.abs(found - expected).max() <= np.abs(expected[0, :32]).max() / 100
+    np.testing.assert_array_equal(found, gguf.dequantize(raw, gguf.GGMLQuantizationType.Q8_0))
 
 
 def test_a_file_as_powerinfer_makes_it_is_read(tmp_path: Path) -> None:

@@ -39,6 +39,12 @@ const std::map<std::string, void (*)(Call&)> kKernels{
        uint8_t* data = c.result<uint8_t>({packed_bytes(c.quant(0), c.layout(1), rows, cols)});
        pack(c.quant(0), c.layout(1), c.in<float>(2), rows, cols, data);
      }},
+    {"repack",
+     [](Call& c) {
+       const FormatSizes& sizes = sizes_of(c.quant(0));
+       const int64_t rows = c.size(2, 0), cols = c.size(2, 1) / sizes.block_bytes * sizes.block;
+       repack(c.quant(0), c.layout(1), c.in<uint8_t>(2), rows, cols, c.result<uint8_t>({packed_bytes(c.quant(0), c.layout(1), rows, cols)}));
+     }},
     {"unpack",
      [](Call& c) {
        const int64_t rows = c.integer(3), cols = c.integer(4);
