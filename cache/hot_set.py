@@ -13,7 +13,7 @@ from smallthinker.errors import StoreFormatError
 from smallthinker.expert_store.format import HOT_FILE
 from smallthinker.expert_store.header import encode_header, read_header
 from smallthinker.expert_store.store import Store
-from smallthinker.files import open_regular, write_hint
+from smallthinker.files import open_regular
 
 Floats = npt.NDArray[np.float32]
 _TENSOR, _ALIGN = "chances", 64
@@ -23,7 +23,7 @@ LEAST_BYTES = 64 << 20  # of experts: fewer are read in no time, and a small sto
 
 def load_hot_set(store: Store) -> Floats | None:
     """What was kept for this very store, [records]; None where there is none that fits."""
-    path, shape = store.path / HOT_FILE, (store.num_experts,)
+    path, shape = store.hint_path(HOT_FILE), (store.num_experts,)
     try:
         header = read_header(path, _MAX_HEADER_BYTES)
         entry = header.tensors.get(_TENSOR)
@@ -44,10 +44,11 @@ def load_hot_set(store: Store) -> Floats | None:
 def save_hot_set(store: Store, chances: Floats) -> bool:
     """Keep it for the next start, whole or not at all. False where the store's folder can't be written."""
     header = encode_header([(_TENSOR, "F32", chances.shape)], _key(store), _ALIGN)
-    return write_hint(store.path / HOT_FILE, header + chances.astype("<f4").tobytes())
+    return store.write_hint(HOT_FILE, header + chances.astype("<f4").tobytes())
 
 
 def _key(store: Store) -> dict[str, str]:
-    """What it holds for: this file of experts."""
-    stat = store.experts_file.path.stat()
-    return {"experts_bytes": str(stat.st_size), "modified_ns": str(stat.st_mtime_ns)}
+    """What it holds for: these files of experts."""
+    stats = [path.stat() for path in store.weight_files]
+    nbytes, modified_ns = sum(stat.st_size for stat in stats), max(stat.st_mtime_ns for stat in stats)
+    return {"experts_bytes": str(nbytes), "modified_ns": str(modified_ns)}

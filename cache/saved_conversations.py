@@ -40,11 +40,8 @@ _TOKENS = "tokens"
 def model_key(store: Store, isa: str, shape: SequenceShape, rotary: str = "") -> str:
     """What a file must have been written for, 64 hexadecimal digits. rotary: how its keys were rotated, where a model
     can do so in several ways."""
-    digest = sha256(f"{_FORMAT} {store.quant} {shape.kind} {isa} {shape.saved_as}{rotary}".encode())
-    for file in (store.dense_file, store.experts_file):
-        for tensor in file.tensors:
-            digest.update(f"{tensor.spec.name} {tensor.crc32} ".encode())
-    return digest.hexdigest()
+    key = f"{_FORMAT} {store.quant} {shape.kind} {isa} {shape.saved_as}{rotary}"
+    return sha256(f"{key}{store.identity()}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from smallthinker.expert_store.format import COMPRESSION, FORMAT_NAME
+from smallthinker.expert_store.format import COMPRESSION
 from smallthinker.expert_store.store import Store
 from smallthinker.models.description import Attention, Model
 from smallthinker.models.registry import to_config
@@ -20,16 +20,17 @@ def describe(store: Store) -> dict[str, Any]:
     config = store.config
     parts = next({part.role: part.offset for part in layout.sections} for layout in store.record_layouts if layout)
     dense: dict[str, int] = {}
-    for tensor in store.dense_file.tensors:
-        part = _part(tensor.spec.name)
-        dense[part] = dense.get(part, 0) + tensor.spec.nbytes
-    files = {path.name: path.stat().st_size for path in sorted(store.path.iterdir()) if path.is_file()}
+    for name in store.dense_names():
+        part = _part(name)
+        dense[part] = dense.get(part, 0) + store.dense_spec(name).nbytes
+    is_folder = store.path.is_dir()
+    paths = [path for path in sorted(store.path.iterdir()) if path.is_file()] if is_folder else store.weight_files
+    files = {path.name: path.stat().st_size for path in paths}
     experts_bytes = store.num_experts * store.record_bytes
-    stored_bytes = store.experts_file.file_bytes - store.experts_file.data_start
     return {
         "path": str(store.path),
-        "format": f"{FORMAT_NAME} {store.experts_file.format_version}",
-        "engine_version": store.experts_file.engine_version,
+        "format": store.kind,
+        "engine_version": store.engine_version,
         "quant": store.quant,
         "other_formats": dict(store.formats.others),
         "checksums": "not checked",
@@ -53,9 +54,9 @@ def describe(store: Store) -> dict[str, Any]:
             "up_offset": parts["up"],
             "down_offset": parts["down"],
             "compression": COMPRESSION if store.is_compressed else None,
-            "compressed": sum(tensor.is_compressed for tensor in store.experts_file.tensors),
-            "stored_bytes": stored_bytes,
-            "compression_ratio": stored_bytes / experts_bytes,
+            "compressed": store.num_compressed,
+            "stored_bytes": store.on_disk_bytes,
+            "compression_ratio": store.on_disk_bytes / experts_bytes,
             "token_bytes": sum(config.used_of_layers) * store.record_bytes,
         },
         "bytes": {

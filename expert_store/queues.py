@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from smallthinker import host
 from smallthinker.errors import StoreReadError
 from smallthinker.expert_store.device.disk_profile import DiskProfile
 from smallthinker.expert_store.device.pacing import random_device
@@ -55,9 +56,10 @@ def open_queue(
 
 
 def queue_bytes(store: Store, profile: DiskProfile) -> int:
-    """The most memory that reading takes beside the slots: pages on their way, and what is decompressed."""
-    if not store.is_compressed:
+    """The most memory that reading takes beside the slots: pages on their way, and what a stage works on."""
+    records = store.records(profile.chunk_bytes)
+    if records.stage is None:
         return profile.depth * profile.chunk_bytes
-    from smallthinker.expert_store.compression import decompressor_bytes
-
-    return STAGE_THREADS * (2 * store.largest_stored_bytes + decompressor_bytes(store.quant, store.record_bytes))
+    piece = records.max_piece_bytes + host.DIRECT_ALIGN
+    threads = max(STAGE_THREADS, profile.depth)
+    return threads * (piece + records.stage.nbytes) + records.table_bytes

@@ -1,95 +1,82 @@
-"""An opened store: its configuration, where every record lies, and the dense weights.
+"""An opened model on disk, whatever its files are.
 
-Owns opening, checking and the dense part's memory. Experts are read by `queues`; a store holds no file open. Knows
-nothing about caches or what the weights are for.
+Owns which records and dense tensors it has, where these lie in memory, and that memory. What the files hold is known to
+`folder_store`; experts are read by `queues`. Knows nothing about caches or what the weights are for.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
-import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker import host
-from smallthinker.errors import StoreFormatError, StoreReadError, one_line
-from smallthinker.expert_store.device.pacing import SequentialThrottle
-from smallthinker.expert_store.device.storage_profile import StorageProfile
-from smallthinker.expert_store.format import (
-    CONFIG_FILE,
-    DENSE_FILE,
-    EXPERTS_FILE,
-    REQUIRED_FILES,
-    StoredTensor,
-    StoreFile,
-    TensorSpec,
-    read_store_file,
-    record_bytes,
-    record_layouts,
-)
-from smallthinker.expert_store.header import fault
+from smallthinker.expert_store.format import Formats, TensorSpec, dense_table, record_bytes, record_layouts
 from smallthinker.expert_store.progress import Progress, silent
-from smallthinker.files import is_folder, is_there, open_regular
-from smallthinker.host import pages
+from smallthinker.files import SmallFiles, is_folder
 from smallthinker.models.description import Model
-from smallthinker.models.registry import read_model
 
-_MAX_CONFIG_BYTES = 1 << 20
-_PIECE_BYTES = 4 << 20  # one read of dense weights or of a verification
+if TYPE_CHECKING:
+    from smallthinker.expert_store.device.storage_profile import StorageProfile
+    from smallthinker.expert_store.records import Records
+
+U8 = npt.NDArray[np.uint8]
+GGUF_SUFFIX = ".gguf"
 
 
-class Store:
-    """A checked store; use `Store.open`, and close it or use it as a context manager.
+def is_gguf(path: Path) -> bool:
+    """Whether a path means a GGUF file, or its first part, and not a folder."""
+    return path.suffix.lower() == GGUF_SUFFIX and not is_folder(path)
+
+
+class Store(ABC):
+    """A checked model; use `Store.open`, and close it or use it as a context manager.
 
     config: the model; formats: of its matrices, quant: of most of them; dense_bytes: memory of the dense weights;
-    record_bytes: of one expert in memory, a multiple of 4096; largest_stored_bytes: the most that one takes in the
-    file, less where `is_compressed`; num_experts: records of all layers together.
+    record_bytes: of one expert in memory, a multiple of 4096; num_experts: records of all layers together.
+    is_compressed: experts are decompressed when they are read, num_compressed of them; on_disk_bytes: what they take in
+    the files. kind: what the files are, for people. small_files: config.json and the tokenizer's. weight_files: those
+    in which the experts lie.
     """
 
-    def __init__(self, path: Path, config: Model, dense: StoreFile, experts: StoreFile) -> None:
-        self.path = path
-        self.config = config
-        self.formats, self.quant = experts.formats, experts.formats.quant
-        self.dense_file = dense
-        self.experts_file = experts
-        self.record_layouts = record_layouts(config, self.formats)
-        self.record_bytes = record_bytes(config, self.formats)
+    is_compressed = False
+    num_compressed = 0
+    on_disk_bytes: int
+    kind: str
+    engine_version = ""
+    small_files: SmallFiles
+    weight_files: tuple[Path, ...]
+
+    def __init__(self, path: Path, config: Model, formats: Formats) -> None:
+        self.path, self.config = path, config
+        self.formats, self.quant = formats, formats.quant
+        self.record_layouts = record_layouts(config, formats)
+        self.record_bytes = record_bytes(config, formats)
         self._first_of = list(accumulate(config.experts_of_layers, initial=0))
         self.num_experts = config.num_records
-        self.is_compressed = experts.is_compressed
-        self.largest_stored_bytes = max(tensor.nbytes for tensor in experts.tensors)
-        self.dense_bytes = dense.file_bytes - dense.data_start
-        self._by_name = {tensor.spec.name: tensor for tensor in dense.tensors}
-        self._dense: npt.NDArray[np.uint8] | None = None
+        specs = list(dense_table(config, formats))
+        ends = list(accumulate(spec.nbytes for spec in specs))
+        self.dense_bytes = ends[-1]
+        self._dense_specs = {spec.name: spec for spec in specs}
+        self._start_of = {spec.name: end - spec.nbytes for spec, end in zip(specs, ends, strict=True)}
+        self._dense: U8 | None = None
 
-    @classmethod
-    def open(cls, path: str | Path) -> Store:
-        """Open and check a store without reading any weights.
+    @staticmethod
+    def open(path: str | Path) -> Store:
+        """Open and check a store's folder or a GGUF file without reading any weights.
 
-        Raises StoreFormatError (not a folder, a file missing, a header that doesn't fit), ConfigError, StoreReadError.
+        Raises StoreFormatError (not a folder, a file missing, a header that doesn't fit), ConfigError, StoreReadError,
+        or for a GGUF file CheckpointError.
         """
         path = Path(path)
-        try:
-            _check_folder(path)
-            config_bytes = (path / CONFIG_FILE).stat().st_size
-            if config_bytes > _MAX_CONFIG_BYTES:
-                raise fault(path / CONFIG_FILE, 0, "size", f"at most {_MAX_CONFIG_BYTES} bytes", config_bytes)
-            config = read_model(path / CONFIG_FILE, in_store=True)
-            dense = read_store_file(path / DENSE_FILE, "dense", config)
-            experts = read_store_file(path / EXPERTS_FILE, "experts", config)
-        except OSError as e:
-            raise StoreReadError(f"{e.filename or path}: cannot read the store: {e.strerror or e}") from e
-        if dense.formats != experts.formats:
-            expected, found = f"{experts.formats} as in {EXPERTS_FILE}", one_line(dense.formats)
-            raise fault(dense.path, 8, "__metadata__ quant", one_line(expected), found)
-        return cls(path, config, dense, experts)
+        from smallthinker.expert_store.folder_store import FolderStore
+
+        return FolderStore.opened(path)
 
     def __enter__(self) -> Store:
         return self
@@ -112,195 +99,83 @@ class Store:
             )
         return self._first_of[layer] + expert
 
-    def record_offset(self, index: int) -> int:
-        """Where record `index` starts in experts.safetensors, bytes; a multiple of 4096. Raises IndexError."""
-        return self._record(index).offset
-
-    def stored_bytes(self, index: int) -> int:
-        """What record `index` takes in experts.safetensors, a multiple of 4096: `record_bytes` of a record that lies
-        there as it is, less of a compressed one. Raises IndexError."""
-        return self._record(index).nbytes
-
-    def _record(self, index: int) -> StoredTensor:
-        if not 0 <= index < self.num_experts:
-            raise IndexError(f"record {index}: the store has {self.num_experts}")
-        return self.experts_file.tensors[index]
-
     def dense_spec(self, name: str) -> TensorSpec:
         """Rows, columns and quantisation of a dense tensor. Raises KeyError."""
-        return self._by_name[name].spec
+        return self._dense_specs[name]
 
     def dense_names(self) -> list[str]:
         """Names of the dense tensors in file order."""
-        return list(self._by_name)
+        return list(self._dense_specs)
 
     def load_dense(
         self,
         mode: Literal["anonymous", "mapped"] = "anonymous",
         progress: Progress | None = None,
         storage: StorageProfile | None = None,
-        reserved: Callable[[npt.NDArray[np.uint8]], None] = lambda memory: None,
+        reserved: Callable[[U8], None] = lambda memory: None,
     ) -> None:
         """Bring the dense weights into memory; again, nothing happens.
 
         anonymous: read past the page cache into memory of our own, which the system can't drop and read again in the
-        middle of a token; costs `dense_bytes`. mapped: starts at once, pages come from the file when first touched.
-        storage: a slower device to emulate while reading; a map is read by the system, whenever it likes. reserved:
-        gets the memory, uint8 [dense_bytes], before it is read into. Raises StoreReadError.
+        middle of a token; costs `dense_bytes`. mapped: starts at once, pages come from the file when first touched,
+        where the file holds them as the kernels read them. storage: a slower device to emulate while reading; a map is
+        read by the system, whenever it likes. reserved: gets the memory, uint8 [dense_bytes], before it is read into.
+        Raises StoreReadError.
         """
-        if self._dense is not None:
-            return
-        if mode == "mapped":
-            self._dense = self._map_dense()
-        else:
-            self._dense = self._read_dense(progress or silent, storage, reserved)
+        if self._dense is None:
+            self._dense = self._load_dense(mode, progress or silent, storage, reserved)
 
-    def dense(self, name: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
+    def dense(self, name: str) -> U8 | npt.NDArray[np.float32]:
         """A read-only view of a dense tensor, 64-byte aligned: uint8 [packed bytes] of a matrix as the kernels take
         it (padding left out), float32 [size] of a norm. Maps the file if nothing was loaded.
 
         Raises KeyError, StoreReadError.
         """
-        tensor = self._by_name[name]
+        spec = self._dense_specs[name]
         self.load_dense("mapped")
         assert self._dense is not None
-        start = tensor.offset - self.dense_file.data_start
-        view = self._dense[start : start + tensor.spec.content_bytes]
-        return view.view(np.float32) if tensor.spec.quant is None else view
+        start = self._start_of[name]
+        view = self._dense[start : start + spec.content_bytes]
+        return view.view(np.float32) if spec.quant is None else view
 
-    def verify(self, progress: Progress | None = None) -> None:
-        """Read both files in full, past the page cache, and compare every tensor's checksum.
-
-        Raises StoreFormatError that names file, tensor and offset; StoreReadError.
-        """
-        progress = progress or silent
-        total = self.dense_file.file_bytes + self.experts_file.file_bytes
-        done = 0
-        for file in (self.dense_file, self.experts_file):
-            with _Sequential(file) as source:
-                for tensor in file.tensors:
-                    crc = _crc32(source, tensor)
-                    if crc != tensor.crc32:
-                        name = f"checksum of tensor '{tensor.spec.name}'"
-                        remedy = "the file changed since it was written: copy or convert it again"
-                        raise fault(file.path, tensor.offset, name, f"{tensor.crc32:08x}", f"{crc:08x}", remedy)
-                    progress(done + tensor.offset + tensor.nbytes, total, tensor.spec.name)
-            done += file.file_bytes
-
-    def _read_dense(
+    @abstractmethod
+    def _load_dense(
         self,
+        mode: Literal["anonymous", "mapped"],
         progress: Progress,
         storage: StorageProfile | None,
-        reserved: Callable[[npt.NDArray[np.uint8]], None],
-    ) -> npt.NDArray[np.uint8]:
-        throttle = None if storage is None else SequentialThrottle(storage)
-        memory = pages.weights_buffer(self.dense_bytes)
-        reserved(self._frozen(memory))
-        view = memoryview(memory)
-        with _Sequential(self.dense_file, from_cache=True) as source:
-            for start in range(0, self.dense_bytes, _PIECE_BYTES):
-                # whole pages for direct reads: the last piece may ask for more than the file has
-                piece = view[start : start + _PIECE_BYTES]
-                wanted = min(len(piece), self.dense_bytes - start)
-                source.read(self.dense_file.data_start + start, piece, wanted)
-                if throttle is not None:
-                    throttle.arrived(wanted)
-                progress(start + wanted, self.dense_bytes, DENSE_FILE)
-        return self._frozen(memory)
+        reserved: Callable[[U8], None],
+    ) -> U8:
+        """All dense tensors, one after another as in `dense_table`, uint8 [dense_bytes], read-only."""
 
-    def _map_dense(self) -> npt.NDArray[np.uint8]:
-        path, expected = self.dense_file.path, self.dense_file.file_bytes
-        try:
-            with open_regular(path) as file:
-                found = file.seek(0, 2)
-                if found != expected:  # a map longer than its file would end the process at the first touch
-                    raise StoreReadError(f"{path}: expected {expected} bytes, found {found}; it changed since opening")
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as e:
-            raise e if isinstance(e, StoreReadError) else _read_error(path, 0, e) from e
-        return self._frozen(mapped, self.dense_file.data_start)
+    @abstractmethod
+    def records(self, chunk_bytes: int) -> Records:
+        """Where the experts lie, for the read queue. chunk_bytes: about as much is read at a time, where the files
+        leave a choice that the queue hasn't."""
 
-    def _frozen(self, memory: mmap.mmap, start: int = 0) -> npt.NDArray[np.uint8]:
-        array = np.frombuffer(memory, np.uint8, self.dense_bytes, start)
-        array.flags.writeable = False
-        return array
+    @abstractmethod
+    def plain_records(self) -> Records:
+        """Places in the experts' file of about a record's size, as they lie: what a probe reads of the disk."""
 
+    @abstractmethod
+    def verify(self, progress: Progress | None = None) -> None:
+        """Read the files in full, past the page cache, and compare every checksum that they have.
 
-class _Sequential:
-    """Reads a file once through, past the page cache where possible, else dropping behind.
+        Raises StoreFormatError that names file, tensor and offset; StoreReadError; ConfigError where there are none.
+        """
 
-    `from_cache` takes what the page cache holds anyway from there, and leaves it there.
-    """
+    @abstractmethod
+    def identity(self) -> str:
+        """What differs between two models' weights, as text of any length."""
 
-    def __init__(self, file: StoreFile, from_cache: bool = False) -> None:
-        self._path = file.path
-        self._fd = self._cached_fd = -1
-        try:
-            direct = host.open_direct(file.path)
-            self._fd = host.open_buffered(file.path) if direct is None else direct
-            self._cached_fd = host.open_buffered(file.path) if from_cache else -1
-        except OSError as e:
-            self._close()
-            raise _read_error(file.path, 0, e) from e
-        self.buffer = memoryview(host.aligned_buffer(_PIECE_BYTES))
+    @abstractmethod
+    def router_checksums(self) -> list[int]:
+        """CRC-32 of each router, layer after layer: the same in every format that a model is stored in."""
 
-    def __enter__(self) -> _Sequential:
-        return self
+    @abstractmethod
+    def hint_path(self, name: str) -> Path:
+        """Where a file lies, if it is there, that was learned of this model on this machine."""
 
-    def __exit__(self, *_: object) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        for fd in (self._fd, self._cached_fd):
-            if fd >= 0:
-                os.close(fd)
-
-    def read(self, offset: int, into: memoryview, wanted: int) -> None:
-        """Read at least `wanted` bytes; offset, length and address of `into` fit direct reads. StoreReadError."""
-        done = 0
-        is_cached = self._cached_fd >= 0 and host.is_cached(self._cached_fd, offset, wanted)
-        fd = self._cached_fd if is_cached else self._fd
-        while done < wanted:
-            done -= done % host.DIRECT_ALIGN  # after a short read, go on from a place that direct reads can start at
-            try:
-                count = host.read_at(fd, into[done:], offset + done)
-            except OSError as e:
-                raise _read_error(self._path, offset + done, e) from e
-            if count == 0 or (done + count < wanted and count < host.DIRECT_ALIGN):
-                raise StoreReadError(
-                    f"{self._path}: byte {offset + done}: expected {wanted - done} more bytes, found {count}: the file "
-                    f"was cut short after it was opened; copy or convert it again"
-                )
-            done += count
-        if not is_cached:
-            host.drop_file_cache(self._fd, offset, len(into))
-
-
-def _crc32(source: _Sequential, tensor: StoredTensor) -> int:
-    crc, position, stop = 0, tensor.offset, tensor.offset + tensor.nbytes
-    while position < stop:
-        skip = position % host.DIRECT_ALIGN  # dense tensors start on cache lines, reads on pages
-        wanted = min(len(source.buffer), skip + stop - position)
-        source.read(position - skip, source.buffer[: host.whole_pages(wanted)], wanted)
-        crc = zlib.crc32(source.buffer[skip:wanted], crc)
-        position += wanted - skip
-    return crc
-
-
-def _check_folder(path: Path) -> None:
-    if not is_folder(path):
-        found = "a file" if is_there(path) else "nothing"
-        raise StoreFormatError(
-            f"{path}: expected a store (a folder), found {found}; give the folder that was converted"
-        )
-    missing = [name for name in REQUIRED_FILES if not (path / name).exists()]
-    if not missing:
-        return
-    remedy = "copy or convert it again"
-    if any(path.glob("model*.safetensors")) and DENSE_FILE in missing:
-        remedy = "this is a Hugging Face checkpoint: convert it first"
-    raise StoreFormatError(f"{path}: not a whole store: {', '.join(missing)} missing; {remedy}")
-
-
-def _read_error(path: Path, offset: int, e: OSError) -> StoreReadError:
-    return StoreReadError(f"{path}: byte {offset}: cannot read: {e.strerror or e}")
+    @abstractmethod
+    def write_hint(self, name: str, data: bytes) -> bool:
+        """Keep such a file for the next start, whole or not at all. False where it can't be written."""

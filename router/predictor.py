@@ -116,7 +116,7 @@ class PredictorFile:
 
 def find_predictor(store: Store) -> PredictorFile | None:
     """The store's predictor, if it has one. Raises StoreFormatError, StoreReadError."""
-    path = store.path / PREDICTOR_FILE
+    path = store.hint_path(PREDICTOR_FILE)
     return PredictorFile(path, store) if path.exists() else None
 
 
@@ -125,7 +125,7 @@ def save_predictor(store: Store, matrices: Mapping[Pair, npt.NDArray[np.uint8]])
 
     matrices: of every pair, packed in tiles of QUANT. Raises StoreWriteError.
     """
-    path = store.path / PREDICTOR_FILE
+    path = store.hint_path(PREDICTOR_FILE)
     size = matrix_bytes(store.config)
     padding = bytes(align(size, _ALIGN) - size)
     metadata = {"format": FORMAT_NAME, "format_version": FORMAT_VERSION, "routers": routers_checksum(store)}
@@ -147,9 +147,8 @@ def save_predictor(store: Store, matrices: Mapping[Pair, npt.NDArray[np.uint8]])
 
 
 def routers_checksum(store: Store) -> str:
-    """Of all routers, from the checksums in the store's header: the same in every format the model is stored in."""
-    crcs = [t.crc32 for t in store.dense_file.tensors if t.spec.name.endswith(".router")]
-    return f"{zlib.crc32(np.asarray(crcs, '<u4').tobytes()):08x}"
+    """Of all routers: the same in every format the model is stored in."""
+    return f"{zlib.crc32(np.asarray(store.router_checksums(), '<u4').tobytes()):08x}"
 
 
 def _name(pair: Pair) -> str:

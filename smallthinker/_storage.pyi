@@ -3,14 +3,13 @@ contract of `read_queue.ReadQueue` with it and makes errors of what it tells. Ca
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 class ReadError(Exception):
-    """The file can't be opened or read this way. args: (offset in the file or -1, what happened)."""
+    """A file can't be opened or read this way. args: (offset in it or -1, what happened, its number)."""
 
 class Device:
     """What a read may cost at least."""
@@ -47,7 +46,7 @@ class Schedule:
     def give_back(self, chunk: Chunk) -> None:
         """It has arrived. Each one that was taken, once."""
 
-    def take_ended(self) -> list[tuple[int, bool, tuple[int, str] | None]]:
+    def take_ended(self) -> list[tuple[int, bool, tuple[int, str, int] | None]]:
         """As `ReadQueue.poll`."""
 
     def counters(self) -> tuple[int, int, int, int, int, float]:
@@ -56,31 +55,30 @@ class Schedule:
 class ReadQueue:
     def __init__(
         self,
-        path: str | bytes | Path,
+        files: Sequence[tuple[str | bytes, int]],
         *,
-        file_bytes: int,
-        first_offset: int,
         record_bytes: int,
-        num_records: int,
+        pieces: npt.NDArray[np.int64],
+        starts: npt.NDArray[np.int64] | Sequence[int],
         slots: npt.NDArray[np.uint8],
         kind: Literal["direct", "mmap", "buffered"],
         chunk_bytes: int,
         depth: int,
         speculative_depth: int,
         pace: Device | None = None,
-        stage: Callable[[memoryview, memoryview], None] | None = None,
-        offsets: Sequence[int] = (),
+        stage: Callable[[memoryview, memoryview], None] | Any | None = None,
         threads: int = 1,
     ) -> None:
-        """Record i lies at first_offset + i * record_bytes of a file of file_bytes.
+        """files: paths and sizes; pieces, starts: as `expert_store.records.Records` has them.
 
-        slots: [slots, record_bytes], writable, aligned to 4096 bytes like every offset and length; kept alive.
-        chunk_bytes: of one request to the system. depth: chunks in flight, 1 to 64; speculative_depth: as long as the
-        next chunk is a speculative one. pace: no chunk comes back before this device would have brought it.
+        slots: [slots, record_bytes], writable, aligned to 4096 bytes; kept alive. chunk_bytes: of one request to the
+        system. depth: chunks in flight, 1 to 64; speculative_depth: as long as the next chunk is a speculative one.
+        pace: no chunk comes back before this device would have brought it.
 
         stage: fills a slot, its second argument, from what lies in the file, its first; a ValueError says what is wrong
-        with that. Called by several of as many `threads`, which read whole records and hold one each in memory besides.
-        offsets: where those records lie, and the end of the last. Raises ReadError; ValueError for what doesn't fit.
+        with that; then each record is one piece. Or a capsule of `_kernels`, which is called without Python's lock.
+        Called by several of as many `threads`, which read whole pieces and hold one each in memory besides. Raises
+        ReadError; ValueError for what doesn't fit.
         """
 
     @property
@@ -94,10 +92,10 @@ class ReadQueue:
 
     def promote(self, record: int) -> None: ...
     def cancel(self, record: int) -> bool: ...
-    def poll(self) -> list[tuple[int, bool, tuple[int, str] | None]]:
+    def poll(self) -> list[tuple[int, bool, tuple[int, str, int] | None]]:
         """(record, is it whole, fault as in ReadError) of each read that has ended, in that order."""
 
-    def wait(self) -> list[tuple[int, bool, tuple[int, str] | None]]:
+    def wait(self) -> list[tuple[int, bool, tuple[int, str, int] | None]]:
         """The same, at least one; Ctrl-C ends it. Raises ValueError when nothing is under way."""
 
     def drain(self) -> None: ...

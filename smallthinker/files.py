@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -80,6 +80,26 @@ def read_small(path: Path, max_bytes: int = MAX_SMALL_BYTES) -> bytes:
     if len(data) > max_bytes:
         raise OSError(errno.EFBIG, f"expected at most {max_bytes} bytes, found more")
     return data
+
+
+class SmallFiles:
+    """Small files by name: those of a folder, or `contents` that something else at this path holds."""
+
+    def __init__(self, where: Path, contents: Mapping[str, bytes] | None = None) -> None:
+        self._where, self._contents = where, contents
+
+    def path(self, name: str) -> Path:
+        """What messages call it."""
+        return self._where / name
+
+    def read(self, name: str) -> bytes:
+        """Raises OSError, as `read_small`."""
+        if self._contents is None:
+            return read_small(self._where / name)
+        try:
+            return self._contents[name]
+        except KeyError:
+            raise FileNotFoundError(errno.ENOENT, "it has none", str(self.path(name))) from None
 
 
 def parse_json(data: bytes | str) -> Any:

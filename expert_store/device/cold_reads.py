@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import host
-from smallthinker.expert_store.native_queue import NativeKind, NativeQueue, Records
+from smallthinker.expert_store.native_queue import NativeKind, NativeQueue
 from smallthinker.expert_store.read_queue import ReadQueue
+from smallthinker.expert_store.records import Records
 from smallthinker.expert_store.store import Store
 
 _FOLIO_BYTES = 2 << 20  # the page cache may hold pages in groups of up to this, and drops a group only whole

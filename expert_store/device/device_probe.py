@@ -24,8 +24,9 @@ from smallthinker.expert_store.device.cold_reads import ColdFile, bytes_per_sec
 from smallthinker.expert_store.device.disk_facts import file_system
 from smallthinker.expert_store.device.probe_file import MIB, ProbeFile
 from smallthinker.expert_store.device.storage_profile import StorageProfile
-from smallthinker.expert_store.native_queue import NativeKind, Records
+from smallthinker.expert_store.native_queue import NativeKind
 from smallthinker.expert_store.progress import Progress, silent
+from smallthinker.expert_store.records import Records
 from smallthinker.host import pages
 
 REQUESTS: Final = (4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20, 4 << 20)
@@ -188,7 +189,7 @@ class _Device:
     ) -> float:
         """Bytes per second of these places, `depth` of them under way, or of as many as can be read in the time."""
         file = self._file
-        records = Records(file.path, file.file_bytes, 0, nbytes, file.file_bytes // nbytes)
+        records = Records.in_turn(file.path, file.file_bytes, 0, nbytes, file.file_bytes // nbytes)
         slots = self._memory[: depth * nbytes].reshape(depth, nbytes)
         try:
             return bytes_per_sec(records, slots, kind, nbytes, depth, places, most_sec)

@@ -16,7 +16,7 @@ from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.format import PROFILE_FILE
 from smallthinker.expert_store.native_queue import NativeKind
 from smallthinker.expert_store.store import Store
-from smallthinker.files import parse_json, read_small, write_hint
+from smallthinker.files import parse_json, read_small
 
 _FORMAT: Final = 3  # of the file, and of what the figures mean
 _MOST_FILE_BYTES = 64 << 10
@@ -91,7 +91,7 @@ def shortfall(storage: StorageProfile, emulated: DiskProfile, real: DiskProfile)
 
 def load_profile(store: Store) -> DiskProfile | None:
     """The profile that was kept for this very file on this machine; None where there is none that fits."""
-    path = store.path / PROFILE_FILE
+    path = store.hint_path(PROFILE_FILE)
     try:
         found = parse_json(read_small(path, _MOST_FILE_BYTES))
         if not isinstance(found, dict) or found.get("key") != _key(store) or not isinstance(found["profile"], dict):
@@ -104,17 +104,17 @@ def load_profile(store: Store) -> DiskProfile | None:
 def save_profile(store: Store, profile: DiskProfile) -> bool:
     """Keep it for the next start. False where the store's folder can't be written."""
     text = json.dumps({"key": _key(store), "profile": profile.to_dict()}, indent=1)
-    return write_hint(store.path / PROFILE_FILE, (text + "\n").encode())
+    return store.write_hint(PROFILE_FILE, (text + "\n").encode())
 
 
 def _key(store: Store) -> dict[str, Any]:
     """What the figures hold for: another disk, file, machine or kernel is measured anew."""
-    stat = store.experts_file.path.stat()
+    stats = [path.stat() for path in store.weight_files]
     return {
         "format": _FORMAT,
-        "device": stat.st_dev,
-        "file_bytes": stat.st_size,
-        "modified_ns": stat.st_mtime_ns,
+        "device": stats[0].st_dev,
+        "file_bytes": sum(stat.st_size for stat in stats),
+        "modified_ns": max(stat.st_mtime_ns for stat in stats),
         "record_bytes": store.record_bytes,
         "cpu": host.cpu_name(),
         "system": f"{platform.system()} {platform.release()}",

@@ -158,14 +158,16 @@ class _Disk:
     """The store's file while it is measured."""
 
     def __init__(self, store: Store, deadline: float) -> None:
-        self._store, self._deadline = store, deadline
+        records = store.plain_records()
+        self._records, self._deadline = records, deadline
+        ((path, _),) = records.files
         try:
-            self._file = ColdFile(store.experts_file.path)
+            self._file = ColdFile(path)
         except OSError as e:
-            raise StoreReadError(f"{store.experts_file.path}: cannot open: {e.strerror or e}") from e
-        self._cold = self._file.places(store.record_offset(0), store.record_bytes, store.num_experts)
+            raise StoreReadError(f"{path}: cannot open: {e.strerror or e}") from e
+        self._cold = self._file.places(int(records.pieces[0, 1]), records.record_bytes, records.num_records)
         # whole records as chunks need one each; two more wait, so that no thread does
-        shape = max(DEPTHS) + 2, store.record_bytes
+        shape = max(DEPTHS) + 2, records.record_bytes
         self._slots = np.frombuffer(pages.touched_buffer(shape[0] * shape[1]), np.uint8).reshape(shape)
         self._slowest = self._fastest = 0.0  # bytes per second, so far
 
@@ -177,7 +179,7 @@ class _Disk:
 
     def latency_sec(self, most_sec: float) -> float | None:
         """Of one block; None where none can be read, or none is cold."""
-        offsets = map(self._store.record_offset, itertools.islice(self._cold, _LATENCY_READS))
+        offsets = (int(self._records.pieces[place, 1]) for place in itertools.islice(self._cold, _LATENCY_READS))
         kinds: tuple[NativeKind, ...] = ("direct", "buffered")
         for kind in kinds:
             with contextlib.suppress(OSError):
@@ -197,10 +199,10 @@ class _Disk:
     def _records_of(self, trial: _Trial) -> int:
         """Long enough for the clock, and for the beginning and the end, where fewer are in flight, to count little."""
         nbytes = max(self._fastest * _TRIAL_SEC, 3 * trial.chunk_bytes * trial.depth)
-        return max(1, round(nbytes / self._store.record_bytes))
+        return max(1, round(nbytes / self._records.record_bytes))
 
     def _expected_sec(self, trial: _Trial) -> float:
-        return self._records_of(trial) * self._store.record_bytes / max(self._slowest, 1.0)
+        return self._records_of(trial) * self._records.record_bytes / max(self._slowest, 1.0)
 
     def bandwidth(self, trial: _Trial) -> float | None:
         """Bytes per second; None where the system refuses the kind, a read fails or no cold record is left."""
@@ -208,7 +210,7 @@ class _Disk:
         if not records:
             return None
         try:
-            found = bytes_per_sec(self._store, self._slots, trial.kind, trial.chunk_bytes, trial.depth, records)
+            found = bytes_per_sec(self._records, self._slots, trial.kind, trial.chunk_bytes, trial.depth, records)
         except StoreReadError:
             return None
         self._slowest = min(self._slowest or found, found)

@@ -3,10 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "../../kernels/forks_bindings.h"
+#include "../../kernels/stage.h"
 #include "read_queue.h"
 #include "system.h"
 
@@ -22,7 +23,7 @@ constexpr std::chrono::milliseconds kSignalSlice{50};
 PyObject* read_error = nullptr;
 
 [[noreturn]] void raise_fault(const Fault& fault) {
-  PyErr_SetObject(read_error, py::make_tuple(fault.offset, fault.what).ptr());
+  PyErr_SetObject(read_error, py::make_tuple(fault.offset, fault.what, fault.file).ptr());
   throw py::error_already_set();
 }
 
@@ -62,7 +63,7 @@ py::list told(const ReadQueue::Ended& ended) {
   py::list list;
   for (const auto& read : ended) {
     py::object fault = py::none();
-    if (read->fault) fault = py::make_tuple(read->fault->offset, read->fault->what);
+    if (read->fault) fault = py::make_tuple(read->fault->offset, read->fault->what, read->fault->file);
     list.append(py::make_tuple(read->record, read->is_whole, fault));
   }
   return list;
@@ -77,62 +78,97 @@ std::unique_ptr<Schedule> make_schedule(int64_t record_bytes, int64_t chunk_byte
   check("chunk_bytes", chunk_bytes, 1, record_bytes);
   check("depth", depth, 1, kMostChunks);
   check("speculative_depth", speculative_depth, 1, depth);
-  return std::make_unique<Schedule>(Limits{record_bytes, chunk_bytes, depth, speculative_depth});
+  const auto cuts = [record_bytes, chunk_bytes](int64_t, int64_t number) {
+    return std::max(int64_t{0}, std::min(chunk_bytes, record_bytes - number * chunk_bytes));
+  };
+  return std::make_unique<Schedule>(cuts, Limits{depth, speculative_depth});
 }
 
 // What Python makes of a record. `run` lives longer than the threads that call it, which may not have Python's lock.
-std::optional<Stage> make_stage(const py::object& run, std::vector<int64_t> offsets, int threads, int64_t num_records,
-                                int64_t record_bytes, int64_t file_bytes) {
-  if (run.is_none()) return std::nullopt;
-  check("offsets", int64_t(offsets.size()), num_records + 1, num_records + 1);
-  check("threads", threads, 1, kMostChunks);
-  for (size_t i = 0; i < offsets.size(); ++i) {
-    const int64_t before = i == 0 ? -1 : offsets[i - 1];
-    check("offsets", offsets[i], before + 1, i == 0 ? file_bytes : std::min(file_bytes, before + record_bytes), kAlign);
-  }
-  const auto call = [run = py::handle(run), record_bytes](uint8_t* stored, int64_t stored_bytes,
+Stage python_stage(const py::object& run, int threads, int64_t record_bytes) {
+  const auto call = [run = py::handle(run), record_bytes](const Piece& piece, uint8_t* stored,
                                                           uint8_t* slot) -> std::optional<std::string> {
     const py::gil_scoped_acquire locked;
     try {
-      run(py::memoryview::from_memory(stored, stored_bytes, true), py::memoryview::from_memory(slot, record_bytes));
+      run(py::memoryview::from_memory(stored, piece.bytes, true), py::memoryview::from_memory(slot, record_bytes));
     } catch (py::error_already_set& error) {
       if (error.matches(PyExc_ValueError)) return py::str(error.value()).cast<std::string>();
       return "cannot unpack: " + py::repr(error.value()).cast<std::string>();
     }
     return std::nullopt;
   };
-  return Stage{std::move(offsets), threads, call};
+  return Stage{threads, call};
+}
+
+// What the kernels make of a piece. The capsule lives longer than the threads.
+Stage kernel_stage(const PieceStage& stage, int threads) {
+  const auto call = [&stage](const Piece& piece, uint8_t* stored, uint8_t* slot) -> std::optional<std::string> {
+    const char* const what = stage.run(piece.what, stored, slot);
+    return what == nullptr ? std::nullopt : std::optional<std::string>(what);
+  };
+  return Stage{threads, call};
+}
+
+std::optional<Stage> make_stage(const py::object& stage, int threads, const Records& records, int64_t record_bytes) {
+  if (stage.is_none()) return std::nullopt;
+  check("threads", threads, 1, kMostChunks);
+  if (!PyCapsule_IsValid(stage.ptr(), PieceStage::kCapsule)) {
+    check("pieces", int64_t(records.pieces().size()), records.count(), records.count());
+    return python_stage(stage, threads, record_bytes);
+  }
+  const auto& native = *static_cast<const PieceStage*>(PyCapsule_GetPointer(stage.ptr(), PieceStage::kCapsule));
+  check("bytes of the stage's slots", native.slot_bytes(), 0, record_bytes);
+  for (const Piece& piece : records.pieces()) {
+    check("shape of a piece", piece.what, 0, native.num_shapes() - 1);
+    const int64_t expected = native.stored_bytes(piece.what);
+    check("bytes of a piece", piece.bytes, expected, expected);
+  }
+  return kernel_stage(native, threads);
+}
+
+std::vector<Piece> make_pieces(const py::array_t<int64_t, py::array::c_style | py::array::forcecast>& table) {
+  if (table.ndim() != 2 || table.shape(1) != 4) throw py::value_error("pieces: expected four numbers each");
+  const auto* numbers = table.data();
+  std::vector<Piece> pieces;
+  for (int64_t i = 0; i < table.shape(0); ++i, numbers += 4) {
+    pieces.push_back({numbers[0], numbers[1], numbers[2], numbers[3]});
+  }
+  return pieces;
 }
 
 // The queue and what it writes into. Members go in reverse order: the threads end before the slots may.
 class BoundQueue {
  public:
-  BoundQueue(const std::string& path, int64_t file_bytes, int64_t first_offset, int64_t record_bytes,
-             int64_t num_records, py::array slots, const std::string& kind, int64_t chunk_bytes, int depth,
-             int speculative_depth, std::optional<Device> pace, py::object stage, std::vector<int64_t> offsets,
-             int threads)
+  using Table = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+
+  BoundQueue(const std::vector<std::pair<std::string, int64_t>>& files, int64_t record_bytes, const Table& pieces,
+             std::vector<int64_t> starts, py::array slots, const std::string& kind, int64_t chunk_bytes, int depth,
+             int speculative_depth, std::optional<Device> pace, py::object stage, int threads)
       : slots_(std::move(slots)), stage_(std::move(stage)) {
-    constexpr int64_t most = std::numeric_limits<int64_t>::max() / 2;
     check("record_bytes", record_bytes, kAlign, int64_t{1} << 31, kAlign);  // one read's length fits every system
-    check("first_offset", first_offset, 0, most, kAlign);
-    check("num_records", num_records, 1, (most - first_offset) / record_bytes);
-    check("file_bytes", file_bytes, stage_.is_none() ? first_offset + num_records * record_bytes : 0, most);
     check("chunk_bytes", chunk_bytes, kAlign, int64_t{1} << 31, kAlign);
     check("depth", depth, 1, kMostChunks);
     check("speculative_depth", speculative_depth, 1, depth);
     uint8_t* const memory = check_slots(slots_, record_bytes);
-    std::optional<Stage> unpack =
-        make_stage(stage_, std::move(offsets), threads, num_records, record_bytes, file_bytes);
-    const int64_t most_bytes = unpack ? record_bytes : std::min(chunk_bytes, record_bytes);
-    const Limits limits{record_bytes, most_bytes, depth, speculative_depth};
+    std::vector<int64_t> file_bytes;
+    for (const auto& file : files) file_bytes.push_back(file.second);
+    const int64_t cut_bytes = stage_.is_none() ? chunk_bytes : Records::kWholePieces;
+    Records records(make_pieces(pieces), std::move(starts), file_bytes, record_bytes, cut_bytes);
+    std::optional<Stage> made = make_stage(stage_, threads, records, record_bytes);
+    const Limits limits{depth, speculative_depth};
     const Kind parsed = parse_kind(kind);
     const int64_t num_slots = slots_.shape(0);
+    int64_t number = 0;
     try {
       const py::gil_scoped_release unlocked;
-      auto file = std::make_unique<StoreFile>(path, file_bytes, parsed, first_offset);
-      queue_.reset(new ReadQueue(std::move(file), first_offset, num_records, memory, num_slots, limits, pace,
-                                 std::move(unpack)));
-    } catch (const Fault& fault) {
+      std::vector<std::unique_ptr<StoreFile>> opened;
+      for (; number < int64_t(files.size()); ++number) {
+        opened.push_back(std::make_unique<StoreFile>(files[size_t(number)].first, file_bytes[size_t(number)], parsed));
+      }
+      queue_.reset(new ReadQueue(std::move(opened), std::move(records), memory, num_slots, record_bytes, limits, pace,
+                                 std::move(made)));
+    } catch (Fault& fault) {
+      fault.file = number;
       raise_fault(fault);
     }
   }
@@ -227,12 +263,12 @@ PYBIND11_MODULE(_storage, m) {
       .def("take_ended", [](Schedule& self) { return told(self.take_ended()); })
       .def("counters", [](const Schedule& self) { return counted(self.counters()); });
   py::class_<BoundQueue>(m, "ReadQueue")
-      .def(py::init<const std::string&, int64_t, int64_t, int64_t, int64_t, py::array, const std::string&, int64_t, int,
-                    int, std::optional<Device>, py::object, std::vector<int64_t>, int>(),
-           py::arg("path"), py::kw_only(), py::arg("file_bytes"), py::arg("first_offset"), py::arg("record_bytes"),
-           py::arg("num_records"), py::arg("slots"), py::arg("kind"), py::arg("chunk_bytes"), py::arg("depth"),
-           py::arg("speculative_depth"), py::arg("pace") = py::none(), py::arg("stage") = py::none(),
-           py::arg("offsets") = std::vector<int64_t>(), py::arg("threads") = 1)
+      .def(py::init<const std::vector<std::pair<std::string, int64_t>>&, int64_t, const BoundQueue::Table&,
+                    std::vector<int64_t>, py::array, const std::string&, int64_t, int, int, std::optional<Device>,
+                    py::object, int>(),
+           py::arg("files"), py::kw_only(), py::arg("record_bytes"), py::arg("pieces"), py::arg("starts"),
+           py::arg("slots"), py::arg("kind"), py::arg("chunk_bytes"), py::arg("depth"), py::arg("speculative_depth"),
+           py::arg("pace") = py::none(), py::arg("stage") = py::none(), py::arg("threads") = 1)
       .def_property_readonly("kind", &BoundQueue::kind)
       .def_property_readonly("is_own_thread", &BoundQueue::is_own_thread)
       .def("submit", &BoundQueue::submit, py::arg("record"), py::arg("slot"), py::arg("speculative"))

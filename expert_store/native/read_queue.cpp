@@ -26,25 +26,20 @@ thread_local const ReadQueue* working_for = nullptr;
 
 }  // namespace
 
-ReadQueue::ReadQueue(std::unique_ptr<StoreFile> file, int64_t first_offset, int64_t num_records, uint8_t* slots,
-                     int64_t num_slots, const Limits& limits, std::optional<Device> pace, std::optional<Stage> stage)
-    : kind_(file->kind()),
-      file_(std::move(file)),
-      first_offset_(first_offset),
-      num_records_(num_records),
-      num_slots_(num_slots),
+ReadQueue::ReadQueue(std::vector<std::unique_ptr<StoreFile>> files, Records records, uint8_t* slots, int64_t num_slots,
+                     int64_t record_bytes, const Limits& limits, std::optional<Device> pace, std::optional<Stage> stage)
+    : kind_(files.front()->kind()),
+      files_(std::move(files)),
+      records_(std::move(records)),
       slots_(slots),
-      limits_(limits),
+      num_slots_(num_slots),
+      record_bytes_(record_bytes),
       stage_(std::move(stage)),
-      schedule_(limits) {
+      schedule_([this](int64_t record, int64_t number) { return records_.chunk(record, number).bytes; }, limits) {
   if (pace) pace_.emplace(*pace);
   const int threads = stage_ ? stage_->threads : limits.depth;
   for (int i = 0; stage_ && i < threads; ++i) {
-    int64_t most = 0;
-    for (int64_t record = 0; record < num_records; ++record) {
-      most = std::max(most, stage_->offsets[record + 1] - stage_->offsets[record]);
-    }
-    stored_.push_back(aligned_bytes(most));
+    stored_.push_back(aligned_bytes(whole_blocks(records_.max_piece_bytes()) + kAlign));  // wherever it begins in a block
   }
   const os::NoSignals quiet;
   try {
@@ -62,7 +57,7 @@ ReadQueue::~ReadQueue() { close(); }
 bool ReadQueue::is_own_thread() const { return working_for == this; }
 
 void ReadQueue::submit(int64_t record, int64_t slot, bool speculative) {
-  check_index("record", record, num_records_);
+  check_index("record", record, records_.count());
   check_index("slot", slot, num_slots_);
   const std::lock_guard<std::mutex> lock(mutex_);
   if (closing_) throw Closed{};
@@ -126,19 +121,13 @@ void ReadQueue::close() {
   }
   for (std::thread& thread : threads) thread.join();
   if (threads.empty()) return;
-  file_.reset();
+  files_.clear();
   stored_.clear();
 }
 
 // A thread that takes a chunk wakes the next one if there is another chunk to take, so one waking is enough.
 void ReadQueue::wake_if_there_is_work() {
   if (schedule_.can_take()) work_.notify_one();
-}
-
-ReadQueue::Place ReadQueue::place(const Chunk& chunk) const {
-  const int64_t record = chunk.read->record;
-  if (!stage_) return {first_offset_ + record * limits_.record_bytes + chunk.begin, chunk.bytes};
-  return {stage_->offsets[record], stage_->offsets[record + 1] - stage_->offsets[record]};
 }
 
 void ReadQueue::give_back(const Chunk& chunk, std::optional<Fault> fault, bool was_staged) {
@@ -160,13 +149,16 @@ void ReadQueue::work(uint8_t* stored) {
     const std::optional<Chunk> chunk = schedule_.take();
     if (!chunk) return;  // closing, and nothing is left to take
     wake_if_there_is_work();
-    const Place at = place(*chunk);
-    uint8_t* const slot = target(*chunk);
+    const Piece at = records_.chunk(chunk->read->record, chunk->number);
+    const int64_t before = at.offset % kAlign;  // reads begin on a block
+    uint8_t* const slot = slots_ + chunk->read->slot * record_bytes_;
     // A device that has more to do goes on at once, however late this thread woke up for the last chunk's end.
     const double start = had_to_wait ? seconds(Clock::now()) : std::max(ended, seconds(chunk->read->submitted));
     const double due = pace_ ? pace_->due(start, at.bytes) : 0;
     lock.unlock();
-    std::optional<Fault> fault = file_->read(at.offset, at.bytes, stage_ ? stored : slot);
+    std::optional<Fault> fault =
+        files_[size_t(at.file)]->read(at.offset - before, before + at.bytes, stage_ ? stored : slot + at.what);
+    if (fault) fault->file = at.file;
     lock.lock();
     if (pace_) {
       ended = std::max(due, seconds(Clock::now()));
@@ -177,7 +169,7 @@ void ReadQueue::work(uint8_t* stored) {
       schedule_.begin_stage();
       wake_if_there_is_work();
       lock.unlock();
-      if (auto what = stage_->run(stored, at.bytes, slot)) fault = Fault{at.offset, *std::move(what)};
+      if (auto what = stage_->run(at, stored + before, slot)) fault = Fault{at.offset, *std::move(what), at.file};
       lock.lock();
       ended = seconds(Clock::now());  // meanwhile the device worked for other threads
     }

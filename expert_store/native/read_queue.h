@@ -14,18 +14,19 @@
 
 #include "../../kernels/forks.h"
 #include "pace.h"
+#include "records.h"
 #include "schedule.h"
 #include "store_file.h"
 
 namespace smallthinker {
 
-// What becomes of a record between the disk and its slot. Threads read it whole into memory of their own, and hand it
-// to the stage when they have left the disk to others.
+// What becomes of a piece between the disk and its slot. Threads read it whole into memory of their own, and hand it to
+// the stage when they have left the disk to others.
 struct Stage {
-  std::vector<int64_t> offsets;  // of records in the file, and where the last one ends
-  int threads;                   // at most Limits::depth of them at the disk
-  // Fills the slot from what lies in the file, or says why not. Called from several threads at once.
-  std::function<std::optional<std::string>(uint8_t* stored, int64_t stored_bytes, uint8_t* slot)> run;
+  int threads;  // at most Limits::depth of them at the disk
+  // Fills the slot, or the piece's part of it, from what lies in the file, or says why not. Called from several threads at
+  // once.
+  std::function<std::optional<std::string>(const Piece& piece, uint8_t* stored, uint8_t* slot)> run;
 };
 
 class ReadQueue {
@@ -33,11 +34,10 @@ class ReadQueue {
   using Ended = std::vector<std::unique_ptr<Read>>;
   struct Closed {};  // thrown by submit
 
-  // `slots` is [num_slots, record_bytes] and outlives the queue; record i lies at first_offset + i * record_bytes, or
-  // where the stage says, and then a chunk is a record. `pace`: no chunk comes back before that device would have
+  // `slots` is [num_slots, record_bytes] and outlives the queue. `pace`: no chunk comes back before that device would have
   // brought it.
-  ReadQueue(std::unique_ptr<StoreFile> file, int64_t first_offset, int64_t num_records, uint8_t* slots,
-            int64_t num_slots, const Limits& limits, std::optional<Device> pace, std::optional<Stage> stage);
+  ReadQueue(std::vector<std::unique_ptr<StoreFile>> files, Records records, uint8_t* slots, int64_t num_slots,
+            int64_t record_bytes, const Limits& limits, std::optional<Device> pace, std::optional<Stage> stage);
   ~ReadQueue();
   ReadQueue(const ReadQueue&) = delete;
   ReadQueue& operator=(const ReadQueue&) = delete;
@@ -56,22 +56,16 @@ class ReadQueue {
   void close();
 
  private:
-  struct Place {
-    int64_t offset, bytes;  // of the file
-  };
-
   void work(uint8_t* stored);
   void give_back(const Chunk& chunk, std::optional<Fault> fault, bool was_staged);
   void wake_if_there_is_work();
-  uint8_t* target(const Chunk& chunk) const { return slots_ + chunk.read->slot * limits_.record_bytes + chunk.begin; }
-  Place place(const Chunk& chunk) const;
 
   const Home home_;
   const Kind kind_;
-  std::unique_ptr<StoreFile> file_;
-  const int64_t first_offset_, num_records_, num_slots_;
+  std::vector<std::unique_ptr<StoreFile>> files_;
+  const Records records_;
   uint8_t* const slots_;
-  const Limits limits_;
+  const int64_t num_slots_, record_bytes_;
   const std::optional<Stage> stage_;
   std::vector<AlignedBytes> stored_;  // what each thread hands to the stage
 

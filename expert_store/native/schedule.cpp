@@ -20,6 +20,7 @@ void Schedule::submit(int64_t record, int64_t slot, bool speculative) {
   read->record = record;
   read->slot = slot;
   read->speculative = speculative;
+  read->next_bytes = cuts_(record, 0);
   read->submitted = std::chrono::steady_clock::now();
   Read* const bare = read.get();
   (speculative ? speculative_ : certain_).push_back(bare);
@@ -44,7 +45,7 @@ bool Schedule::cancel(int64_t record) {
   if (found == reads_.end() || found->second->over) return false;
   Read* const read = found->second.get();
   remove_waiting(read);
-  if (read->started == 0) {
+  if (read->chunks == 0) {
     extract(read);
     return true;
   }
@@ -79,9 +80,9 @@ std::optional<Chunk> Schedule::take() {
   Queue* const queue = const_cast<Queue*>(next_queue());
   if (queue == nullptr) return std::nullopt;
   Read* const read = queue->front();
-  const Chunk chunk{read, read->started, std::min(limits_.chunk_bytes, limits_.record_bytes - read->started)};
-  read->started += chunk.bytes;
-  if (read->started == limits_.record_bytes) queue->pop_front();
+  const Chunk chunk{read, read->chunks++, read->next_bytes};
+  read->next_bytes = cuts_(read->record, read->chunks);
+  if (read->next_bytes == 0) queue->pop_front();
   ++read->in_flight;
   if (in_flight_++ == 0) busy_from_ = std::chrono::steady_clock::now();
   return chunk;
@@ -120,7 +121,7 @@ void Schedule::give_back(const Chunk& chunk, std::optional<Fault> fault, bool wa
 
 void Schedule::end_if_done(Read* read) {
   const bool stopped = read->withdrawn || read->fault;
-  if (read->in_flight > 0 || (!stopped && read->started < limits_.record_bytes)) return;
+  if (read->in_flight > 0 || (!stopped && read->next_bytes > 0)) return;
   read->over = true;
   ended_.push_back(read);
 }
@@ -129,10 +130,10 @@ std::vector<std::unique_ptr<Read>> Schedule::take_ended() {
   std::vector<std::unique_ptr<Read>> ended;
   ended.reserve(ended_.size());
   for (Read* read : ended_) {
-    read->is_whole = read->arrived == limits_.record_bytes && !read->fault;
+    read->is_whole = read->next_bytes == 0 && !read->fault;
     if (read->is_whole) {
       (read->speculative ? counters_.speculative_reads : counters_.certain_reads) += 1;
-      (read->speculative ? counters_.speculative_bytes : counters_.certain_bytes) += limits_.record_bytes;
+      (read->speculative ? counters_.speculative_bytes : counters_.certain_bytes) += read->arrived;
     } else if (!read->fault) {
       counters_.withdrawn_bytes += read->arrived;
     }

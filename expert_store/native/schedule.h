@@ -1,10 +1,11 @@
 // Which chunk of which record is read next. Certain reads first, in order; speculative ones when no certain one waits.
-// Owns the reads under way and their progress. No threads, no locks, no files: who calls it holds a lock.
+// Owns the reads under way and their progress. How a record is cut into chunks is for others to know. No threads, no locks, no files: who calls it holds a lock.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <unordered_map>
@@ -14,9 +15,10 @@
 
 namespace smallthinker {
 
+// Bytes of a record's chunk `number`, counted from 0; none behind the last.
+using Cuts = std::function<int64_t(int64_t record, int64_t number)>;
+
 struct Limits {
-  int64_t record_bytes;
-  int64_t chunk_bytes;
   int depth;              // chunks under way at once
   int speculative_depth;  // as long as a speculative one would be the next
 };
@@ -27,8 +29,9 @@ struct Read {
   bool speculative;
   bool withdrawn = false;
   bool over = false;
-  int64_t started = 0;  // bytes whose chunks have been handed out
-  int64_t arrived = 0;
+  int64_t chunks = 0;     // that have been handed out
+  int64_t next_bytes;     // of the next one; none where all have been
+  int64_t arrived = 0;    // bytes
   int in_flight = 0;  // chunks, at the disk or in the stage
   std::chrono::steady_clock::time_point submitted;
   std::optional<Fault> fault;
@@ -37,7 +40,7 @@ struct Read {
 
 struct Chunk {
   Read* read;
-  int64_t begin, bytes;  // within the record
+  int64_t number, bytes;  // of the record's chunks
 };
 
 struct Counters {
@@ -49,7 +52,7 @@ struct Counters {
 
 class Schedule {
  public:
-  explicit Schedule(const Limits& limits) : limits_(limits) {}
+  Schedule(Cuts cuts, const Limits& limits) : cuts_(std::move(cuts)), limits_(limits) {}
 
   void submit(int64_t record, int64_t slot, bool speculative);  // std::invalid_argument: record or slot is under way
   void promote(int64_t record);
@@ -77,6 +80,7 @@ class Schedule {
   std::unique_ptr<Read> extract(Read* read);
   double busy_since() const;
 
+  Cuts cuts_;
   Limits limits_;
   std::unordered_map<int64_t, std::unique_ptr<Read>> reads_;  // by record
   std::unordered_map<int64_t, Read*> by_slot_;

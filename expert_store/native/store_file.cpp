@@ -35,13 +35,13 @@ const char* kind_name(Kind kind) {
 
 std::string error_text(int error) { return std::system_category().message(error); }
 
-StoreFile::StoreFile(const std::string& path, int64_t file_bytes, Kind kind, int64_t probe_offset)
+StoreFile::StoreFile(const std::string& path, int64_t file_bytes, Kind kind)
     : file_bytes_(file_bytes), kind_(kind), buffered_(os::kNone), direct_(os::kNone) {
   try {
     buffered_ = os::open_file(path, os::Caching::random);
     if (buffered_ == os::kNone) throw open_fault(os::last_error());
     if (const auto fault = check_size(0)) throw *fault;
-    if (kind == Kind::direct) open_direct(path, probe_offset);
+    if (kind == Kind::direct) open_direct(path);
   } catch (...) {
     close();
     throw;
@@ -57,7 +57,7 @@ void StoreFile::close() {
   }
 }
 
-void StoreFile::open_direct(const std::string& path, int64_t probe_offset) {
+void StoreFile::open_direct(const std::string& path) {
   direct_ = os::open_file(path, os::Caching::none);
   if (direct_ == os::kNone) {
     const int error = os::last_error();
@@ -65,7 +65,7 @@ void StoreFile::open_direct(const std::string& path, int64_t probe_offset) {
     throw Fault{-1, "this system or file system has no direct reads; use the buffered reader"};
   }
   const AlignedBytes block = aligned_bytes(kAlign);
-  if (os::read_at(direct_, block.get(), kAlign, probe_offset) < 0) {
+  if (os::read_at(direct_, block.get(), kAlign, 0) < 0) {
     throw Fault{-1, "direct reads refused (" + error_text(os::last_error()) + "); use the buffered reader"};
   }
 }
@@ -83,10 +83,12 @@ std::optional<Fault> StoreFile::read(int64_t offset, int64_t bytes, uint8_t* int
 bool StoreFile::is_cached(int64_t offset, int64_t bytes) const { return os::is_cached(buffered_, offset, bytes); }
 
 std::optional<Fault> StoreFile::read_handle(Handle handle, int64_t offset, int64_t bytes, uint8_t* into) const {
+  const int64_t room = whole_blocks(bytes);
   int64_t done = 0;
   while (done < bytes) {
-    int64_t count = os::read_at(handle, into + done, bytes - done, offset + done);
+    int64_t count = os::read_at(handle, into + done, room - done, offset + done);
     if (count < 0) return Fault{offset + done, "cannot read: " + error_text(os::last_error())};
+    if (done + count >= bytes) return std::nullopt;
     // A short read may end anywhere, the next one must start on a block: read the broken block again.
     count -= count % kAlign;
     if (count == 0) return end_of_file(offset + done, bytes - done);

@@ -12,6 +12,8 @@ namespace smallthinker {
 
 constexpr int64_t kAlign = 4096;  // what direct reads need of offset, length and address, on every common disk
 
+constexpr int64_t whole_blocks(int64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
 enum class Kind { direct, mmap, buffered };
 
 Kind parse_kind(const std::string& name);  // throws std::invalid_argument
@@ -25,10 +27,12 @@ inline AlignedBytes aligned_bytes(int64_t bytes) {
   return AlignedBytes(new (std::align_val_t{kAlign}) uint8_t[static_cast<size_t>(bytes)]);
 }
 
-// Why bytes could not be had. `offset` is of the file, negative where the fault is no byte's but the whole file's.
+// Why bytes could not be had. `offset` is of the file, negative where the fault is no byte's but the whole file's; `file`:
+// which of several.
 struct Fault {
   int64_t offset;
   std::string what;
+  int64_t file = 0;
 };
 
 #ifdef _WIN32
@@ -40,16 +44,17 @@ using Handle = int;
 // Every read may come from any thread. None leaves a page in the page cache that was not there before.
 class StoreFile {
  public:
-  // Throws Fault: can't open, not `file_bytes` long, or this way of reading can't be had here. `probe_offset` is where
-  // a first block is read to find that out: some file systems open for direct reads and refuse the first one.
-  StoreFile(const std::string& path, int64_t file_bytes, Kind kind, int64_t probe_offset);
+  // Throws Fault: can't open, not `file_bytes` long, or this way of reading can't be had here. A first block is read to
+  // find that out: some file systems open for direct reads and refuse the first one.
+  StoreFile(const std::string& path, int64_t file_bytes, Kind kind);
   ~StoreFile();
   StoreFile(const StoreFile&) = delete;
   StoreFile& operator=(const StoreFile&) = delete;
 
   Kind kind() const { return kind_; }
 
-  // Fills all `bytes`, or says why not. Offset, length and address are multiples of kAlign.
+  // Brings all `bytes`, or says why not. Offset and address are multiples of kAlign; there is room for whole ones of them,
+  // in which anything may lie afterwards.
   std::optional<Fault> read(int64_t offset, int64_t bytes, uint8_t* into) const;
 
  private:
@@ -60,7 +65,7 @@ class StoreFile {
   std::optional<Fault> read_mapped(int64_t offset, int64_t bytes, uint8_t* into) const;
   std::optional<Fault> check_size(int64_t offset) const;
   bool is_cached(int64_t offset, int64_t bytes) const;
-  void open_direct(const std::string& path, int64_t probe_offset);
+  void open_direct(const std::string& path);
   void close();
 
   int64_t file_bytes_;

@@ -262,7 +262,7 @@ def written(path: Path) -> dict[str, Any]:
     from smallthinker.expert_store.store import Store
 
     with Store.open(path) as store:
-        total = store.dense_file.file_bytes + store.experts_file.file_bytes
+        total = store.dense_bytes + store.on_disk_bytes
         return {"store": str(path), "quant": store.quant, "bytes": total, "experts": store.num_experts}
 
 

@@ -99,7 +99,7 @@ def find_model(name: str, quant: Quant | None = None) -> PlannedModel:
         if quant not in (None, store.quant):
             raise RequestError(f"--quant: this store is {store.quant}, found {quant}; plan its checkpoint instead")
         model = _model(str(path), store.config, store.quant, path)
-        stored = sum(tensor.nbytes for tensor in store.experts_file.tensors) // store.num_experts
+        stored = store.on_disk_bytes // store.num_experts
         dense, record = store.dense_bytes, store.record_bytes  # where formats differ, no one quantisation tells
         return replace(model, dense_bytes=dense, record_bytes=record, stored_bytes=stored, is_store=True)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallthinker.errors import TokenizerError, one_line
-from smallthinker.files import parse_json, read_small
+from smallthinker.files import SmallFiles, parse_json
 
 if TYPE_CHECKING:
     from smallthinker.sandbox.environment import Sandbox
@@ -49,13 +49,13 @@ class ChatTemplate:
             raise TokenizerError(f"{self.path}: chat_template failed: {_said(e)}") from None
 
 
-def load_chat_template(folder: Path) -> ChatTemplate:
+def load_chat_template(files: SmallFiles) -> ChatTemplate:
     """That of `tokenizer_config.json`. Raises TokenizerError when there is none, or a broken one."""
     from smallthinker.sandbox.environment import Sandbox  # jinja2: 30 ms that `inspect` and `--help` do without
 
-    path = folder / "tokenizer_config.json"
+    path = files.path("tokenizer_config.json")
     try:
-        config = parse_json(read_small(path))
+        config = parse_json(files.read("tokenizer_config.json"))
     except FileNotFoundError:
         raise TokenizerError(f"{path}: not found; chat needs the model's chat_template") from None
     except (OSError, ValueError) as e:

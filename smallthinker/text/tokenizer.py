@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from smallthinker.errors import TokenizerError
-from smallthinker.files import read_small
+from smallthinker.files import SmallFiles
 from smallthinker.text.chat_template import ChatTemplate, load_chat_template
 from smallthinker.text.decoding import Decoding, StreamDecoder
 from smallthinker.text.plain_text import ControlTokens, PlainText, Spans
@@ -28,13 +28,15 @@ class Message(TypedDict):
 class Tokenizer:
     """The tokenizer of a store: `tokenizer.json` and, for the chat template, `tokenizer_config.json`."""
 
-    def __init__(self, folder: Path, vocab_size: int) -> None:
-        """Raises TokenizerError when a file is missing, broken or has ids outside the model's vocabulary."""
+    def __init__(self, files: Path | SmallFiles, vocab_size: int) -> None:
+        """files: or the folder that they are in. Raises TokenizerError when one is missing, broken or has ids outside
+        the model's vocabulary."""
         from tokenizers import Tokenizer as HFTokenizer  # 30 ms of import that `inspect` and `--help` do without
 
-        path = folder / "tokenizer.json"
+        self._files = files = SmallFiles(files) if isinstance(files, Path) else files
+        path = files.path("tokenizer.json")
         try:
-            self._tokenizer = HFTokenizer.from_buffer(read_small(path))
+            self._tokenizer = HFTokenizer.from_buffer(files.read("tokenizer.json"))
         except FileNotFoundError:
             raise TokenizerError(f"{path}: not found; a store needs the tokenizer.json of its model") from None
         except OSError as e:
@@ -51,7 +53,6 @@ class Tokenizer:
                 "the tokenizer belongs to another model"
             )
         self.vocab_size = vocab_size
-        self._folder = folder
         self._decoding = Decoding(self._tokenizer)
         self._control = ControlTokens(self._tokenizer)
 
@@ -114,7 +115,7 @@ class Tokenizer:
     @cached_property
     def _chat_template(self) -> ChatTemplate | TokenizerError:
         try:
-            return load_chat_template(self._folder)
+            return load_chat_template(self._files)
         except TokenizerError as e:
             return e
 

@@ -15,8 +15,9 @@ from smallthinker import _kernels, host
 from smallthinker._storage import Device
 from smallthinker.errors import StoreReadError
 from smallthinker.expert_store.compression import Decompressor
-from smallthinker.expert_store.native_queue import NativeQueue, Records, Stage
+from smallthinker.expert_store.native_queue import NativeQueue
 from smallthinker.expert_store.read_queue import ReadQueue
+from smallthinker.expert_store.records import Records, Stage
 from smallthinker.expert_store.store import Store
 
 F32 = npt.NDArray[np.float32]
@@ -68,7 +69,7 @@ def staged(store: Store, run: Callable[[memoryview, memoryview], None] | None = 
 
     first, each, file = store.record_offset(0), store.record_bytes, store.experts_file
     offsets = [first + each * record for record in range(store.num_experts + 1)]
-    return Records(file.path, file.file_bytes, first, each, store.num_experts, Stage(run or copy, offsets, "copy"))
+    return Records.whole(file.path, file.file_bytes, each, offsets, Stage(run or copy, "copy"))
 
 
 @contextmanager

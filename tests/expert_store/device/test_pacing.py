@@ -180,7 +180,7 @@ def test_a_slower_real_disk_caps_the_bandwidth_that_is_counted_on(store: Store) 
 def test_dense_weights_come_at_the_sequential_rate_and_are_the_same(
     records_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import smallthinker.expert_store.store as store_module
+    import smallthinker.expert_store.folder_store as store_module
 
     clock = Clock()
 

@@ -21,6 +21,7 @@ from smallthinker.expert_store.device.disk_profile import DiskProfile, load_prof
 from smallthinker.expert_store.format import PROFILE_FILE
 from smallthinker.expert_store.native_queue import NativeQueue
 from smallthinker.expert_store.queues import open_queue
+from smallthinker.expert_store.records import Records
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.synth import synth
 
@@ -104,8 +105,9 @@ def test_a_probe_of_a_slow_disk_is_over_in_time(
         num_experts, record_bytes, is_compressed = 1000, 490 * 4096, False
         experts_file = Store.open(synth(str(tiny_config), tmp_path / "store", "q4_0")).experts_file
 
-        def record_offset(self, record: int) -> int:
-            return 0
+        def plain_records(self) -> Records:
+            path, nbytes = self.experts_file.path, self.experts_file.file_bytes
+            return Records.in_turn(path, nbytes, 0, self.record_bytes, self.num_experts)
 
     monkeypatch.setattr(probing, "time", disk)
     monkeypatch.setattr(cold_reads, "time", disk)

@@ -43,7 +43,7 @@ with opened_keeper(kind, store, slots, depth=3) as queue:
     assert isinstance(error, StoreReadError)
     assert str(error) == (
         f"{{store.experts_file.path}}: byte {broken}: cannot read: Input/output error; "
-        "check the disk, copy or convert the store again"
+        "check the disk, copy or convert it again"
     ), error
     assert all(error is None for error in told.values())
     assert queue.counters().certain_reads == 5

@@ -25,11 +25,12 @@ from smallthinker.models.registry import to_config
 
 
 def fitting(store: Store) -> dict[str, Any]:
+    records = store.records(4096)
     return {
-        "file_bytes": store.experts_file.file_bytes,
-        "first_offset": store.record_offset(0),
+        "files": [(str(path), nbytes) for path, nbytes in records.files],
         "record_bytes": store.record_bytes,
-        "num_records": store.num_experts,
+        "pieces": records.pieces,
+        "starts": records.starts,
         "slots": make_slots(store, 2),
         "kind": "buffered",
         "chunk_bytes": 4096,
@@ -54,25 +55,23 @@ def test_slots_that_records_do_not_fit_are_refused(store: Store) -> None:
         (memory[64 : 64 + store.record_bytes].reshape(1, -1), "aligned to 4096 bytes"),
     ):
         with pytest.raises(ValueError, match=message):
-            _storage.ReadQueue(str(store.experts_file.path), **fitting(store) | {"slots": slots})
+            _storage.ReadQueue(**fitting(store) | {"slots": slots})
     with pytest.raises(TypeError):
-        _storage.ReadQueue(str(store.experts_file.path), **fitting(store) | {"slots": [[0]]})
+        _storage.ReadQueue(**fitting(store) | {"slots": [[0]]})
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         {"record_bytes": 0}, {"record_bytes": 12289}, {"record_bytes": 1 << 40}, {"record_bytes": -4096},
-        {"first_offset": -4096}, {"first_offset": 100}, {"first_offset": 1 << 62}, {"num_records": 0},
-        {"num_records": 1 << 60}, {"num_records": 49}, {"file_bytes": 0}, {"file_bytes": -1}, {"chunk_bytes": 0},
-        {"chunk_bytes": 5000}, {"chunk_bytes": 1 << 40}, {"depth": 0}, {"depth": 65}, {"depth": -1},
+        {"chunk_bytes": 0}, {"chunk_bytes": 5000}, {"chunk_bytes": 1 << 40}, {"depth": 0}, {"depth": 65}, {"depth": -1},
         {"speculative_depth": 0}, {"speculative_depth": 3}, {"kind": "tape"}, {"kind": ""},
     ],
     ids=str,
 )  # fmt: skip
 def test_sizes_that_contradict_each_other_are_refused(store: Store, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected|file_bytes: expected"):
-        _storage.ReadQueue(str(store.experts_file.path), **fitting(store) | wrong)
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected"):
+        _storage.ReadQueue(**fitting(store) | wrong)
 
 
 def test_the_slots_live_until_the_queue_is_closed(store: Store) -> None:
@@ -94,9 +93,9 @@ def test_a_queue_that_could_not_be_opened_leaves_nothing_behind(store: Store) ->
 
     before = held()
     for kind in NATIVE:
-        for wrong in ({"file_bytes": store.experts_file.file_bytes + 1}, {"depth": 0}):
+        for wrong in ({"files": [(str(store.experts_file.path), store.experts_file.file_bytes + 1)]}, {"depth": 0}):
             with pytest.raises((_storage.ReadError, ValueError)):
-                _storage.ReadQueue(str(store.experts_file.path), **fitting(store) | {"kind": kind} | wrong)
+                _storage.ReadQueue(**fitting(store) | {"kind": kind} | wrong)
     assert held() == before
 
 
@@ -206,21 +205,45 @@ def test_the_collector_may_come_for_a_queue_on_one_of_its_own_threads(store: Sto
         gc.enable()
 
 
+def moved(column: int, value: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    def change(right: dict[str, Any]) -> dict[str, Any]:
+        pieces = right["pieces"].copy()
+        pieces[7, column] = value
+        return {"pieces": pieces}
+
+    return change
+
+
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("change", "message"),
     [
-        ({"offsets": [0, 4096]}, "offsets: expected 49 to 49, found 2"),
-        ({"offsets": [4096 * i for i in range(48, -1, -1)]}, "offsets: expected"),
-        ({"offsets": [100 + 4096 * i for i in range(49)]}, "steps of 4096"),
-        ({"offsets": [12288 * i + 12288 * (i > 9) for i in range(49)]}, "offsets: expected"),
-        ({"offsets": [4096 << 40] * 49}, "offsets: expected"),
-        ({"threads": 0}, "threads: expected 1 to 64, found 0"),
+        (moved(0, 1), "piece 7: file: expected 0 to 0, found 1"),
+        (moved(0, -1), "piece 7: file: expected 0 to 0, found -1"),
+        (moved(1, -4096), "piece 7: offset: expected 0 to"),
+        (moved(1, 1 << 62), "piece 7: offset: expected 0 to"),
+        (moved(1, 100), "piece 7: expected offset and bytes in steps of 4096"),
+        (moved(2, 0), "piece 7: bytes: expected 1 to"),
+        (moved(2, 1 << 62), "piece 7: bytes: expected 1 to"),
+        (moved(2, 4096), "record 7: expected .* bytes, found 4096"),
+        (moved(3, 4096), "piece 7: place in the slot: expected 0 to 0, found 4096"),
+        (lambda right: {"starts": right["starts"][:-1]}, "starts: expected 0 to the number of pieces"),
+        (lambda right: {"starts": right["starts"] + 1}, "starts: expected 0 to the number of pieces"),
+        (lambda right: {"starts": [0, 0, len(right["pieces"])]}, "starts: expected at least one piece"),
+        (lambda right: {"starts": [0]}, "starts: expected 0 to the number of pieces"),
+        (lambda right: {"pieces": right["pieces"][:, :3]}, "pieces: expected four numbers each"),
+        (lambda right: {"stage": lambda stored, record: None, "threads": 0}, "threads: expected 1 to 64, found 0"),
+        (
+            lambda right: {"stage": lambda stored, record: None, "starts": [0, len(right["pieces"])]},
+            "pieces: expected 1 to 1, found 48",
+        ),
     ],
 )
-def test_records_that_lie_nowhere_are_refused(store: Store, wrong: dict[str, Any], message: str) -> None:
-    right = {"stage": lambda stored, record: None, "offsets": [4096 * i for i in range(49)], "threads": 2}
+def test_records_that_lie_nowhere_are_refused(
+    store: Store, change: Callable[[dict[str, Any]], dict[str, Any]], message: str
+) -> None:
+    right = fitting(store)
     with pytest.raises(ValueError, match=message):
-        _storage.ReadQueue(str(store.experts_file.path), **fitting(store) | right | wrong)
+        _storage.ReadQueue(**right | change(right))
 
 
 def test_a_process_that_dies_in_the_stage_ends(run_python: Callable[..., Any], store: Store) -> None:

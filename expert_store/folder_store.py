@@ -1,0 +1,260 @@
+"""A store: a folder of the engine's own files, whose weights lie as the kernels read them (docs/format.md).
+
+Owns opening and checking the folder, and its checksums. Knows nothing about how experts are read.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from smallthinker import host
+from smallthinker.errors import StoreFormatError, StoreReadError, one_line
+from smallthinker.expert_store.device.pacing import SequentialThrottle
+from smallthinker.expert_store.device.storage_profile import StorageProfile
+from smallthinker.expert_store.format import (
+    COMPRESSION,
+    CONFIG_FILE,
+    DENSE_FILE,
+    EXPERTS_FILE,
+    FORMAT_NAME,
+    REQUIRED_FILES,
+    StoredTensor,
+    StoreFile,
+    read_store_file,
+)
+from smallthinker.expert_store.header import fault
+from smallthinker.expert_store.progress import Progress, silent
+from smallthinker.expert_store.records import Records, Stage
+from smallthinker.expert_store.store import Store
+from smallthinker.files import SmallFiles, is_folder, is_there, open_regular, write_hint
+from smallthinker.host import pages
+from smallthinker.models.description import Model
+from smallthinker.models.registry import read_model
+from smallthinker.models.tensors import ROUTER
+
+_MAX_CONFIG_BYTES = 1 << 20
+_PIECE_BYTES = 4 << 20  # one read of dense weights or of a verification
+
+
+class FolderStore(Store):
+    """dense_file, experts_file: the checked files."""
+
+    def __init__(self, path: Path, config: Model, dense: StoreFile, experts: StoreFile) -> None:
+        super().__init__(path, config, experts.formats)
+        self.dense_file, self.experts_file = dense, experts
+        self.kind, self.engine_version = f"{FORMAT_NAME} {experts.format_version}", experts.engine_version
+        self.is_compressed = experts.is_compressed
+        self.num_compressed = sum(tensor.is_compressed for tensor in experts.tensors)
+        self.on_disk_bytes = experts.file_bytes - experts.data_start
+        self.small_files, self.weight_files = SmallFiles(path), (experts.path,)
+
+    @classmethod
+    def opened(cls, path: Path) -> FolderStore:
+        """As `Store.open`."""
+        try:
+            _check_folder(path)
+            config_bytes = (path / CONFIG_FILE).stat().st_size
+            if config_bytes > _MAX_CONFIG_BYTES:
+                raise fault(path / CONFIG_FILE, 0, "size", f"at most {_MAX_CONFIG_BYTES} bytes", config_bytes)
+            config = read_model(path / CONFIG_FILE, in_store=True)
+            dense = read_store_file(path / DENSE_FILE, "dense", config)
+            experts = read_store_file(path / EXPERTS_FILE, "experts", config)
+        except OSError as e:
+            raise StoreReadError(f"{e.filename or path}: cannot read the store: {e.strerror or e}") from e
+        if dense.formats != experts.formats:
+            expected, found = f"{experts.formats} as in {EXPERTS_FILE}", one_line(dense.formats)
+            raise fault(dense.path, 8, "__metadata__ quant", one_line(expected), found)
+        return cls(path, config, dense, experts)
+
+    def record_offset(self, index: int) -> int:
+        """Where record `index` starts in experts.safetensors, bytes; a multiple of 4096. Raises IndexError."""
+        return self._record(index).offset
+
+    def stored_bytes(self, index: int) -> int:
+        """What record `index` takes in experts.safetensors, a multiple of 4096: `record_bytes` of a record that lies
+        there as it is, less of a compressed one. Raises IndexError."""
+        return self._record(index).nbytes
+
+    def _record(self, index: int) -> StoredTensor:
+        if not 0 <= index < self.num_experts:
+            raise IndexError(f"record {index}: the store has {self.num_experts}")
+        return self.experts_file.tensors[index]
+
+    def records(self, chunk_bytes: int) -> Records:
+        if not self.is_compressed:
+            return self.plain_records()
+        from smallthinker.expert_store.compression import Unpacker, decompressor_bytes  # and zstandard
+
+        file, most = self.experts_file, max(tensor.nbytes for tensor in self.experts_file.tensors)
+        offsets = [tensor.offset for tensor in file.tensors]
+        unpack = Unpacker(self.quant, self.record_bytes)
+        stage = Stage(unpack, COMPRESSION, most + decompressor_bytes(self.quant, self.record_bytes))
+        ends = [*offsets, offsets[-1] + file.tensors[-1].nbytes]
+        return Records.whole(file.path, file.file_bytes, self.record_bytes, ends, stage)
+
+    def plain_records(self) -> Records:
+        file = self.experts_file
+        return Records.in_turn(file.path, file.file_bytes, file.tensors[0].offset, self.record_bytes, self.num_experts)
+
+    def identity(self) -> str:
+        stored = (*self.dense_file.tensors, *self.experts_file.tensors)
+        return "".join(f"{tensor.spec.name} {tensor.crc32} " for tensor in stored)
+
+    def router_checksums(self) -> list[int]:
+        return [tensor.crc32 for tensor in self.dense_file.tensors if tensor.spec.name.endswith(f".{ROUTER}")]
+
+    def hint_path(self, name: str) -> Path:
+        return self.path / name
+
+    def write_hint(self, name: str, data: bytes) -> bool:
+        return write_hint(self.path / name, data)
+
+    def verify(self, progress: Progress | None = None) -> None:
+        progress = progress or silent
+        total = self.dense_file.file_bytes + self.experts_file.file_bytes
+        done = 0
+        for file in (self.dense_file, self.experts_file):
+            with _Sequential(file) as source:
+                for tensor in file.tensors:
+                    crc = _crc32(source, tensor)
+                    if crc != tensor.crc32:
+                        name = f"checksum of tensor '{tensor.spec.name}'"
+                        remedy = "the file changed since it was written: copy or convert it again"
+                        raise fault(file.path, tensor.offset, name, f"{tensor.crc32:08x}", f"{crc:08x}", remedy)
+                    progress(done + tensor.offset + tensor.nbytes, total, tensor.spec.name)
+            done += file.file_bytes
+
+    def _load_dense(
+        self,
+        mode: Literal["anonymous", "mapped"],
+        progress: Progress,
+        storage: StorageProfile | None,
+        reserved: Callable[[npt.NDArray[np.uint8]], None],
+    ) -> npt.NDArray[np.uint8]:
+        return self._map_dense() if mode == "mapped" else self._read_dense(progress, storage, reserved)
+
+    def _read_dense(
+        self,
+        progress: Progress,
+        storage: StorageProfile | None,
+        reserved: Callable[[npt.NDArray[np.uint8]], None],
+    ) -> npt.NDArray[np.uint8]:
+        throttle = None if storage is None else SequentialThrottle(storage)
+        memory = pages.weights_buffer(self.dense_bytes)
+        reserved(self._frozen(memory))
+        view = memoryview(memory)
+        with _Sequential(self.dense_file, from_cache=True) as source:
+            for start in range(0, self.dense_bytes, _PIECE_BYTES):
+                # whole pages for direct reads: the last piece may ask for more than the file has
+                piece = view[start : start + _PIECE_BYTES]
+                wanted = min(len(piece), self.dense_bytes - start)
+                source.read(self.dense_file.data_start + start, piece, wanted)
+                if throttle is not None:
+                    throttle.arrived(wanted)
+                progress(start + wanted, self.dense_bytes, DENSE_FILE)
+        return self._frozen(memory)
+
+    def _map_dense(self) -> npt.NDArray[np.uint8]:
+        path, expected = self.dense_file.path, self.dense_file.file_bytes
+        try:
+            with open_regular(path) as file:
+                found = file.seek(0, 2)
+                if found != expected:  # a map longer than its file would end the process at the first touch
+                    raise StoreReadError(f"{path}: expected {expected} bytes, found {found}; it changed since opening")
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as e:
+            raise e if isinstance(e, StoreReadError) else _read_error(path, 0, e) from e
+        return self._frozen(mapped, self.dense_file.data_start)
+
+    def _frozen(self, memory: mmap.mmap, start: int = 0) -> npt.NDArray[np.uint8]:
+        array = np.frombuffer(memory, np.uint8, self.dense_bytes, start)
+        array.flags.writeable = False
+        return array
+
+
+class _Sequential:
+    """Reads a file once through, past the page cache where possible, else dropping behind.
+
+    `from_cache` takes what the page cache holds anyway from there, and leaves it there.
+    """
+
+    def __init__(self, file: StoreFile, from_cache: bool = False) -> None:
+        self._path = file.path
+        self._fd = self._cached_fd = -1
+        try:
+            direct = host.open_direct(file.path)
+            self._fd = host.open_buffered(file.path) if direct is None else direct
+            self._cached_fd = host.open_buffered(file.path) if from_cache else -1
+        except OSError as e:
+            self._close()
+            raise _read_error(file.path, 0, e) from e
+        self.buffer = memoryview(host.aligned_buffer(_PIECE_BYTES))
+
+    def __enter__(self) -> _Sequential:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        for fd in (self._fd, self._cached_fd):
+            if fd >= 0:
+                os.close(fd)
+
+    def read(self, offset: int, into: memoryview, wanted: int) -> None:
+        """Read at least `wanted` bytes; offset, length and address of `into` fit direct reads. StoreReadError."""
+        done = 0
+        is_cached = self._cached_fd >= 0 and host.is_cached(self._cached_fd, offset, wanted)
+        fd = self._cached_fd if is_cached else self._fd
+        while done < wanted:
+            done -= done % host.DIRECT_ALIGN  # after a short read, go on from a place that direct reads can start at
+            try:
+                count = host.read_at(fd, into[done:], offset + done)
+            except OSError as e:
+                raise _read_error(self._path, offset + done, e) from e
+            if count == 0 or (done + count < wanted and count < host.DIRECT_ALIGN):
+                raise StoreReadError(
+                    f"{self._path}: byte {offset + done}: expected {wanted - done} more bytes, found {count}: the file "
+                    f"was cut short after it was opened; copy or convert it again"
+                )
+            done += count
+        if not is_cached:
+            host.drop_file_cache(self._fd, offset, len(into))
+
+
+def _crc32(source: _Sequential, tensor: StoredTensor) -> int:
+    crc, position, stop = 0, tensor.offset, tensor.offset + tensor.nbytes
+    while position < stop:
+        skip = position % host.DIRECT_ALIGN  # dense tensors start on cache lines, reads on pages
+        wanted = min(len(source.buffer), skip + stop - position)
+        source.read(position - skip, source.buffer[: host.whole_pages(wanted)], wanted)
+        crc = zlib.crc32(source.buffer[skip:wanted], crc)
+        position += wanted - skip
+    return crc
+
+
+def _check_folder(path: Path) -> None:
+    if not is_folder(path):
+        found = "a file" if is_there(path) else "nothing"
+        raise StoreFormatError(
+            f"{path}: expected a store (a folder), found {found}; give the folder that was converted"
+        )
+    missing = [name for name in REQUIRED_FILES if not (path / name).exists()]
+    if not missing:
+        return
+    remedy = "copy or convert it again"
+    if any(path.glob("model*.safetensors")) and DENSE_FILE in missing:
+        remedy = "this is a Hugging Face checkpoint: convert it first"
+    raise StoreFormatError(f"{path}: not a whole store: {', '.join(missing)} missing; {remedy}")
+
+
+def _read_error(path: Path, offset: int, e: OSError) -> StoreReadError:
+    return StoreReadError(f"{path}: byte {offset}: cannot read: {e.strerror or e}")

@@ -1,0 +1,40 @@
+// Where records lie in files: in pieces, which are read in chunks. A table, checked once.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <utility>
+#include <vector>
+
+namespace smallthinker {
+
+// `what`: of a piece that goes into its slot as it lies, where it goes; else what the stage is told of it.
+struct Piece {
+  int64_t file, offset, bytes, what;
+};
+
+// Throws std::invalid_argument for what lies outside its files or, where there is no stage, isn't `record_bytes` in order.
+class Records {
+ public:
+  static constexpr int64_t kWholePieces = std::numeric_limits<int64_t>::max();
+
+  // starts: each record's first piece, and behind the last one's the end. chunk_bytes: how pieces are cut; a stage gets
+  // whole ones.
+  Records(std::vector<Piece> pieces, std::vector<int64_t> starts, const std::vector<int64_t>& file_bytes,
+          int64_t record_bytes, int64_t chunk_bytes);
+
+  int64_t count() const { return int64_t(starts_.size()) - 1; }
+  const std::vector<Piece>& pieces() const { return pieces_; }
+  int64_t max_piece_bytes() const;
+  // A record's chunk; of no bytes behind the last one.
+  Piece chunk(int64_t record, int64_t number) const;
+
+ private:
+  void check(const std::vector<int64_t>& file_bytes, int64_t record_bytes) const;
+
+  std::vector<Piece> pieces_;
+  std::vector<int64_t> starts_;
+  int64_t chunk_bytes_;
+};
+
+}  // namespace smallthinker
