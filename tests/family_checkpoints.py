@@ -34,6 +34,17 @@ GLM = {
     "head_dim": 32, "num_mtp_layers": 0, "moe_intermediate_size": 32, "n_routed_experts": 8, "num_experts_per_tok": 3,
     "n_shared_experts": 2, "routed_scaling_factor": 1.8, "first_k_dense_replace": 1,
 }  # fmt: skip
+MINISTRAL = {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3}
+LLAMA4 = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "intermediate_size_mlp": 192,
+    "no_rope_layers": [1, 1, 0, 1],
+    "attention_chunk_size": 16,
+    "floor_scale": 8,
+    "attn_scale": 0.3,
+    "interleave_moe_layer_step": 0,
+}
 # model_type, and what it has over BASE.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 3": ("llama", {"rope_parameters": LLAMA3}),
@@ -97,6 +108,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
          "max_position_embeddings": 192},
     ),
     "phi3 plain": ("phi3", {}),
+    "ministral3": ("ministral3", {"head_dim": 32, "rope_parameters": YARN | MINISTRAL}),
+    "ministral3 window": (
+        "ministral3",
+        {"head_dim": 32, "sliding_window": 20, "rope_parameters": YARN | MINISTRAL | {"mscale_all_dim": 0.5}},
+    ),
+    "llama4": ("llama4_text", LLAMA4 | {"moe_layers": [], "tie_word_embeddings": True}),
+    "llama4 whole": (
+        "llama4_text",
+        LLAMA4 | {"moe_layers": [], "no_rope_layers": [1, 1, 1, 1], "attention_chunk_size": None, "use_qk_norm": False},
+    ),
+    "llama4 experts": (
+        "llama4_text",
+        LLAMA4 | {"interleave_moe_layer_step": 2, "num_local_experts": 8, "num_experts_per_tok": 2,
+                  "intermediate_size": 32, "attention_bias": True},
+    ),
     "glm4_moe": ("glm4_moe", GLM | {"use_qk_norm": True, "attention_bias": True}),
     "glm4_moe groups": ("glm4_moe", GLM | {"n_group": 4, "topk_group": 2, "norm_topk_prob": False}),
 }  # fmt: skip

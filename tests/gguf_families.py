@@ -36,11 +36,13 @@ ARCHITECTURES = {
     "gemma3 scaled as heads": gguf.MODEL_ARCH.GEMMA3,
     "phi3": gguf.MODEL_ARCH.PHI3,
     "phi3 plain": gguf.MODEL_ARCH.PHI3,
+    "ministral3": gguf.MODEL_ARCH.MISTRAL3,
+    "llama4 whole": gguf.MODEL_ARCH.LLAMA4,
     "glm4_moe": gguf.MODEL_ARCH.GLM4_MOE,
     "glm4_moe groups": gguf.MODEL_ARCH.GLM4_MOE,
 }
 # Those whose converter moves rows of q and k.
-PERMUTED = (gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.SMOLLM3)
+PERMUTED = (gguf.MODEL_ARCH.LLAMA, gguf.MODEL_ARCH.SMOLLM3, gguf.MODEL_ARCH.MISTRAL3)
 
 
 def metadata(model: Model) -> dict[str, Any]:
@@ -61,7 +63,7 @@ def metadata(model: Model) -> dict[str, Any]:
     }
     if family != "phi3":
         facts |= {"attention.key_length": attention.head_dim, "attention.value_length": attention.head_dim}
-    if family in ("llama", "mistral", "mixtral", "smollm3", "phi3", "glm4_moe"):
+    if family in ("llama", "mistral", "mixtral", "smollm3", "phi3", "glm4_moe", "ministral3", "llama4_text"):
         facts |= {"vocab_size": model.vocab_size, "rope.dimension_count": rope.size}
     if ffn.router is not None:
         facts |= {"expert_count": ffn.router.experts, "expert_used_count": ffn.router.k}
@@ -80,6 +82,13 @@ def metadata(model: Model) -> dict[str, Any]:
             "leading_dense_block_count": raw["first_k_dense_replace"], "expert_weights_scale": ffn.router.scale,
             "expert_group_count": ffn.router.groups, "expert_group_used_count": ffn.router.kept_groups,
             "nextn_predict_layers": 0,
+        }  # fmt: skip
+    if family == "ministral3" and attention.growth is not None:
+        facts |= {"attention.temperature_scale": attention.growth.beta, "rope.scaling.yarn_log_multiplier": 1.0}
+    if family == "llama4_text":
+        facts |= {
+            "interleave_moe_layer_step": 0, "expert_feed_forward_length": 96, "expert_count": 128,
+            "expert_used_count": 1, "feed_forward_length": raw["intermediate_size_mlp"], "attention.sliding_window": 0,
         }  # fmt: skip
     return facts | {f"rope.scaling.{key}": value for key, value in _scaling(rope).items()}
 

@@ -153,17 +153,25 @@ def activation_name(activation: d.Activation) -> str:
     return next(name for name, known in _ACTIVATIONS.items() if known == activation)
 
 
-def dense(keys: Keys, hidden: int, act: d.Activation, bias: bool = False, expert_width: int = 0) -> d.Ffn:
-    """The network of `intermediate_size`, in slices: as many as `num_mlp_slices` says, which is our own key (a store
-    keeps the records that it was written with), or as make records of a good size. expert_width: of other layers."""
-    width = keys.positive("intermediate_size", multiple_of=d.BLOCK)
+def dense(
+    keys: Keys,
+    hidden: int,
+    act: d.Activation,
+    bias: bool = False,
+    expert_width: int = 0,
+    key: str = "intermediate_size",
+) -> d.Ffn:
+    """The network of `intermediate_size`, or of another key, in slices: as many as `num_mlp_slices` says, which is our
+    own key (a store keeps the records that it was written with), or as make records of a good size. expert_width: of
+    other layers."""
+    width = keys.positive(key, multiple_of=d.BLOCK)
     slices = num_slices(hidden, width, expert_width)
     if keys.get("num_mlp_slices") is not None:
         slices = keys.positive("num_mlp_slices")
         if width % (d.BLOCK * slices):
             raise ConfigError(
                 f"num_mlp_slices: expected one that makes slices of whole blocks of {d.BLOCK} from an "
-                f"intermediate_size of {width}, found {slices}"
+                f"{key} of {width}, found {slices}"
             )
     return d.Ffn(width // slices, act, bias=bias, slices=slices)
 

@@ -119,7 +119,9 @@ def _scaling(keys: GgufKeys, facts: GgufFacts, context: int) -> dict[str, Any] |
         raise keys.fault("rope.scaling.type", "'none', 'linear' or 'yarn', or 'longrope' with its factors", kind)
     keys.only("rope.scaling.yarn_ext_factor", (1.0, -1.0))
     keys.only("rope.scaling.yarn_attn_factor", (1.0,))  # llama.cpp multiplies by it, transformers does not
+    log = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
     return {
+        **({"mscale": 1.0, "mscale_all_dim": log} if log else {}),
         "rope_type": "yarn",
         "factor": factor,
         "original_max_position_embeddings": keys.integer("rope.scaling.original_context_length"),

@@ -93,13 +93,13 @@ class Keys:
         """Positions that a query sees; 0 for null: all."""
         return 0 if self.get(key) is None else self.positive(key)
 
-    def layer_types(self, absent: Sequence[str]) -> tuple[str, ...]:
-        """Of each layer, "full_attention" or "sliding_attention"."""
+    def layer_types(self, absent: Sequence[str], kinds: Sequence[str] = LAYER_TYPES) -> tuple[str, ...]:
+        """Of each layer, one of these kinds."""
         value = self.get("layer_types")
         if value is None:
             return tuple(absent)
-        if not isinstance(value, list) or any(kind not in LAYER_TYPES for kind in value):
-            raise ConfigError(f"layer_types: expected a list of {' and '.join(LAYER_TYPES)}, found {shown(value)}")
+        if not isinstance(value, list) or any(kind not in kinds for kind in value):
+            raise ConfigError(f"layer_types: expected a list of {' and '.join(kinds)}, found {shown(value)}")
         if len(value) != len(absent):
             raise ConfigError(f"layer_types: expected {len(absent)} entries (num_hidden_layers), found {len(value)}")
         return tuple(value)

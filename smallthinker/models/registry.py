@@ -20,6 +20,8 @@ from smallthinker.models.families import (
     glm4_moe,
     gpt_oss,
     llama,
+    llama4,
+    ministral3,
     mistral,
     mixtral,
     olmoe,
@@ -35,7 +37,7 @@ from smallthinker.models.places import Place, file_name, file_tensors, places
 
 _MODULES = (
     smallthinker, described, llama, mistral, qwen2, qwen3, qwen3_moe, olmoe, mixtral, smollm3, gemma3, gpt_oss, phi3,
-    glm4_moe,
+    glm4_moe, ministral3, llama4,
 )  # fmt: skip
 FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in _MODULES}
 """By model_type: modules with ARCHITECTURE, from_config, to_config and CHECKPOINT_NAMES (None: the description's own);
