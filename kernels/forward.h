@@ -15,8 +15,8 @@
 #include <utility>
 #include <vector>
 
-#include "bound_attention.h"
-#include "bound_ffn.h"
+#include "bindings/bound_attention.h"
+#include "bindings/bound_ffn.h"
 
 namespace smallthinker {
 

@@ -11,7 +11,7 @@ compile() {
   "$COMPILER" -std=c++17 -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread -Ikernels "${@:2}" -c "$1" -o "$object"
 }
 export -f compile
-find kernels tests/kernels/driver -name '*.cpp' ! -path kernels/bindings.cpp |
+find kernels tests/kernels/driver -name '*.cpp' ! -path 'kernels/bindings/*' |
   COMPILER=$compiler FOLDER=$folder xargs -P "$(nproc)" -I FILE bash -euo pipefail -c 'compile "$@"' - FILE "$@"
 "$compiler" "$@" -pthread "$folder"/*.o -o "$folder/driver"
 echo "$folder/driver"

@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "bound_norm.h"
-#include "checks.h"
+#include "bindings/bound_norm.h"
+#include "bindings/checks.h"
 
 namespace smallthinker {
 

@@ -7,7 +7,7 @@
 #include <iterator>
 #include <string>
 
-#include "arguments.h"
+#include "bindings/arguments.h"
 #include "isa/isa.h"
 #include "kernels.h"
 

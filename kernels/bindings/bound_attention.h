@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "bound_norm.h"
+#include "bindings/bound_norm.h"
 #include "thread_pool.h"
 #include "timings.h"
 

@@ -7,7 +7,7 @@
 #include <optional>
 #include <string>
 
-#include "checks.h"
+#include "bindings/checks.h"
 
 namespace smallthinker {
 
