@@ -192,7 +192,7 @@ class LLM:
         tokenizer = self._engine.tokenizer
         special_tokens = arguments.flag("special_tokens", options.pop("special_tokens", False))
         if isinstance(prompt, str):
-            ids = tokenizer.encode(arguments.text("prompt", prompt), special_tokens=special_tokens)
+            ids = tokenizer.encode_prompt(arguments.text("prompt", prompt), special_tokens=special_tokens)
         elif not is_list(prompt):
             refuse("prompt", "text or a list of messages", prompt)
         elif special_tokens:

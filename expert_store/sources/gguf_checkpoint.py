@@ -22,7 +22,7 @@ from smallthinker.errors import CheckpointError
 from smallthinker.expert_store.format import BLOCK, CONFIG_FILE, Quant
 from smallthinker.expert_store.sources.ggml_blocks import BLOCK_QUANTS
 from smallthinker.expert_store.sources.gguf_header import GgufHeader, GgufTensor, read_gguf_header
-from smallthinker.expert_store.sources.gguf_tokenizer import GgufTokenizer
+from smallthinker.expert_store.sources.gguf_tokenizer.tokenizer import GgufTokenizer
 from smallthinker.expert_store.sources.placed import read_placed
 from smallthinker.expert_store.sources.weight_files import WeightFiles
 from smallthinker.files import open_regular

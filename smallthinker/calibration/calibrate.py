@@ -110,7 +110,7 @@ def calibrate(
                 "one behind it; of such a layer nothing is learned yet"
             )
         routers = [engine.router_weights(layer) for layer in range(engine.config.num_layers)]
-        ids = engine.tokenizer.encode(text)[: MOST_TOKENS if tokens is None else tokens]
+        ids = engine.tokenizer.encode_prompt(text)[: MOST_TOKENS if tokens is None else tokens]
         if len(ids) < FEWEST_TOKENS:
             raise RequestError(
                 f"text: expected at least {FEWEST_TOKENS} tokens, found {len(ids)}; give a longer --text"

@@ -49,7 +49,7 @@ def handle(args: argparse.Namespace) -> int:
     text = read_text(args.text)
     options = engine_options(args)
     with ProgressBar("tracing", "token") as progress, Engine(args.store or DEMO_STORE, options) as engine:
-        tokens = engine.tokenizer.encode(text)[: args.tokens]
+        tokens = engine.tokenizer.encode_prompt(text)[: args.tokens]
         trace = record(engine, split(tokens, engine.plan.context), progress)
     save_trace(trace, args.out, replace=args.force)
     use = usage(trace.ids, trace.starts, trace.experts)

@@ -38,14 +38,16 @@ def text_windows(tokenizer: Tokenizer, text: str, context: int, stride: int | No
     `stride` (default: half of the context) and predicts only what is new to it, from context - stride + 1 tokens or
     more. tokens: only so many of the text's, or up to three fewer where they would end inside a character.
 
-    Nothing is put before the text: a prompt gets nothing either. Raises RequestError: fewer than two tokens, a stride
-    that doesn't fit.
+    A window begins with what the model's texts begin with (`<s>`, or nothing), as a prompt does. Raises RequestError:
+    fewer than two tokens, a stride that doesn't fit.
     """
     if tokens is not None and tokens < 2:
         raise RequestError(f"--tokens: expected at least 2, found {tokens}")
+    beginning = tokenizer.beginning
+    room = context - len(beginning)
     stride = max(1, context // 2) if stride is None else stride
-    if not 1 <= stride <= context:
-        raise RequestError(f"--stride: expected 1 to {context}, the context, found {stride}")
+    if not 1 <= stride <= room:
+        raise RequestError(f"--stride: expected 1 to {room}, the context, found {stride}")
     ids, spans = tokenizer.encode_with_spans(text)
     first, last = 1, min(tokens or len(ids), len(ids))
     while first < last and _is_inside_character(spans, first):  # bytes of a text cut there can't be counted
@@ -57,12 +59,12 @@ def text_windows(tokenizer: Tokenizer, text: str, context: int, stride: int | No
     begin = spans[first][0]
     end = spans[last][0] if last < len(ids) else len(text)
     sequences, targets, done = [], [], first
-    for window_end in (*range(min(context, last - 1), last - 1, stride), last - 1):
-        window_begin = max(0, window_end - context)
+    for window_end in (*range(min(room, last - 1), last - 1, stride), last - 1):
+        window_begin = max(0, window_end - room)
         follow = np.array(ids[window_begin + 1 : window_end + 1], np.int64)
         follow[: done - 1 - window_begin] = -1
-        sequences.append(ids[window_begin:window_end])
-        targets.append(follow)
+        sequences.append(beginning + ids[window_begin:window_end])
+        targets += [np.full(len(beginning), -1, np.int64), follow]
         done = max(done, window_end + 1)
     return Windows(sequences, np.concatenate(targets), len(text[begin:end].encode()), context, stride)
 

@@ -51,7 +51,10 @@ def _prepare(service: Service, asked: CompletionRequest) -> _Texts:
     wanted: list[WantedAnswer] = []
     echoes: list[str] = []
     for prompt in prompts:
-        ids = encode(llm, prompt, special_tokens=asked.special_tokens) if isinstance(prompt, str) else prompt
+        if isinstance(prompt, str):
+            ids = encode(llm, prompt, special_tokens=asked.special_tokens, is_prompt=True)
+        else:
+            ids = prompt
         params = generation_params(
             asked.model_dump(),
             limits,

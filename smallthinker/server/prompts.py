@@ -35,11 +35,13 @@ class Prompt:
         return (THINK, THOUGHT) if self.thinks else None
 
 
-def encode(llm: LLM, text: str, *, special_tokens: bool = False) -> list[int]:
-    """Raises ApiError for what can't fit the context, however it is cut into tokens."""
+def encode(llm: LLM, text: str, *, special_tokens: bool = False, is_prompt: bool = False) -> list[int]:
+    """is_prompt: with what the model's texts begin with. Raises ApiError for what can't fit the context, however it is
+    cut into tokens."""
     _check_length(llm, text)
     with _valid_unicode():
-        return llm.tokenizer.encode(text, special_tokens=special_tokens)
+        make = llm.tokenizer.encode_prompt if is_prompt else llm.tokenizer.encode
+        return make(text, special_tokens=special_tokens)
 
 
 def _check_length(llm: LLM, text: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -63,6 +64,19 @@ class Tokenizer:
             return self.encode_with_spans(text)[0]
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+    def encode_prompt(self, text: str, *, special_tokens: bool = False) -> list[int]:
+        """As `encode`, behind what the model's texts begin with (`<s>`, `<bos>`) where they don't have it already.
+        Chat templates write it themselves."""
+        ids = self.encode(text, special_tokens=special_tokens)
+        return ids if ids[: len(self.beginning)] == self.beginning else [*self.beginning, *ids]
+
+    @cached_property
+    def beginning(self) -> list[int]:
+        """What the tokenizer puts before every text: mostly nothing, or one token."""
+        encoding = self._tokenizer.encode("a", add_special_tokens=True)
+        added = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
+        return [id for id, _ in takewhile(lambda token: token[1], added)]
 
     def encode_with_spans(self, text: str) -> tuple[list[int], Spans]:
         """As `encode`, and of each token the characters [start, end) of the text that it comes from. Tokens that share
