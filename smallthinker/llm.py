@@ -25,7 +25,8 @@ from smallthinker.generation.scheduler import Scheduler
 from smallthinker.memory_plan import MemoryPlan
 from smallthinker.models.description import Model
 from smallthinker.options import EngineChanges, EngineOptions
-from smallthinker.text.messages import plain_messages
+from smallthinker.text.chat_prompt import chat_prompt, switches
+from smallthinker.text.messages import plain_tools
 from smallthinker.text.tokenizer import Message, Tokenizer
 
 # The collector may drop an LLM on a thread that holds a lock which the LLM's own needs to end: the longest to wait.
@@ -54,13 +55,17 @@ class GenerationOptions(TypedDict, total=False):
 
 
 class CallOptions(GenerationOptions, total=False):
-    """Those, what else `Scheduler.submit` takes, and how a prompt's text is read: see LLM."""
+    """Those, what else `Scheduler.submit` takes, how a prompt's text is read, and what a chat's template is given: see
+    LLM."""
 
     logits_processor: LogitsProcessor | None
     logprobs: int | None
     timeout_sec: float | None
     on_prefill: Callable[[int, int], None] | None
     special_tokens: bool
+    tools: Sequence[Mapping[str, Any]] | None
+    thinking: bool | None
+    template_values: Mapping[str, Any] | None
 
 
 class TextStream:
@@ -108,7 +113,10 @@ class LLM:
 
     A prompt is text, or messages as in OpenAI's API ({"role": ..., "content": ...}; see smallthinker.text.messages),
     which the model's chat template turns into text. Names of special tokens (`<|im_end|>`) in either are plain text;
-    only a template's own stand for tokens, and those of a text with `special_tokens=True`.
+    only a template's own stand for tokens, and those of a text with `special_tokens=True`. Of the answer to messages
+    `text` is what is said; thoughts and calls stand apart, in `Completion.reasoning` and `calls`. With messages may
+    come `tools`, functions as in OpenAI's API that the model may call; `thinking`, True or False for templates with
+    such a switch; and `template_values`, what else the template asks for.
     Everything may be called from any thread: answers that are asked for at the same time wait for each other. Not in a
     process that was forked from the one that loaded it: threads don't come along, and ForkedError says so.
     """
@@ -191,20 +199,32 @@ class LLM:
         self.scheduler.home.check()
         tokenizer = self._engine.tokenizer
         special_tokens = arguments.flag("special_tokens", options.pop("special_tokens", False))
+        tools, thinking = options.pop("tools", None), options.pop("thinking", None)
+        values, chat = options.pop("template_values", None) or {}, None
         if isinstance(prompt, str):
+            for name, value in (("tools", tools), ("thinking", thinking), ("template_values", values or None)):
+                if value is not None:
+                    raise RequestError(f"{name}: only for messages; a text is continued as it is")
             ids = tokenizer.encode_prompt(arguments.text("prompt", prompt), special_tokens=special_tokens)
         elif not is_list(prompt):
             refuse("prompt", "text or a list of messages", prompt)
         elif special_tokens:
             raise RequestError("special_tokens: only for a prompt that is text; those of messages are the template's")
         else:
-            ids = tokenizer.encode_chat(plain_messages(prompt))
+            asked = chat_prompt(
+                tokenizer,
+                prompt,
+                tools=plain_tools(tools),
+                values=switches(tokenizer.chat_template, thinking, **values),
+            )
+            ids, chat = asked.ids, asked.answer
         request = self.scheduler.submit(
             ids,
             logits_processor=options.pop("logits_processor", None),
             logprobs=options.pop("logprobs", None),
             timeout_sec=options.pop("timeout_sec", None),
             on_prefill=options.pop("on_prefill", None),
+            chat=chat,
             params=GenerationParams(**cast(GenerationOptions, options)),  # what is left; the last to be evaluated
         )
         request.hold(self)

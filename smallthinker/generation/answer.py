@@ -27,7 +27,9 @@ from smallthinker.generation.stats import GenerationStats
 from smallthinker.lossy_head import HeadCounters
 from smallthinker.measures.profile import Clocks, Profile, Stopwatch
 from smallthinker.measures.roofline import Phase
-from smallthinker.text.stop_strings import StopStrings
+from smallthinker.text.answer_parser import Part
+from smallthinker.text.answer_reader import AnswerReader, said
+from smallthinker.text.chat_prompt import AnswerFormat
 
 FinishReason = Literal["stop", "length", "cancelled", "timeout"]
 # Called before each sampling with the ids generated so far and a copy of the logits, float32 [V], which it may change:
@@ -42,15 +44,13 @@ class GenerationParams(SamplingParams):
     """What to generate, and how to pick its tokens.
 
     `max_tokens` None: up to 256, or what the context leaves if that is less. `stop`: the answer ends before any of
-    these texts, of which one may stand alone; names of special tokens count in them as these tokens. `thought`: begin
-    and end of what may come first, where `stop` doesn't count; '' as its begin where the prompt has it. `ignore_eos`
-    goes on after an end-of-text token.
+    these texts, of which one may stand alone; names of special tokens count in them as these tokens. In a chat they
+    count in what is said, not in thoughts and calls. `ignore_eos` goes on after an end-of-text token.
     """
 
     max_tokens: int | None = None
     stop: str | Sequence[str] | None = ()
     ignore_eos: bool = False
-    thought: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         """Raises RequestError, naming the parameter."""
@@ -76,17 +76,30 @@ class TokenLogprobs:
 @dataclass(frozen=True)
 class Token:
     """One token of an answer. `text` is what became certain with it: '' while a character is incomplete or a stop
-    string may be beginning."""
+    string may be beginning. Of a chat's answer `text` is what is said, and `parts` all that became certain;
+    `is_thought`: it belongs to a thought."""
 
     id: int
     text: str
     logprobs: TokenLogprobs | None = None
+    parts: tuple[Part, ...] = ()
+    is_thought: bool = False
+
+
+@dataclass(frozen=True)
+class Call:
+    """Of a function, as a chat's answer asks for it. `arguments`: a JSON object."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True)
 class Completion:
     """A finished answer. `text` is without the stop string, `token_ids` without the end-of-text token; `logprobs` has
-    an entry for each of `token_ids`, if they were asked for."""
+    an entry for each of `token_ids`, if they were asked for. Of a chat's answer `text` is what is said, `reasoning`
+    what was thought before, and `calls` the functions that are to be called."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -94,14 +107,17 @@ class Completion:
     stats: GenerationStats
     profile: Profile
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    reasoning: str = ""
+    calls: tuple[Call, ...] = ()
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of an answer. `text`: what was held back until now and belongs behind the last token's."""
+    """The end of an answer. `text`, `parts`: what was held back until now and belongs behind the last token's."""
 
     text: str
     completion: Completion
+    parts: tuple[Part, ...] = ()
 
 
 class Answer:
@@ -116,8 +132,9 @@ class Answer:
         *,
         logits_processor: LogitsProcessor | None = None,
         logprobs: int | None = None,
+        chat: AnswerFormat | None = None,
     ) -> None:
-        """logprobs: report each token's, and those of so many of the likeliest.
+        """logprobs: report each token's, and those of so many of the likeliest. chat: how a chat's answer is read.
 
         Raises ContextLengthError and RequestError here, before anything is computed.
         """
@@ -139,12 +156,11 @@ class Answer:
         self.reason: FinishReason | None = None
         self._params, self._logprobs, self._process = params, logprobs, logits_processor
         self._found: list[TokenLogprobs] = []
-        self._text: list[str] = []
-        self._last = ""  # text that became certain with the token that ended it
         self._decoder = engine.tokenizer.stream()
-        self._stops = StopStrings(texts("stop", params.stop), engine.tokenizer.special_names, params.thought)
+        self._reader = AnswerReader(engine.tokenizer.special_names, texts("stop", params.stop), chat)
+        self._last: list[Part] = []  # what became certain with the token that ended it
         self._sampler = Sampler(params, self.prompt, engine.pool)
-        self._eos = () if params.ignore_eos else engine.config.tokens.eos
+        self._eos = () if params.ignore_eos else engine.config.tokens.eos + (() if chat is None else chat.ends)
         self._engine, self._asked = engine, time.perf_counter()
         self._meter: _Meter | None = None
 
@@ -165,7 +181,7 @@ class Answer:
         self._meter.token()
         if id in self._eos:
             self.reason = "stop"
-            self._last = self._stops.push(self._decoder.finish(), self._engine.tokenizer.hidden_text(id))
+            self._last = self._reader.push(self._decoder.finish(), self._engine.tokenizer.hidden_text(id))
             return None
         logprobs = None
         if self._logprobs is not None:
@@ -173,13 +189,13 @@ class Answer:
             self._found.append(logprobs)
         self.ids.append(id)
         with self._meter.text:
-            text = self._stops.push(self._decoder.push(id), self._engine.tokenizer.hidden_text(id))
-        self._text.append(text)
-        if self._stops.stopped:
+            is_thought = self._reader.is_thinking
+            parts = self._reader.push(self._decoder.push(id), self._engine.tokenizer.hidden_text(id))
+        if self._reader.stopped:
             self.reason = "stop"
         elif len(self.ids) == self.limit:
             self.reason = "length"
-        return Token(id, text, logprobs)
+        return Token(id, said(parts), logprobs, tuple(parts), is_thought)
 
     def finish(self, reason: FinishReason | None = None) -> Finished:
         """The end, for `reason` where the answer hasn't ended by itself; perhaps before it began."""
@@ -188,18 +204,21 @@ class Answer:
             self.begin()
         assert reason is not None and self._meter is not None
         rest = self._last
-        if not self._stops.stopped:
-            rest += self._stops.push(self._decoder.finish()) + self._stops.finish()
-            reason = "stop" if self._stops.stopped else reason
-        self._text.append(rest)
+        if not self._reader.stopped:
+            rest = [*rest, *self._reader.push(self._decoder.finish()), *self._reader.finish()]
+            reason = "stop" if self._reader.stopped else reason
         self.reason = reason
-        logprobs = None if self._logprobs is None else tuple(self._found)
-        return Finished(
-            rest,
-            Completion(
-                "".join(self._text), tuple(self.ids), reason, self._meter.stats(), self._meter.profile(), logprobs
-            ),
+        completion = Completion(
+            self._reader.text,
+            tuple(self.ids),
+            reason,
+            self._meter.stats(),
+            self._meter.profile(),
+            None if self._logprobs is None else tuple(self._found),
+            self._reader.reasoning,
+            tuple(Call(start.id, start.name, arguments.text) for start, arguments in self._reader.calls),
         )
+        return Finished(said(rest), completion, tuple(rest))
 
 
 def _token_logprobs(pool: _kernels.ThreadPool, logits: npt.NDArray[np.float32], id: int, top: int) -> TokenLogprobs:

@@ -27,6 +27,7 @@ from smallthinker.generation.answer import Answer, GenerationParams, LogitsProce
 from smallthinker.generation.request import Request
 from smallthinker.generation.turns import Place, Turns, crowded_out
 from smallthinker.options import MAX_WAITING
+from smallthinker.text.chat_prompt import AnswerFormat
 
 # While answers are being written, so much of a prompt is computed in a step with them: they get a token every second or
 # so instead of every few. Smaller pieces would read experts more often.
@@ -133,6 +134,7 @@ class Scheduler:
         on_prefill: Callable[[int, int], None] | None = None,
         client: Hashable = None,
         batch: Hashable = None,
+        chat: AnswerFormat | None = None,
     ) -> Request:
         """Queue a request; returns at once.
 
@@ -140,7 +142,8 @@ class Scheduler:
         logprobs: report each token's, and those of so many of the likeliest. timeout_sec: from now, waiting included.
         on_prefill: told (tokens done, tokens of the prompt) as the prompt is computed, on the thread that computes.
         client, batch: whose it is, and what it was asked for with; see `turns`. Where the queue is full of one client's
-        requests, its last makes room for another's, and fails with QueueFullError.
+        requests, its last makes room for another's, and fails with QueueFullError. chat: how a chat's answer is read,
+        see `text.chat_prompt`; None for text that is only continued.
 
         Raises QueueFullError, ForkedError, and ContextLengthError and RequestError for what can never be computed.
         """
@@ -148,7 +151,9 @@ class Scheduler:
         if timeout_sec is not None:
             timeout_sec = number("timeout_sec", timeout_sec, lambda sec: sec > 0, "a number above 0, or None")
         callback("on_prefill", on_prefill)
-        answer = Answer(self._engine, prompt_ids, params, logits_processor=logits_processor, logprobs=logprobs)
+        answer = Answer(
+            self._engine, prompt_ids, params, logits_processor=logits_processor, logprobs=logprobs, chat=chat
+        )
         deadline = None if timeout_sec is None else time.monotonic() + timeout_sec
         with self._changed:
             if self._closed:

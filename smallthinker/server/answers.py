@@ -18,6 +18,7 @@ from smallthinker.generation.request import Request
 from smallthinker.server.errors import shutting_down, timed_out
 from smallthinker.server.service import Service
 from smallthinker.server.sse import EventStream
+from smallthinker.text.chat_prompt import AnswerFormat
 
 Result = TypeVar("Result")
 # Some clients give up on a connection that says nothing while a long prompt is computed.
@@ -26,12 +27,14 @@ PING_SEC = 10.0
 
 @dataclass(frozen=True)
 class WantedAnswer:
-    """One answer to be computed. make_processor: called once for each answer, since processors keep a state."""
+    """One answer to be computed. make_processor: called once for each answer, since processors keep a state. chat: how
+    a chat's answer is read."""
 
     prompt: Sequence[int]
     params: GenerationParams
     logprobs: int | None = None
     make_processor: Callable[[], LogitsProcessor | None] = lambda: None
+    chat: AnswerFormat | None = None
 
 
 class Answers:
@@ -55,6 +58,7 @@ class Answers:
                         timeout_sec=timeout_sec,
                         client=client,
                         batch=id(self),
+                        chat=one.chat,
                     )
                 )
         except BaseException:

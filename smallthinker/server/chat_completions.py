@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
@@ -17,13 +17,13 @@ from smallthinker.server.clients import client_of
 from smallthinker.server.constraints import chat_constraint, chosen_functions
 from smallthinker.server.errors import bad_request, end_of_stream
 from smallthinker.server.logprobs import chat_logprobs
-from smallthinker.server.output import CallArguments, CallStart, OutputParser, Part, Reasoning, Said
-from smallthinker.server.prompts import Prompt, chat_prompt
+from smallthinker.server.prompts import chat_prompt
 from smallthinker.server.sampling_options import choices, generation_params, processor_maker
 from smallthinker.server.schemas import ChatRequest
 from smallthinker.server.service import Service
 from smallthinker.server.sse import DONE, PING, event
 from smallthinker.server.usage import Usage, timings
+from smallthinker.text.answer_parser import CallArguments, CallStart, Part, Reasoning, Said
 
 
 async def chat_completions(request: Request) -> Response:
@@ -49,26 +49,29 @@ def _prepare(service: Service, asked: ChatRequest) -> _Chat:
     if thinking is not None and not isinstance(thinking, bool):
         raise bad_request("enable_thinking: expected true or false", "chat_template_kwargs.enable_thinking")
     tools = chosen_functions(asked, service)
-    prompt = chat_prompt(llm, limits, asked.messages, tools=tools, enable_thinking=thinking, template_values=values)
-    if thinking is False and not prompt.thinking:
-        prompt = replace(prompt, thinks=False)
-    constraint = chat_constraint(asked, tools, service, prompt)
+    prompt = chat_prompt(
+        llm,
+        limits,
+        asked.messages,
+        tools=tools,
+        thinking=thinking,
+        effort=asked.reasoning_effort,
+        template_values=values,
+    )
+    answer, constraint = chat_constraint(asked, tools, service, prompt.answer)
     params = generation_params(
         asked.model_dump(),
         limits,
         prompt_tokens=len(prompt.ids),
         context=llm.plan.context,
         max_tokens=asked.max_completion_tokens or asked.max_tokens,
-        thought=prompt.thought,
     )
     make_processor = processor_maker(asked, llm, limits, constraint)
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     return _Chat(
         service,
-        WantedAnswer(prompt.ids, params, logprobs, make_processor),
+        WantedAnswer(prompt.ids, params, logprobs, make_processor, answer),
         n,
-        prompt,
-        tools=frozenset(tool.function.name for tool in tools) if tools else None,
         one_call=asked.parallel_tool_calls is False,
         usage_wanted=asked.stream_options is not None and asked.stream_options.include_usage,
     )
@@ -78,7 +81,6 @@ def _prepare(service: Service, asked: ChatRequest) -> _Chat:
 class _Choice:
     """What has come of one of the answers."""
 
-    parser: OutputParser
     reasoning: list[str] = field(default_factory=list)
     content: list[str] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
@@ -117,17 +119,12 @@ class _Chat:
     service: Service
     asked: WantedAnswer
     n: int
-    prompt: Prompt
-    tools: frozenset[str] | None
     one_call: bool
     usage_wanted: bool
 
     def __post_init__(self) -> None:
         self._id, self._created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
-        self._choices = [
-            _Choice(OutputParser(thinks=self.prompt.thinks, thinking=self.prompt.thinking, tools=self.tools))
-            for _ in range(self.n)
-        ]
+        self._choices = [_Choice() for _ in range(self.n)]
 
     async def whole(self, answers: Answers) -> dict[str, Any]:
         completions: dict[int, Completion] = {}
@@ -189,15 +186,13 @@ class _Chat:
     def _parts(self, answers: Answers, number: int, event: Token | Finished) -> list[Part]:
         choice = self._choices[number]
         if isinstance(event, Token):
-            choice.reasoning_tokens += choice.parser.is_thinking
+            choice.reasoning_tokens += event.is_thought
             if event.logprobs is not None:
                 choice.logprobs.append(chat_logprobs(self.service.llm.tokenizer, event.logprobs))
-        parts = choice.parser.push(event.text)
-        if isinstance(event, Finished):
-            parts += choice.parser.finish()
-        if self.one_call and choice.parser.calls and not choice.parser.is_calling and isinstance(event, Token):
-            answers.stop(number)
+        parts = list(event.parts)
         if self.one_call:
+            if isinstance(event, Token) and any(isinstance(part, CallStart) for part in parts):
+                answers.stop(number)
             parts = [part for part in parts if not _belongs_to_second_call(part)]
         return parts
 

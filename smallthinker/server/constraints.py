@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from smallthinker.server.errors import bad_request
 from smallthinker.server.grammar import ANY_OBJECT, Constraint
-from smallthinker.server.prompts import Prompt
 from smallthinker.server.schemas import ChatRequest, JsonObjectFormat, JsonSchemaFormat, NamedTool, Tool
 from smallthinker.server.service import Service
+from smallthinker.text.chat_prompt import AnswerFormat
 
 
 def chosen_functions(asked: ChatRequest, service: Service) -> list[Tool]:
@@ -29,9 +30,11 @@ def chosen_functions(asked: ChatRequest, service: Service) -> list[Tool]:
     return [] if choice == "none" else tools
 
 
-def chat_constraint(asked: ChatRequest, tools: Sequence[Tool], service: Service, prompt: Prompt) -> Constraint | None:
-    """Raises ApiError for a schema that can't be kept to, or that contradicts the choice of a tool."""
-    thinking = prompt.thinking if prompt.thinks or prompt.thinking else None
+def chat_constraint(
+    asked: ChatRequest, tools: Sequence[Tool], service: Service, answer: AnswerFormat
+) -> tuple[AnswerFormat, Constraint | None]:
+    """The constraint, and how the answer that keeps to it is read. Raises ApiError for a schema that can't be kept to,
+    or that contradicts the choice of a tool."""
     form, choice = asked.response_format, asked.tool_choice
     if tools and (choice == "required" or isinstance(choice, NamedTool)):
         if form is not None and form.type != "text":
@@ -41,12 +44,12 @@ def chat_constraint(asked: ChatRequest, tools: Sequence[Tool], service: Service,
             for tool in tools
             if not isinstance(choice, NamedTool) or tool.function.name == choice.function.name
         ]
-        return service.grammars.of_calls(wanted, "tools", thinking=thinking)
+        if not all(block.written for block in answer.format.of("call")):  # a notation that no grammar here writes
+            answer = replace(answer, format=answer.format.with_default_calls())
+        return answer, service.grammars.of_calls(wanted, "tools", answer)
     if isinstance(form, JsonObjectFormat):
-        return service.grammars.of_schema(ANY_OBJECT, "response_format", thinking=thinking)
+        return answer, service.grammars.of_schema(ANY_OBJECT, "response_format", answer)
     if isinstance(form, JsonSchemaFormat):
         schema = form.json_schema.json_schema
-        return service.grammars.of_schema(
-            ANY_OBJECT if schema is None else schema, "response_format", thinking=thinking
-        )
-    return None
+        return answer, service.grammars.of_schema(ANY_OBJECT if schema is None else schema, "response_format", answer)
+    return answer, None

@@ -6,6 +6,7 @@ A grammar's compilation, and the work for each token, are bounded: what takes mo
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from smallthinker.llm import LLM
 from smallthinker.server.errors import bad_request
 from smallthinker.server.schemas import Function
 from smallthinker.server.settings import Limits
+from smallthinker.text.chat_prompt import AnswerFormat
 
 # 20 ms to compile and 7 ms a token at most on one core, by llguidance's own figures; states take 2 kB each.
 _LIMITS = LLParserLimits(
@@ -33,7 +35,6 @@ _LIMITS = LLParserLimits(
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 ANY_OBJECT = {"type": "object"}
-_CALL_END = "}\n</tool_call>"
 
 
 class Grammars:
@@ -41,23 +42,23 @@ class Grammars:
 
     def __init__(self, llm: LLM, limits: Limits) -> None:
         self._limits, self._vocab_size = limits, llm.config.vocab_size
-        vocabulary = _Vocabulary(llm)
+        vocabulary, self._text_tokenizer = _Vocabulary(llm), llm.tokenizer
         self._tokenizer = LLTokenizer(
             TokenizerWrapper(vocabulary), n_vocab=self._vocab_size, eos_token=list(vocabulary.eos_token_ids)
         )
 
-    def of_schema(self, schema: dict[str, Any], param: str, *, thinking: bool | None) -> Constraint:
-        """An answer that is JSON and fits the schema. thinking: see `_with_thought`. Raises ApiError."""
+    def of_schema(self, schema: dict[str, Any], param: str, answer: AnswerFormat) -> Constraint:
+        """An answer that says JSON which fits the schema. answer: in what form the model answers. Raises ApiError."""
         self.check([schema], param)
-        return self._compile(_rule(schema), param, thinking)
+        return self._compile(f"{self._literal(answer.format.says)} {_rule(schema)}", param, answer)
 
-    def of_calls(self, functions: Sequence[Function], param: str, *, thinking: bool | None) -> Constraint:
+    def of_calls(self, functions: Sequence[Function], param: str, answer: AnswerFormat) -> Constraint:
         """An answer that calls one of the functions, with arguments that fit its parameters. Raises ApiError."""
-        calls = []
+        block, calls = answer.format.of("call")[0], []
         for function in functions:
-            head = _json(f'<tool_call>\n{{"name": {_json(function.name)}, "arguments": ')
-            calls.append(f"{head} {_rule(function.parameters or _NO_ARGUMENTS)} {_json(_CALL_END)}")
-        return self._compile("(" + " | ".join(calls) + ")", param, thinking)
+            head, end = self._literal(block.written % function.name), self._literal(block.closed)
+            calls.append(f"{head} {_rule(function.parameters or _NO_ARGUMENTS)} {end}")
+        return self._compile("(" + " | ".join(calls) + ")", param, answer)
 
     def check(self, schemas: Sequence[dict[str, Any]], param: str) -> None:
         """Raises ApiError for more than the limits allow, before any of it is compiled."""
@@ -75,14 +76,38 @@ class Grammars:
         if nodes > limits.schema_nodes:
             raise bad_request(f"{param}: at most {limits.schema_nodes:,} values are taken, found {nodes:,}", param)
 
-    def _compile(self, body: str, param: str, thinking: bool | None) -> Constraint:
-        grammar = f"%llguidance {_json({'no_forcing': True})}\n{_with_thought(body, thinking)}"
+    def _compile(self, body: str, param: str, answer: AnswerFormat) -> Constraint:
+        grammar = f"%llguidance {_json({'no_forcing': True})}\n{self._with_thought(body, answer)}"
         matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_lark(grammar), log_level=0, limits=_LIMITS)
         if not matcher.is_error():
             matcher.compute_bitmask()  # what can't even begin is found out here
         if matcher.is_error():
             raise bad_request(f"{param}: not a schema that can be kept to: {_first_line(matcher.get_error())}", param)
         return Constraint(matcher, self._vocab_size)
+
+    def _with_thought(self, body: str, answer: AnswerFormat) -> str:
+        """The body behind a thought, where the model may have one or the prompt has opened one."""
+        block = next(iter(answer.format.of("thought")), None)
+        if block is None or answer.has_thought:
+            return f"start: {body}"
+        end, resumes = self._literal(block.end[0]), self._literal(answer.format.resumes)
+        if end.startswith("<"):
+            thought, rule = f"thought {end}", "thought: /(.|\\n)*/"
+        else:
+            thought, rule = "thought", f"thought[suffix={end}]: /(.|\\n)*/"
+        thought = f"{thought} /\\n*/ {resumes}"
+        if not answer.is_thinking:
+            thought = f"({self._literal(block.written)} {thought})?"
+        return f"start: {thought} {body}\n{rule}"
+
+    def _literal(self, text: str) -> str:
+        """A text of the protocol's own: special tokens in it are such."""
+        special = sorted((name for name in self._text_tokenizer.special_names if name in text), key=len, reverse=True)
+        if not special:
+            return _json(text) if text else ""
+        pieces = re.split(f"({'|'.join(map(re.escape, special))})", text)
+        ids = {name: self._text_tokenizer.ids_of([name])[0] for name in special}
+        return " ".join(f"<[{ids[piece]}]>" if piece in ids else _json(piece) for piece in pieces if piece)
 
 
 class Constraint:
@@ -128,15 +153,6 @@ class _Vocabulary:
     def __call__(self, text: str | bytes) -> list[int]:
         text = text if isinstance(text, str) else text.decode("utf-8", "replace")
         return self._tokenizer.encode(text, special_tokens=True)  # a grammar's are the protocol's own
-
-
-def _with_thought(body: str, thinking: bool | None) -> str:
-    """thinking: None for a model that doesn't; True where the prompt has opened a thought, else the model may."""
-    if thinking is None:
-        return f"start: {body}"
-    thought = 'thought[suffix="</think>"]: /(.|\\n)*/'
-    start = f"thought /\\n*/ {body}" if thinking else f'("<think>" thought /\\n*/)? {body}'
-    return f"start: {start}\n{thought}"
 
 
 def _rule(schema: dict[str, Any]) -> str:

@@ -12,10 +12,11 @@ from smallthinker.errors import TokenizerError
 from smallthinker.server.answers import unless_gone
 from smallthinker.server.clients import client_of
 from smallthinker.server.errors import ApiError, bad_request
-from smallthinker.server.output import THINK
 from smallthinker.server.prompts import chat_prompt, encode
 from smallthinker.server.schemas import TokenizeRequest
 from smallthinker.server.service import Service
+from smallthinker.text.chat_formats import chat_format
+from smallthinker.text.chat_prompt import can_switch_thinking
 
 
 def _model(service: Service) -> dict[str, Any]:
@@ -74,16 +75,16 @@ async def stats(request: Request) -> Response:
     """See docs/server.md for the shape."""
     service: Service = request.app.state.service
     llm, now = service.llm, service.llm.scheduler.stats()
-    thinks = can_switch_thinking = False
+    thinks = can_switch = False
     with suppress(TokenizerError):  # a model that can't chat
         template = llm.tokenizer.chat_template
-        thinks, can_switch_thinking = THINK in template.source, "enable_thinking" in template.variables
+        thinks, can_switch = chat_format(template.source).thinks, can_switch_thinking(template)
     return JSONResponse(
         {
             "model": service.name,
             "context": llm.plan.context,
             "thinks": thinks,
-            "can_switch_thinking": can_switch_thinking,
+            "can_switch_thinking": can_switch,
             "tokens_per_sec": round(service.activity.tokens_per_sec(), 2),
             "running": now.running,
             "waiting": now.waiting,

@@ -4,35 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
+from smallthinker.errors import RequestError
 from smallthinker.llm import LLM
 from smallthinker.server.errors import bad_request
-from smallthinker.server.output import THINK, THOUGHT
 from smallthinker.server.schemas import Tool
 from smallthinker.server.settings import Limits
-from smallthinker.server.tools import plain_tools, without_template_support
-from smallthinker.text.messages import plain_messages
+from smallthinker.text import chat_prompt as chats
+from smallthinker.text.chat_prompt import ChatPrompt, check_values, switches
 
 # A token is rarely longer; a text of more bytes a token of the context is refused before it is encoded.
 _LONGEST_TOKEN_BYTES = 32
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """thinks: the model may begin with a thought; thinking: the prompt has opened one."""
-
-    ids: list[int]
-    thinks: bool = False
-    thinking: bool = False
-
-    @property
-    def thought(self) -> tuple[str, str] | None:
-        """Begin and end of one in the answer."""
-        if self.thinking:
-            return "", THOUGHT
-        return (THINK, THOUGHT) if self.thinks else None
 
 
 def encode(llm: LLM, text: str, *, special_tokens: bool = False, is_prompt: bool = False) -> list[int]:
@@ -68,30 +51,24 @@ def chat_prompt(
     messages: Sequence[Mapping[str, Any]],
     *,
     tools: Sequence[Tool] = (),
-    enable_thinking: bool | None = None,
+    thinking: bool | None = None,
+    effort: str | None = None,
     template_values: Mapping[str, Any] | None = None,
-) -> Prompt:
+) -> ChatPrompt:
     """Raises ApiError, RequestError, and TokenizerError when the model's template refuses the conversation."""
     if len(messages) > limits.messages:
         raise bad_request(f"messages: at most {limits.messages} are taken, found {len(messages)}", "messages")
-    template = llm.tokenizer.chat_template
-    values = dict(template_values or {})
-    if enable_thinking is not None:
-        values["enable_thinking"] = enable_thinking
-    if values.get("enable_thinking") is False and "enable_thinking" not in template.variables:
-        del values["enable_thinking"]  # not thinking is all that such a model can do
-    unknown = next((name for name in values if name not in template.variables or name in ("messages", "tools")), None)
-    if unknown is not None:
-        raise bad_request(f"{unknown}: this model's chat template has no such switch", unknown, "unsupported_parameter")
-    plain_text = llm.tokenizer.plain_text(also=[THINK])
-    plain = plain_text.protect_messages(plain_messages(messages))
-    signatures, values = plain_text.protect(plain_tools(tools)), plain_text.protect(values)
-    if "tools" in template.variables:
-        values["tools"] = signatures or None
-    else:
-        plain = without_template_support(plain, signatures)
-    text = llm.tokenizer.render_chat(plain, **values)
-    _check_length(llm, plain_text.reveal(text))
-    opened = text.rstrip().endswith(THINK)
+    template = llm.tokenizer.chat_template.for_tools(tools)
+    try:
+        values = switches(template, thinking, effort, **(template_values or {}))
+        check_values(template, values)
+    except RequestError as e:
+        raise bad_request(str(e), str(e).partition(":")[0], "unsupported_parameter") from None
     with _valid_unicode():
-        return Prompt(plain_text.encode(text)[0], thinks=THINK in template.source, thinking=opened)
+        return chats.chat_prompt(
+            llm.tokenizer,
+            messages,
+            tools=[tool.model_dump(exclude_none=True) for tool in tools],
+            values=values,
+            check_text=lambda made: _check_length(llm, made),
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -16,8 +16,7 @@ from smallthinker.server.answers import Answers, WantedAnswer, respond, unless_g
 from smallthinker.server.clients import client_of
 from smallthinker.server.errors import bad_request, end_of_stream
 from smallthinker.server.grammar import ANY_OBJECT, Constraint
-from smallthinker.server.output import OutputParser, Part, Reasoning, Said
-from smallthinker.server.prompts import Prompt, chat_prompt
+from smallthinker.server.prompts import chat_prompt
 from smallthinker.server.response_items import Items
 from smallthinker.server.sampling_options import generation_params, processor_maker
 from smallthinker.server.schemas import (
@@ -30,6 +29,8 @@ from smallthinker.server.schemas import (
 from smallthinker.server.service import Service
 from smallthinker.server.sse import PING
 from smallthinker.server.usage import Usage
+from smallthinker.text.answer_parser import Reasoning, Said
+from smallthinker.text.chat_prompt import AnswerFormat
 
 
 async def responses(request: Request) -> Response:
@@ -53,9 +54,8 @@ def _prepare(service: Service, asked: ResponsesRequest) -> _Answer:
         messages += [{"role": message.role, "content": message.content} for message in said]
     if not messages:
         raise bad_request("input: expected a message", "input")
-    prompt = chat_prompt(llm, limits, messages, enable_thinking=asked.enable_thinking)
-    if asked.enable_thinking is False and not prompt.thinking:
-        prompt = replace(prompt, thinks=False)
+    effort = None if asked.reasoning is None else asked.reasoning.effort
+    prompt = chat_prompt(llm, limits, messages, thinking=asked.enable_thinking, effort=effort)
     params = generation_params(
         asked.model_dump(),
         limits,
@@ -63,17 +63,16 @@ def _prepare(service: Service, asked: ResponsesRequest) -> _Answer:
         context=llm.plan.context,
         max_tokens=asked.max_output_tokens,
     )
-    make_processor = processor_maker(Sampling(), llm, limits, _constraint(asked, service, prompt))
-    return _Answer(service, asked, WantedAnswer(prompt.ids, params, None, make_processor), prompt)
+    make_processor = processor_maker(Sampling(), llm, limits, _constraint(asked, service, prompt.answer))
+    return _Answer(service, asked, WantedAnswer(prompt.ids, params, None, make_processor, prompt.answer))
 
 
-def _constraint(asked: ResponsesRequest, service: Service, prompt: Prompt) -> Constraint | None:
+def _constraint(asked: ResponsesRequest, service: Service, answer: AnswerFormat) -> Constraint | None:
     form = None if asked.text is None else asked.text.format
-    thinking = prompt.thinking if prompt.thinks or prompt.thinking else None
     if isinstance(form, JsonObjectFormat):
-        return service.grammars.of_schema(ANY_OBJECT, "text.format", thinking=thinking)
+        return service.grammars.of_schema(ANY_OBJECT, "text.format", answer)
     if isinstance(form, ResponseJsonSchema):
-        return service.grammars.of_schema(form.json_schema, "text.format", thinking=thinking)
+        return service.grammars.of_schema(form.json_schema, "text.format", answer)
     return None
 
 
@@ -84,11 +83,9 @@ class _Answer:
     service: Service
     request: ResponsesRequest
     asked: WantedAnswer
-    prompt: Prompt
 
     def __post_init__(self) -> None:
         self._id, self._created = f"resp_{secrets.token_hex(12)}", int(time.time())
-        self._parser = OutputParser(thinks=self.prompt.thinks, thinking=self.prompt.thinking)
         self._items = Items()
         self._reasoning_tokens = 0
 
@@ -126,11 +123,8 @@ class _Answer:
 
     def _take(self, news: Token | Finished) -> list[bytes]:
         if isinstance(news, Token):
-            self._reasoning_tokens += self._parser.is_thinking
-        parts: list[Part] = self._parser.push(news.text)
-        if isinstance(news, Finished):
-            parts += self._parser.finish()
-        said = [part for part in parts if isinstance(part, (Reasoning, Said))]  # without tools there are no calls
+            self._reasoning_tokens += news.is_thought
+        said = [part for part in news.parts if isinstance(part, (Reasoning, Said))]  # without tools there are no calls
         return [event for part in said for event in self._items.add(part.text, isinstance(part, Reasoning))]
 
     def _response(self, completion: Completion | None) -> dict[str, Any]:

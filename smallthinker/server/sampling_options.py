@@ -23,7 +23,6 @@ def generation_params(
     prompt_tokens: int,
     context: int,
     max_tokens: int | None,
-    thought: tuple[str, str] | None = None,
 ) -> GenerationParams:
     """What isn't given has the engine's default; an answer that would outgrow the context is cut to what is left of it.
 
@@ -37,7 +36,6 @@ def generation_params(
         seed=None if seed is None else seed % 2**64,
         stop=_stops(fields.get("stop"), limits),
         max_tokens=room if max_tokens is None else min(max_tokens, room),
-        thought=thought,
     )
 
 

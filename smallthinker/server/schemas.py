@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Temperature = Annotated[float, Field(ge=0, le=100)]
 
 
@@ -123,6 +124,7 @@ class ChatRequest(Sampling):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     enable_thinking: bool | None = None
+    reasoning_effort: Effort | None = None
     chat_template_kwargs: dict[str, bool | int | str] | None = None
     modalities: list[Literal["text"]] | None = None
 
@@ -178,9 +180,15 @@ class ResponseReasoning(Strict):
     status: Literal["completed", "in_progress", "incomplete"] | None = None
 
 
+class ResponseEffort(Strict):
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None  # thoughts are sent as they are
+
+
 class ResponsesRequest(TextRequest):
     input: str | Annotated[list[ResponseMessage | ResponseReasoning], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     text: ResponseText | None = None
     enable_thinking: bool | None = None
+    reasoning: ResponseEffort | None = None

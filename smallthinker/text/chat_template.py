@@ -1,13 +1,14 @@
 """From messages to the text of a prompt: the chat template of a model, in a sandbox, since it comes from a file.
 
-Knows nothing about tokens.
+A template is given what transformers gives it. Knows nothing about tokens.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ from smallthinker.files import SmallFiles, parse_json
 if TYPE_CHECKING:
     from smallthinker.sandbox.environment import Sandbox
 
+TEMPLATE_FILE = "chat_template.jinja"
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names of what an assistant thought, in messages; the first is that of the others' meaning."""
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _SHOWN = 300  # characters of what a template says of itself
 _MAX_DATE_FORMAT = 100
@@ -26,7 +30,8 @@ _MAX_DATE_FORMAT = 100
 @dataclass(frozen=True)
 class ChatTemplate:
     """What turns messages into a prompt. `variables`: the names that it asks for beside the messages, such as `tools`
-    or `enable_thinking`; what it doesn't ask for would be ignored."""
+    or `enable_thinking`; what it doesn't ask for would be ignored. `with_tools`: the one to be used where there are
+    tools, for models that have two."""
 
     path: Path
     source: str
@@ -34,14 +39,19 @@ class ChatTemplate:
     template: Any = field(repr=False)
     special_tokens: Mapping[str, str]
     sandbox: Sandbox = field(repr=False)
+    with_tools: ChatTemplate | None = field(default=None, repr=False)
     _rendering: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def for_tools(self, tools: object) -> ChatTemplate:
+        """This one, or that for prompts with tools."""
+        return self.with_tools if tools and self.with_tools is not None else self
 
     def render(self, messages: Iterable[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
         """The prompt, ready for the assistant's answer. Raises TokenizerError, also where it takes too much time or
         memory: over about two seconds, or 64 MiB."""
         # templates ask for `tools is not none`, as transformers always hands them
         known = {"tools": None, "documents": None, **self.special_tokens, **variables}
-        known |= {"messages": list(messages), "add_generation_prompt": True}
+        known |= {"messages": [_with_reasoning(message) for message in messages], "add_generation_prompt": True}
         try:
             with self._rendering:
                 return self.sandbox.render(self.template, known)
@@ -49,21 +59,37 @@ class ChatTemplate:
             raise TokenizerError(f"{self.path}: chat_template failed: {_said(e)}") from None
 
 
-def load_chat_template(files: SmallFiles) -> ChatTemplate:
-    """That of `tokenizer_config.json`. Raises TokenizerError when there is none, or a broken one."""
-    from smallthinker.sandbox.environment import Sandbox  # jinja2: 30 ms that `inspect` and `--help` do without
-
+def load_chat_template(files: Path | SmallFiles) -> ChatTemplate:
+    """That of `chat_template.jinja`, or else of `tokenizer_config.json`. Raises TokenizerError when there is none, or a
+    broken one."""
+    files = SmallFiles(files) if isinstance(files, Path) else files
     path = files.path("tokenizer_config.json")
+    config: Any = {}
+    named: Any = None
     try:
+        with contextlib.suppress(FileNotFoundError):
+            named, where = files.read(TEMPLATE_FILE).decode("utf-8"), files.path(TEMPLATE_FILE)
         config = parse_json(files.read("tokenizer_config.json"))
     except FileNotFoundError:
-        raise TokenizerError(f"{path}: not found; chat needs the model's chat_template") from None
+        if named is None:
+            raise TokenizerError(f"{path}: not found; chat needs the model's chat_template") from None
     except (OSError, ValueError) as e:
         why = (e.strerror if isinstance(e, OSError) else None) or e
         raise TokenizerError(f"{path}: cannot read the tokenizer configuration: {why}") from None
-    source = config.get("chat_template") if isinstance(config, dict) else None
-    if isinstance(source, list):  # several named templates: the one named default
-        source = next((t.get("template") for t in source if isinstance(t, dict) and t.get("name") == "default"), None)
+    config = config if isinstance(config, dict) else {}
+    if named is None:
+        named, where = config.get("chat_template"), path
+    if isinstance(named, list):
+        named = {t["name"]: t.get("template") for t in named if isinstance(t, dict) and isinstance(t.get("name"), str)}
+    sources = named if isinstance(named, dict) else {"default": named}
+    special = {key: text for key in _SPECIAL_TOKENS if (text := _token_text(config.get(key))) is not None}
+    with_tools = _load(where, sources["tool_use"], special) if "tool_use" in sources else None
+    return replace(_load(where, sources.get("default"), special), with_tools=with_tools)
+
+
+def _load(path: Path, source: object, special_tokens: Mapping[str, str]) -> ChatTemplate:
+    from smallthinker.sandbox.environment import Sandbox  # jinja2: 30 ms that `inspect` and `--help` do without
+
     if not isinstance(source, str):
         raise TokenizerError(f"{path}: chat_template: expected a template text, found {type(source).__name__}")
     sandbox = Sandbox()
@@ -72,8 +98,13 @@ def load_chat_template(files: SmallFiles) -> ChatTemplate:
         template, variables = sandbox.load(source)
     except Exception as e:  # jinja2's, and what Python's compiler raises for a program too large or too deep for it
         raise TokenizerError(f"{path}: chat_template is not a valid template: {_said(e)}") from None
-    special = {key: text for key in _SPECIAL_TOKENS if (text := _token_text(config.get(key))) is not None}
-    return ChatTemplate(path, source, variables, template, special, sandbox)
+    return ChatTemplate(path, source, variables, template, special_tokens, sandbox)
+
+
+def _with_reasoning(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A thought by the names that templates read it under."""
+    reasoning = next((message[name] for name in REASONING if message.get(name) is not None), None)
+    return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def _raise_exception(message: object) -> None:

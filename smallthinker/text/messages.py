@@ -13,10 +13,11 @@ from typing import Any
 from smallthinker.arguments import choice, found, is_list, refuse, text
 from smallthinker.errors import RequestError
 from smallthinker.files import parse_json
+from smallthinker.text.chat_template import REASONING
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _TEXT_PARTS = ("text", "input_text", "output_text")
-_TEXTS = ("name", "tool_call_id", "reasoning_content")  # handed on as they are
+_TEXTS = ("name", "tool_call_id", *REASONING)  # handed on as they are
 _SENT_BACK = ("annotations", "index", "logprobs")  # what answers have and prompts have no use for
 
 
@@ -28,6 +29,29 @@ def plain_messages(messages: object) -> list[dict[str, Any]]:
     if not messages:
         raise RequestError("messages: expected at least one, found none")
     return [_message(message, f"messages.{at}") for at, message in enumerate(messages)]
+
+
+def plain_tools(tools: object) -> list[dict[str, Any]]:
+    """Functions that may be called, checked: {"type": "function", "function": {"name": ..., "parameters": ...}}. Raises
+    RequestError."""
+    if tools is None:
+        return []
+    if not is_list(tools):
+        refuse("tools", "a list of functions", tools)
+    return [_tool(tool, f"tools.{at}") for at, tool in enumerate(tools)]
+
+
+def _tool(given: object, place: str) -> dict[str, Any]:
+    tool = _fields(given, place, '{"type": "function", "function": ...}', ("type", "function"))
+    choice(f"{place}.type", tool.get("type", "function"), ("function",))
+    expected = '{"name": ..., "description": ..., "parameters": ...}'
+    function = tool.get("function")
+    if not isinstance(function, Mapping):
+        refuse(f"{place}.function", expected, function)
+    text(f"{place}.function.name", function.get("name"))
+    if not isinstance(function.get("parameters") or {}, Mapping):
+        refuse(f"{place}.function.parameters", "a JSON schema", function["parameters"])
+    return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}
 
 
 def _message(given: object, place: str) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from smallthinker.text.chat_template import REASONING
+
 Spans = Sequence[tuple[int, int]]
 _SEAL_DIGITS = 20  # as a number of 64 bits has
 _RARE = range(0x3400, 0x4DB6)  # ideographs: no normaliser takes them away
@@ -141,7 +143,7 @@ class PlainText:
         return ids, spans
 
     def _finder(self, message: Mapping[str, Any], name: str) -> Finder:
-        is_own = message.get("role") == "assistant" and name in ("content", "reasoning_content")
+        is_own = message.get("role") == "assistant" and name in ("content", *REASONING)
         return self._control.special if is_own else self._all
 
     def _protected(self, value: Any, finder: Finder) -> Any:

@@ -114,6 +114,11 @@ class Tokenizer:
         for ids that the tokenizer doesn't know."""
         return self._decoding.token_bytes(id)
 
+    def ids_of(self, names: Iterable[str]) -> tuple[int, ...]:
+        """Of those names that added tokens have."""
+        known = {token.content: id for id, token in self._tokenizer.get_added_tokens_decoder().items()}
+        return tuple(known[name] for name in names if name in known)
+
     @cached_property
     def added_tokens(self) -> Mapping[int, bool]:
         """Ids that stand for one fixed text each, and whether they are left out of what `decode` gives."""
@@ -138,4 +143,4 @@ class Tokenizer:
 
         variables: what else the template asks for (`tools`, `enable_thinking`). Raises TokenizerError.
         """
-        return self.chat_template.render(messages, variables)
+        return self.chat_template.for_tools(variables.get("tools")).render(messages, variables)

@@ -92,11 +92,22 @@ def serving(llm: LLM, settings: Settings | None = None, *, grace_sec: float = 0)
             assert not thread.is_alive()
 
 
-def demo_with_template(folder: Path, template: str) -> Path:
-    """The demo model with another chat template."""
+def demo_with_template(folder: Path, template: str, specials: Sequence[str] = ()) -> Path:
+    """The demo model with another chat template, and special tokens for it beside its own."""
     shutil.copytree(DEMO_STORE, folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    if specials:
+        tokenizer = json.loads((folder / "tokenizer.json").read_text())
+        (first,), model = tokenizer["added_tokens"], tokenizer["model"]
+        more = [name for name in specials if name != first["content"]]
+        gone = sorted(model["vocab"], key=model["vocab"].get)[-len(more) :]  # words that make room for them
+        ids = [model["vocab"].pop(word) for word in gone]
+        merged = ["".join(m if isinstance(m, list) else m.split(" ")) for m in model["merges"]]
+        model["merges"] = [m for m, word in zip(model["merges"], merged, strict=True) if word not in gone]
+        added = [first | {"id": id, "content": name} for id, name in zip(ids, more, strict=True)]
+        tokenizer["added_tokens"] = [first, *added]
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder
 
 
@@ -149,9 +160,9 @@ def with_processor(monkeypatch: pytest.MonkeyPatch, running: Running, make: Call
     monkeypatch.setattr(running.llm.scheduler, "submit", submit_with)
 
 
-def say(monkeypatch: pytest.MonkeyPatch, running: Running, text: str) -> None:
-    """From now on the model answers exactly this."""
-    wanted = [*running.llm.tokenize(text), running.llm.config.tokens.eos[0]]
+def say(monkeypatch: pytest.MonkeyPatch, running: Running, text: str, *, special_tokens: bool = False) -> None:
+    """From now on the model answers exactly this. special_tokens: names of such in it stand for them."""
+    wanted = [*running.llm.tokenize(text, special_tokens=special_tokens), running.llm.config.tokens.eos[0]]
 
     def make() -> Process:
         def process(ids: Sequence[int], logits: npt.NDArray[np.float32]) -> None:

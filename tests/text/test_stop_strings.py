@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smallthinker.text.marks import Marks
 from smallthinker.text.stop_strings import StopStrings
 
 
@@ -32,10 +33,11 @@ SPECIALS = ["<|end|>", "<|x|>"]
 
 def feed_tokens(tokens: list[str], stops: list[str]) -> tuple[str, bool]:
     """Texts, and special tokens by their names."""
-    filter_ = StopStrings(stops, SPECIALS)
+    marks = Marks(SPECIALS, stops)
+    filter_ = StopStrings(stops, marks)
     shown = ""
     for token in tokens:
-        shown += filter_.push("", token) if token in SPECIALS else filter_.push(token)
+        shown += filter_.push(marks.of(token)) if token in SPECIALS else filter_.push(token)
         if filter_.stopped:
             return shown, True
     return shown + filter_.finish(), False
@@ -73,44 +75,6 @@ def test_what_is_shown_has_no_stop_string_and_no_special_token(tokens: list[str]
     assert stopped or shown == visible
     assert not any(stop in shown for stop in stops)
     assert stopped or not any(stop in tokens for stop in stops if stop in SPECIALS)
-
-
-THOUGHTS = [("<t>", "</t>"), ("", "</t>")]
-
-
-@pytest.mark.parametrize(
-    ("thought", "text", "expected"),
-    [
-        (THOUGHTS[0], " <t>x STOP y</t>said STOP more", " <t>x STOP y</t>said "),
-        (THOUGHTS[0], "said STOP <t>", "said "),
-        (THOUGHTS[0], "<t>x STOP", "<t>x STOP"),
-        (THOUGHTS[0], "<tSTOP</t>", "<t"),
-        (THOUGHTS[0], "<t", "<t"),
-        (THOUGHTS[1], "x STOP y</t>STOP", "x STOP y</t>"),
-        (THOUGHTS[1], "x STOP </tSTOP", "x STOP </tSTOP"),
-        (THOUGHTS[1], "ST</t>OP", "ST</t>OP"),
-    ],
-)
-@given(data=st.data())
-def test_stop_strings_count_only_behind_a_thought(
-    thought: tuple[str, str], text: str, expected: str, data: st.DataObject
-) -> None:
-    cuts = sorted(data.draw(st.sets(st.integers(0, len(text)))))
-    filter_ = StopStrings(["STOP"], (), thought)
-    shown = ""
-    for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True):
-        shown += filter_.push(text[a:b])
-        if filter_.stopped:
-            break
-    else:
-        shown += filter_.finish()
-    assert shown == expected
-
-
-def test_a_text_that_began_like_a_thought_may_be_a_stop_string() -> None:
-    filter_ = StopStrings(["<"], (), ("<think>", "</think>"))
-    assert filter_.push(" <th") == ""
-    assert filter_.finish() == " " and filter_.stopped
 
 
 @given(st.text("abc", max_size=30), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3), st.data())

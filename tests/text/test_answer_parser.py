@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallthinker.server.output import CallArguments, CallStart, OutputParser, Part, Reasoning, Said
+from smallthinker.text.answer_parser import AnswerParser, CallArguments, CallStart, Part, Reasoning, Said
+from smallthinker.text.chat_formats import chat_format
 
-TOOLS = frozenset({"look", "ask"})
+TOOLS: dict[str, dict[str, Any]] = {"look": {}, "ask": {}}
+QWEN = chat_format("<think><tool_call>")
 
 
 def parsed(pieces: list[str], *, thinks: bool = True, thinking: bool = False) -> tuple[str, str, list[tuple[str, str]]]:
     """Thought, text, and calls with their arguments."""
-    parser = OutputParser(thinks=thinks, thinking=thinking, tools=TOOLS)
+    format = QWEN if thinks else QWEN.without_thoughts()
+    parser = AnswerParser(format, tools=TOOLS, opened="<think>" if thinking else "")
     parts: list[Part] = [part for piece in pieces for part in parser.push(piece)] + parser.finish()
     calls: list[tuple[str, str]] = []
     for part in parts:
@@ -88,7 +92,7 @@ def test_a_prompt_that_opens_the_thought_leaves_only_its_end_to_the_answer() -> 
 
 
 def test_without_tools_nothing_is_taken_for_a_call() -> None:
-    parser = OutputParser()
+    parser = AnswerParser(QWEN.without_thoughts())
     assert parser.push(LOOK) == [Said(LOOK)]
 
 
