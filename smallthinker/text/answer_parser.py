@@ -7,8 +7,8 @@ half of one can't be taken back. Knows nothing about HTTP, nor about tokens but 
 from __future__ import annotations
 
 import json
+import os
 import re
-import secrets
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -300,7 +300,9 @@ def _split_possible(text: str, marks: Sequence[str]) -> tuple[str, str]:
 
 
 def _call_id(length: int) -> str:
-    return "".join(map(secrets.choice, [_ID_CHARACTERS] * length)) or f"call_{secrets.token_hex(12)}"
+    return (
+        "".join(_ID_CHARACTERS[b % len(_ID_CHARACTERS)] for b in os.urandom(length)) or f"call_{os.urandom(12).hex()}"
+    )
 
 
 def _json(value: Any) -> str:
