@@ -300,9 +300,9 @@ def _split_possible(text: str, marks: Sequence[str]) -> tuple[str, str]:
 
 
 def _call_id(length: int) -> str:
-    return (
-        "".join(_ID_CHARACTERS[b % len(_ID_CHARACTERS)] for b in os.urandom(length)) or f"call_{os.urandom(12).hex()}"
-    )
+    if not length:
+        return f"call_{os.urandom(12).hex()}"
+    return "".join(_ID_CHARACTERS[byte % len(_ID_CHARACTERS)] for byte in os.urandom(length))
 
 
 def _json(value: Any) -> str:

@@ -6,7 +6,7 @@ server. Knows nothing about HTTP.
 
 from __future__ import annotations
 
-import hashlib
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -151,7 +151,7 @@ def _with_ids(messages: list[dict[str, Any]], length: int) -> list[dict[str, Any
         return messages
 
     def short(id: str) -> str:
-        return id if len(id) == length and id.isalnum() else hashlib.sha256(id.encode()).hexdigest()[:length]
+        return id if len(id) == length and id.isalnum() else format(zlib.crc32(id.encode()), f"0{length}x")
 
     short_ids = []
     for message in messages:
