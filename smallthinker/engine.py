@@ -89,14 +89,14 @@ class Engine:
         budget = None if options.memory is None else parse_size(options.memory)
         storage = options.storage
         self.storage = load_profile(storage) if isinstance(storage, (str, Path)) else storage
-        before_tokenizer = host.resident_bytes()
+        before_tokenizer, peak_before = host.resident_bytes(), host.peak_memory_bytes()
         with ExitStack() as resources:
             store = resources.enter_context(Store.open(path))
             self.store, self.config = store, store.config
             check_supported(store.config)
             SequenceShape.of(store.config, 1, 1, options.kv)  # what the model can't have is refused here
             self.tokenizer = Tokenizer(store.small_files, store.config.vocab_size)
-            resident = host.resident_bytes()
+            resident, peak = host.resident_bytes(), host.peak_memory_bytes()
             lossy = None if options.lossy_head is None else HeadPredictor(options.lossy_head, store.config)
             if lossy is not None:
                 resources.callback(lossy.close)
@@ -139,6 +139,7 @@ class Engine:
                 chunks=CHUNKS if options.chunk is None else (options.chunk,),
                 max_slots=options.max_slots,
                 sequences=options.sequences,
+                starting_bytes=peak if peak > peak_before else 0,
             )
             slots = allocate_slots(self.plan.most_slots, store.record_bytes)
             self._queue = open_queue(options.reader, store, slots, profile, self.storage)

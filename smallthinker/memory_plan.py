@@ -142,13 +142,17 @@ def plan_process(
     chunks: Sequence[int] = CHUNKS,
     max_slots: int | None = None,
     sequences: int = 1,
+    starting_bytes: int = 0,
 ) -> MemoryPlan:
     """`plan_memory` of a process that held `resident_bytes` before its tokenizer: what Engine plans, and what
-    `smallthinker plan` says that it will. extra_bytes: dense weights that aren't in dense.safetensors. Raises
+    `smallthinker plan` says that it will. extra_bytes: dense weights that aren't in dense.safetensors. starting_bytes:
+    what the process held for a moment while it loaded its tokenizer, which no budget may be below. Raises
     MemoryBudgetError with the floor: a budget in whole MiB that is enough, in the next process, too."""
     weights_bytes = dense_bytes + config.num_records * record_bytes
 
     def plan(budget: int) -> MemoryPlan:
+        if budget < starting_bytes:
+            raise _below(-(-starting_bytes // MIB) * MIB, budget_bytes, context, sequences)
         return plan_memory(
             config,
             budget_bytes=budget,

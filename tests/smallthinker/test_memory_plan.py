@@ -65,12 +65,13 @@ def test_the_floor_that_is_named_is_enough_and_nearly_the_least() -> None:
 
 @given(
     st.sampled_from(["4b", "21b", "tiny"]), st.integers(1, 16_384), st.integers(1, 64), st.sampled_from(KINDS),
-    st.integers(1 << 20, 1 << 33),
+    st.integers(1 << 20, 1 << 33), st.sampled_from([0, 1 << 30, (1 << 32) + 1]),
 )  # fmt: skip
 def test_the_floor_that_is_named_works_for_every_shape_and_context(
-    shape: str, context: int, sequences: int, kv: KvKind, dense_bytes: int
+    shape: str, context: int, sequences: int, kv: KvKind, dense_bytes: int, starting_bytes: int
 ) -> None:
-    """Page tables grow with the budget: the floor is the least budget that is enough for its own."""
+    """Page tables grow with the budget: the floor is the least budget that is enough for its own, and for what the
+    process held while it started."""
     model = CONFIG if shape == "tiny" else parse_model(PUBLISHED[shape])
     context = min(context, model.context)
 
@@ -78,12 +79,13 @@ def test_the_floor_that_is_named_works_for_every_shape_and_context(
         return plan_process(
             model, budget_bytes=budget, context=context, kv="f16" if shape == "tiny" else kv, dense_bytes=dense_bytes,
             record_bytes=64 << 10 if shape == "tiny" else 2 << 20, io_bytes=4 * MIB, resident_bytes=60 * MIB,
-            tokenizer_bytes=90 * MIB, sequences=sequences,
+            tokenizer_bytes=90 * MIB, sequences=sequences, starting_bytes=starting_bytes,
         )  # fmt: skip
 
     with pytest.raises(MemoryBudgetError) as e:
         plan_at(1)
     floor = e.value.floor_bytes
+    assert floor >= starting_bytes
     assert f"give --memory {floor // MIB}MiB" in str(e.value)
     assert plan_at(floor).slots >= model.experts_per_token
     assert plan_at(floor - STARTS_DIFFER_BYTES).slots >= model.experts_per_token

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from tiny_models import tiny_config
 from smallthinker.errors import TokenizerError
 from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
 from smallthinker.text.tokenizer import Tokenizer
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +93,24 @@ def test_missing_broken_and_foreign_tokenizers_are_errors_with_the_path(folder: 
         Tokenizer(tmp_path, 300)
     with pytest.raises(TokenizerError, match="outside the model's vocabulary of 280"):
         Tokenizer(folder, 280)
+
+
+def test_what_loading_takes_for_a_moment_is_given_back(tmp_path: Path, run_python: Run) -> None:
+    words = [f"{a}{b}{c}" for a in "abcdefghijklmnopqrst" for b in "abcdefghijklmnopqrst" for c in range(100, 300)]
+    raw = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": None, "post_processor": None, "decoder": None,
+        "model": {"type": "BPE", "vocab": {word: i for i, word in enumerate(words)}, "merges": []},
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+    script = """
+import sys
+from pathlib import Path
+from smallthinker import host
+from smallthinker.text.tokenizer import Tokenizer
+tokenizer = Tokenizer(Path(sys.argv[1]), 80_000)
+held = host.resident_bytes()
+host.trim_heap()
+print(held - host.resident_bytes())
+"""
+    assert int(run_python(script, tmp_path).stdout) < 1 << 20
