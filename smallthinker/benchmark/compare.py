@@ -19,7 +19,7 @@ from smallthinker.benchmark.matrix import Cell, Start
 from smallthinker.benchmark.results import Results
 from smallthinker.benchmark.series import size_text
 from smallthinker.benchmark.summary import CellSummary, Spread, summarise
-from smallthinker.benchmark.table import disk_name
+from smallthinker.benchmark.views.table import disk_name
 from smallthinker.figures import rounded
 
 Verdict = Literal["faster", "slower", "within noise", "too few runs"]

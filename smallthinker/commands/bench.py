@@ -118,7 +118,7 @@ def _notice(text: str) -> None:
 def _measure(args: argparse.Namespace) -> int:
     from smallthinker.benchmark.request import BenchRequest, plan
     from smallthinker.benchmark.results import begin, cell_of
-    from smallthinker.benchmark.views import check_folder, write_views
+    from smallthinker.benchmark.views.all_views import check_folder, write_views
     from smallthinker.llm import DEMO_STORE
 
     defaults = _QUICK if args.quick else _DEFAULTS

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from smallthinker.benchmark import views
 from smallthinker.benchmark.cgroup import joining, memory_limit
 from smallthinker.benchmark.matrix import Cell, cells, random_answers, text_answers
 from smallthinker.benchmark.series import Series, default_budgets
+from smallthinker.benchmark.views import all_views as views
 from smallthinker.cli import main
 from smallthinker.commands.options import EXIT_INTERRUPTED, EXIT_USAGE
 from smallthinker.errors import RequestError

@@ -11,7 +11,7 @@ from made_up_results import made_up
 
 from smallthinker.benchmark.results import Results
 from smallthinker.benchmark.summary import PART_NAMES, summarise
-from smallthinker.benchmark.views import Views, check_folder, write_views
+from smallthinker.benchmark.views.all_views import Views, check_folder, write_views
 from smallthinker.errors import ResultsError
 
 

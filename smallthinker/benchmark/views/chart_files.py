@@ -7,7 +7,7 @@ import re
 from html import escape
 from pathlib import Path
 
-from smallthinker.benchmark.chart_style import VARIABLES, Chart
+from smallthinker.benchmark.views.chart_style import VARIABLES, Chart
 from smallthinker.files import write_whole
 
 MARK = "smallthinker bench"

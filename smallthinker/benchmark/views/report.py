@@ -13,13 +13,13 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from smallthinker.benchmark.chart_files import inline
-from smallthinker.benchmark.chart_style import Chart
 from smallthinker.benchmark.matrix import STARTS
 from smallthinker.benchmark.results import Results, Row
 from smallthinker.benchmark.series import size_text
 from smallthinker.benchmark.summary import PART_NAMES, CellSummary, Spread
-from smallthinker.benchmark.table import cliff_notes, disk_name, facts
+from smallthinker.benchmark.views.chart_files import inline
+from smallthinker.benchmark.views.chart_style import Chart
+from smallthinker.benchmark.views.table import cliff_notes, disk_name, facts
 from smallthinker.figures import rounded
 from smallthinker.memory_plan import MIB
 from smallthinker.router.trace import RARELY

@@ -6,7 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from smallthinker.benchmark.chart_style import (
+from smallthinker.benchmark.matrix import STARTS
+from smallthinker.benchmark.results import Row
+from smallthinker.benchmark.series import size_text
+from smallthinker.benchmark.summary import PART_NAMES, CellSummary, Spread
+from smallthinker.benchmark.views.chart_style import (
     INK,
     MUTED,
     PART_COLORS,
@@ -22,11 +26,7 @@ from smallthinker.benchmark.chart_style import (
     require_matplotlib,
     style,
 )
-from smallthinker.benchmark.matrix import STARTS
-from smallthinker.benchmark.results import Row
-from smallthinker.benchmark.series import size_text
-from smallthinker.benchmark.summary import PART_NAMES, CellSummary, Spread
-from smallthinker.benchmark.table import disk_name
+from smallthinker.benchmark.views.table import disk_name
 from smallthinker.figures import rounded
 
 _LOG_FROM = 12  # tokens/s this far apart no longer fit one linear axis

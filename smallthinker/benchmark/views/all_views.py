@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from smallthinker.benchmark.chart_files import MARK
 from smallthinker.benchmark.results import FILE, Results, routing_file
 from smallthinker.benchmark.summary import CellSummary, summarise
-from smallthinker.benchmark.table import markdown
+from smallthinker.benchmark.views.chart_files import MARK
+from smallthinker.benchmark.views.table import markdown
 from smallthinker.errors import ResultsError
 from smallthinker.files import check_output, open_regular, write_whole
 from smallthinker.router.trace import FORMAT_NAME
@@ -90,9 +90,9 @@ def write_views(results: Results, notice: Callable[[str], None]) -> Views:
 
 
 def _draw(results: Results, summaries: list[CellSummary], folder: Path) -> list[Path]:
-    from smallthinker.benchmark.chart_files import save
-    from smallthinker.benchmark.charts import draw_all
-    from smallthinker.benchmark.report import report_html
+    from smallthinker.benchmark.views.chart_files import save
+    from smallthinker.benchmark.views.charts import draw_all
+    from smallthinker.benchmark.views.report import report_html
 
     charts = draw_all(summaries, results.of_kind("routing"))
     report = folder / "report.html"
