@@ -14,9 +14,10 @@ from pathlib import Path
 
 from smallthinker.errors import ContextLengthError, SmallThinkerError, one_line
 from smallthinker.files import write_whole
-from smallthinker.llm import LLM, GenerationOptions
+from smallthinker.llm import LLM, ChatOptions, GenerationOptions
 from smallthinker.terminal import answer_stream, read_input
-from smallthinker.text.tokenizer import Message
+from smallthinker.terminal import thought as print_thought
+from smallthinker.text.answer_parser import Part, Reasoning, Said
 
 HELP = """\
 /help        this list
@@ -30,10 +31,20 @@ class Chat:
     """One conversation. `run` returns the exit code, and raises SmallThinkerError when an answer fails and nobody sits
     at a terminal to ask again. `timings` prints where the time went after every answer."""
 
-    def __init__(self, llm: LLM, options: GenerationOptions, system: str | None, *, timings: bool = False) -> None:
-        self._llm, self._options, self._timings = llm, options, timings
-        self._opening: list[Message] = [{"role": "system", "content": system}] if system else []
-        self.messages: list[Message] = list(self._opening)
+    def __init__(
+        self,
+        llm: LLM,
+        options: GenerationOptions,
+        chat: ChatOptions,
+        system: str | None,
+        *,
+        shows_thoughts: bool = True,
+        timings: bool = False,
+    ) -> None:
+        self._llm, self._options, self._chat, self._timings = llm, options, chat, timings
+        self._shows_thoughts = shows_thoughts
+        self._opening: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
+        self.messages: list[dict[str, str]] = list(self._opening)
 
     def run(self) -> int:
         with contextlib.suppress(ImportError):
@@ -86,12 +97,20 @@ class Chat:
 
     def _answer(self, text: str) -> None:
         self.messages.append({"role": "user", "content": text})
-        parts: list[str] = []
+        thought: list[str] = []
+        said: list[str] = []
         try:
             with interrupts_cancel(self._llm):
-                for piece in self._stream():
-                    parts.append(piece)
-                    print(piece, end="", flush=True, file=answer_stream())
+                for part in self._stream():
+                    if isinstance(part, Said):
+                        if not said and thought and self._shows_thoughts:
+                            print("\n")  # between a thought and the answer
+                        said.append(part.text)
+                        print(part.text, end="", flush=True, file=answer_stream())
+                    elif isinstance(part, Reasoning):
+                        thought.append(part.text)
+                        if self._shows_thoughts:
+                            print_thought(part.text, answer_stream())
         except SmallThinkerError as e:
             if not sys.stdin.isatty():  # a script's questions, of which the next may need this one's answer
                 raise
@@ -99,13 +118,14 @@ class Chat:
             self.messages.pop()
             return
         print()
-        self.messages.append({"role": "assistant", "content": "".join(parts)})
+        reasoning = {"reasoning_content": "".join(thought)} if thought else {}
+        self.messages.append({"role": "assistant", "content": "".join(said), **reasoning})
 
-    def _stream(self) -> Iterator[str]:
+    def _stream(self) -> Iterator[Part]:
         """The answer to the conversation, its oldest turns dropped if it has outgrown the context."""
         while True:
             try:
-                stream = self._llm.stream(self.messages, **self._options)
+                stream = self._llm.stream(self.messages, **self._options, **self._chat)
                 break
             except ContextLengthError:
                 first = len(self._opening)
@@ -114,7 +134,8 @@ class Chat:
                 del self.messages[first : first + 2]
                 print("(the oldest turn no longer fits the context and is forgotten)", file=sys.stderr)
         with stream:
-            yield from stream
+            for event in stream.request:
+                yield from event.parts
         if self._timings and stream.completion is not None:
             print(f"\n{stream.completion.profile.table()}", end="", file=sys.stderr)
 

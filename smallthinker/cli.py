@@ -40,7 +40,9 @@ def _run(argv: Sequence[str] | None) -> int:
     name = "smallthinker"
     try:
         parser = _parser()
-        args = parser.parse_args(argv)
+        args, unknown = parser.parse_known_args(argv)
+        if unknown:
+            getattr(args, "parser", parser).refuse(unknown)
         if args.command is None:
             parser.print_help(sys.stderr)
             return EXIT_USAGE
@@ -97,8 +99,8 @@ def _fault(error: Exception) -> tuple[int, str]:
         return EXIT_USAGE, f"cannot load {error.name or 'a part'}: {said}; install smallthinker again, for this Python"
     return EXIT_INTERNAL, (
         f"internal error: {type(error).__name__}: {one_line(said, 400)}; this is a fault of smallthinker: please "
-        f"report this line, the command, its traceback (again with {DEBUG_VARIABLE}=1) and what `smallthinker doctor` "
-        "prints"
+        f"report this line, the command, its traceback (again with {DEBUG_VARIABLE}=1) and what `smallthinker doctor "
+        "--report` prints"
     )
 
 

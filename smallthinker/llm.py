@@ -54,18 +54,22 @@ class GenerationOptions(TypedDict, total=False):
     ignore_eos: bool
 
 
-class CallOptions(GenerationOptions, total=False):
-    """Those, what else `Scheduler.submit` takes, how a prompt's text is read, and what a chat's template is given: see
-    LLM."""
+class ChatOptions(TypedDict, total=False):
+    """What a chat's template is given beside the messages: see LLM."""
+
+    tools: Sequence[Mapping[str, Any]] | None
+    thinking: bool | None
+    template_values: Mapping[str, Any] | None
+
+
+class CallOptions(GenerationOptions, ChatOptions, total=False):
+    """Those, what else `Scheduler.submit` takes, and how a prompt's text is read: see LLM."""
 
     logits_processor: LogitsProcessor | None
     logprobs: int | None
     timeout_sec: float | None
     on_prefill: Callable[[int, int], None] | None
     special_tokens: bool
-    tools: Sequence[Mapping[str, Any]] | None
-    thinking: bool | None
-    template_values: Mapping[str, Any] | None
 
 
 class TextStream:

@@ -10,6 +10,7 @@ import codecs
 import contextlib
 import os
 import re
+import stat
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
@@ -76,6 +77,28 @@ def read_input(line: bool = False) -> str:
     if len(text) > MAX_SMALL_BYTES:
         raise RequestError(f"standard input: expected at most {MAX_SMALL_BYTES} characters, found more")
     return text
+
+
+def piped_input() -> str:
+    """What a pipe or a file brings on standard input; '' where that is a terminal, a device or nothing. Raises
+    RequestError."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return read_input() if stat.S_ISFIFO(mode) or stat.S_ISREG(mode) else ""
+
+
+def thought(text: str, stream: TextIO) -> None:
+    """Print a piece of a thought, faint on a terminal."""
+    inner: Any = getattr(stream, "stream", stream)
+    if text and stream.isatty():
+        inner.write("\x1b[2m")
+        stream.write(text)
+        inner.write("\x1b[22m")
+    else:
+        stream.write(text)
+    stream.flush()
 
 
 def _open_missing() -> None:

@@ -60,7 +60,7 @@ from smallthinker.expert_store.synthetic.skew import noise_bytes, normal_biases,
 from smallthinker.expert_store.writer import StoreWriter, TensorFileWriter, write_synced
 from smallthinker.files import is_there, parse_json, read_small
 from smallthinker.models.description import Model
-from smallthinker.models.published import PUBLISHED
+from smallthinker.models.published import PUBLISHED, published_shape
 from smallthinker.models.registry import checkpoint_tensors, parse_model, read_model
 
 NO_QUANT = "none"
@@ -98,7 +98,7 @@ def synth(
         raise ConfigError(f"skew: expected a number from 0 to {MAX_SKEW:g}, found {skew}")
     raw = _raw_config(shape)
     config = parse_model(raw, in_store=quant != NO_QUANT)
-    inputs = [] if shape in PUBLISHED else [Path(shape)]
+    inputs = [] if published_shape(shape) is not None else [Path(shape)]
     files = {CONFIG_FILE: json.dumps(raw, indent=1).encode("ascii")} | byte_tokenizer_files(config)
     if quant == NO_QUANT:
         if compress is not None:
@@ -123,8 +123,9 @@ def synth(
 
 
 def _raw_config(shape: str) -> dict[str, Any]:
-    if shape in PUBLISHED:
-        return PUBLISHED[shape]
+    published = published_shape(shape)
+    if published is not None:
+        return published
     path = Path(shape)
     if not is_there(path):
         raise ConfigError(f"shape: expected {', '.join(PUBLISHED)} or a config.json, found {shape!r}")

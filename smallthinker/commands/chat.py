@@ -6,12 +6,13 @@ import argparse
 
 from smallthinker.commands.options import (
     Commands,
+    add_chat_options,
     add_command,
     add_model_options,
     add_sampling_options,
+    chat_options,
     generation_options,
     load,
-    text,
 )
 
 
@@ -19,7 +20,7 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands, "chat", handle, "talk with a model", "smallthinker chat -m ./4b-store --memory 1GiB --temperature 0.7"
     )
-    parser.add_argument("--system", type=text, metavar="TEXT", help="a system message that opens the conversation")
+    add_chat_options(parser, "show them before the answer")
     add_model_options(parser)
     add_sampling_options(parser)
 
@@ -28,4 +29,11 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.chat import Chat
 
     with load(args) as llm:
-        return Chat(llm, generation_options(args), args.system, timings=args.timings).run()
+        return Chat(
+            llm,
+            generation_options(args),
+            chat_options(args, llm),
+            args.system,
+            shows_thoughts=args.thinking == "show",
+            timings=args.timings,
+        ).run()

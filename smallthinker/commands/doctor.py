@@ -24,6 +24,9 @@ def add(commands: Commands) -> None:
         type=Path,
         help="a store, to see whether it fits, or a folder whose disk is looked at (default: the current folder)",
     )
+    parser.add_argument(
+        "--report", action="store_true", help="print a block for a bug report instead, without paths and names"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -32,5 +35,8 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.diagnosis.report import diagnosis_text, report_block
 
     facts = diagnose(args.path)
-    print(json.dumps(facts | {"report": report_block(facts)}) if args.json else diagnosis_text(facts))
+    if args.json:
+        print(json.dumps(facts | {"report": report_block(facts)}))
+    else:
+        print(report_block(facts) if args.report else diagnosis_text(facts))
     return 0 if facts["would_run"] else EXIT_USAGE

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
@@ -16,7 +16,7 @@ from smallthinker.errors import one_line, shown
 
 if TYPE_CHECKING:
     from smallthinker.expert_store.progress import Progress
-    from smallthinker.llm import LLM, GenerationOptions
+    from smallthinker.llm import LLM, ChatOptions, GenerationOptions
     from smallthinker.options import EngineOptions
 
 EXIT_USAGE = 2
@@ -37,6 +37,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
+
+    def refuse(self, arguments: Sequence[str]) -> NoReturn:
+        """What nobody takes: the first of it, with the option that may have been meant."""
+        import difflib
+
+        first = next((argument for argument in arguments if argument.startswith("-")), None)
+        if first is None:
+            self.error(f"{shown(arguments[0])}: expected no more arguments")
+        name = first.partition("=")[0]
+        known = [option for action in self._actions if action.help != argparse.SUPPRESS
+                 for option in action.option_strings]  # fmt: skip
+        close = difflib.get_close_matches(name, known, n=1)
+        self.error(f"{name}: no such option{f'; did you mean {close[0]}?' if close else ''}")
 
 
 def text(value: str) -> str:
@@ -77,7 +90,7 @@ def add_command(commands: Commands, name: str, handler: Any, summary: str, examp
     parser = commands.add_parser(
         name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=f"example: {example}"
     )
-    parser.set_defaults(handler=handler)
+    parser.set_defaults(handler=handler, parser=parser)
     return parser
 
 
@@ -195,6 +208,34 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", whole, "N", None, "the same seed gives the same text (default: a new one each time)")
 
 
+THINKING = ("show", "hide", "off")
+
+
+def add_chat_options(group: Group, default: str) -> None:
+    """What a chat's template is asked for, and what becomes of thoughts."""
+    group.add_argument("--system", type=text, metavar="TEXT", help="a system message that opens the conversation")
+    group.add_argument(
+        "--thinking",
+        choices=THINKING,
+        default="show",
+        help=f"thoughts of models that have some: {default}, hide them, or ask for none (default: show)",
+    )
+    group.add_argument(
+        "--reasoning-effort",
+        type=text,
+        metavar="LEVEL",
+        help="how much to think, for templates that take it: low, medium, high",
+    )
+
+
+def chat_options(args: argparse.Namespace, llm: LLM) -> ChatOptions:
+    """The template's values that the options ask for. Raises TokenizerError, RequestError."""
+    from smallthinker.text.chat_prompt import switches
+
+    thinking = False if args.thinking == "off" else None
+    return {"template_values": switches(llm.tokenizer.chat_template, thinking, args.reasoning_effort)}
+
+
 def engine_options(args: argparse.Namespace, **more: Any) -> EngineOptions:
     """What a command's options say of the engine, each by the name that it has there; `more` goes before."""
     from smallthinker.options import EngineOptions
@@ -246,7 +287,7 @@ def check_out(out: Path, inputs: Iterable[Path], force: bool) -> None:
         raise StoreWriteError(f"{out}: cannot write: {why}") from None
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, option: str = "--text") -> str:
     from smallthinker.errors import RequestError
     from smallthinker.files import read_small
 
@@ -254,7 +295,7 @@ def read_text(path: Path) -> str:
         return read_small(path, MOST_TEXT_BYTES).decode("utf-8")  # line ends as they are: they are tokens and bytes too
     except (OSError, ValueError) as e:
         why = f"byte {e.start} is no UTF-8" if isinstance(e, UnicodeDecodeError) else getattr(e, "strerror", None) or e
-        raise RequestError(f"{path}: expected a text file in UTF-8: {why}; give another --text") from None
+        raise RequestError(f"{path}: expected a text file in UTF-8: {why}; give another {option}") from None
 
 
 def written(path: Path) -> dict[str, Any]:

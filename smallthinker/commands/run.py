@@ -1,22 +1,32 @@
-"""`smallthinker run`: write text that continues a prompt."""
+"""`smallthinker run`: one answer to a prompt, or text that continues it."""
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smallthinker.commands.options import (
     EXIT_INTERRUPTED,
     Commands,
+    add_chat_options,
     add_command,
     add_model_options,
     add_sampling_options,
+    chat_options,
     generation_options,
     load,
+    read_text,
     text,
 )
-from smallthinker.terminal import answer_stream, read_input
+from smallthinker.errors import RequestError
+from smallthinker.terminal import answer_stream, piped_input, read_input, thought
+
+if TYPE_CHECKING:
+    from smallthinker.llm import LLM, TextStream
 
 
 def add(commands: Commands) -> None:
@@ -24,34 +34,45 @@ def add(commands: Commands) -> None:
         commands,
         "run",
         handle,
-        "write text that continues a prompt",
-        'smallthinker run -m ./4b-store --memory 1GiB --max-tokens 64 "The sea was"',
+        "answer a prompt, or write text that continues it",
+        'smallthinker run -m ./4b-store --memory 1GiB "Why is the sea salt?"; '
+        'smallthinker run -m ./4b-store "Summarise this." < notes.txt',
     )
-    parser.add_argument("prompt", type=text, metavar="PROMPT", help="text to continue; - reads it from standard input")
+    parser.add_argument(
+        "prompt",
+        type=text,
+        nargs="*",
+        metavar="PROMPT",
+        help="what to answer; files and what is piped in follow it; - stands for standard input",
+    )
+    parser.add_argument(
+        "--file", action="append", type=Path, default=[], metavar="FILE", help="a text to follow the prompt; repeatable"
+    )
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="continue the prompt as it is, without the model's chat template (default: where it has none, and for the "
+        "bundled demo model)",
+    )
+    parser.add_argument(
+        "--special-tokens",
+        action="store_true",
+        help="names of special tokens in PROMPT stand for them (default: text); with --raw",
+    )
+    add_chat_options(parser, "show them on standard error")
     add_model_options(parser)
     add_sampling_options(parser)
-    parser.add_argument(
-        "--special-tokens", action="store_true", help="names of special tokens in PROMPT stand for them (default: text)"
-    )
     parser.add_argument(
         "--stats", choices=["line", "json"], default="line", help="figures on the last line of stderr (default: line)"
     )
 
 
 def handle(args: argparse.Namespace) -> int:
-    prompt = read_input() if args.prompt == "-" else args.prompt
+    prompt = _prompt(args)
     from smallthinker.chat import interrupts_cancel
 
-    options = generation_options(args)
-    with (
-        load(args) as llm,
-        llm.stream(prompt, special_tokens=args.special_tokens, **options) as stream,
-        interrupts_cancel(llm),
-    ):
-        answer = answer_stream()
-        for piece in stream:
-            print(piece, end="", flush=True, file=answer)
-        print(flush=True)
+    with load(args) as llm, _stream(args, llm, prompt) as stream, interrupts_cancel(llm):
+        _print(stream, shows_thoughts=args.thinking == "show")
         assert stream.completion is not None
         stats = stream.completion.stats
         profile = stream.completion.profile
@@ -59,6 +80,53 @@ def handle(args: argparse.Namespace) -> int:
             print(profile.table(), file=sys.stderr)
         if args.verbose and stats.least_slots < stats.slots:
             print(f"the machine ran short of memory: only {stats.least_slots} experts could stay", file=sys.stderr)
-        figures = stats.to_dict() | ({"profile": profile.to_dict()} if args.timings else {})
+        figures = {"finish_reason": stream.completion.finish_reason} | stats.to_dict()
+        figures |= {"profile": profile.to_dict()} if args.timings else {}
         print(json.dumps(figures) if args.stats == "json" else stats.line(), file=sys.stderr)
         return EXIT_INTERRUPTED if stream.completion.finish_reason == "cancelled" else 0
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    """Its parts, a blank line between them. Raises RequestError."""
+    parts: list[str] = []
+    for is_input, words in itertools.groupby(args.prompt, lambda word: word == "-"):
+        parts.append(read_input() if is_input else " ".join(words))
+    parts += [read_text(path, "--file") for path in args.file]
+    if "-" not in args.prompt:
+        parts.append(piped_input())
+    parts = [part for part in parts if part]
+    if not parts:
+        raise RequestError("PROMPT: expected a text, a --file, or something on standard input, found nothing")
+    return "\n\n".join(parts)
+
+
+def _stream(args: argparse.Namespace, llm: LLM, prompt: str) -> TextStream:
+    options = generation_options(args)
+    is_chat = args.model is not None and llm.tokenizer.has_chat_template
+    raw = args.raw or args.special_tokens
+    if (is_chat and not raw) or (args.system is not None and not raw):
+        system = [{"role": "system", "content": args.system}] if args.system else []
+        return llm.stream([*system, {"role": "user", "content": prompt}], **options, **chat_options(args, llm))
+    for name in ("system", "reasoning_effort"):
+        if getattr(args, name) is not None:
+            raise RequestError(f"--{name.replace('_', '-')}: a text is continued as it is; leave --raw out")
+    return llm.stream(prompt, special_tokens=args.special_tokens, **options)
+
+
+def _print(stream: TextStream, *, shows_thoughts: bool) -> None:
+    from smallthinker.text.answer_parser import Reasoning, Said
+
+    answer, in_thought = answer_stream(), False
+    for event in stream.request:
+        for part in event.parts:
+            if isinstance(part, Reasoning) and shows_thoughts:
+                in_thought = True
+                thought(part.text, sys.stderr)
+            elif isinstance(part, Said):
+                if in_thought:
+                    print("\n", file=sys.stderr)
+                    in_thought = False
+                print(part.text, end="", flush=True, file=answer)
+    if in_thought:
+        print(file=sys.stderr)
+    print(flush=True)

@@ -21,13 +21,13 @@ _PATH = re.compile(r"""(?<![\w.])(?:~|[A-Za-z]:(?=[\\/])|\\)?[\\/][^\s'",;:)\]]*
 
 
 def diagnosis_text(facts: dict[str, Any]) -> str:
-    """facts: what `diagnose` returns -> lines for people, ending with the block of `report_block`."""
+    """facts: what `diagnose` returns -> lines for people."""
     lines = _lines(facts, facts["disk"]["path"])
     for finding in facts["findings"]:
         lines.append(_row(finding["severity"], finding["what"]))
         lines.append(_row("", f"-> {finding['remedy']}"))
     lines.append(_row("ready" if facts["would_run"] else "NOT READY", _verdict(facts)))
-    return "\n".join([*lines, "", "For a bug report, without paths and names:", "", report_block(facts)])
+    return "\n".join([*lines, "", "for a bug report, without paths and names: smallthinker doctor --report"])
 
 
 def report_block(facts: dict[str, Any]) -> str:

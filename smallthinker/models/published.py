@@ -157,3 +157,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "vocab_size": 201088,
     },
 }
+
+
+def published_shape(name: str) -> dict[str, Any] | None:
+    """The config.json of a shape, whatever the case of its name; None for other names."""
+    return PUBLISHED.get(name.lower())

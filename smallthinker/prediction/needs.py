@@ -26,7 +26,7 @@ from smallthinker.expert_store.store import Store
 from smallthinker.files import is_there
 from smallthinker.memory_plan import MIB, STARTS_DIFFER_BYTES, MemoryPlan, plan_process
 from smallthinker.models.description import Model
-from smallthinker.models.published import PUBLISHED
+from smallthinker.models.published import PUBLISHED, published_shape
 from smallthinker.models.registry import parse_model, read_model
 from smallthinker.text.tokenizer import Tokenizer
 
@@ -84,8 +84,14 @@ def find_model(name: str, quant: Quant | None = None) -> PlannedModel:
     """A published shape, a config.json, a checkpoint's folder or a store. Raises ConfigError, StoreFormatError,
     StoreReadError, TokenizerError, RequestError."""
     path = Path(name)
-    if name in PUBLISHED and not path.exists():
-        return _model(name, parse_model(PUBLISHED[name]), quant or DEFAULT_QUANT, None)
+    shape = published_shape(name)
+    if shape is not None and path.exists():
+        raise ConfigError(
+            f"{name}: this is a shape, and something of that name lies here, too; write ./{name} for what lies here, "
+            f"{name.swapcase()} for the shape"
+        )
+    if shape is not None:
+        return _model(name.lower(), parse_model(shape), quant or DEFAULT_QUANT, None)
     if not is_there(path):
         raise ConfigError(
             f"{name}: expected {', '.join(PUBLISHED)}, a config.json, or the folder of a checkpoint or a store, found "

@@ -27,6 +27,10 @@ _SHOWN = 300  # characters of what a template says of itself
 _MAX_DATE_FORMAT = 100
 
 
+class NoChatTemplateError(TokenizerError):
+    """A model has none."""
+
+
 @dataclass(frozen=True)
 class ChatTemplate:
     """What turns messages into a prompt. `variables`: the names that it asks for beside the messages, such as `tools`
@@ -72,7 +76,7 @@ def load_chat_template(files: Path | SmallFiles) -> ChatTemplate:
         config = parse_json(files.read("tokenizer_config.json"))
     except FileNotFoundError:
         if named is None:
-            raise TokenizerError(f"{path}: not found; chat needs the model's chat_template") from None
+            raise NoChatTemplateError(f"{path}: not found; chat needs the model's chat_template") from None
     except (OSError, ValueError) as e:
         why = (e.strerror if isinstance(e, OSError) else None) or e
         raise TokenizerError(f"{path}: cannot read the tokenizer configuration: {why}") from None
@@ -91,7 +95,8 @@ def _load(path: Path, source: object, special_tokens: Mapping[str, str]) -> Chat
     from smallthinker.sandbox.environment import Sandbox  # jinja2: 30 ms that `inspect` and `--help` do without
 
     if not isinstance(source, str):
-        raise TokenizerError(f"{path}: chat_template: expected a template text, found {type(source).__name__}")
+        kind = NoChatTemplateError if source is None else TokenizerError
+        raise kind(f"{path}: chat_template: expected a template text, found {type(source).__name__}")
     sandbox = Sandbox()
     sandbox.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     try:

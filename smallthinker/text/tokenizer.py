@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 from smallthinker import host
 from smallthinker.errors import TokenizerError
 from smallthinker.files import SmallFiles
-from smallthinker.text.chat_template import ChatTemplate, load_chat_template
+from smallthinker.text.chat_template import ChatTemplate, NoChatTemplateError, load_chat_template
 from smallthinker.text.decoding import Decoding, StreamDecoder
 from smallthinker.text.plain_text import ControlTokens, PlainText, Spans
 
@@ -132,8 +132,13 @@ class Tokenizer:
     def chat_template(self) -> ChatTemplate:
         """Raises TokenizerError when the store has none, or a broken one."""
         if isinstance(self._chat_template, TokenizerError):
-            raise TokenizerError(*self._chat_template.args)
+            raise type(self._chat_template)(*self._chat_template.args)
         return self._chat_template
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether there is one, be it a broken one."""
+        return not isinstance(self._chat_template, NoChatTemplateError)
 
     @cached_property
     def _chat_template(self) -> ChatTemplate | TokenizerError:

@@ -72,9 +72,59 @@ def test_the_prompt_can_come_from_stdin_and_gives_the_same_text(hybrid_store: Pa
     assert smallthinker("run", *options, "-", stdin="Once").stdout == smallthinker("run", *options, "Once").stdout
 
 
+def prompt_tokens(*args: str | Path, stdin: str = "") -> int:
+    result = smallthinker("run", *args, "--max-tokens", "1", "--stats", "json", stdin=stdin)
+    assert result.returncode == 0, result.stderr
+    tokens: int = json.loads(result.stderr.splitlines()[-1])["prompt_tokens"]
+    return tokens
+
+
+def test_a_prompt_goes_through_the_chat_template_unless_it_is_raw(hybrid_store: Path) -> None:
+    """A token a byte, and two special ones a message."""
+    turn = len("user\nHello\n") + 2 + len("assistant\n") + 1
+    assert prompt_tokens("-m", hybrid_store, "Hello") == turn
+    assert prompt_tokens("-m", hybrid_store, "Hello", "--raw") == len("Hello")
+    assert prompt_tokens("-m", hybrid_store, "Hello", "--system", "Be.") == turn + len("system\nBe.\n") + 2
+    assert_one_clear_error(smallthinker("run", "-m", hybrid_store, "x", "--raw", "--system", "y"), "--system", "--raw")
+
+
+def test_files_and_what_is_piped_in_follow_the_prompt(hybrid_store: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("file")
+    options = ("-m", hybrid_store, "--raw")
+    assert prompt_tokens(*options, "Two", "words") == len("Two words")
+    assert prompt_tokens(*options, "x", "--file", tmp_path / "a", stdin="piped") == len("x\n\nfile\n\npiped")
+    assert prompt_tokens(*options, "x", "-", "y", stdin="piped") == len("x\n\npiped\n\ny")
+    assert prompt_tokens(*options, stdin="piped") == len("piped")
+    assert_one_clear_error(smallthinker("run", *options), "PROMPT")
+    assert_one_clear_error(smallthinker("run", *options, "x", "--file", tmp_path / "b"), "--file")
+
+
+def with_template(store: Path, folder: Path, template: str | None) -> Path:
+    shutil.copytree(store, folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template} if template else {}))
+    return folder
+
+
+def test_a_model_without_a_template_continues_text(hybrid_store: Path, tmp_path: Path) -> None:
+    store = with_template(hybrid_store, tmp_path / "store", None)
+    assert prompt_tokens("-m", store, "Hello") == len("Hello")
+    assert_one_clear_error(smallthinker("run", "-m", store, "x", "--system", "y"), "chat_template")
+
+
+def test_thoughts_go_to_standard_error_and_can_be_hidden(hybrid_store: Path, tmp_path: Path) -> None:
+    store = with_template(hybrid_store, tmp_path / "store", "{{ messages[0].content }}<think>")
+    options = ("-m", store, "--seed", "1", "--max-tokens", "12", "--ignore-eos", "x")
+    shown, hidden = smallthinker("run", *options), smallthinker("run", *options, "--thinking", "hide")
+    assert shown.stdout == hidden.stdout == "\n"
+    assert len(shown.stderr.splitlines()) > 1 and len(hidden.stderr.splitlines()) == 1
+    talk = smallthinker("chat", *options[:-1], stdin="x\n/save out.json\n", cwd=tmp_path)
+    assert talk.returncode == 0, talk.stderr
+    assert json.loads((tmp_path / "out.json").read_text())[1]["reasoning_content"]
+
+
 def test_special_tokens_in_a_prompt_act_as_such_behind_a_flag(hybrid_store: Path) -> None:
     counts = []
-    for flags in ([], ["--special-tokens"]):
+    for flags in (["--raw"], ["--special-tokens"]):
         result = smallthinker("run", "-m", hybrid_store, "a<|im_end|>b", "--max-tokens", "1", "--stats", "json", *flags)
         counts.append(json.loads(result.stderr.splitlines()[-1])["prompt_tokens"])
     assert counts == [len("a<|im_end|>b"), 3]
@@ -182,7 +232,10 @@ def test_a_context_too_long_is_one_clear_error(hybrid_store: Path) -> None:
 
 def test_an_unknown_quantisation_or_flag_is_one_clear_error(checkpoint: Path, tmp_path: Path) -> None:
     assert_one_clear_error(smallthinker("convert", checkpoint, tmp_path / "out", "--quant", "q3_k"), "q3_k", "q4_0")
-    assert_one_clear_error(smallthinker("run", "--frobnicate", "x"), "--frobnicate")
+    unknown = smallthinker("run", "--max-tokns", "3", "x")
+    assert_one_clear_error(unknown, "run: error: --max-tokns: no such option; did you mean --max-tokens?", "run --help")
+    assert_one_clear_error(smallthinker("run", "--frobnicate", "x"), "--frobnicate: no such option (see")
+    assert_one_clear_error(smallthinker("plan", "4b", "more"), "plan: error: 'more'")
     assert_one_clear_error(smallthinker("run", "-m", "x", "--temperature", "-1", "x"))
 
 

@@ -58,13 +58,20 @@ def test_floor_and_full_are_the_least_budgets_that_do() -> None:
     assert memory_plan(model, process, full - MIB).slots < model.config.num_records
 
 
-def test_a_model_is_a_name_a_configuration_or_a_folder(tmp_path: Path, hybrid_store: Path) -> None:
+def test_a_model_is_a_name_a_configuration_or_a_folder(
+    tmp_path: Path, hybrid_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps(to_config(tiny_config(**HYBRID_ATTENTION))))
     from_file, from_folder, store = (find_model(str(path)) for path in (config, tmp_path, hybrid_store))
     assert from_file.config == from_folder.config == store.config
     assert (from_file.quant, find_model(str(config), "f16").quant) == ("q4_0", "f16")
     assert not from_file.tokenizer_is_measured and store.tokenizer_is_measured and store.is_store
+    assert find_model("4B").config == find_model("4b").config
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "4b").mkdir()
+    with pytest.raises(ConfigError, match=r"4b: this is a shape, and .*\./4b.*4B for the shape"):
+        find_model("4b")
     with pytest.raises(ConfigError, match=r"4b, 21b.*found nothing"):
         find_model(str(tmp_path / "none"))
     with pytest.raises(RequestError, match="this store is q4_0"):
