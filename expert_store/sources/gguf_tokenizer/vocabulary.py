@@ -41,9 +41,9 @@ class GgufVocabulary:
             raise self.fault("ggml.token_type", "kinds 1 to 6", min(unknown))
         # no text has an empty token, or one that only fills up the vocabulary
         self.kinds = [kind if token else UNUSED for token, kind in zip(self.tokens, kinds, strict=True)]
-        used = Counter(token for token, kind in zip(self.tokens, self.kinds, strict=True) if kind != UNUSED)
-        twice, times = max(used.items(), key=lambda item: item[1], default=("", 0))
-        if times > 1:
+        used = [token for token, kind in zip(self.tokens, self.kinds, strict=True) if kind != UNUSED]
+        if len(set(used)) < len(used):
+            ((twice, times),) = Counter(used).most_common(1)
             raise self.fault("ggml.tokens", f"every token once, not {times} times", twice)
         for id in self.eos_token_ids:
             if self.tokens[id]:
@@ -66,10 +66,10 @@ class GgufVocabulary:
     def eos_token_ids(self) -> list[int]:
         """What ends an answer: the file's own ids and the tokens that are named so. In order."""
         named = (self.id(f"ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
-        words, control = self.ids_of(NORMAL, USER_DEFINED), self.ids_of(CONTROL)
-        known = {t: i for t, i in control.items() if t in _ENDS} | {
-            t: i for t, i in words.items() if t in _ENDS - _MARKUP
-        }
+        known = {}
+        for i, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=True)):
+            if token in _ENDS and (kind == CONTROL or (kind in (NORMAL, USER_DEFINED) and token not in _MARKUP)):
+                known[token] = i
         if any(others <= known.keys() for others in _OTHER_ENDS):
             known.pop("<|end|>", None)
         return sorted({i for i in named if i is not None} | set(known.values()))
@@ -116,18 +116,18 @@ class GgufVocabulary:
 
     def merges(self) -> list[tuple[str, str]]:
         """Pairs of tokens that make a third, the first to be merged first."""
-        pairs = []
+        pairs, used = [], self.used
         for merge in self.list_of("ggml.merges", str):
             cut = merge.find(" ", 1)
             left, right = merge[: max(cut, 0)], merge[cut + 1 :]
-            if left not in self.used or right not in self.used or left + right not in self.used:
+            if left not in used or right not in used or left + right not in used:
                 raise self.fault("ggml.merges", "two tokens that make a third", merge)
             pairs.append((left, right))
         return pairs
 
     def list_of(self, key: str, kind: type) -> list[Any]:
         value = self._metadata.get(f"tokenizer.{key}")
-        if not isinstance(value, list) or any(type(item) is not kind for item in value):
+        if not isinstance(value, list) or not {kind}.issuperset(map(type, value)):
             what = {str: "texts", int: "integers"}.get(kind, "numbers")
             raise self.fault(key, f"a list of {what}", value)
         return value
