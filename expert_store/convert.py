@@ -75,7 +75,7 @@ def convert(
             Path(out), config, formats, files, force, progress, compress=compress, inputs=inputs
         ) as writer:
             for spec in writer.dense_specs:
-                writer.write_dense(spec, _dense_pieces(source, spec))
+                writer.write_dense(spec, dense_pieces(source, spec))
             records = iter(writer.expert_specs)
             for layer, layout in enumerate(record_layouts(config, formats)):
                 for expert in range(config.experts_of_layers[layer]):
@@ -100,12 +100,14 @@ def _expert_record(source: WeightSource, layer: int, expert: int, layout: Record
     return record
 
 
-def _dense_pieces(source: WeightSource, spec: TensorSpec) -> Iterator[memoryview]:
+def dense_pieces(source: WeightSource, spec: TensorSpec, strip_bytes: int = _STRIP_BYTES) -> Iterator[memoryview]:
+    """A dense tensor as the kernels read it, a piece after the other. strip_bytes: of a piece, as float32. Raises
+    CheckpointError."""
     if spec.quant is None:
         yield _checked(source, spec.name, "f32").view(np.uint8).data
         return
     rows, cols = spec.shape
-    strip = max(_STRIP_BYTES // (4 * cols) // TILE_ROWS, 1) * TILE_ROWS  # whole tiles: strips join without a seam
+    strip = max(strip_bytes // (4 * cols) // TILE_ROWS, 1) * TILE_ROWS  # whole tiles: strips join without a seam
     for start in range(0, rows, strip):
         yield _packed(source, spec.name, spec.quant, "tiles", start, start + strip).data
 

@@ -73,10 +73,12 @@ def packed_bytes(quant: Quant, layout: Layout, rows: int, cols: int) -> int:
 @dataclass(frozen=True)
 class Formats:
     """The format of each matrix: `quant`, but for the tensors in `others`, by their role ("lm_head", "down") or in full
-    ("layers.3.down"). Routers and biases are f32: they are small, and routing must be exact."""
+    ("layers.3.down"). Routers and biases are f32: they are small, and routing must be exact. whole: experts behind a
+    ReLU gate lie as all others do, `down` as in the model's files, and all of their neurons are computed."""
 
     quant: Quant
     others: Mapping[str, Quant] = field(default_factory=dict)
+    whole: bool = False
 
     def __str__(self) -> str:
         return ", ".join([self.quant, *(f"{name} {quant}" for name, quant in sorted(self.others.items()))])
@@ -155,7 +157,8 @@ def _sections(model: Model, layer: int, ffn: Ffn, formats: Formats) -> tuple[Sec
     if kind not in _kernels.activations():
         expected = " or ".join(_kernels.activations())
         raise ConfigError(f"layers.{layer}.ffn.activation: expected {expected}, found {kind}, which has no kernel yet")
-    found = _kernels.record_sections(formats.of_experts(layer), model.hidden_size, ffn.width, kind, ffn.gated, ffn.bias)
+    quants, d = formats.of_experts(layer), model.hidden_size
+    found = _kernels.record_sections(quants, d, ffn.width, kind, ffn.gated, ffn.bias, formats.whole)
     return tuple(
         Section(role, formats.of(role, layer), s.layout, s.is_transposed, s.rows, s.cols, s.offset, s.nbytes)
         for role, s in zip(roles, found, strict=True)

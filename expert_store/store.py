@@ -1,7 +1,7 @@
 """An opened model on disk, whatever its files are.
 
 Owns which records and dense tensors it has, where these lie in memory, and that memory. What the files hold is known to
-`folder_store`; experts are read by `queues`. Knows nothing about caches or what the weights are for.
+`folder_store` and `gguf_store`; experts are read by `queues`. Knows nothing about caches or what the weights are for.
 """
 
 from __future__ import annotations
@@ -74,6 +74,10 @@ class Store(ABC):
         or for a GGUF file CheckpointError.
         """
         path = Path(path)
+        if is_gguf(path):
+            from smallthinker.expert_store.gguf_store import GgufStore  # the package gguf takes a tenth of a second
+
+            return GgufStore(path)
         from smallthinker.expert_store.folder_store import FolderStore
 
         return FolderStore.opened(path)

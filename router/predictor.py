@@ -132,6 +132,7 @@ def save_predictor(store: Store, matrices: Mapping[Pair, npt.NDArray[np.uint8]])
     order = pairs(store.config.num_layers)
     header = encode_header([(_name(pair), "U8", (align(size, _ALIGN),)) for pair in order], metadata, _ALIGN)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             file.write(header)
             for pair in order:

@@ -187,14 +187,21 @@ class Section:
     def nbytes(self) -> int: ...
 
 def record_sections(
-    quants: FfnQuants, hidden: int, ffn: int, activation: Activation, gated: bool, biased: bool = False
+    quants: FfnQuants,
+    hidden: int,
+    ffn: int,
+    activation: Activation,
+    gated: bool,
+    biased: bool = False,
+    whole: bool = False,
 ) -> list[Section]:
     """An expert's record: gate, if gated, up and down, each on a multiple of 64; it ends where the last one does.
     biased: then the biases of the same, rows of f32.
 
     Behind a relu gate, without biases: gate in tiles [ffn, hidden], up and the transposed down in rows [ffn, hidden],
-    so that dead neurons can be skipped. Else all in tiles: gate and up [ffn, hidden], down [hidden, ffn]. Both sizes
-    are multiples of 32. Without a gate its format is ignored, as wherever FfnQuants are asked for.
+    so that dead neurons can be skipped; not so where the `whole` network is to be computed. Else all in tiles: gate and
+    up [ffn, hidden], down [hidden, ffn]. Both sizes are multiples of 32. Without a gate its format is ignored, as
+    wherever FfnQuants are asked for.
     """
 
 def pack(quant: Quant, layout: Layout, w: F32) -> U8:
@@ -202,6 +209,11 @@ def pack(quant: Quant, layout: Layout, w: F32) -> U8:
 
     A block of 32 with a NaN or an infinity becomes all NaN. Scales beyond f16 become infinite.
     """
+
+def piece_stage(shapes: Sequence[tuple[Quant, Layout, int, int, int, int]]) -> object:
+    """A stage for `_storage.ReadQueue`: pieces of these shapes, rows of ggml's blocks as a file has them, go into their
+    place of a slot as `repack` lays them out. Of each: format, layout, rows, cols, bytes from one row's beginning to
+    the next one's, and where it goes. A piece has the bytes up to its last row's end."""
 
 def repack(quant: Quant, layout: Layout, blocks: U8) -> U8:
     """Rows of ggml's blocks [rows, row bytes], as a file has them, as bytes [packed_bytes] that mean the same: bytes
@@ -374,7 +386,7 @@ class SharedFfn:
 
 class Ffn:
     """The experts of one layer and its router [E, d], f32 in the tiles layout: checked once and kept alive. quants to
-    gated and biased: of a record, see `record_sections`; clamp: limit and alpha of clamped_swiglu.
+    gated, biased and whole: of a record, see `record_sections`; clamp: limit and alpha of clamped_swiglu.
 
     reads_mixed: the router reads what the experts read, the norm after attention; else the state before it. scoring and
     router None: a dense network in k = `experts` slices. Every token uses all, in order, with weight 1. shared: what it
@@ -399,6 +411,7 @@ class Ffn:
         clamp: tuple[float, float] = (0.0, 0.0),
         weighs_input: bool = False,
         residual: Residual | None = None,
+        whole: bool = False,
     ) -> None: ...
 
 class Forward:

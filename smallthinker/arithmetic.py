@@ -276,6 +276,7 @@ class Arithmetic:
             (ffn.activation.limit, ffn.activation.alpha),
             number in self._weighs_input,
             residual=self._ffn_residual(number),
+            whole=self._formats.whole,
         )
 
     def _scoring(self, number: int, how: Router) -> _kernels.Scoring:

@@ -7,7 +7,7 @@
 #include <cmath>
 
 #include "../../kernels/forks_bindings.h"
-#include "../../kernels/stage.h"
+#include "../../kernels/piece_stage.h"
 #include "read_queue.h"
 #include "system.h"
 

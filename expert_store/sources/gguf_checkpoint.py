@@ -26,6 +26,7 @@ from smallthinker.expert_store.sources.gguf_tokenizer.tokenizer import GgufToken
 from smallthinker.expert_store.sources.placed import read_placed
 from smallthinker.expert_store.sources.weight_files import WeightFiles
 from smallthinker.files import open_regular
+from smallthinker.models.description import Model
 from smallthinker.models.gguf_keys import FACTORS, GgufFacts
 from smallthinker.models.places import Place
 from smallthinker.models.registry import gguf_family, gguf_model, gguf_places, is_unused_in_gguf, to_config
@@ -43,7 +44,7 @@ _MOST_FACTORS = 1024  # rotary pairs
 _HEAD_PREDICTOR = "lm_head_profiler.weight"  # which logits PowerInfer leaves out; no part of the model
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
     """Where a tensor of the model is: in which of the files, in which of its tensors, and where in that."""
 
     file: int
@@ -57,12 +58,18 @@ ReadRow = Callable[[int, GgufTensor], npt.NDArray[np.uint8]]
 
 class GgufModel:
     """What the headers of a model's file, or of all its parts in order, describe: configuration, tokenizer, tensors.
-    read: without one, tensors that are metadata (`FACTORS`) count as ones.
+    read: without one, tensors that are metadata (`FACTORS`) count as ones. reshaped: the model as it is wanted, of the
+    same tensors.
 
     Raises CheckpointError (a tensor is missing, unknown, or has a shape that the metadata contradict), ConfigError.
     """
 
-    def __init__(self, headers: Sequence[GgufHeader], read: ReadRow | None = None) -> None:
+    def __init__(
+        self,
+        headers: Sequence[GgufHeader],
+        read: ReadRow | None = None,
+        reshaped: Callable[[Model], Model] = lambda model: model,
+    ) -> None:
         self.where = headers[0].where
         metadata = headers[0].metadata
         gguf_family(metadata, self.where)  # before the tokenizer of another model is
@@ -85,7 +92,8 @@ class GgufModel:
             tensors=tensors,
             factors_of={name: self._factors(*tensors[name], read) for name in FACTORS if name in tensors},
         )
-        self.config, self.notes = gguf_model(metadata, facts, self.where)
+        config, self.notes = gguf_model(metadata, facts, self.where)
+        self.config = reshaped(config)
         self.places = self._places(tensors)
 
     def _factors(self, file: int, tensor: GgufTensor, read: ReadRow | None) -> Sequence[float]:
@@ -97,7 +105,7 @@ class GgufModel:
         found: list[float] = np.ones(tensor.shape).tolist() if read is None else read(file, tensor).view("<f4").tolist()
         return found
 
-    def _places(self, tensors: Mapping[str, tuple[int, GgufTensor]]) -> dict[str, _Found]:
+    def _places(self, tensors: Mapping[str, tuple[int, GgufTensor]]) -> dict[str, Found]:
         """By the model's names."""
         ignored = (name for name in tensors if is_unused_in_gguf(self.config, name))
         unknown, found = set(tensors).difference(FACTORS, [_HEAD_PREDICTOR], ignored), {}
@@ -124,7 +132,7 @@ class GgufModel:
                     f"BF16, Q8_0, Q4_0, ...), found {tensor.kind.name}; choose another file of the model"
                 )
             unknown.discard(place.name)
-            found[name] = _Found(number, tensor, fitting)
+            found[name] = Found(number, tensor, fitting)
         if unknown:
             raise CheckpointError(f"{self.where}: unknown tensor {min(unknown)[:120]!a}; this is another model")
         return found
@@ -132,20 +140,30 @@ class GgufModel:
 
 class GgufCheckpoint:
     """An opened and checked GGUF file, or the parts of one of which `path` is the first. Keeps what `WeightSource`
-    promises. files_bytes: of all parts. Raises CheckpointError, ConfigError."""
+    promises. files: the parts and their sizes; files_bytes: of all. reshaped: see `GgufModel`. Raises CheckpointError,
+    ConfigError."""
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, reshaped: Callable[[Model], Model] = lambda model: model) -> None:
         self.path = Path(path)
         self._paths = [self.path.with_name(name) for name in part_names(self.path.name)]
         headers = [self._header(part) for part in self._paths]
+        self.files = tuple(zip(self._paths, (header.file_bytes for header in headers), strict=True))
         self.files_bytes = sum(header.file_bytes for header in headers)
         self._files = WeightFiles(self._paths)
         try:
-            self._model = GgufModel(headers, self._row)
+            self._model = GgufModel(headers, self._row, reshaped)
         except BaseException:
             self._files.close()
             raise
         self.config, self.notes = self._model.config, self._model.notes
+
+    def place(self, name: str) -> Found:
+        """Of a tensor of the model, or an expert's matrix."""
+        return self._model.places[name]
+
+    def forget_tokenizer(self) -> None:
+        """Let go of its lists of words; `small_files` can't be asked for afterwards."""
+        del self._model.tokenizer
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
         """Rows start..stop of a tensor as float32, [rows, cols] or [size]: what the blocks mean. Raises CheckpointError
@@ -204,7 +222,7 @@ class GgufCheckpoint:
     def _row(self, file: int, tensor: GgufTensor) -> npt.NDArray[np.uint8]:
         return self._files.read(self._paths[file], tensor.start, tensor.nbytes)
 
-    def _blocks(self, found: _Found, rows: range, blocks: range) -> npt.NDArray[np.uint8]:
+    def _blocks(self, found: Found, rows: range, blocks: range) -> npt.NDArray[np.uint8]:
         """Blocks of rows of the file's tensor, seen as one matrix: uint8 [rows, blocks, block bytes]."""
         from gguf import GGML_QUANT_SIZES
 

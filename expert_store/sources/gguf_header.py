@@ -60,10 +60,7 @@ class GgufHeader:
 def read_gguf_header(stream: BinaryIO, where: str, file_bytes: int) -> GgufHeader:
     """Read from the start of a file no more than its header. Raises CheckpointError, with the offset."""
     if find_spec("gguf") is None:
-        raise CheckpointError(
-            f"{where}: expected the package gguf, to read GGUF files; found none; pip install 'smallthinker[gguf]' "
-            "brings it"
-        )
+        raise CheckpointError(f"{where}: expected the package gguf, to read GGUF files; found none; pip install gguf")
     cursor = _Cursor(stream, where, file_bytes)
     if (magic := cursor.take(4, "magic")) != MAGIC:
         raise cursor.fault("magic", MAGIC.decode(), magic.decode("latin-1"), "it is not a GGUF file")

@@ -93,9 +93,9 @@ class BoundFfn {
   BoundFfn(const FfnQuants& quants, int64_t hidden, int64_t ffn, const std::string& activation, bool gated, int64_t experts,
            int64_t k, std::shared_ptr<BoundScoring> scoring, const std::optional<py::array>& router, bool reads_mixed,
            std::shared_ptr<BoundSharedFfn> shared, bool biased, const ClampOf& clamp, bool weighs_input,
-           const std::optional<BoundResidual>& residual)
+           const std::optional<BoundResidual>& residual, bool whole)
       : kept_(router), scoring_(std::move(scoring)), shared_(std::move(shared)), residual_(residual), experts_(experts), weighs_input_(weighs_input) {
-    call_.shape = check_ffn_shape(quants, hidden, ffn, activation, gated, biased, clamp);
+    call_.shape = check_ffn_shape(quants, hidden, ffn, activation, gated, biased, clamp, whole);
     if (residual) residual->residual(hidden);  // fits
     call_.k = k;
     check_dim("experts", experts);

@@ -26,7 +26,7 @@ inline Activation parse_activation(const std::string& name) {
 using FfnQuants = std::array<std::string, 3>;
 using ClampOf = std::array<float, 2>;        // limit and alpha of clamped_swiglu
 inline FfnShape check_ffn_shape(const FfnQuants& quants, int64_t hidden, int64_t ffn, const std::string& activation, bool gated,
-                                bool biased, const ClampOf& clamp) {
+                                bool biased, const ClampOf& clamp, bool whole = false) {
   check_dim("hidden", hidden);
   check_dim("ffn", ffn);
   if (hidden % kBlock != 0) fail("hidden: expected a multiple of ", kBlock, ", found ", hidden);
@@ -36,7 +36,7 @@ inline FfnShape check_ffn_shape(const FfnQuants& quants, int64_t hidden, int64_t
   if (parsed == Activation::clamped_swiglu && !(gated && clamp[0] > 0.0f && clamp[1] > 0.0f)) {
     fail("activation: expected a gate, a limit and an alpha above 0 for clamped_swiglu, found ", clamp[0], " and ", clamp[1]);
   }
-  return {formats, hidden, ffn, parsed, gated, biased, {clamp[0], clamp[1]}};
+  return {formats, hidden, ffn, parsed, gated, biased, {clamp[0], clamp[1]}, whole};
 }
 
 inline Gating parse_gating(const std::string& name, int64_t k, int64_t experts) {

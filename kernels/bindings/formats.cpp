@@ -1,9 +1,11 @@
 // Weight formats: their sizes, records' layouts, packing.
 #include "bindings/bindings.h"
 #include "bindings/checks.h"
+#include "formats/repack_stage.h"
 
 #include <pybind11/stl.h>
 
+#include <tuple>
 #include <vector>
 
 namespace smallthinker {
@@ -15,9 +17,9 @@ int64_t bind_packed_bytes(const std::string& quant, const std::string& layout, i
 }
 
 std::vector<Section> bind_record_sections(const FfnQuants& quants, int64_t hidden, int64_t ffn, const std::string& activation,
-                                          bool gated, bool biased) {
+                                          bool gated, bool biased, bool whole) {
   // where matrices lie doesn't depend on what is clamped
-  const RecordSections all = record_sections(check_ffn_shape(quants, hidden, ffn, activation, gated, biased, {1.0f, 1.0f}));
+  const RecordSections all = record_sections(check_ffn_shape(quants, hidden, ffn, activation, gated, biased, {1.0f, 1.0f}, whole));
   std::vector<Section> found;
   for (const Section& section : {all.gate, all.up, all.down, all.gate_bias, all.up_bias, all.down_bias}) {
     if (section.rows > 0) found.push_back(section);
@@ -51,6 +53,24 @@ py::array_t<uint8_t> bind_repack(const std::string& quant, const std::string& la
   return data;
 }
 
+using ShapeOf = std::tuple<std::string, std::string, int64_t, int64_t, int64_t, int64_t>;
+
+py::capsule bind_piece_stage(const std::vector<ShapeOf>& given) {
+  constexpr int64_t most = int64_t{1} << 31;  // of a piece, and of a slot
+  std::vector<PieceShape> shapes;
+  for (const auto& [quant, layout, rows, cols, stride, target] : given) {
+    const PieceShape shape{parse_quant(quant), parse_layout(layout), rows, cols, stride, target};
+    check_matrix(shape.quant, rows, cols);
+    const int64_t least = row_bytes(shape.quant, cols);
+    if (stride < least || stride > most / rows) fail("stride: expected ", least, " to ", most / rows, ", found ", stride);
+    if (target < 0 || target > most) fail("target: expected 0 to ", most, ", found ", target);
+    shapes.push_back(shape);
+  }
+  auto* const stage = new RepackStage(std::move(shapes));
+  return py::capsule(static_cast<PieceStage*>(stage), PieceStage::kCapsule,
+                     [](PyObject* self) { delete static_cast<PieceStage*>(PyCapsule_GetPointer(self, PieceStage::kCapsule)); });
+}
+
 py::array_t<float> bind_unpack(const std::string& quant, const std::string& layout, const py::array& data, int64_t rows,
                                int64_t cols) {
   const uint8_t* from = packed(data, "data", bind_packed_bytes(quant, layout, rows, cols));
@@ -82,8 +102,9 @@ void register_formats(py::module_& m) {
       .def_readonly("offset", &Section::offset)
       .def_readonly("nbytes", &Section::bytes);
   m.def("record_sections", &bind_record_sections, arg("quants"), arg("hidden"), arg("ffn"), arg("activation"), arg("gated"),
-        arg("biased") = false);
+        arg("biased") = false, arg("whole") = false);
   m.def("pack", &bind_pack, arg("quant"), arg("layout"), arg("w"));
+  m.def("piece_stage", &bind_piece_stage, arg("shapes"));
   m.def("repack", &bind_repack, arg("quant"), arg("layout"), arg("blocks"));
   m.def("unpack", &bind_unpack, arg("quant"), arg("layout"), arg("data"), arg("rows"), arg("cols"));
 }

@@ -90,10 +90,11 @@ void register_model(py::module_& m) {
   py::class_<BoundFfn>(m, "Ffn")
       .def(py::init<const FfnQuants&, int64_t, int64_t, const std::string&, bool, int64_t, int64_t,
                     std::shared_ptr<BoundScoring>, const std::optional<py::array>&, bool, std::shared_ptr<BoundSharedFfn>, bool,
-                    const ClampOf&, bool, const std::optional<BoundResidual>&>(),
+                    const ClampOf&, bool, const std::optional<BoundResidual>&, bool>(),
            arg("quants"), arg("hidden"), arg("ffn"), arg("activation"), arg("gated"), arg("experts"), arg("k"),
            arg("scoring"), arg("router"), arg("reads_mixed") = false, arg("shared") = py::none(),
-           arg("biased") = false, arg("clamp") = ClampOf{}, arg("weighs_input") = false, arg("residual") = py::none());
+           arg("biased") = false, arg("clamp") = ClampOf{}, arg("weighs_input") = false, arg("residual") = py::none(),
+           arg("whole") = false);
 
   py::class_<BoundForward> forward(m, "Forward");
   forward

@@ -101,12 +101,13 @@ struct FfnShape {
   bool gated;
   bool biased = false;
   Clamp clamp{};
+  bool whole = false;  // behind a ReLU gate, too, all of it is computed: `down` lies as in the model's files
 };
 
 // Which of the two kernels computes it, and with it the layout of its records. Behind a ReLU gate most neurons are zero:
 // the sparse kernel reads only the live rows of up and of down, which lies transposed for it.
 constexpr bool is_sparse(const FfnShape& shape) {
-  return shape.activation == Activation::relu && shape.gated && !shape.biased;
+  return shape.activation == Activation::relu && shape.gated && !shape.biased && !shape.whole;
 }
 
 // A packed matrix in a record. Transposed: its rows are the columns of what the model's files have.

@@ -32,8 +32,7 @@ def add(commands: Commands) -> None:
         "checkpoint",
         metavar="CHECKPOINT",
         type=Path,
-        help="folder with config.json, *.safetensors, tokenizer.json; or a .gguf file, the first of a model in parts; "
-        "that needs smallthinker[gguf]",
+        help="folder with config.json, *.safetensors, tokenizer.json; or a .gguf file, the first of a model in parts",
     )
     parser.add_argument("store", metavar="STORE", type=Path, help="folder to write")
     parser.add_argument("--quant", choices=WEIGHT_FORMATS, default="q4_0", help="weight format (default: q4_0)")

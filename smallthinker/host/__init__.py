@@ -17,7 +17,7 @@ from smallthinker.host.direct_io import (
     read_at,
     whole_pages,
 )
-from smallthinker.host.folders import exchange_folders, lock_folder, sync_folder, unlock_folder
+from smallthinker.host.folders import cache_folder, exchange_folders, lock_folder, sync_folder, unlock_folder
 from smallthinker.host.memory import (
     Memory,
     available_memory_bytes,
@@ -47,6 +47,7 @@ __all__ = [
     "address",
     "aligned_buffer",
     "available_memory_bytes",
+    "cache_folder",
     "cached_pages",
     "cgroup_memory",
     "cores_of_others",

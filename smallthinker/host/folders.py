@@ -1,4 +1,4 @@
-"""Folders that several processes use: synced, locked, and exchanged at once."""
+"""Folders that several processes use: synced, locked, exchanged at once; and the user's own for what may be lost."""
 
 from __future__ import annotations
 
@@ -57,3 +57,10 @@ def exchange_folders(a: Path, b: Path) -> bool:
             rename_swap = 2
             return bool(libc.renamex_np(old, new, rename_swap) == 0)
     return False
+
+
+def cache_folder() -> Path:
+    """Where this user's programs keep what they can do without. It need not be there."""
+    named = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME", "")
+    base = Path(named) if named and Path(named).is_absolute() else Path.home() / ".cache"
+    return base / "smallthinker"

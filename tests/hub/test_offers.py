@@ -17,7 +17,7 @@ from smallthinker.hub.pull import Pull, listing
 from smallthinker.hub.repository import HubFile
 from smallthinker.models.registry import to_config
 
-pytest.importorskip("gguf", reason="needs smallthinker[gguf]")
+pytest.importorskip("gguf", reason="needs the package gguf")
 
 from gguf_files import write_gguf
 

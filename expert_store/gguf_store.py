@@ -1,0 +1,140 @@
+"""A GGUF file that is run where it lies: its experts are read from it, and repacked on their way into memory.
+
+Owns what of a file stands for a store's own files, and where what is learned of it is kept. Which matrix lies where is
+known to `sources.gguf_records`. Nothing is ever written beside the file.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from contextlib import closing
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from smallthinker import host
+from smallthinker.errors import CheckpointError, ConfigError, StoreReadError
+from smallthinker.expert_store.convert import dense_pieces
+from smallthinker.expert_store.device.pacing import SequentialThrottle
+from smallthinker.expert_store.device.storage_profile import StorageProfile
+from smallthinker.expert_store.format import TOKENIZER_FILE
+from smallthinker.expert_store.progress import Progress
+from smallthinker.expert_store.records import Records
+from smallthinker.expert_store.sources.gguf_checkpoint import GgufCheckpoint
+from smallthinker.expert_store.sources.gguf_records import GgufRecords, formats_in, in_one_piece
+from smallthinker.expert_store.store import Store
+from smallthinker.files import SmallFiles, write_hint
+from smallthinker.host import pages
+from smallthinker.models.tensors import ROUTER
+
+U8 = npt.NDArray[np.uint8]
+_STRIP_BYTES = 4 << 20  # of float32 rows while dense weights are packed: beside all that a budget has planned for
+
+
+class GgufStore(Store):
+    """As `Store`. notes: what was taken for granted, since the file doesn't say it."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises CheckpointError, ConfigError."""
+        self._source = source = GgufCheckpoint(path, in_one_piece)
+        try:
+            super().__init__(path, source.config, formats_in(source))
+            self._records = GgufRecords(source, self.formats)
+        except BaseException:
+            source.close()
+            raise
+        self.kind, self.on_disk_bytes = "GGUF", self._records.on_disk_bytes
+        self.weight_files, self.notes = tuple(part for part, _ in source.files), source.notes
+        self.small_files = _SmallFiles(path, source.small_files())
+        source.forget_tokenizer()
+        self._chunk_bytes, self._made = 0, self._records.plain()
+
+    def close(self) -> None:
+        super().close()
+        self._source.close()
+
+    def records(self, chunk_bytes: int) -> Records:
+        if chunk_bytes != self._chunk_bytes:
+            self._chunk_bytes, self._made = chunk_bytes, self._records(chunk_bytes)
+        return self._made
+
+    def plain_records(self) -> Records:
+        return self._records.plain()
+
+    def dense(self, name: str) -> U8 | npt.NDArray[np.float32]:
+        """A view as of any store, of memory of its own where nothing was loaded: a file can't be mapped."""
+        if self._dense is not None:
+            return super().dense(name)
+        spec = self._dense_specs[name]
+        packed = np.concatenate([np.frombuffer(piece, np.uint8) for piece in dense_pieces(self._source, spec)])
+        return packed.view(np.float32) if spec.quant is None else packed
+
+    def _load_dense(
+        self,
+        mode: Literal["anonymous", "mapped"],
+        progress: Progress,
+        storage: StorageProfile | None,
+        reserved: Callable[[U8], None],
+    ) -> U8:
+        throttle = None if storage is None else SequentialThrottle(storage)
+        memory = np.frombuffer(pages.weights_buffer(self.dense_bytes), np.uint8)[: self.dense_bytes]
+        frozen: U8 = memory.view()
+        frozen.flags.writeable = False
+        reserved(frozen)
+        for name, spec in self._dense_specs.items():
+            at = self._start_of[name]
+            try:
+                for piece in dense_pieces(self._source, spec, _STRIP_BYTES):
+                    memory[at : at + len(piece)] = piece
+                    at += len(piece)
+                    if throttle is not None:
+                        throttle.arrived(len(piece))
+                    progress(at, self.dense_bytes, name)
+            except CheckpointError as e:
+                raise StoreReadError(str(e)) from e
+        return frozen
+
+    def verify(self, progress: Progress | None = None) -> None:
+        raise ConfigError(f"{self.path}: a GGUF file has no checksums; compare the whole file's with its publisher's")
+
+    def identity(self) -> str:
+        stats = [path.stat() for path in self.weight_files]
+        return "gguf " + " ".join(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats) + str(self.formats)
+
+    def router_checksums(self) -> list[int]:
+        names = [name for name in self.dense_names() if name.endswith(f".{ROUTER}")]
+        return [zlib.crc32(bytes(self.dense(name)).ljust(self.dense_spec(name).nbytes, b"\0")) for name in names]
+
+    def hint_path(self, name: str) -> Path:
+        real = str(self.path.resolve()).encode("utf-8", "surrogateescape")
+        return host.cache_folder() / sha256(real).hexdigest()[:32] / name
+
+    def write_hint(self, name: str, data: bytes) -> bool:
+        path = self.hint_path(name)
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:
+            return False
+        return write_hint(path, data)
+
+
+class _SmallFiles(SmallFiles):
+    """The tokenizer's file is handed out once, and made from the metadata again where somebody asks again: it has
+    megabytes, which nobody needs once the tokenizer is there."""
+
+    def __init__(self, path: Path, contents: dict[str, bytes]) -> None:
+        self._gguf, self._once = path, contents.pop(TOKENIZER_FILE)
+        super().__init__(path, contents)
+
+    def read(self, name: str) -> bytes:
+        if name != TOKENIZER_FILE:
+            return super().read(name)
+        found, self._once = self._once, b""
+        if not found:
+            with closing(GgufCheckpoint(self._gguf)) as source:
+                found = source.small_files()[name]
+        return found

@@ -1,0 +1,217 @@
+"""A GGUF file run where it lies: the same records, weights and outputs as of a store, at any budget."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from family_checkpoints import make_checkpoint
+from gguf_families import ARCHITECTURES, write
+from gguf_files import rounded_checkpoint, write_gguf
+from reading import read_all
+from tiny_models import make_store, tiny_config
+
+from smallthinker.engine import Engine
+from smallthinker.errors import CheckpointError, ConfigError, StoreReadError
+from smallthinker.expert_store.convert import convert
+from smallthinker.expert_store.format import Formats
+from smallthinker.expert_store.gguf_store import GgufStore
+from smallthinker.expert_store.inspect import describe
+from smallthinker.expert_store.store import Store
+from smallthinker.llm import LLM
+from smallthinker.memory_plan import MIB
+
+PROMPT = list(b"the sea came in and")
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*GGUF can't say more")
+
+
+def tiny_file(folder: Path, kind: str, *, transposed: bool = False, **overrides: Any) -> Path:
+    """A GGUF file of a random SmallThinker, whose weights are rounded to the kind; its checkpoint lies beside it."""
+    make_store(tiny_config(**overrides), folder)
+    rounded_checkpoint(folder / "checkpoint", kind, transposed_down=transposed)
+    return write_gguf(folder / "checkpoint", folder / "tiny.gguf", kind, transposed_down=transposed)
+
+
+def logits(path: Path, **options: Any) -> list[np.ndarray]:
+    with Engine(path, **options) as engine:
+        return [engine.prefill(PROMPT)[0], *(engine.decode(token) for token in b"went out again")]
+
+
+def assert_same_bits(found: list[np.ndarray], expected: list[np.ndarray], what: object = None) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one.view(np.uint32), other.view(np.uint32)), what
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0"])
+def test_records_and_dense_weights_are_those_of_a_store_made_of_the_file(kind: str, tmp_path: Path) -> None:
+    path = tiny_file(tmp_path, kind, transposed=True)
+    with Store.open(convert(path, tmp_path / "converted", kind.lower())) as store, Store.open(path) as found:
+        assert isinstance(found, GgufStore) and found.formats == store.formats
+        assert found.dense_bytes == store.dense_bytes and found.on_disk_bytes <= store.on_disk_bytes
+        expected = read_all(store)
+        for reader in ("buffered", "direct", "mmap"):
+            assert read_all(found, reader) == expected
+        alone = {name: found.dense(name).copy() for name in found.dense_names()}
+        found.load_dense()
+        for name in store.dense_names():
+            assert np.array_equal(found.dense(name), store.dense(name)), name
+            assert np.array_equal(alone[name], store.dense(name)), name
+        assert found.router_checksums() == store.router_checksums()
+        assert found.records(4096).record_bytes == store.record_bytes
+        with pytest.raises(ConfigError, match="no checksums"):
+            found.verify()
+        assert describe(found)["bits_per_parameter"] == describe(store)["bits_per_parameter"]
+
+
+@pytest.mark.parametrize("chunk_bytes", [4096, 5000, 1 << 20])
+def test_pieces_of_any_size_make_the_same_records(chunk_bytes: int, tmp_path: Path) -> None:
+    path = tiny_file(tmp_path, "Q4_0", hidden_size=96, moe_ffn_hidden_size=224)
+    with Store.open(path) as store:
+        expected = read_all(store)
+        records = store.records(chunk_bytes)
+        assert records.max_piece_bytes <= max(1.5 * chunk_bytes, 16 * 224 * 18 / 32)
+        store.records = lambda _: records  # type: ignore[method-assign]
+        assert read_all(store) == expected
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_outputs_are_the_same_bits_at_any_budget_and_with_any_reader(transposed: bool, tmp_path: Path) -> None:
+    path = tiny_file(tmp_path, "Q8_0", transposed=transposed)
+    with Store.open(path) as store:
+        assert store.formats.whole is not transposed
+        everything, floor = store.num_experts, store.config.experts_per_token
+    baseline = logits(path, max_slots=everything, threads=1)
+    for slots in (everything // 2, floor):
+        for reader in ("direct", "mmap", "buffered"):
+            options = {"max_slots": slots, "reader": reader, "threads": 2, "chunk": 7}
+            assert_same_bits(logits(path, **options), baseline, options)
+    assert_same_bits(logits(path, max_slots=floor, storage="emmc"), baseline)
+    if transposed:  # llama.cpp's order of `down` has another kernel behind a ReLU gate
+        assert_same_bits(logits(convert(path, tmp_path / "converted", "q8_0")), baseline)
+
+
+@pytest.mark.parametrize(
+    "name", ["smollm2", "mixtral whole", "gpt_oss limits as published", "phi3", "gemma3 scaled as heads", "glm4_moe"]
+)
+def test_families_run_where_they_lie_as_from_a_store(name: str, tmp_path: Path) -> None:
+    """Experts with biases, dense networks whole and in slices, rows that rotary positions moved, joined matrices."""
+    folder = make_checkpoint(name, tmp_path / "checkpoint").folder
+    path = write(folder, tmp_path / "tiny.gguf", ARCHITECTURES[name], "Q8_0")
+    with Store.open(path) as store:
+        floor = store.config.experts_per_token
+        sliced = {layer.ffn.slices for layer in store.config.layers if layer.ffn and layer.ffn.router is None}
+        only_dense = len(store.config.certain_layers) == store.config.num_layers
+        assert not only_dense or sliced == {1}
+    found = logits(path, max_slots=floor)
+    assert_same_bits(logits(path), found)
+    if not only_dense:  # sums of slices are rounded otherwise than that of a whole network
+        assert_same_bits(logits(convert(path, tmp_path / "converted", "q8_0")), found)
+
+
+def test_each_matrix_may_have_its_own_type(tmp_path: Path) -> None:
+    folder = make_checkpoint("qwen3_moe", tmp_path / "checkpoint").folder
+    plain = gguf.GGUFReader(write(folder, tmp_path / "plain.gguf", gguf.MODEL_ARCH.QWEN3MOE, "F32"))
+    raw: dict[str, Any] = {}
+    for name, kind in (("blk.1.ffn_down_exps", "Q4_0"), ("blk.0.ffn_up_exps", "F16"), ("token_embd", "BF16")):
+        tensor = next(tensor for tensor in plain.tensors if tensor.name == f"{name}.weight")
+        qtype = gguf.GGMLQuantizationType[kind]
+        raw[tensor.name] = gguf.quantize(np.array(tensor.data), qtype), qtype
+    path = write(folder, tmp_path / "mixed.gguf", gguf.MODEL_ARCH.QWEN3MOE, "Q8_0", raw)
+    with Store.open(path) as store:
+        others = {"layers.1.down": "q4_0", "layers.0.up": "f16", "embed_tokens": "bf16"}
+        assert (store.quant, store.formats.others) == ("q8_0", others)
+        formats, floor = Formats("q8_0", dict(store.formats.others)), store.config.experts_per_token
+    expected = logits(convert(path, tmp_path / "converted", formats))
+    assert_same_bits(logits(path), expected)
+    assert_same_bits(logits(path, max_slots=floor), expected)
+
+
+def test_a_model_in_parts_is_read_from_all_of_them(tmp_path: Path) -> None:
+    whole = tiny_file(tmp_path, "Q4_0", transposed=True)
+    parts = write_gguf(tmp_path / "checkpoint", tmp_path / "p.gguf", "Q4_0", transposed_down=True, part_tensors=5)
+    with Store.open(whole) as one, Store.open(parts) as many:
+        assert len(many.weight_files) > 2
+        assert read_all(many) == read_all(one)
+    assert_same_bits(logits(parts, max_slots=8), logits(whole))
+    many.weight_files[1].unlink()
+    with pytest.raises(CheckpointError, match="belong side by side"):
+        Store.open(parts)
+
+
+def test_nothing_is_written_beside_a_file_and_a_read_only_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny_file(tmp_path / "models", "Q8_0")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = sorted((tmp_path / "models").iterdir())
+    path.chmod(0o444)
+    path.parent.chmod(0o555)
+    try:
+        with LLM(path, memory=None) as llm:
+            assert llm.generate("hello", max_tokens=4, ignore_eos=True).stats
+        with Store.open(path) as store:
+            assert store.write_hint("hint", b"what was learned")
+            assert store.hint_path("hint").read_bytes() == b"what was learned"
+            assert store.hint_path("hint").is_relative_to(tmp_path / "cache" / "smallthinker")
+            monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
+            assert not store.write_hint("hint", b"what was learned")
+    finally:
+        path.parent.chmod(0o755)
+    assert sorted((tmp_path / "models").iterdir()) == before
+
+
+def test_chat_takes_the_files_own_template_and_the_tokenizer_can_be_asked_for_again(tmp_path: Path) -> None:
+    path = tiny_file(tmp_path, "Q8_0")
+    with LLM(path) as llm:
+        assert llm.tokenizer.render_chat([{"role": "user", "content": "hello"}]) == "user: hello\nassistant:"
+    with Store.open(path) as store:
+        assert store.small_files.read("tokenizer.json") == store.small_files.read("tokenizer.json")
+        with pytest.raises(FileNotFoundError):
+            store.small_files.read("nothing.json")
+
+
+def test_a_file_that_was_cut_short_after_it_was_opened_is_one_line(tmp_path: Path) -> None:
+    path = tiny_file(tmp_path, "Q8_0")
+    with Engine(path, max_slots=8) as engine:
+        os.truncate(path, path.stat().st_size - 100_000)
+        with pytest.raises(StoreReadError, match=rf"{path}: byte \d+: "):
+            engine.prefill(PROMPT)
+    with pytest.raises(CheckpointError, match="a file of"):
+        Store.open(path)
+
+
+def test_a_level_that_no_kernel_expects_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    path = tiny_file(tmp_path, "Q8_0")
+    with Store.open(path) as store:
+        _, offset, nbytes, _ = (int(number) for number in store.records(1 << 20).pieces[7])
+        with path.open("r+b") as file:
+            file.seek(offset + nbytes - 1)
+            file.write(b"\x80")
+        with pytest.raises(StoreReadError, match=rf"byte {offset}: expected levels of -127 to 127.*convert the file"):
+            read_all(store)
+
+
+def test_types_that_no_kernel_reads_are_refused_with_their_tensor(tmp_path: Path) -> None:
+    folder = make_checkpoint("wide", tmp_path / "checkpoint").folder
+    blocks = np.zeros((64, 2 * 66), np.uint8), gguf.GGMLQuantizationType.IQ2_XXS
+    path = write(folder, tmp_path / "tiny.gguf", gguf.MODEL_ARCH.LLAMA, "Q8_0", {"blk.0.ffn_down.weight": blocks})
+    with pytest.raises(ConfigError, match=r"'blk\.0\.ffn_down\.weight': expected one of the types .*, found IQ2_XXS;"):
+        Store.open(path)
+    with closing(GgufStore(tiny_file(tmp_path / "other", "Q4_0"))) as store:
+        assert store.on_disk_bytes > 0
+
+
+def test_the_floor_that_is_named_works(tmp_path: Path) -> None:
+    path = tiny_file(tmp_path, "Q8_0")
+    with pytest.raises(Exception, match="below the floor of") as refused:
+        Engine(path, memory=MIB)
+    with Engine(path, memory=refused.value.floor_bytes) as engine:
+        assert engine.plan.io_bytes >= 4 * engine.store.records(engine.disk_profile.chunk_bytes).max_piece_bytes
+        engine.prefill(PROMPT)
