@@ -31,7 +31,11 @@ class GgufTokenizer:
         vocabulary = GgufVocabulary(metadata, where)
         self._vocabulary = vocabulary
         self._model = MODELS[vocabulary.text("ggml.model", one_of=MODELS) or ""](vocabulary)
-        self._template = vocabulary.text("chat_template")
+        named = metadata.get("tokenizer.chat_templates")  # beside the default one, as `tool_use`
+        if named is not None and (not isinstance(named, list) or not all(isinstance(name, str) for name in named)):
+            raise vocabulary.fault("chat_templates", "a list of names", named)
+        found = {name: vocabulary.text(f"chat_template.{name}") for name in sorted(named or ())}
+        self._templates = {"default": vocabulary.text("chat_template")} | found
         name = metadata.get("general.name")
         self._strips = isinstance(name, str) and any(part in name.lower() for part in _STRIPS)
         self.tokens = vocabulary.tokens
@@ -57,8 +61,11 @@ class GgufTokenizer:
             ("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding"), ("unk_token", "unknown"),
         )}  # fmt: skip
         settings: dict[str, Any] = {name: None if i is None else self.tokens[i] for name, i in ids.items()}
-        if self._template is not None:
-            settings["chat_template"] = self._template
+        templates = {name: text for name, text in self._templates.items() if text is not None}
+        if set(templates) == {"default"}:
+            settings["chat_template"] = templates["default"]
+        elif templates:
+            settings["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
         return {
             TOKENIZER_FILE: json.dumps(tokenizer).encode("ascii"),
             TOKENIZER_CONFIG_FILE: json.dumps(settings, indent=1).encode("ascii"),

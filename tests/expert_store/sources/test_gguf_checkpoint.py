@@ -222,6 +222,14 @@ def test_the_tokenizer_and_the_chat_template_are_the_files_own(checkpoint: Path,
     assert settings["chat_template"] == CHAT_TEMPLATE and settings["eos_token"] == "<|endoftext|>"
 
 
+def test_templates_by_name_are_kept(checkpoint: Path, tmp_path: Path) -> None:
+    named = {"tokenizer.chat_templates": ["tool_use"], "tokenizer.chat_template.tool_use": "{{ tools | length }} tools"}
+    store = convert(write_gguf(checkpoint, tmp_path / "tiny.gguf", metadata=named), tmp_path / "store", "q4_0")
+    tokenizer = Tokenizer(store, 300)
+    assert tokenizer.render_chat([{"role": "user", "content": "x"}]) == "user: x\nassistant:"
+    assert tokenizer.render_chat([{"role": "user", "content": "x"}], tools=[{}]) == "1 tools"
+
+
 def test_without_a_template_or_ends_the_store_is_whole_and_ends_are_found_by_name(
     checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -269,6 +277,7 @@ def test_without_a_template_or_ends_the_store_is_whole_and_ends_are_found_by_nam
         ({"tokenizer.ggml.token_type": [7] * 300}, "expected kinds 1 to 6, found 7"),
         ({"tokenizer.ggml.eos_token_id": 300}, "expected the id of one of 300 tokens, found 300"),
         ({"tokenizer.chat_template": 7}, r"chat_template: expected a text, found 7"),
+        ({"tokenizer.chat_templates": 7}, r"chat_templates: expected a list of names, found 7"),
     ],
 )  # fmt: skip
 def test_metadata_that_contradict_or_mean_another_model_are_one_clear_error(
