@@ -147,6 +147,7 @@ _CALLS: tuple[tuple[_Signs, Block], ...] = (
 _ENDS: tuple[tuple[_Signs, tuple[str, ...]], ...] = (
     (("<|im_start|>",), ("<|im_end|>",)),
     (("<|start_header_id|>",), ("<|eot_id|>", "<|eom_id|>")),
+    (("<|header_start|>",), ("<|eot|>", "<|eom|>")),
     (("<start_of_turn>",), ("<end_of_turn>",)),
     (("<|turn>",), ("<turn|>", "<|tool_response>")),
     (("<|channel|>", "<|message|>"), ("<|return|>", "<|call|>")),

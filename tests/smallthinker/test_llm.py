@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -53,6 +55,37 @@ def test_a_stop_string_ends_the_answer_and_is_left_out(llm: LLM) -> None:
     cut = llm.generate(PROMPT, stop=[stop], **options)  # type: ignore[arg-type]
     assert cut.finish_reason == "stop"
     assert cut.text == whole[: whole.find(stop)]
+
+
+def test_a_chat_s_answer_has_its_thought_and_its_calls_apart(hybrid_store: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(hybrid_store, store)
+    template = (
+        "{{ tools | tojson }}{{ enable_thinking }}{# <think> #}{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    (store / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    messages = [{"role": "user", "content": "Hi"}]
+    tool = {"type": "function", "function": {"name": "look"}}
+    with LLM(store, threads=1) as llm:
+        answer = '<think>Hm.</think>I look.<tool_call>{"name": "look", "arguments": {"at": 1}}</tool_call>'
+        wanted = [*llm.tokenize(answer), llm.config.tokens.eos[0]]
+
+        def say(ids: Sequence[int], logits: npt.NDArray[np.float32]) -> None:
+            logits[np.arange(len(logits)) != wanted[len(ids)]] = -np.inf
+
+        with llm.stream(messages, tools=[tool], thinking=True, logits_processor=say) as stream:
+            text = "".join(stream)
+        done = stream.completion
+        assert done is not None and text == done.text == "I look." and done.reasoning == "Hm."
+        assert [(call.name, call.arguments) for call in done.calls] == [("look", '{"at": 1}')]
+        plain = llm.generate("x", logits_processor=say)
+        assert plain.text == answer and not plain.reasoning and not plain.calls
+        for wrong, name in (({"tools": [tool]}, "tools"), ({"thinking": True}, "thinking")):
+            with pytest.raises(RequestError, match=name):
+                llm.generate("x", **wrong)
+        for bad in (7, [7], [{"type": "function"}], [{"type": "function", "function": {"name": 7}}]):
+            with pytest.raises(RequestError, match="tools"):
+                llm.chat(messages, tools=bad)  # type: ignore[arg-type]
 
 
 def test_messages_go_through_the_chat_template(llm: LLM) -> None:
