@@ -47,6 +47,8 @@ def describe(store: Store) -> dict[str, Any]:
         },
         "experts": {
             "layers": config.num_layers,
+            "records": config.records_are,
+            "dense_layers": len(config.certain_layers),
             "per_layer": config.experts_per_layer,
             "per_token": config.experts_per_token,
             "total": store.num_experts,

@@ -66,6 +66,7 @@ class MemoryPlan:
     context: int
     chunk: int
     sequences: int = 1
+    records: str = "experts"  # or slices, where no layer has a router
 
     def table(self) -> str:
         """The plan for people, one part a line."""
@@ -74,7 +75,7 @@ class MemoryPlan:
             "kv_bytes": f"KV cache ({'' if self.sequences == 1 else f'{self.sequences} x '}{self.context} tokens)",
             "io_bytes": "reads in flight",
             "scratch_bytes": f"scratch (chunks of {self.chunk})",
-            "slots_bytes": f"experts ({self.slots} of {self.num_experts})",
+            "slots_bytes": f"{self.records} ({self.slots} of {self.num_experts})",
         }
         lines = [f"memory plan for {self.budget_bytes / MIB:.0f} MiB:"]
         for key, value in parts.items():
@@ -84,7 +85,8 @@ class MemoryPlan:
         lines.append(f"  {'unused':<28}{spare / MIB:>9.1f} MiB")
         if self.most_slots > self.slots:
             lines.append(
-                f"an empty context leaves room for {self.most_slots} experts: what the KV cache will take is lent"
+                f"an empty context leaves room for {self.most_slots} {self.records}: what the KV cache will take is "
+                "lent"
             )
         return "\n".join(lines)
 
@@ -230,6 +232,7 @@ def plan_memory(
             context=context,
             chunk=chunk,
             sequences=sequences,
+            records="experts" if config.routed_layers else "slices",
         )
 
     def total(p: MemoryPlan) -> int:

@@ -21,6 +21,7 @@ from smallthinker.files import parse_json, read_small
 from smallthinker.models.description import Model
 from smallthinker.models.keys import token_ids
 from smallthinker.models.registry import read_model, to_config
+from smallthinker.text.panics import panics_as_errors
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -111,7 +112,8 @@ def _tokenizer(
     if not path.is_file():
         raise CheckpointError(f"{path}: missing; download the tokenizer too")
     try:
-        tokenizer = Tokenizer.from_str(json.dumps({**raw, "truncation": None, "padding": None}))
+        with panics_as_errors():
+            tokenizer = Tokenizer.from_str(json.dumps({**raw, "truncation": None, "padding": None}))
     except Exception as e:  # the library raises bare Exception
         raise CheckpointError(
             f"{path}: not a tokenizer that the tokenizers library can load: {printable(str(e), 80)}"
@@ -125,9 +127,10 @@ def _tokenizer(
             is_special = content in special
             by_id[id] = AddedToken(content, normalized=not is_special, special=is_special)
     try:
-        tokenizer.add_tokens([by_id[id] for id in sorted(by_id)])
-        flags = {token.content: token.special for token in tokenizer.get_added_tokens_decoder().values()}
-        tokenizer.add_tokens([token for content, token in special.items() if not flags.get(content)])
+        with panics_as_errors():
+            tokenizer.add_tokens([by_id[id] for id in sorted(by_id)])
+            flags = {token.content: token.special for token in tokenizer.get_added_tokens_decoder().values()}
+            tokenizer.add_tokens([token for content, token in special.items() if not flags.get(content)])
     except Exception as e:
         raise CheckpointError(
             f"{folder / TOKENIZER_CONFIG_FILE}: cannot add its tokens: {printable(str(e), 80)}"

@@ -28,18 +28,21 @@ def router_spreads(
     how sharply the router weighs its experts, so the layers are gone through with normal logits made of `noise`, one
     byte for each of 256 tokens and each expert. Attention adds too little to count.
     """
-    experts, k = config.experts_per_layer, config.experts_per_token
     normal = np.array([NormalDist().inv_cdf((byte + 0.5) / 256) for byte in range(256)])
-    of_tokens = normal[np.frombuffer(noise, np.uint8)].reshape(_TOKENS, experts)
-    biases = skew * normal_biases(experts)
+    of_all = normal[np.frombuffer(noise, np.uint8)].reshape(_TOKENS, config.experts_per_layer)
     variance, spreads = embedding_std**2, []
     for layer in config.layers:
         spread = router_gain * math.sqrt(variance)
+        spreads.append(spread)
+        if layer.ffn is None or layer.ffn.router is None:  # all its slices together are one expert
+            variance += expert_gain**2
+            continue
+        experts, k = layer.ffn.experts, layer.ffn.k
+        of_tokens, biases = of_all[:, :experts], skew * normal_biases(experts)
         chosen = -np.sort(-spread * (of_tokens + biases), axis=1)[:, :k]
         gates = np.exp(chosen - chosen[:, :1]) if layer.router.score == "softmax" else 1 / (1 + np.exp(-chosen))
         weights = gates / gates.sum(1, keepdims=True)
         variance += expert_gain**2 * float((weights**2).sum(1).mean())
-        spreads.append(spread)
     return spreads
 
 

@@ -60,8 +60,9 @@ from smallthinker.expert_store.synthetic.skew import noise_bytes, normal_biases,
 from smallthinker.expert_store.writer import StoreWriter, TensorFileWriter, write_synced
 from smallthinker.files import is_there, parse_json, read_small
 from smallthinker.models.description import Model
+from smallthinker.models.families.smallthinker import MODEL_TYPE as FAMILY
 from smallthinker.models.published import PUBLISHED, published_shape
-from smallthinker.models.registry import checkpoint_tensors, parse_model, read_model
+from smallthinker.models.registry import checkpoint_tensors, parse_model, read_model, to_config
 
 NO_QUANT = "none"
 
@@ -99,7 +100,12 @@ def synth(
     raw = _raw_config(shape)
     config = parse_model(raw, in_store=quant != NO_QUANT)
     inputs = [] if published_shape(shape) is not None else [Path(shape)]
-    files = {CONFIG_FILE: json.dumps(raw, indent=1).encode("ascii")} | byte_tokenizer_files(config)
+    said = raw if quant == NO_QUANT else to_config(config)  # a store says every key, into how many slices it is cut too
+    files = {CONFIG_FILE: json.dumps(said, indent=1).encode("ascii")} | byte_tokenizer_files(config)
+    if skew and not config.routed_layers:
+        raise ConfigError("skew: expected 0 for a dense model, which has no routers that could prefer an expert")
+    if skew and quant == NO_QUANT and config.family != FAMILY:
+        raise ConfigError(f"skew: checkpoints with it are made of {FAMILY} alone, found {config.family}; make a store")
     if quant == NO_QUANT:
         if compress is not None:
             raise ConfigError("compress: expected a store's quantisation, found a checkpoint, which has no records")
@@ -159,7 +165,7 @@ class _Skew:
     """What a skew changes in the weights of one model; see skew.py. Names are those of a store or of a checkpoint."""
 
     def __init__(self, config: Model, amount: float, kind: Quant | None, seed: int) -> None:
-        self._rows = {"embed_tokens": config.vocab_size, "router": config.experts_per_layer}
+        self._words, self._experts_of_layers = config.vocab_size, config.experts_of_layers
         self._seed = seed
         embedding_std = _std("embed_tokens", config.hidden_size)
         # the largest level there is, so that what routers multiply it with stays small
@@ -173,12 +179,12 @@ class _Skew:
         """float32 [rows] where the matrix's first column is fixed: the same for each token of the embedding, and each
         expert's bias, in a random order, of a router."""
         part = _part(name).removeprefix("primary_")
-        if part not in self._rows:
-            return None
-        rows = self._rows[part]
         if part == "embed_tokens":
-            return np.full(rows, self._embedded, np.float32)
+            return np.full(self._words, self._embedded, np.float32)
+        if part != "router":
+            return None
         layer = int(name.split("layers.")[1].split(".")[0])
+        rows = self._experts_of_layers[layer]
         words = np.frombuffer(RandomBytes(self._seed, f"layers.{layer}.router.bias").bytes(8 * rows), "<u8")
         biases = normal_biases(rows)[np.argsort(words, kind="stable")]
         return (self._bias_std[layer] / self._embedded * biases).astype(np.float32)
@@ -189,8 +195,8 @@ class _Skew:
 
 
 def _dense_pieces(spec: TensorSpec, random: RandomBytes, skew: _Skew | None) -> Iterator[memoryview]:
-    if spec.quant is None:
-        yield np.ones(spec.shape, "<f4").view(np.uint8).data
+    if spec.quant is None:  # scales of norms, biases
+        yield np.full(spec.shape, 0.0 if "bias" in _part(spec.name) else 1.0, "<f4").view(np.uint8).data
         return
     total, cols = spec.shape
     strip = max(_STRIP_WEIGHTS // cols // TILE_ROWS, 1) * TILE_ROWS
@@ -273,7 +279,7 @@ def _without_checksums(header: bytes, crcs: list[int], sizes: list[int]) -> byte
 
 def _bf16_pieces(name: str, shape: tuple[int, ...], random: RandomBytes, skew: _Skew | None) -> Iterator[memoryview]:
     if len(shape) == 1:
-        yield np.full(shape, 0x3F80, "<u2").view(np.uint8).data  # 1.0
+        yield np.full(shape, 0 if "bias" in name else 0x3F80, "<u2").view(np.uint8).data  # 0.0 or 1.0
         return
     total, cols = math.prod(shape[:-1]), shape[-1]
     table = to_bf16(BYTE_LEVELS * (_std(name, cols) / BYTE_STD))

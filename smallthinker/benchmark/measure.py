@@ -14,7 +14,7 @@ from typing import Any
 
 from smallthinker import host
 from smallthinker.benchmark.matrix import STARTS, BenchAnswer
-from smallthinker.calibration.tracing import record
+from smallthinker.calibration.tracing import record, whole_layers
 from smallthinker.engine import Engine
 from smallthinker.errors import SmallThinkerError
 from smallthinker.expert_store.device.storage_profile import StorageProfile
@@ -135,7 +135,8 @@ def trace(engine: Engine, answers: list[BenchAnswer], job: Row) -> Row:
                 following[at] = int(logits.argmax())
                 logits = engine.decode(following[at])
         sequences.append([*answer.prompt, *following])
-    save_trace(record(engine, sequences), Path(job["trace"]))
+    found = record(engine, sequences) if engine.config.routed_layers else whole_layers(engine, sequences)
+    save_trace(found, Path(job["trace"]))
     return {}
 
 

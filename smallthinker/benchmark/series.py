@@ -117,8 +117,13 @@ class Series:
                 limits = {"limit_peak_bytes": group.peak_bytes(), "limit_ceiling_hits": group.ceiling_hits()}
         if "error" in found:
             return {"kind": "failed", **asked, "error": found["message"][:300]}
+        used = store.config.used_of_layers
+        certain = 1 - trace.layers * trace.experts_per_token / sum(used)  # of what a token uses
         for n, answer in enumerate(found["answers"]):
-            answer["best_hit_rate"] = best_hit_rate(trace, n, cell.prompt_tokens, answer["most_slots"])
+            of_routed = best_hit_rate(trace, n, cell.prompt_tokens, answer["most_slots"])
+            answer["best_hit_rate"] = (
+                of_routed + (1 - of_routed) * certain
+            )  # what isn't traced could all have been there
         row = {"kind": "run", **asked, "repeat": repeat, "disk_bytes_per_sec_before": before, **limits, **found}
         rounded: Row = _rounded(row)
         return rounded

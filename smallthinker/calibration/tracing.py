@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 from smallthinker.arithmetic import Route
 from smallthinker.engine import Engine
-from smallthinker.errors import ConfigError, RequestError
+from smallthinker.errors import RequestError
 from smallthinker.expert_store.format import CONFIG_FILE
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.forward import Observers
 from smallthinker.models.registry import read_model
+from smallthinker.models.tensors import ROUTER_BIAS
 from smallthinker.router.trace import RARELY, ExpertUsage, Trace, ids_dtype, usage
 
 # One chunk, so that each expert is read once however few slots there are; 21B then takes seconds and little memory.
@@ -52,7 +53,8 @@ def run_observed(engine: Engine, sequences: Iterable[Sequence[int]], observers: 
 
 
 def record(engine: Engine, sequences: Sequence[Sequence[int]], progress: Progress | None = None) -> Trace:
-    """The routing of token sequences, each begun with an empty context and at most the planned context long.
+    """The routing of token sequences, in the layers that have a router; each is begun with an empty context and at most
+    the planned context long.
 
     Raises RequestError without any token, and what `Engine.prefill` raises.
     """
@@ -61,26 +63,45 @@ def record(engine: Engine, sequences: Sequence[Sequence[int]], progress: Progres
     total = sum(map(len, sequences))
     if total == 0:
         raise RequestError("trace: expected at least one token, found none; give a text that is not empty")
-    config.check_routers("trace")
-    if any(layer.router.bias == "logits" for layer in config.layers):
-        raise ConfigError("trace: expected routers without a bias in their logits")
-    layers, experts, k = config.num_layers, config.experts_per_layer, config.experts_per_token
-    ids = np.empty((total, layers, k), ids_dtype(experts))
-    probs = np.empty((total, layers, experts), np.float16)
-    routers = [engine.router_weights(layer) for layer in range(layers)]
+    config.check_routed("trace")
+    routed = config.routed_layers
+    experts, k = config.experts_of_layers[routed[0]], config.used_of_layers[routed[0]]
+    ids = np.empty((total, len(routed), k), ids_dtype(experts))
+    probs = np.empty((total, len(routed), experts), np.float16)
+    row_of = {layer: row for row, layer in enumerate(routed)}
+    routers = {layer: (engine.router_weights(layer), _logits_bias(engine, layer)) for layer in routed}
     at = 0
 
     def observe(layer: int, x: Floats, route: Route) -> None:
         nonlocal at
-        ids[at : at + len(x), layer] = route.ids
-        probs[at : at + len(x), layer] = gate_values(x @ routers[layer].T, config.layers[layer].router.score)
-        if layer == layers - 1:
+        if layer not in row_of:  # dense: all of it, always
+            return
+        weights, bias = routers[layer]
+        ids[at : at + len(x), row_of[layer]] = route.ids[:, :k]
+        probs[at : at + len(x), row_of[layer]] = gate_values(x @ weights.T + bias, config.layers[layer].router.score)
+        if layer == routed[-1]:
             at += len(x)
             done(at, total, "tokens")
 
     run_observed(engine, sequences, Observers(routed=observe))
     starts = np.cumsum([0, *map(len, sequences)], dtype=np.int64)[:-1]
     return Trace(ids, probs, starts, engine.store.record_bytes, engine.store.path.resolve().name)
+
+
+def whole_layers(engine: Engine, sequences: Sequence[Sequence[int]]) -> Trace:
+    """The same of a dense model, of which each token uses all slices; nothing is computed for it."""
+    config, total = engine.config, sum(map(len, sequences))
+    shape = (total, config.num_layers, config.experts_per_token)
+    ids = np.broadcast_to(np.arange(shape[2], dtype=ids_dtype(shape[2])), shape)
+    starts = np.cumsum([0, *map(len, sequences)], dtype=np.int64)[:-1]
+    return Trace(ids, np.ones(shape, np.float16), starts, engine.store.record_bytes, engine.store.path.resolve().name)
+
+
+def _logits_bias(engine: Engine, layer: int) -> Floats:
+    """What a router adds to its logits, [E] or one zero; not what it only chooses by."""
+    if engine.config.layers[layer].router.bias != "logits":
+        return np.zeros(1, np.float32)
+    return engine.store.dense(f"layers.{layer}.{ROUTER_BIAS}").astype(np.float32, copy=False)
 
 
 def split(tokens: Sequence[int], longest: int) -> list[Sequence[int]]:

@@ -303,13 +303,13 @@ def written(path: Path) -> dict[str, Any]:
     from smallthinker.expert_store.store import Store
 
     with Store.open(path) as store:
-        total = store.dense_bytes + store.on_disk_bytes
-        return {"store": str(path), "quant": store.quant, "bytes": total, "experts": store.num_experts}
+        facts = {"store": str(path), "quant": store.quant, "bytes": store.dense_bytes + store.on_disk_bytes}
+        return facts | {"experts": store.num_experts, "records": store.config.records_are}
 
 
 def written_text(facts: dict[str, Any]) -> str:
     size = facts["bytes"] / 2**20
-    return f"{facts['store']}: {facts['quant']}, {size:,.0f} MiB, {facts['experts']} experts"
+    return f"{facts['store']}: {facts['quant']}, {size:,.0f} MiB, {facts['experts']} {facts['records']}"
 
 
 class ProgressBar:

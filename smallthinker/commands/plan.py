@@ -84,7 +84,6 @@ def handle(args: argparse.Namespace) -> int:
     if args.prompt < 1 or args.max_tokens < 1:
         raise RequestError("--prompt and --max-tokens: expected at least 1")
     model = find_model(args.model or str(DEMO_STORE), args.quant)
-    model.config.check_layers_alike("plan")
     free = default_budget(host.held_bytes(), host.available_memory_bytes(), host.memory_limit_bytes())
     sizes = sorted(parse_size(size) for size in args.memory) if args.memory else [free]
     context = choose_context(model.config, args.context)
@@ -126,10 +125,11 @@ def handle(args: argparse.Namespace) -> int:
             changes = tuple(best_changes(settings[0], predictions[0], host.physical_cores(), costs_of))
     tokenizer = "measured" if model.tokenizer_is_measured else "assumed, by the words of its vocabulary"
     sources = {
-        "disk": f"{disk_source}; {rounded(disk.random_bytes_per_sec / 1e6)} MB/s of experts, read as the engine would",
+        "disk": f"{disk_source}; {rounded(disk.random_bytes_per_sec / 1e6)} MB/s of {model.config.records_are}, "
+        "read as the engine would",
         "kernels": f"measured here: {costs.threads} threads, {costs.isa}, "
         f"{rounded(1e3 * costs.token_sec(model.config.num_layers))} ms a token with everything in memory",
-        "routing": f"{routing.source}, through the engine's own cache, which is empty at first",
+        "routing": f"{routing.source}; through the engine's own cache, which is empty at first",
         "memory": f"this process before a model is loaded; the tokenizer {tokenizer}",
     }
     asked = args.prompt, args.max_tokens
@@ -161,17 +161,15 @@ def _routing(args: argparse.Namespace, model: PlannedModel) -> Routing:
     if args.trace is not None:
         trace = load_trace(args.trace)
         found = (trace.layers, trace.experts, trace.experts_per_token)
-        expected = (
-            config.num_layers,
-            config.experts_per_layer,
-            config.experts_per_token,
-        )
+        config.check_routed("--trace")
+        routed = config.routed_layers
+        expected = (len(routed), config.experts_of_layers[routed[0]], config.used_of_layers[routed[0]])
         if found != expected:
             raise RequestError(
-                f"{args.trace}: expected a trace of {expected[0]} layers of {expected[1]} experts, {expected[2]} a "
-                f"token, found {found[0]}, {found[1]} and {found[2]}; record one of this model"
+                f"{args.trace}: expected a trace of {expected[0]} routed layers of {expected[1]} experts, "
+                f"{expected[2]} a token, found {found[0]}, {found[1]} and {found[2]}; record one of this model"
             )
-        return traced_routing(trace, tokens)
+        return traced_routing(trace, tokens, config)
     skew = PUBLISHED_SKEW if args.skew is None else args.skew
     if not 0 <= skew <= MAX_SKEW:
         raise RequestError(f"--skew: expected a number from 0 to {MAX_SKEW:g}, found {skew}")

@@ -28,7 +28,11 @@ def add(commands: Commands) -> None:
         "make a random store of a model's true shapes, to measure without its weights",
         "smallthinker synth 4b ./4b-random --quant q4_0",
     )
-    parser.add_argument("shape", metavar="{4b,21b,CONFIG.json}", help="a published shape, or a config.json")
+    parser.add_argument(
+        "shape",
+        metavar="SHAPE",
+        help="a published shape (4b, 21b, dense-1.5b, qwen3-30b-a3b, olmoe, gpt-oss-20b), or a config.json",
+    )
     parser.add_argument("store", metavar="OUT", type=Path, help="folder to write")
     parser.add_argument(
         "--quant",
@@ -77,7 +81,7 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.expert_store.format import CONFIG_FILE
     from smallthinker.models.registry import read_model
 
-    if read_model(Path(args.store) / CONFIG_FILE, in_store=True).certain_layers:  # there is nothing to choose
+    if not read_model(Path(args.store) / CONFIG_FILE, in_store=True).routed_layers:  # there is nothing to choose
         if args.json:
             print(json.dumps(facts))
         return 0

@@ -27,8 +27,7 @@ def inspection_text(facts: dict[str, Any]) -> str:
         "family": shape["family"],
         "shape": f"{shape['layers']} layers, hidden {shape['hidden']}, vocabulary {shape['vocabulary']} ({head})",
         "attention": f"{_attention(shape['attention'])}, context {shape['context']}",
-        "experts": f"{experts['per_layer']} a layer, {experts['per_token']} a token, {experts['total']} in all, "
-        f"{_mib(experts['record_bytes'])} each, {_mib(experts['token_bytes'])} a token",
+        "slices" if experts["records"] == "slices" else "experts": _experts(experts),
         "compression": _compression(experts, sizes["experts"]),
         "dense": f"{_mib(sizes['dense'])}: {dense}",
         "on disk": f"{_mib(sizes['total'])}: {files}",
@@ -78,12 +77,23 @@ def _attention(facts: dict[str, Any]) -> str:
     return text + "".join(windows or [", no window"])
 
 
+def _experts(experts: dict[str, Any]) -> str:
+    """A dense network's slices are all used; where some layers have one, experts are those of the others."""
+    total, each = experts["total"], f"{_mib(experts['record_bytes'])} each, {_mib(experts['token_bytes'])} a token"
+    if experts["records"] == "slices":
+        return f"{experts['per_layer']} a layer, all used by each token, {total} in all, {each}"
+    chosen = f"{experts['per_layer']} a layer, {experts['per_token']} a token"
+    if experts["dense_layers"]:
+        return f"{chosen}; {experts['dense_layers']} layers are dense, in slices; {total} of both in all, {each}"
+    return f"{chosen}, {total} in all, {each}"
+
+
 def _compression(experts: dict[str, Any], experts_bytes: int) -> str:
     if experts["compression"] is None:
         return "none"
     return (
-        f"{experts['compression']}, {experts['compressed']} of {experts['total']} experts; {_mib(experts_bytes)} take "
-        f"{_mib(experts['stored_bytes'])}, {experts['compression_ratio']:.1%}"
+        f"{experts['compression']}, {experts['compressed']} of {experts['total']} {experts['records']}; "
+        f"{_mib(experts_bytes)} take {_mib(experts['stored_bytes'])}, {experts['compression_ratio']:.1%}"
     )
 
 

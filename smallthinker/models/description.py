@@ -364,18 +364,27 @@ class Model:
         routers = [(number, layer.ffn.router) for number, layer in enumerate(self.layers) if layer.ffn]
         return tuple(number for number, router in routers if router and router.reads == "ffn_input")
 
-    def check_layers_alike(self, what: str) -> None:
-        """For who makes tables of all layers' experts. Raises ConfigError where layers differ in their number."""
-        found = {*zip(self.used_of_layers, self.experts_of_layers, strict=True)}
+    @cached_property
+    def routed_layers(self) -> tuple[int, ...]:
+        """Those with a router."""
+        return tuple(number for number, layer in enumerate(self.layers) if layer.ffn and layer.ffn.router)
+
+    def check_routed(self, what: str) -> None:
+        """For who makes tables of the routed layers' experts. Raises ConfigError for a dense model, and where routed
+        layers differ in their number of experts."""
+        if not self.routed_layers:
+            raise ConfigError(f"{what}: this model is dense: no layer has a router, so there is nothing to choose")
+        found = {(self.used_of_layers[layer], self.experts_of_layers[layer]) for layer in self.routed_layers}
         if len(found) > 1:
             kinds = ", ".join(f"{k} of {experts}" for k, experts in sorted(found))
-            raise ConfigError(f"{what}: expected as many experts in every layer, found layers that use {kinds}")
+            raise ConfigError(f"{what}: expected as many experts in every routed layer, found layers that use {kinds}")
 
     def check_routers(self, what: str) -> None:
-        """For who looks at routers. Raises ConfigError where a layer has none, or layers differ in their experts."""
-        if self.certain_layers:
-            raise ConfigError(f"{what}: layer {self.certain_layers[0]} has no router: there is nothing to choose")
-        self.check_layers_alike(what)
+        """The same for who wants a router in every layer."""
+        self.check_routed(what)
+        if len(self.routed_layers) < self.num_layers:
+            dense = next(layer for layer in range(self.num_layers) if layer not in self.routed_layers)
+            raise ConfigError(f"{what}: expected a router in every layer, found none in layer {dense}")
 
     @cached_property
     def ffn_width(self) -> int:
@@ -391,6 +400,13 @@ class Model:
     def used_of_layers(self) -> tuple[int, ...]:
         """Of each layer's experts or slices, how many one token uses."""
         return tuple(0 if layer.ffn is None else layer.ffn.k for layer in self.layers)
+
+    @property
+    def records_are(self) -> str:
+        """What people call them."""
+        if not self.certain_layers:
+            return "experts"
+        return "experts and slices" if self.routed_layers else "slices"
 
     @cached_property
     def num_records(self) -> int:

@@ -25,7 +25,7 @@ from smallthinker.models.description import (
 )
 
 EMBEDDING, HEAD, FINAL_NORM = "embed_tokens", "lm_head", "norm"
-ROUTER = "router"
+ROUTER, ROUTER_BIAS = "router", "router_bias"
 GATE, UP, DOWN = "gate", "up", "down"
 EXPERT_ROLES = (GATE, UP, DOWN)
 """Of a layer's feed-forward network, with all its experts (or slices): [E, F, d], [E, F, d], [E, d, F]."""
@@ -137,7 +137,7 @@ def _beside_experts(ffn: Ffn, d: int) -> Shapes:
         yield from _norm("router_norm", router.norm, d)
         yield ROUTER, (router.experts, d)
         if router.bias != "none":
-            yield "router_bias", (router.experts,)
+            yield ROUTER_BIAS, (router.experts,)
         if router.expert_scale:
             yield "router_expert_scale", (router.experts,)
     for prefix, other in (("shared", ffn.shared), ("beside", ffn.beside)):

@@ -27,8 +27,8 @@ _MOST_LAYERS = 8
 
 
 class RandomModel:
-    """`config` has fewer layers and, where the head is large, fewer words than the model: `head_share` of them, and of
-    `all_layers`.
+    """`config` has fewer layers and, where the head is large, fewer words than the model: `head_share` of them.
+    experts_of_all, used_of_all: of each layer of the whole model.
 
     slots: uint8 [all experts of these layers, record_bytes], filled. It has what `Arithmetic` asks of a store.
     """
@@ -43,7 +43,7 @@ class RandomModel:
         layer_bytes = config.experts_per_layer * nbytes
         layers = int(min(_MOST_LAYERS, config.num_layers, max(min(_SLOTS_BYTES, share / 3) // layer_bytes, 1)))
         self.head_share = words / config.vocab_size
-        self.all_layers = config.num_layers
+        self.experts_of_all, self.used_of_all = config.experts_of_layers, config.used_of_layers
         self.config = replace(
             config,
             layers=config.layers[:layers],
@@ -53,7 +53,7 @@ class RandomModel:
         )
         self._dense = {spec.name: _matrix(spec, rng) for spec in dense_table(self.config, formats)}
         most = max(config.experts_per_token, int(share / 2 // nbytes))
-        count = min(layers * config.experts_per_layer, most)
+        count = min(self.config.num_records, most)
         self.slots = _filled(count * nbytes, random_record(config, quant, rng)).reshape(count, nbytes)
 
     def dense_names(self) -> list[str]:

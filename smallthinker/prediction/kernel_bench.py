@@ -120,14 +120,15 @@ class _Bench:
 
     def __init__(self, model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: int, misses: bool) -> None:
         config = model.config
-        experts, k = config.experts_per_layer, config.experts_per_token
+        k = config.experts_per_token
         slots = model.slots[: min(2 * k, len(model.slots))] if misses else model.slots
         queue = WaitingQueue(_READ_SEC if misses else 0.0)
-        of_layers = [experts] * model.all_layers  # what it takes to choose a victim grows with all experts
-        policy = DEFAULT_POLICY(of_layers, [k] * model.all_layers)
+        of_layers = model.experts_of_all  # what it takes to choose a victim grows with all experts
+        policy = DEFAULT_POLICY(of_layers, model.used_of_all)
         self.experts = ExpertCache(slots, queue, policy, of_layers)
         self.arithmetic = _TimedArithmetic(model, pool, slots)
-        look = LookAhead(config.num_layers, k, own=config.layers_that_mix_first) if misses else None
+        certain, own = config.certain_layers, config.layers_that_mix_first
+        look = LookAhead(config.num_layers, k, certain=certain, own=own) if misses else None
         if look is not None:
             look.trials = _AlwaysOn(), _AlwaysOn()
         self.forward = _TimedForward(self.arithmetic, self.experts, config.num_layers, look_ahead=look)
@@ -144,7 +145,7 @@ def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, misses: b
     rng = np.random.default_rng(0)
     if not misses:
         for layer in range(model.config.num_layers):  # all resident from the start
-            with bench.experts.request(layer, range(model.config.experts_per_layer)) as ticket:
+            with bench.experts.request(layer, range(model.config.experts_of_layers[layer])) as ticket:
                 for _ in ticket:
                     pass
     for _ in range(2):
@@ -166,10 +167,11 @@ def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, misses: b
     each = tokens * model.config.num_layers
     of_layers = sum(kernel.sec for name, kernel in kernels.items() if name not in _BESIDE)
     experts, router = sum(kernels[name].sec for name in _EXPERTS), kernels["router"]
-    guessing = router.sec * (1 - each / router.calls)  # the same product as an exact route's
+    routes = tokens * len(model.config.routed_layers)
+    guessing = router.sec * (1 - routes / router.calls) if routes else 0.0  # the same product as an exact route's
     rest = bench.arithmetic.layers_sec - of_layers - waited - (bench.forward.guess_sec - guessing)
     return {
-        "router": router.sec / router.calls,
+        "router": router.sec / max(router.calls, 1),
         "experts_sec": experts / each,
         "attend": (of_layers - experts - router.sec) / each,
         "python": max(rest, 0.0) / each,
@@ -191,12 +193,13 @@ def _chunk(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: in
         if again:
             break
     kernels = _difference(kernel_times(_kernels.timings(), pool.timings()), before)
-    layers, k = model.config.num_layers, model.config.experts_per_token
+    layers, config = model.config.num_layers, model.config
+    of_layers = [*zip(config.used_of_layers, config.experts_of_layers, strict=True)]
     experts = sum(kernels[name].sec for name in _EXPERTS) / layers
     return {
         "tokens": tokens,
-        "pairs": tokens * k,
-        "experts": model.config.experts_per_layer * (1 - (1 - k / model.config.experts_per_layer) ** tokens),
+        "pairs": tokens * sum(config.used_of_layers) / layers,
+        "experts": sum(e * (1 - (1 - k / e) ** tokens) for k, e in of_layers if e) / layers,
         "experts_sec": experts,
         "attend": bench.arithmetic.layers_sec / layers - experts,
     }

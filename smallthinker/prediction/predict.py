@@ -157,15 +157,16 @@ def _speed(phase: SimulatedPhase, setting: Setting, at_once: int) -> Speed:
 def _token_work(setting: Setting, at_once: int) -> tuple[float, float]:
     """Bytes of memory that a token touches, and multiplications and additions that it takes."""
     config, quant = setting.model.config, setting.model.quant
-    d, ffn, k = config.hidden_size, config.ffn_width, config.experts_per_token
-    experts = config.experts_per_layer
-    used = experts * (1 - (1 - k / experts) ** at_once)  # of a layer, if all are alike
-    live = 1 - (1 - LIVE_SHARE) ** max(at_once * k / used, 1)
-    record = packed_bytes(quant, "tiles", ffn, d) + 2 * live * packed_bytes(quant, "rows", ffn, d)
+    d, ffn = config.hidden_size, config.ffn_width
+    records = 0.0  # bytes of them, of all layers
+    for k, experts in zip(config.used_of_layers, config.experts_of_layers, strict=True):
+        used = experts * (1 - (1 - k / experts) ** at_once) if experts else 0.0  # if all experts are alike
+        live = 1 - (1 - LIVE_SHARE) ** max(at_once * k / used, 1) if used else 0.0
+        records += used * (packed_bytes(quant, "tiles", ffn, d) + 2 * live * packed_bytes(quant, "rows", ffn, d))
     head = packed_bytes(quant, "tiles", config.vocab_size, d)
     layers_bytes = setting.model.dense_bytes - head * (1 if config.head.tied else 2)
-    touched = (layers_bytes + head + config.num_layers * used * record) / at_once
+    touched = (layers_bytes + head + records) / at_once
     mixers = [layer.attention for layer in config.layers]
     attention = sum(2 * mixer.head_dim * d * (mixer.heads + mixer.kv_heads) for mixer in mixers)
-    weights = attention + config.num_layers * k * d * ffn * (1 + 2 * LIVE_SHARE)
+    weights = attention + sum(config.used_of_layers) * d * ffn * (1 + 2 * LIVE_SHARE)
     return touched, 2 * (weights + config.vocab_size * d / at_once)

@@ -86,7 +86,7 @@ class Report:
         recommended = "" if budgets.recommended_bytes is None else f"recommended {_mib(budgets.recommended_bytes)}, "
         return (
             f"{model.name}: {model.quant}, {_mib(model.dense_bytes)} of dense weights and "
-            f"{_mib(model.experts_bytes)} of {model.config.num_records:,} experts; "
+            f"{_mib(model.experts_bytes)} of {model.config.num_records:,} {model.config.records_are}; "
             f"context {self.process.context}, {self.process.kv} keys and values\n"
             f"memory: floor {_mib(budgets.floor_bytes)}, {recommended}full {_mib(budgets.full_bytes)}"
         )
@@ -107,8 +107,9 @@ class Report:
         return "\n".join("  " * (i > 0) + line for i, line in enumerate(lines))
 
     def _table(self) -> str:
+        records = self.model.config.records_are.split()[0]
         lines = [
-            f"{'memory':>10}{'experts':>16}{'TTFT first, later':>20}{'decode first, later':>21}{'hit rate':>10}"
+            f"{'memory':>10}{records:>16}{'TTFT first, later':>20}{'decode first, later':>21}{'hit rate':>10}"
             f"{'MiB/token':>11}  roofline"
         ]
         for p in self.predictions:

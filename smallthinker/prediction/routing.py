@@ -30,7 +30,8 @@ LOOK_AHEAD_CORRELATION = 0.95
 
 @dataclass(frozen=True)
 class Routing:
-    """`ids` [T, L, k]: the experts of each token, best first; `guesses` [T, L, k]: what the layer before names."""
+    """`ids` [T, L, k]: the experts of each token, best first; `guesses` [T, L, k]: what the layer before names. Of a
+    layer that uses fewer than the others, the first ones count."""
 
     ids: npt.NDArray[Any]
     guesses: npt.NDArray[Any]
@@ -46,18 +47,23 @@ def synthetic_routing(config: Model, tokens: int, skew: float, seed: int = 0) ->
     layers, experts = config.num_layers, config.experts_per_layer
     k = config.experts_per_token
     rng = np.random.default_rng(seed)
-    biases = np.stack([rng.permutation(normal_biases(experts)) for _ in range(layers)]).astype(np.float32) * skew
+    biases = np.full((layers, experts), -np.inf, np.float32)  # what a layer doesn't have is never among the best
+    for layer, count in enumerate(config.experts_of_layers):
+        biases[layer, :count] = rng.permutation(normal_biases(count)) * skew if count else 0
     ids = np.empty((tokens, layers, k), ids_dtype(experts))
     guesses = np.empty_like(ids)
     for t in range(tokens):
         own, other = rng.standard_normal((2, layers, experts), dtype=np.float32)
         ids[t] = _best(own + biases, k)
         guesses[t] = _best(_mixed(own, other) + biases, k)
+    if not config.routed_layers:
+        return Routing(ids, guesses, "none: every token uses all slices")
     return Routing(ids, guesses, f"{tokens} tokens drawn with a skew of {skew:g}")
 
 
-def traced_routing(trace: Trace, tokens: int, seed: int = 0) -> Routing:
-    """The trace's first `tokens`, over again where it has fewer; guesses by the gate values, blurred."""
+def traced_routing(trace: Trace, tokens: int, config: Model | None = None, seed: int = 0) -> Routing:
+    """The trace's first `tokens`, over again where it has fewer; guesses by the gate values, blurred. config: of the
+    traced model, where only some of its layers have routers."""
     k, rng = trace.experts_per_token, np.random.default_rng(seed)
     logits = np.log(np.clip(trace.probs[:tokens].astype(np.float32), 1e-6, 1 - 1e-6))
     bias = logits.mean(0)
@@ -66,7 +72,18 @@ def traced_routing(trace: Trace, tokens: int, seed: int = 0) -> Routing:
     other = rng.standard_normal(own.shape, dtype=np.float32) * spread
     guesses = _best(_mixed(own, other) + bias, k).astype(trace.ids.dtype)
     again = np.arange(tokens) % len(guesses)
-    return Routing(trace.ids[again], guesses[again], f"a trace of {trace.tokens} tokens of {trace.model or 'a model'}")
+    ids, guesses = trace.ids[again], guesses[again]
+    if config is not None and len(config.routed_layers) < config.num_layers:
+        ids, guesses = (_among_dense(config, traced) for traced in (ids, guesses))
+    return Routing(ids, guesses, f"a trace of {trace.tokens} tokens of {trace.model or 'a model'}")
+
+
+def _among_dense(config: Model, traced: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The routed layers' experts between the slices of the layers that are dense."""
+    shape = (len(traced), config.num_layers, config.experts_per_token)
+    ids: npt.NDArray[Any] = np.broadcast_to(np.arange(shape[2], dtype=np.uint16), shape).copy()
+    ids[:, config.routed_layers, : traced.shape[2]] = traced
+    return ids
 
 
 def _mixed(own: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +59,8 @@ class _Arithmetic:
     def __init__(self, config: Model, costs: ComputeCosts, routing: Routing, clock: Clock) -> None:
         self._config, self._costs, self._routing, self._clock = config, costs, routing, clock
         self.sec = 0.0  # in arithmetic and Python
-        self._mixes_first = frozenset(config.layers_that_mix_first)
+        self._mixes_first, self._certain = frozenset(config.layers_that_mix_first), frozenset(config.certain_layers)
+        self._used, self._first_of = config.used_of_layers, list(accumulate(config.experts_of_layers, initial=0))
         self._landing_sec = 0.0  # of Python, each time that some of the layer's experts are there
         self._at: list[int] = []
 
@@ -83,7 +84,7 @@ class _Arithmetic:
                 if guess is not None:
                     return Stop(layer, used, None, guess, False)
                 self.mix(step, layer)
-            if step.tokens == 1:
+            if step.tokens == 1 and layer not in self._certain:
                 self._spend(costs.route_sec)
             route = self._route(step, layer)
             is_missing = not self._are_there(slot_table, layer, route.experts)
@@ -121,7 +122,9 @@ class _Arithmetic:
 
     def guess(self, step: Step, source: int, target: int) -> tuple[list[int], list[int]]:
         self._spend(self._costs.guess_sec)
-        named = self._routing.guesses[self._at, target].T.ravel()  # all tokens' best, then all second ones
+        named = self._routing.guesses[
+            self._at, target, : self._used[target]
+        ].T.ravel()  # all tokens' best, then all second ones
         experts, first = np.unique(named, return_index=True)
         order = np.argsort(first)
         return experts[order].tolist(), (first[order] // step.tokens).tolist()
@@ -144,7 +147,7 @@ class _Arithmetic:
         return np.empty((0, 0), np.float32)
 
     def _route(self, step: Step, layer: int) -> Route:
-        ids = self._routing.ids[self._at, layer].astype(np.int32)
+        ids = self._routing.ids[self._at, layer, : self._used[layer]].astype(np.int32)
         flat = ids.ravel().tolist()
         experts = flat if step.tokens == 1 else sorted(set(flat))
         pairs: dict[int, list[int]] = {expert: [] for expert in experts}
@@ -153,7 +156,7 @@ class _Arithmetic:
         return Route(ids, step.weights, experts, list(pairs.values()))
 
     def _are_there(self, slot_table: npt.NDArray[np.int32], layer: int, experts: list[int]) -> bool:
-        first = layer * self._config.experts_per_layer
+        first = self._first_of[layer]
         return all(slot_table[first + expert] >= 0 for expert in experts)
 
 

@@ -17,6 +17,7 @@ from smallthinker.errors import TokenizerError
 from smallthinker.files import SmallFiles
 from smallthinker.text.chat_template import ChatTemplate, NoChatTemplateError, load_chat_template
 from smallthinker.text.decoding import Decoding, StreamDecoder
+from smallthinker.text.panics import panics_as_errors
 from smallthinker.text.plain_text import ControlTokens, PlainText, Spans
 
 
@@ -38,7 +39,9 @@ class Tokenizer:
         self._files = files = SmallFiles(files) if isinstance(files, Path) else files
         path = files.path("tokenizer.json")
         try:
-            self._tokenizer = HFTokenizer.from_buffer(files.read("tokenizer.json"))
+            raw = files.read("tokenizer.json")
+            with panics_as_errors():
+                self._tokenizer = HFTokenizer.from_buffer(raw)
         except FileNotFoundError:
             raise TokenizerError(f"{path}: not found; a store needs the tokenizer.json of its model") from None
         except OSError as e:
