@@ -226,6 +226,8 @@ def _templates(folder: Path, configured: Any) -> dict[str, str]:
         configured = [{"name": _DEFAULT_TEMPLATE, "template": configured}]
     elif isinstance(configured, dict):
         configured = [{"name": name, "template": text} for name, text in configured.items()]
+    if configured is not None and not isinstance(configured, list):
+        raise _fault(path, "chat_template", "a text, or a list of names and templates", configured)
     for item in configured or ():
         if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("name", "template")):
             raise _fault(path, "chat_template", "a text, or a list of names and templates", item)

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any
 
+from smallthinker.text.panics import tokenizer_faults
+
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -29,6 +31,7 @@ class Decoding:
         self.is_partly_byte_level = "ByteLevel" in kinds
         self._has_byte_tokens = "ByteFallback" in kinds
 
+    @tokenizer_faults("decode tokens")
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from smallthinker.text.chat_template import REASONING
+from smallthinker.text.panics import tokenizer_faults
 
 Spans = Sequence[tuple[int, int]]
 _SEAL_DIGITS = 20  # as a number of 64 bits has
@@ -107,6 +108,7 @@ class PlainText:
         """The text without seals."""
         return text.replace(self.seal, "")
 
+    @tokenizer_faults("encode a text")
     def encode(self, text: str) -> tuple[list[int], Spans]:
         """Token ids of a protected text, and the characters [start, end) of the revealed one that each comes from.
         Without seals, exactly what the tokenizer makes of it."""

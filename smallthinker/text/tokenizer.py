@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from smallthinker import host
-from smallthinker.errors import TokenizerError
+from smallthinker.errors import TokenizerError, one_line
 from smallthinker.files import SmallFiles
 from smallthinker.text.chat_template import ChatTemplate, NoChatTemplateError, load_chat_template
 from smallthinker.text.decoding import Decoding, StreamDecoder
-from smallthinker.text.panics import panics_as_errors
+from smallthinker.text.panics import panics_as_errors, tokenizer_faults
 from smallthinker.text.plain_text import ControlTokens, PlainText, Spans
 
 
@@ -47,7 +47,8 @@ class Tokenizer:
         except OSError as e:
             raise TokenizerError(f"{path}: cannot read the tokenizer: {e.strerror or e}") from None
         except Exception as e:  # the library raises bare Exception
-            raise TokenizerError(f"{path}: not a tokenizer that the tokenizers library can load: {e}") from None
+            why = one_line(str(e), 200)
+            raise TokenizerError(f"{path}: not a tokenizer that the tokenizers library can load: {why}") from None
         # what a trainer set for its batches would cut or fill up every prompt
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -64,6 +65,7 @@ class Tokenizer:
         self._decoding = Decoding(self._tokenizer)
         self._control = ControlTokens(self._tokenizer)
 
+    @tokenizer_faults("encode a text")
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """Token ids of the text, none added. special_tokens: their names in it stand for them; else they are plain
         text, as all else."""
@@ -81,7 +83,8 @@ class Tokenizer:
     @cached_property
     def beginning(self) -> list[int]:
         """What the tokenizer puts before every text: mostly nothing, or one token."""
-        encoding = self._tokenizer.encode("a", add_special_tokens=True)
+        with tokenizer_faults("encode a text"):
+            encoding = self._tokenizer.encode("a", add_special_tokens=True)
         added = zip(encoding.ids, encoding.special_tokens_mask, strict=True)
         return [id for id, _ in takewhile(lambda token: token[1], added)]
 

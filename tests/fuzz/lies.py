@@ -133,7 +133,7 @@ def gguf_bytes(
         kind = kind_of(value[0]) if value else 4
         try:
             body = b"".join(scalar(kind, each) for each in value)
-        except (TypeError, AttributeError):  # of several types
+        except (TypeError, ValueError, AttributeError):  # of several types
             body = b""
         return number("<I", lied(9, range(16))) + number("<I", lied(kind, range(16))) + count(len(value)) + body
 

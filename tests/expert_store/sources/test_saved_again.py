@@ -339,3 +339,12 @@ def test_other_templates_are_kept_by_name(again: Path) -> None:
     (again / "chat_template.jinja").write_text("plain", "utf-8")
     kept = json.loads(settings_files(again, read_config(again))["tokenizer_config.json"])["chat_template"]
     assert kept == [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
+
+
+@pytest.mark.parametrize("template", [5, True, 0.5])
+def test_a_chat_template_that_is_a_number_is_refused(tmp_path: Path, template: object) -> None:
+    for name, content in byte_tokenizer_files(tiny_config()).items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    with pytest.raises(CheckpointError, match="chat_template: expected a text, or a list of names"):
+        settings_files(tmp_path, tiny_config())
