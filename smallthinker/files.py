@@ -76,7 +76,10 @@ def open_regular(path: Path, max_bytes: int | None = None) -> Iterator[BinaryIO]
 def read_small(path: Path, max_bytes: int = MAX_SMALL_BYTES) -> bytes:
     """All of an ordinary file of at most max_bytes. Raises OSError, as `open_regular`."""
     with open_regular(path, max_bytes) as file:
-        data = file.read(max_bytes + 1)  # it may have grown since
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(min(size, max_bytes) + 1)  # a read takes memory for all that it is asked for
+        if len(data) > size:  # it has grown since, or it is one of the kernel's, which have no size
+            data += file.read(max_bytes + 1 - len(data))
     if len(data) > max_bytes:
         raise OSError(errno.EFBIG, f"expected at most {max_bytes} bytes, found more")
     return data

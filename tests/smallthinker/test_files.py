@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,15 @@ def test_an_output_is_no_input_under_any_name(tmp_path: Path) -> None:
     check_output(tmp_path / "new", [source])
     with pytest.raises(OSError, match="no folder"):
         check_output(source / "below", [])
+
+
+def test_a_small_file_takes_no_more_memory_than_it_has_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "small"
+    path.write_bytes(b"x" * 100)
+    tracemalloc.start()
+    try:
+        assert read_small(path) == b"x" * 100
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert read_small(Path("/proc/self/status")) if Path("/proc/self/status").exists() else True

@@ -16,6 +16,7 @@ from smallthinker.errors import CheckpointError, ConfigError
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.sources.checkpoint import INDEX_FILE, Checkpoint
 from smallthinker.expert_store.sources.checkpoint_settings import SETTINGS_FILES, read_config, settings_files
+from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.models.registry import checkpoint_tensors, read_model, to_config
 from smallthinker.text.tokenizer import Tokenizer
