@@ -6,6 +6,7 @@ Owns the memory, and which mixer keeps what. What lies in the memory is the shap
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
@@ -45,13 +46,42 @@ class LayerShape(Protocol):
     def written_parts(self, array: U8, positions: int) -> list[U8]:
         """Views of what `positions` have written of one of the arrays, each contiguous."""
 
-    def bind(self, arrays: Mapping[str, U8]) -> _kernels.KvLayer:
-        """The arrays as the kernels take them."""
+    def bind(self, arrays: Mapping[str, U8]) -> _kernels.KvLayer | None:
+        """The arrays as the kernels take them; None for one that has none."""
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """Nothing of its own: the layer reads what layer `of` keeps. A `LayerShape`."""
+
+    of: int
+    saved_as = ""
+
+    @property
+    def arrays(self) -> Mapping[str, tuple[int, ...]]:
+        return {}
+
+    def can_be(self, kind: KvKind) -> bool:
+        return True
+
+    def touched_bytes(self, positions: int) -> int:
+        return 0
+
+    def can_continue(self, length: int, written: int) -> bool:
+        return True
+
+    def written_parts(self, array: U8, positions: int) -> list[U8]:
+        return []
+
+    def bind(self, arrays: Mapping[str, U8]) -> None:
+        return None
 
 
 def layer_shape(layer: Layer, context: int, chunk: int, kind: KvKind) -> LayerShape:
     """For `context` tokens computed in chunks of up to `chunk`, numbers of that kind. Raises ConfigError for a mixer
     whose state isn't known here, RequestError for a kind that it can't have."""
+    if isinstance(layer.mixer, Attention) and layer.mixer.kv_of is not None:
+        return Borrowed(layer.mixer.kv_of)
     if isinstance(layer.mixer, Attention):
         return KvRing.of(layer.mixer, context, chunk, kind)
     raise ConfigError(f"mixer: what a sequence keeps is known for Attention, not for {type(layer.mixer).__name__}")
@@ -68,7 +98,7 @@ class LayerState:
     @property
     def overflow(self) -> float:
         """The largest finite number given to it that was beyond its kind's range; 0.0 for none."""
-        return self.bound.overflow
+        return 0.0 if self.bound is None else self.bound.overflow
 
     def written(self, positions: int) -> dict[str, list[U8]]:
         """What the first `positions` that were written have filled, by array."""
@@ -85,7 +115,8 @@ class LayerState:
         """Forget everything and give the memory back until it is written again."""
         for array in self.arrays.values():
             pages.discard(array.ctypes.data, array.nbytes)
-        self.bound.overflow = 0.0
+        if self.bound is not None:
+            self.bound.overflow = 0.0
 
 
 def _zeros(shape: tuple[int, ...]) -> U8:

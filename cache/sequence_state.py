@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
+from smallthinker import _kernels
 from smallthinker.cache.kv_ring import LARGEST, KvKind
-from smallthinker.cache.layer_state import U8, LayerShape, LayerState, layer_shape
+from smallthinker.cache.layer_state import U8, Borrowed, LayerShape, LayerState, layer_shape
 from smallthinker.errors import RequestError
 from smallthinker.models.description import Model
 
@@ -63,7 +64,14 @@ class SequenceState:
         self.overflow: tuple[int, float] | None = None
         self._written = 0  # a cancelled chunk may have written past `length`
         self.layers = [LayerState(layer) for layer in shape.layers]
-        self.bound = [layer.bound for layer in self.layers]
+        self.bound = [self._bound(number) for number in range(len(self.layers))]
+
+    def _bound(self, number: int) -> _kernels.KvLayer:
+        """The layer's own, or that of the layer whose keys and values it reads."""
+        shape = self.layers[number].shape
+        bound = self.layers[shape.of if isinstance(shape, Borrowed) else number].bound
+        assert bound is not None, shape
+        return bound
 
     def begin(self, tokens: int) -> int:
         """Announce that `tokens` positions will be written from `length` on; returns `length`, where they start."""

@@ -156,7 +156,7 @@ class BoundForward {
         return end;
       }
       end.live_neurons += compute_locked(layer, state.normed, state.weights, state.tokens, route, found);
-      share_locked(layer, state.normed, state.tokens);
+      share_locked(layer, state.x, state.normed, state.tokens);
       combine_locked(layer, state.x, state.weights, state.tokens);
       end.used.push_back(std::move(route));
     }
@@ -208,15 +208,17 @@ class BoundForward {
     return compute_locked(of, from, weigh, tokens, route, slots);
   }
 
-  // What the layer's shared network gives each of normed [T, d], kept until `combine`.
-  void share(int64_t layer, const py::array& normed) {
+  // What the layer's shared network gives each of normed [T, d], or of the states x, kept until `combine`.
+  void share(int64_t layer, const py::array& normed, const std::optional<py::array>& x) {
     const float* from = input<float>(normed, "normed", {-1, dim()});
+    const float* state = x ? input<float>(*x, "x", {normed.shape(0), dim()}) : nullptr;
     const Layer& of = at("layer", layer);
+    if (of.ffn->shared_reads_state() && state == nullptr) fail("x: expected states, found None");
     const int64_t tokens = normed.shape(0);
     py::gil_scoped_release unlocked;
     pool_.home().check();  // else the lock may be held for ever
     std::lock_guard<std::mutex> lock(mutex_);
-    share_locked(of, from, tokens);
+    share_locked(of, state, from, tokens);
   }
 
   // x [T, d] += the sum over rank j of weights[t, j] times what was computed last for pair t * k + j, k the layer's, and
@@ -275,7 +277,8 @@ class BoundForward {
   Routes choose(const Layer& layer, const State& state) {
     const int64_t k = layer.ffn->k(), experts = layer.ffn->experts(), tokens = state.tokens;
     if (layer.ffn->has_router()) {
-      ask(layer.ffn->router(), *layer.ffn, layer.ffn->reads_mixed() ? state.normed : state.x, tokens, state.ids, state.weights);
+      const bool reads_norm = layer.ffn->reads_mixed() && !layer.ffn->reads_state();
+      ask_router(*layer.ffn, reads_norm ? state.normed : state.x, tokens, state.ids, state.weights);
     } else {
       for (int64_t pair = 0; pair < tokens * k; ++pair) state.ids[pair] = static_cast<int32_t>(pair % k);
       std::fill_n(state.weights, tokens * k, 1.0f);
@@ -319,14 +322,15 @@ class BoundForward {
     }
     const auto predictor = predictors_.find({source, target});
     std::vector<float> normed;
-    if (predictor == predictors_.end() && ffn.reads_mixed()) {  // what it would read if no mixer came between
+    if (predictor == predictors_.end() && ffn.reads_mixed() && !ffn.reads_state()) {  // what it would read if no mixer came between
       normed.resize(static_cast<size_t>(tokens * dim()));
       layers_[static_cast<size_t>(target)].mixer->norm_for_ffn(x, tokens, normed.data());
       x = normed.data();
     }
     std::vector<int32_t> ids(static_cast<size_t>(tokens * ffn.k()));
     std::vector<float> unused(ids.size());
-    ask(predictor != predictors_.end() ? predictor->second : ffn.router(), ffn, x, tokens, ids.data(), unused.data());
+    if (predictor != predictors_.end()) ask(predictor->second, ffn, x, tokens, ids.data(), unused.data());
+    else ask_router(ffn, x, tokens, ids.data(), unused.data());
     Guess guess;
     std::vector<char> is_known(static_cast<size_t>(ffn.experts()));
     for (int64_t rank = 0; rank < ffn.k(); ++rank) {
@@ -338,6 +342,14 @@ class BoundForward {
       }
     }
     return guess;
+  }
+
+  // x [T, d] through the router's own norm, if it has one.
+  void ask_router(const BoundFfn& ffn, const float* x, int64_t tokens, int32_t* ids, float* weights) {
+    const Norm how = ffn.router_norm();
+    std::vector<float> normed(static_cast<size_t>(how.size > 0 ? tokens * dim() : 0));
+    if (how.size > 0) norm(how, x, tokens, normed.data());
+    ask(ffn.router(), ffn, how.size > 0 ? normed.data() : x, tokens, ids, weights);
   }
 
   void ask(const Matrix& matrix, const BoundFfn& ffn, const float* x, int64_t tokens, int32_t* ids, float* weights) {
@@ -366,11 +378,12 @@ class BoundForward {
     return layer.ffn->shared() == nullptr ? nullptr : contributions_.data() + tokens * layer.ffn->k() * dim();
   }
 
-  void share_locked(const Layer& layer, const float* normed, int64_t tokens) {
+  void share_locked(const Layer& layer, const float* x, const float* normed, int64_t tokens) {
     if (layer.ffn->shared() == nullptr) return;
     if (floats(layer, tokens) > contributions_.size()) contributions_.resize(floats(layer, tokens));
     Timed timed(pool_.timings(), "shared");
-    shared_ffn(pool_, *layer.ffn->shared(), normed, tokens, shared_row(layer, tokens));
+    const float* const read = layer.ffn->shared_reads_state() ? x : normed;
+    shared_ffn(pool_, *layer.ffn->shared(), read, tokens, shared_row(layer, tokens));
   }
 
   int64_t compute_locked(const Layer& layer, const float* normed, const float* weights, int64_t tokens, const Routes& route,
@@ -407,7 +420,7 @@ class BoundForward {
     if (layer.ffn->weighs_input()) weights = ones.data();
     Timed timed(pool_.timings(), "combine");
     smallthinker::combine(pool_, x, contributions_.data(), weights, shared_row(layer, tokens), tokens, layer.ffn->k(), dim(),
-                          layer.ffn->residual());
+                          layer.ffn->residual(), layer.ffn->of_experts());
   }
 
   ThreadPool& pool_;

@@ -98,6 +98,7 @@ struct Scoring {
   int64_t groups = 1, kept_groups = 1;  // only experts of the best groups are chosen
   float scale = 1.0f;                   // of the weights,
   const float* expert_scale = nullptr;  // and each expert's own [E]
+  float logit_scale = 1.0f;             // of the product with the router's matrix
 };
 void route(const float* logits, int64_t tokens, int64_t experts, const Scoring& how, int32_t* ids, float* weights);
 // The same from x [T, d] and the router's matrix.
@@ -130,7 +131,7 @@ struct Growth {  // queries times 1 + beta ln(1 + floor((position + offset) / ev
 struct AttentionLayer {
   Norm input_norm, post_norm;  // or none
   bool is_parallel;            // the experts take what the projections take
-  Projection q, k, v, o;       // v without weights: k's product, before its norm
+  Projection q, k, v, o;       // v without weights: k's product, before its norm; k without: what the cache holds
   float clip;                  // q, k and v stay within +-clip; 0: anywhere
   Rotation rope;
   Growth growth;
@@ -162,16 +163,17 @@ struct ExpertCall {
 };
 // out of every pair, by the kernel for the network's shape. Returns how many neurons were computed, over all pairs.
 int64_t experts(ThreadPool& pool, const ExpertCall& call);
-// x [T, dim] and what is summed, as `residual` has it: weights [T, k] * contributions [T * k, dim] by rank, then what the
-// shared network gives [T, dim], where there is one.
+// x [T, dim] and what is summed, as `residual` has it: weights [T, k] * contributions [T * k, dim] by rank, their sum
+// through the norm `of_experts` if there is one, then what the shared network gives [T, dim], where there is one.
 void combine(ThreadPool& pool, float* x, const float* contributions, const float* weights, const float* shared,
-             int64_t tokens, int64_t k, int64_t dim, const Residual& residual);
+             int64_t tokens, int64_t k, int64_t dim, const Residual& residual, const Norm& of_experts = {});
 
 // ops/ffn_shared.cpp
 struct SharedFfn {  // a network that every token uses, of matrices that lie apart
   Activation activation;
   Matrix gate, up, down;  // gate.rows 0: none
   Matrix output_gate;     // [1, d]; rows 0: none
+  Norm before, after;     // of what it reads and gives, or none
 };
 // out [T, d] = down(activation(gate x) * up x), or without a gate down(activation(up x)); times sigmoid(output_gate x).
 void shared_ffn(ThreadPool& pool, const SharedFfn& ffn, const float* x, int64_t tokens, float* out);

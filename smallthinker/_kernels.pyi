@@ -115,9 +115,10 @@ class AttentionLayer:
 
     q [H * D, d], k and v [K * D, d], o [d, H * D] in the tiles layout, each in its own of `quants`, and with its own of
     `biases`, if it has any. norms: of q, k and v, of each head or of the whole product. v None: the values are what k
-    gives, before its norm. clip: q, k and v are kept within +-clip before they are rotated; 0 is none. rope: the
-    column of cos and sin where its pairs begin, how many numbers of a head are rotated, and what is paired. growth:
-    queries are multiplied by 1 + beta ln(1 + floor((position + offset) / every)), (beta, every, offset).
+    gives, before its norm; k None, too: they are in the caches. clip: q, k and v are kept within +-clip before they are
+    rotated; 0 is none. rope: the column of cos and sin where its pairs begin, how many numbers of a head are rotated,
+    and what is paired. growth: queries are multiplied by 1 + beta ln(1 + floor((position + offset) / every)), (beta,
+    every, offset).
 
     window, scale, softcap, sinks, chunk: see `attention`. residual: of o's product; None adds it as it is. parallel:
     the experts take what q, k and v take. Norms before them are None where there is none.
@@ -129,7 +130,7 @@ class AttentionLayer:
         quants: tuple[Quant, Quant, Quant, Quant],
         input_norm: Norm | None,
         q: U8,
-        k: U8,
+        k: U8 | None,
         v: U8 | None,
         o: U8,
         post_norm: Norm | None,
@@ -362,6 +363,7 @@ class Scoring:
         kept_groups: int = 1,
         scale: float = 1.0,
         expert_scale: F32 = ...,
+        logit_scale: float = 1.0,
     ) -> None: ...
 
 class SharedFfn:
@@ -369,7 +371,8 @@ class SharedFfn:
 
     gate, up [width, hidden], down [hidden, width] and output_gate [1, hidden] in tiles, each in its own of `quants`. It
     gives down(activation(gate x) * up x), without a gate down(activation(up x)), times sigmoid(output_gate x) if there
-    is one.
+    is one. around: of one that reads the state itself, norms of what it reads, of what it gives and of what the experts
+    give.
     """
 
     def __init__(
@@ -382,13 +385,15 @@ class SharedFfn:
         up: U8,
         down: U8,
         output_gate: U8 | None,
+        around: tuple[Norm | None, Norm | None, Norm | None] | None = None,
     ) -> None: ...
 
 class Ffn:
     """The experts of one layer and its router [E, d], f32 in the tiles layout: checked once and kept alive. quants to
     gated, biased and whole: of a record, see `record_sections`; clamp: limit and alpha of clamped_swiglu.
 
-    reads_mixed: the router reads what the experts read, the norm after attention; else the state before it. scoring and
+    reads_mixed: the router reads what the experts read, the norm after attention, or with reads_state that state as it
+    is; else the state before attention. router_norm: of what it reads. scoring and
     router None: a dense network in k = `experts` slices. Every token uses all, in order, with weight 1. shared: what it
     gives is added to what the experts give. weighs_input: a weight multiplies what its expert reads, not what it gives.
     residual: of their sum; None adds it as it is.
@@ -412,6 +417,8 @@ class Ffn:
         weighs_input: bool = False,
         residual: Residual | None = None,
         whole: bool = False,
+        router_norm: Norm | None = None,
+        reads_state: bool = False,
     ) -> None: ...
 
 class Forward:
@@ -488,8 +495,9 @@ class Forward:
         pairs[i] are those of the expert in slots[i]. weights [T, k of the layer]: of the route, where they multiply
         what experts read. Returns how many neurons were computed."""
 
-    def share(self, layer: int, normed: F32) -> None:
-        """What the layer's shared network, if it has one, gives normed [T, d], kept until `combine`."""
+    def share(self, layer: int, normed: F32, x: F32 | None = None) -> None:
+        """What the layer's shared network, if it has one, gives normed [T, d], or x [T, d] if it reads states, kept
+        until `combine`."""
 
     def combine(self, layer: int, x: F32, weights: F32) -> None:
         """x [T, d] += the sum over rank j of weights[t, j] times what was computed last for pair t * k + j, and then

@@ -21,11 +21,12 @@ from smallthinker.exact_head import ExactHead, bind_norm
 from smallthinker.expert_store.format import Formats
 from smallthinker.models.description import Ffn, Model, Norm, Router
 from smallthinker.models.supported import check_supported
-from smallthinker.models.tensors import EMBEDDING, EXPERT_ROLES, ROUTER
+from smallthinker.models.tensors import BESIDE_NORMS, EMBEDDING, EXPERT_ROLES, ROUTER
 from smallthinker.rotary import RotaryTable
 from smallthinker.router.predictor import Matrices
 
 Floats = npt.NDArray[np.float32]
+Around = tuple[_kernels.Norm | None, _kernels.Norm | None, _kernels.Norm | None]
 
 
 Span = tuple[SequenceState, Sequence[int]]
@@ -113,7 +114,7 @@ class Arithmetic:
         self._k = [0 if layer.ffn is None else layer.ffn.k for layer in config.layers]
         self._mixes_first = frozenset(config.layers_that_mix_first)
         networks = [(number, layer.ffn) for number, layer in enumerate(config.layers) if layer.ffn]
-        self._shares = frozenset(number for number, ffn in networks if ffn.shared)
+        self._shares = frozenset(number for number, ffn in networks if ffn.shared or ffn.beside)
         self._weighs_input = frozenset(n for n, ffn in networks if ffn.router and ffn.router.applied_to == "input")
         self._rotary = RotaryTable(config, context or config.context)
         self._head = ExactHead(config, self._formats, pool, self._dense.__getitem__)
@@ -187,7 +188,7 @@ class Arithmetic:
     def share(self, step: Step, layer: int) -> None:
         """What the layer's shared network, if it has one, gives every token; kept until `combine`."""
         if layer in self._shares:
-            self._forward.share(layer, step.normed)
+            self._forward.share(layer, step.normed, step.x)
 
     def combine(self, step: Step, layer: int) -> None:
         """Add up, in the router's order and what was shared last, what was computed."""
@@ -215,21 +216,24 @@ class Arithmetic:
         def norm(how: Norm | None, size: int, role: str) -> _kernels.Norm | None:
             return None if how is None else bind_norm(how, size, role, of)
 
-        has_values = mixer.values == "own"
-        formats = {part: self._formats.of(f"{part}_proj", number) for part in "qkvo" if part != "v" or has_values}
+        has_keys = mixer.kv_of is None
+        has_values = has_keys and mixer.values == "own"
+        absent = ("" if has_values else "v") + ("" if has_keys else "k")
+        formats = {part: self._formats.of(f"{part}_proj", number) for part in "qkvo" if part not in absent}
         per_head = mixer.qk_norm_of == "head"
         q_size, k_size = (mixer.head_dim * (1 if per_head else heads) for heads in (mixer.heads, mixer.kv_heads))
         # values that are keys have their bias, too
         q_bias, k_bias, v_bias = (
-            of(f"{part}_proj_bias") if mixer.bias else None for part in ("q", "k", "v" if has_values else "k")
+            of(f"{part}_proj_bias") if mixer.bias and part not in absent else None
+            for part in ("q", "k", "v" if has_values else "k")
         )
         rope, growth = mixer.rope, mixer.growth
         return _kernels.AttentionLayer(
             self.pool,
-            (formats["q"], formats["k"], formats.get("v", formats["k"]), formats["o"]),
+            (formats["q"], formats.get("k", formats["q"]), formats.get("v", formats["q"]), formats["o"]),
             norm(norms.before_mixer, d, "input_layernorm"),
             of("q_proj"),
-            of("k_proj"),
+            of("k_proj") if has_keys else None,
             of("v_proj") if has_values else None,
             of("o_proj"),
             norm(norms.before_ffn, d, "post_attention_layernorm"),
@@ -243,8 +247,8 @@ class Arithmetic:
             biases=(q_bias, k_bias, v_bias, of("o_proj_bias") if mixer.out_bias else None),
             norms=(
                 norm(mixer.qk_norm, q_size, "q_norm"),
-                norm(mixer.qk_norm, k_size, "k_norm"),
-                norm(mixer.v_norm, mixer.head_dim, "v_norm"),
+                norm(mixer.qk_norm, k_size, "k_norm") if has_keys else None,
+                norm(mixer.v_norm, mixer.head_dim, "v_norm") if has_keys else None,
             ),
             clip=mixer.clip,
             softcap=mixer.softcap,
@@ -270,13 +274,15 @@ class Arithmetic:
             ffn.k,
             None if router is None else self._scoring(number, router),
             None if router is None else self._dense[f"layers.{number}.{ROUTER}"],
-            router is not None and router.reads == "ffn_input",
-            None if ffn.shared is None else self._shared(number, ffn.shared, ffn.shared_gate),
+            router is not None and router.reads != "residual",
+            self._every_token_s(number, ffn),
             ffn.bias,
             (ffn.activation.limit, ffn.activation.alpha),
             number in self._weighs_input,
             residual=self._ffn_residual(number),
             whole=self._formats.whole,
+            router_norm=None if router is None else self._norm(number, router.norm, "router_norm"),
+            reads_state=router is not None and router.reads == "mixed",
         )
 
     def _scoring(self, number: int, how: Router) -> _kernels.Scoring:
@@ -293,10 +299,27 @@ class Arithmetic:
             kept_groups=how.kept_groups,
             scale=how.scale,
             expert_scale=self._dense[f"{name}_expert_scale"] if how.expert_scale else none,
+            logit_scale=how.logit_scale,
         )
 
-    def _shared(self, number: int, ffn: Ffn, has_output_gate: bool) -> _kernels.SharedFfn:
-        roles = [f"shared_{role}" for role in EXPERT_ROLES] + ["shared_expert_gate"]
+    def _norm(self, number: int, how: Norm | None, role: str) -> _kernels.Norm | None:
+        """Of a layer, of states."""
+        size, name = self.config.hidden_size, f"layers.{number}.{role}"
+        return None if how is None else bind_norm(how, size, name, self._dense.__getitem__)
+
+    def _every_token_s(self, number: int, ffn: Ffn) -> _kernels.SharedFfn | None:
+        """The network that is shared, or beside the experts."""
+        beside = ffn.beside
+        if beside is None:
+            return None if ffn.shared is None else self._shared(number, ffn.shared, "shared", ffn.shared_gate)
+        norms = zip((beside.before, beside.after, beside.after_experts), BESIDE_NORMS, strict=True)
+        before, after, after_experts = (self._norm(number, how, role) for how, role in norms)
+        return self._shared(number, beside.ffn, "beside", around=(before, after, after_experts))
+
+    def _shared(
+        self, number: int, ffn: Ffn, prefix: str, has_output_gate: bool = False, around: Around | None = None
+    ) -> _kernels.SharedFfn:
+        roles = [f"{prefix}_{role}" for role in EXPERT_ROLES] + ["shared_expert_gate"]
         gate, up, down, output_gate = (self._formats.of(role, number) for role in roles)
         weights = [self._dense.get(f"layers.{number}.{role}") for role in roles]
         assert weights[1] is not None and weights[2] is not None and (weights[3] is not None) == has_output_gate
@@ -309,12 +332,11 @@ class Arithmetic:
             weights[1],
             weights[2],
             weights[3],
+            around,
         )
 
     def _ffn_residual(self, number: int) -> _kernels.Residual:
-        layer, name = self.config.layers[number], f"layers.{number}."
-        after = layer.norms.after_ffn
-        d = self.config.hidden_size
-        norm = None if after is None else bind_norm(after, d, name + "ffn_out_norm", self._dense.__getitem__)
-        output_scale = float(self._dense[name + "output_scale"][0]) if layer.output_scale else 1.0
+        layer = self.config.layers[number]
+        norm = self._norm(number, layer.norms.after_ffn, "ffn_out_norm")
+        output_scale = float(self._dense[f"layers.{number}.output_scale"][0]) if layer.output_scale else 1.0
         return _kernels.Residual(norm, layer.residual_scale, output_scale)

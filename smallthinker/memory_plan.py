@@ -275,7 +275,7 @@ def scratch_bytes(config: Model, chunk: int, context: int, sequences: int = 1) -
     d, k, ffn = config.hidden_size, config.experts_per_token, config.ffn_width
     mixers = [layer.attention for layer in config.layers]
     networks = [layer.ffn for layer in config.layers if layer.ffn]
-    shared = [ffn.shared for ffn in networks if ffn.shared]
+    shared = [ffn.shared for ffn in networks if ffn.shared] + [ffn.beside.ffn for ffn in networks if ffn.beside]
     weighs_input = any(ffn.router and ffn.router.applied_to == "input" for ffn in networks)
     projected = max(2 * (mixer.heads + mixer.kv_heads) * mixer.head_dim for mixer in mixers)
     floats_per_token = (

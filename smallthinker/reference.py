@@ -29,7 +29,7 @@ from smallthinker.models.description import (
     Router,
     YarnScaling,
 )
-from smallthinker.models.tensors import DOWN, EMBEDDING, FINAL_NORM, GATE, HEAD, ROUTER, UP, tensors
+from smallthinker.models.tensors import BESIDE_NORMS, DOWN, EMBEDDING, FINAL_NORM, GATE, HEAD, ROUTER, UP, tensors
 
 KVCache = list[tuple[Tensor, Tensor]]  # per layer: keys and values, [B, K, S, D]
 Named = Callable[[str], Tensor]
@@ -76,12 +76,13 @@ class ReferenceModel(nn.Module):
             if layer.mixer is not None:
                 assert isinstance(layer.mixer, Attention), "this reference knows attention alone"
                 past = None if cache is None else cache[number]
-                mixed, held = attention(normed, layer.mixer, of, past)
+                source = layer.mixer.kv_of
+                mixed, held = attention(normed, layer.mixer, of, past, None if source is None else grown[source])
                 grown.append(held)
                 x = x + scale * norm(mixed, norms.after_mixer, of, "attention_out_norm")
             if layer.ffn is not None:
                 read = normed if norms.parallel else norm(x, norms.before_ffn, of, "post_attention_layernorm")
-                out, route = feed_forward(read, layer.ffn, of, residual)
+                out, route = feed_forward(read, layer.ffn, of, residual, x)
                 if route is not None:
                     routing.append(route)
                 x = x + scale * norm(out, norms.after_ffn, of, "ffn_out_norm")
@@ -124,6 +125,8 @@ def frequencies(rope: Rope, length: int) -> tuple[Tensor, float]:
     the whole sequence."""
     exponents = torch.arange(0, rope.size, 2, dtype=torch.float64) / (rope.over or rope.size)
     freqs, scaling = rope.theta**-exponents, rope.scaling
+    if rope.turning is not None:
+        freqs[rope.turning :] = 0
     if isinstance(scaling, LinearScaling):
         return freqs / scaling.factor, 1.0
     if isinstance(scaling, Llama3Scaling):
@@ -163,9 +166,14 @@ def rotate(x: Tensor, positions: Tensor, rope: Rope, length: int) -> Tensor:
 
 
 def attention(
-    h: Tensor, how: Attention, of: Named, past: tuple[Tensor, Tensor] | None
+    h: Tensor,
+    how: Attention,
+    of: Named,
+    past: tuple[Tensor, Tensor] | None,
+    given: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """h [B, T, d], already normed -> what is added to it, and keys and values of all positions."""
+    """h [B, T, d], already normed -> what is added to it, and keys and values of all positions. given: another layer's,
+    for one that has none of its own."""
     B, T, _ = h.shape
     start = 0 if past is None else past[0].shape[2]
     positions = torch.arange(start, start + T, device=h.device)
@@ -189,17 +197,22 @@ def attention(
     if how.gated:  # each head's query, then its gate
         queries, gate = queries.view(B, T, how.heads, -1).chunk(2, -1)
         queries, gate = queries.flatten(2), gate.flatten(2)
-    keys = projected("k_proj")
-    v = heads(keys if how.values == "keys" else projected("v_proj"), how.kv_heads)
-    q, k = clipped(normed(queries, "q_norm", how.heads)), clipped(normed(keys, "k_norm", how.kv_heads))
-    v = clipped(norm(v, how.v_norm, of, "v_norm"))
+    q = clipped(normed(queries, "q_norm", how.heads))
     if how.rope is not None:
-        q, k = (rotate(x, positions, how.rope, start + T) for x in (q, k))
+        q = rotate(q, positions, how.rope, start + T)
+    if given is None:
+        keys = projected("k_proj")
+        v = heads(keys if how.values == "keys" else projected("v_proj"), how.kv_heads)
+        k, v = clipped(normed(keys, "k_norm", how.kv_heads)), clipped(norm(v, how.v_norm, of, "v_norm"))
+        if how.rope is not None:
+            k = rotate(k, positions, how.rope, start + T)
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+    else:
+        k, v = given
     if how.growth is not None:
         steps = torch.floor((positions + how.growth.offset) / how.growth.every).to(q)
         q = q * (1 + how.growth.beta * torch.log1p(steps))[:, None]
-    if past is not None:
-        k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
     scale = how.head_dim**-0.5 if how.scale is None else how.scale
     group = how.heads // how.kv_heads
     scores = _softcapped(q @ k.repeat_interleave(group, 1).transpose(-1, -2) * scale, how.softcap)
@@ -231,7 +244,9 @@ def _softcapped(x: Tensor, cap: float) -> Tensor:
 def route(r: Tensor, how: Router, of: Named) -> tuple[Tensor, Tensor, Tensor]:
     """What the router reads [N, d] -> its logits [N, E], the chosen experts' weights [N, k], their ids [N, k]."""
     r = norm(r, how.norm, of, "router_norm")
-    logits = F.linear(r, of(ROUTER), of("router_bias") if how.bias == "logits" else None)
+    logits = F.linear(r, of(ROUTER)) * how.logit_scale
+    if how.bias == "logits":
+        logits = logits + of("router_bias")
     scores = logits.softmax(-1) if how.score == "softmax" else logits.sigmoid()
     choice = scores + of("router_bias") if how.bias == "choice" else logits
     if how.groups > 1:
@@ -252,15 +267,19 @@ def route(r: Tensor, how: Router, of: Named) -> tuple[Tensor, Tensor, Tensor]:
     return logits, weights, ids
 
 
-def feed_forward(read: Tensor, how: Ffn, of: Named, residual: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """read [B, T, d], already normed; residual: the layer's input -> what is added, and the router's logits and ids."""
+def feed_forward(
+    read: Tensor, how: Ffn, of: Named, residual: Tensor, mixed: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    """read [B, T, d], already normed; residual: the layer's input; mixed: the state after its mixer -> what is added,
+    and the router's logits and ids."""
     m = read.flatten(0, 1)
     router, chosen = how.router, None
     if router is None:
         out = sum(_expert(m, how, of, slice) for slice in range(how.slices))
         assert isinstance(out, Tensor)
     else:
-        logits, weights, ids = route(residual.flatten(0, 1) if router.reads == "residual" else m, router, of)
+        states = {"residual": residual, "ffn_input": read, "mixed": mixed}
+        logits, weights, ids = route(states[router.reads].flatten(0, 1), router, of)
         chosen = logits, ids
         out = torch.zeros_like(m)
         for expert in range(router.experts):  # each sees only its own tokens
@@ -273,6 +292,10 @@ def feed_forward(read: Tensor, how: Ffn, of: Named, residual: Tensor) -> tuple[T
     if how.shared is not None:
         extra = _beside(m, how.shared, of, "shared")
         out = out + (extra * F.linear(m, of("shared_expert_gate")).sigmoid() if how.shared_gate else extra)
+    if how.beside is not None:
+        x = norm(mixed.flatten(0, 1), how.beside.before, of, BESIDE_NORMS[0])
+        extra = norm(_beside(x, how.beside.ffn, of, "beside"), how.beside.after, of, BESIDE_NORMS[1])
+        out = norm(out, how.beside.after_experts, of, BESIDE_NORMS[2]) + extra
     return out.view_as(read), chosen
 
 

@@ -55,6 +55,8 @@ def frequencies(rope: Rope, context: int) -> tuple[list[float], float]:
     """Radians a position of each pair, and what cos and sin are multiplied by; `reference.frequencies` in plain
     floats."""
     freqs = [rope.theta ** -(i / (rope.over or rope.size)) for i in range(0, rope.size, 2)]
+    if rope.turning is not None:
+        freqs[rope.turning :] = [0.0] * (len(freqs) - rope.turning)
     scaling = rope.scaling
     if isinstance(scaling, LinearScaling):
         return [freq / scaling.factor for freq in freqs], 1.0

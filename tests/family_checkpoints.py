@@ -45,6 +45,16 @@ LLAMA4 = {
     "attn_scale": 0.3,
     "interleave_moe_layer_step": 0,
 }
+GEMMA4 = {
+    "num_hidden_layers": 4,
+    "layer_types": [SLIDING, FULL, SLIDING, FULL],
+    "sliding_window": 12,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "hidden_size_per_layer_input": 0,
+    "final_logit_softcapping": 8.0,
+    "tie_word_embeddings": True,
+}
 # model_type, and what it has over BASE.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 3": ("llama", {"rope_parameters": LLAMA3}),
@@ -123,10 +133,24 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         LLAMA4 | {"interleave_moe_layer_step": 2, "num_local_experts": 8, "num_experts_per_tok": 2,
                   "intermediate_size": 32, "attention_bias": True},
     ),
+    "gemma4 experts": (
+        "gemma4_text",
+        GEMMA4 | {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "enable_moe_block": True, "num_experts": 8,
+                  "top_k_experts": 3, "moe_intermediate_size": 32},
+    ),
+    "gemma4 biases": ("gemma4_text", GEMMA4 | {"attention_bias": True, "num_kv_shared_layers": 1}),
+    "gemma4 shared keys": (
+        "gemma4_text",
+        GEMMA4 | {"num_kv_shared_layers": 2, "use_double_wide_mlp": True,
+                  "layer_types": [SLIDING, FULL, SLIDING, SLIDING, FULL], "num_hidden_layers": 5},
+    ),
     "glm4_moe": ("glm4_moe", GLM | {"use_qk_norm": True, "attention_bias": True}),
     "glm4_moe groups": ("glm4_moe", GLM | {"n_group": 4, "topk_group": 2, "norm_topk_prob": False}),
 }  # fmt: skip
 
+# Where another one has two experts that are as good as equal for some token: rounding may rightly choose either.
+SEEDS = {"gemma4 experts": 5}
+SAVED_BUFFERS = ("correction_bias", "layer_scalar")
 EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}  # the others know no float64
 
 
@@ -138,18 +162,21 @@ class Made(NamedTuple):
     logits: torch.Tensor
 
 
-def make_checkpoint(name: str, folder: Path) -> Made:
+def make_checkpoint(name: str, folder: Path, seed: int | None = None) -> Made:
     """Weights large enough that every part matters in the logits."""
     import transformers as hf
 
     kind, changes = CASES[name]
     config = hf.AutoConfig.for_model(kind, **(BASE | changes))
-    torch.manual_seed(0)
+    torch.manual_seed(SEEDS.get(name, 0) if seed is None else seed)
     model = hf.AutoModelForCausalLM.from_config(config, **EAGER).float().eval()
     with torch.no_grad():
-        for weight in [*model.parameters(), *(b for n, b in model.named_buffers() if "correction_bias" in n)]:
+        for weight in [*model.parameters(), *(b for n, b in model.named_buffers() if n.endswith(SAVED_BUFFERS))]:
             noise = torch.randn_like(weight)
             weight.copy_(weight + 0.3 * noise if weight.dim() < 2 else noise * 1.2 * weight.shape[-1] ** -0.5)
+        for key, weight in model.named_parameters():
+            if key.endswith("router.scale"):  # which is divided by the root of the size
+                weight *= weight.numel() ** 0.5
     model.save_pretrained(folder)
     tokens = torch.randint(0, 256, (1, 60), generator=torch.Generator().manual_seed(1))
     return Made(folder, tokens, transformers_logits(folder, tokens, torch.float64))
@@ -160,6 +187,8 @@ def transformers_logits(folder: Path, tokens: torch.Tensor, dtype: torch.dtype) 
     import transformers as hf
 
     model = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **EAGER).eval()
+    # told otherwise than by a number, it doesn't try to compute fewer positions of shared keys, at which it would fail
+    more = {"logits_to_keep": torch.arange(tokens.shape[1])} if hasattr(model.config, "num_kv_shared_layers") else {}
     with torch.no_grad():
-        logits: torch.Tensor = model(tokens, use_cache=False).logits[0]
+        logits: torch.Tensor = model(tokens, use_cache=False, **more).logits[0]
     return logits

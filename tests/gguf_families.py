@@ -38,6 +38,8 @@ ARCHITECTURES = {
     "phi3 plain": gguf.MODEL_ARCH.PHI3,
     "ministral3": gguf.MODEL_ARCH.MISTRAL3,
     "llama4 whole": gguf.MODEL_ARCH.LLAMA4,
+    "gemma4 experts": gguf.MODEL_ARCH.GEMMA4,
+    "gemma4 shared keys": gguf.MODEL_ARCH.GEMMA4,
     "glm4_moe": gguf.MODEL_ARCH.GLM4_MOE,
     "glm4_moe groups": gguf.MODEL_ARCH.GLM4_MOE,
 }
@@ -83,6 +85,24 @@ def metadata(model: Model) -> dict[str, Any]:
             "expert_group_count": ffn.router.groups, "expert_group_used_count": ffn.router.kept_groups,
             "nextn_predict_layers": 0,
         }  # fmt: skip
+    if family == "gemma4_text":
+        full, sliding, types = last.attention, attention, raw["layer_types"]
+        assert full.rope is not None
+        facts |= {
+            "attention.head_count_kv": [layer.attention.kv_heads for layer in model.layers],
+            "attention.key_length": full.head_dim, "attention.value_length": full.head_dim,
+            "attention.key_length_swa": sliding.head_dim, "attention.value_length_swa": sliding.head_dim,
+            "rope.dimension_count": full.head_dim, "rope.dimension_count_swa": sliding.head_dim,
+            "rope.freq_base": full.rope.theta, "rope.freq_base_swa": rope.theta,
+            "attention.sliding_window": sliding.window, "final_logit_softcapping": model.head.softcap,
+            "attention.shared_kv_layers": raw["num_kv_shared_layers"], "embedding_length_per_layer_input": 0,
+            "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in types],
+        }  # fmt: skip
+        if raw["use_double_wide_mlp"]:
+            shared = [layer.attention.kv_of is not None for layer in model.layers]
+            facts["feed_forward_length"] = [raw["intermediate_size"] * (2 if one else 1) for one in shared]
+        if raw["enable_moe_block"]:
+            facts["expert_feed_forward_length"] = ffn.width
     if family == "ministral3" and attention.growth is not None:
         facts |= {"attention.temperature_scale": attention.growth.beta, "rope.scaling.yarn_log_multiplier": 1.0}
     if family == "llama4_text":
@@ -110,6 +130,8 @@ def _scaling(rope: d.Rope) -> dict[str, Any]:
 def _factors(rope: d.Rope) -> dict[str, F32]:
     """Tensors that say by how much each pair's frequency is divided."""
     scaling = rope.scaling
+    if rope.turning is not None:
+        return {"rope_freqs.weight": np.float32([1.0] * rope.turning + [1e30] * (rope.size // 2 - rope.turning))}
     if isinstance(scaling, d.LongRopeScaling):
         return {f"rope_factors_{part}.weight": np.float32(getattr(scaling, part)) for part in ("long", "short")}
     if not isinstance(scaling, d.Llama3Scaling):
@@ -135,7 +157,9 @@ def llama_cpp_tensors(folder: Path, model: Model, architecture: gguf.MODEL_ARCH)
             values = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
         if architecture == gguf.MODEL_ARCH.GEMMA3 and "norm" in name:
             values = values + 1
-        if ".experts.gate_up_proj" in name:
+        if architecture == gguf.MODEL_ARCH.GEMMA4 and _gemma4_name(names, name):
+            found[_gemma4_name(names, name)] = values
+        elif ".experts.gate_up_proj" in name:
             for part, start in (("gate_proj", 0), ("up_proj", 1)):
                 half = values[..., start::2]
                 found[name.replace("gate_up_proj", part)] = half if half.ndim == 2 else half.swapaxes(1, 2)
@@ -147,9 +171,23 @@ def llama_cpp_tensors(folder: Path, model: Model, architecture: gguf.MODEL_ARCH)
         else:
             found[name] = values
     found |= {name: np.stack(each) for name, each in stacks.items()}
-    rope = next(layer.attention.rope for layer in model.layers if layer.attention.rope)
-    renamed = {_gguf_name(names, name): np.ascontiguousarray(values) for name, values in found.items()}
+    rope = next(layer.attention.rope for layer in reversed(model.layers) if layer.attention.rope)
+    renamed = {
+        name if name.startswith("blk.") else _gguf_name(names, name): np.ascontiguousarray(values)
+        for name, values in found.items()
+    }
     return renamed | _factors(rope)
+
+
+def _gemma4_name(names: Any, name: str) -> str:
+    """Of what its converter names by itself."""
+    ends = {
+        "router.scale": "ffn_gate_inp.scale", "router.per_expert_scale": "ffn_down_exps.scale",
+        "layer_scalar": "layer_output_scale.weight", "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+        "experts.down_proj": "ffn_down_exps.weight",
+    }  # fmt: skip
+    end = next((end for end in ends if name.endswith(end)), None)
+    return "" if end is None else f"blk.{name.split('.')[2]}.{ends[end]}"
 
 
 def _numbers(name: str) -> list[tuple[bool, int, str]]:

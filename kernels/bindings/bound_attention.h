@@ -68,10 +68,10 @@ class BoundAttentionLayer {
   };
 
   BoundAttentionLayer(ThreadPool& pool, const Quants& quants, const BoundNorm* input_norm, const py::array& q,
-                      const py::array& k, const std::optional<py::array>& v, const py::array& o, const BoundNorm* post_norm,
+                      const std::optional<py::array>& k, const std::optional<py::array>& v, const py::array& o, const BoundNorm* post_norm,
                       int64_t hidden, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t window,
                       const Options& options)
-      : pool_(pool), kept_{q, k, o}, kept_residual_(options.residual), kv_heads_(kv_heads) {
+      : pool_(pool), kept_{q, o}, kept_residual_(options.residual), kv_heads_(kv_heads) {
     check_dim("hidden", hidden);
     check_dim("heads", heads);
     check_dim("kv_heads", kv_heads);
@@ -83,10 +83,11 @@ class BoundAttentionLayer {
     layer_.post_norm = kept("post_norm", post_norm, hidden, hidden);
     layer_.is_parallel = options.is_parallel;
     layer_.q = {matrix(quants[0], &q, "q", heads * head_dim, hidden)};
-    layer_.k = {matrix(quants[1], &k, "k", kv_heads * head_dim, hidden)};
+    if (v && !k) fail("v: expected None without k, which another layer has");
+    layer_.k = {matrix(quants[1], k ? &*k : nullptr, "k", kv_heads * head_dim, hidden)};
     layer_.v = {matrix(quants[2], v ? &*v : nullptr, "v", kv_heads * head_dim, hidden)};
     layer_.o = {matrix(quants[3], &o, "o", hidden, heads * head_dim)};
-    for (const std::optional<py::array>* array : {&v, &options.sinks}) {
+    for (const std::optional<py::array>* array : {&k, &v, &options.sinks}) {
       if (*array) kept_.push_back(**array);
     }
     for (const std::optional<py::array>& bias : options.biases) {

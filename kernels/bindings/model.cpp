@@ -55,7 +55,7 @@ void register_model(py::module_& m) {
   using Attention = BoundAttentionLayer;
   auto make_attention =
       [](ThreadPool& pool, const Attention::Quants& quants, const BoundNorm* input_norm, const py::array& q,
-         const py::array& k, const std::optional<py::array>& v, const py::array& o, const BoundNorm* post_norm,
+         const std::optional<py::array>& k, const std::optional<py::array>& v, const py::array& o, const BoundNorm* post_norm,
          int64_t hidden, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t window,
          const std::optional<Attention::RopeColumns>& rope, std::optional<double> scale, const Attention::Biases& biases,
          const Attention::Norms& norms, float clip, float softcap, const std::optional<py::array>& sinks, int64_t chunk,
@@ -76,25 +76,25 @@ void register_model(py::module_& m) {
 
   py::class_<BoundScoring, std::shared_ptr<BoundScoring>>(m, "Scoring")
       .def(py::init<int64_t, int64_t, const std::string&, bool, bool, const py::array&, bool, int64_t, int64_t, float,
-                    const py::array&>(),
+                    const py::array&, float>(),
            arg("experts"), arg("k"), arg("gating"), arg("over_all") = false, arg("normalise") = true, arg("bias") = none,
            arg("bias_chooses") = false, arg("groups") = 1, arg("kept_groups") = 1, arg("scale") = 1.0f,
-           arg("expert_scale") = none);
+           arg("expert_scale") = none, arg("logit_scale") = 1.0f);
 
   py::class_<BoundSharedFfn, std::shared_ptr<BoundSharedFfn>>(m, "SharedFfn")
       .def(py::init<const BoundSharedFfn::Quants&, int64_t, int64_t, const std::string&, const std::optional<py::array>&,
-                    const py::array&, const py::array&, const std::optional<py::array>&>(),
+                    const py::array&, const py::array&, const std::optional<py::array>&, const BoundSharedFfn::Around&>(),
            arg("quants"), arg("hidden"), arg("width"), arg("activation"), arg("gate"), arg("up"), arg("down"),
-           arg("output_gate"));
+           arg("output_gate"), arg("around") = py::none());
 
   py::class_<BoundFfn>(m, "Ffn")
       .def(py::init<const FfnQuants&, int64_t, int64_t, const std::string&, bool, int64_t, int64_t,
                     std::shared_ptr<BoundScoring>, const std::optional<py::array>&, bool, std::shared_ptr<BoundSharedFfn>, bool,
-                    const ClampOf&, bool, const std::optional<BoundResidual>&, bool>(),
+                    const ClampOf&, bool, const std::optional<BoundResidual>&, bool, const std::optional<BoundNorm>&, bool>(),
            arg("quants"), arg("hidden"), arg("ffn"), arg("activation"), arg("gated"), arg("experts"), arg("k"),
            arg("scoring"), arg("router"), arg("reads_mixed") = false, arg("shared") = py::none(),
            arg("biased") = false, arg("clamp") = ClampOf{}, arg("weighs_input") = false, arg("residual") = py::none(),
-           arg("whole") = false);
+           arg("whole") = false, arg("router_norm") = py::none(), arg("reads_state") = false);
 
   py::class_<BoundForward> forward(m, "Forward");
   forward
@@ -115,7 +115,7 @@ void register_model(py::module_& m) {
            arg("source"), arg("x"), arg("targets"))
       .def("compute", &BoundForward::compute, arg("layer"), arg("normed"), arg("pairs"), arg("slots"),
            arg("weights") = py::none())
-      .def("share", &BoundForward::share, arg("layer"), arg("normed"))
+      .def("share", &BoundForward::share, arg("layer"), arg("normed"), arg("x") = py::none())
       .def("combine", &BoundForward::combine, arg("layer"), arg("x"), arg("weights"))
       .def("release", &BoundForward::release);
   forward.attr("DONE") = static_cast<int>(BoundForward::Stop::done);

@@ -73,7 +73,9 @@ void attention_layer(ThreadPool& pool, const AttentionLayer& layer, float* x, co
       norm_or_copy(layer.input_norm, x + t * dim, n, dim, normed + t * dim);
     });
   });
-  std::vector<Product> products{{layer.q.weights, q}, {layer.k.weights, k}};
+  std::vector<Product> products{{layer.q.weights, q}};
+  const bool has_keys = layer.k.weights.data != nullptr;
+  if (has_keys) products.push_back({layer.k.weights, k});
   const bool has_values = layer.v.weights.data != nullptr;
   if (has_values) products.push_back({layer.v.weights, v});
   timed("qkv_proj", [&] { linear(pool, products, normed, tokens); });
@@ -87,8 +89,9 @@ void attention_layer(ThreadPool& pool, const AttentionLayer& layer, float* x, co
     };
     timed("rope", [&] {
       for_tokens(pool, tokens, [&](int64_t t, int64_t n) {
-        if (!has_values) std::copy_n(k + t * k_dim, n * k_dim, v + t * k_dim);
         change(layer.q, q, t, n, layer.rope);
+        if (!has_keys) return;
+        if (!has_values) std::copy_n(k + t * k_dim, n * k_dim, v + t * k_dim);
         change(layer.k, k, t, n, layer.rope);
         change(layer.v, v, t, n, {});
       });
@@ -97,7 +100,7 @@ void attention_layer(ThreadPool& pool, const AttentionLayer& layer, float* x, co
   int64_t at = 0;
   for (const Span& span : spans) {
     if (layer.growth.beta != 0.0) grow(layer.growth, q + at * q_dim, span.start, span.tokens, q_dim);
-    timed("kv_append", [&] { kv_append(pool, k + at * k_dim, v + at * k_dim, span.tokens, span.cache, span.start); });
+    if (has_keys) timed("kv_append", [&] { kv_append(pool, k + at * k_dim, v + at * k_dim, span.tokens, span.cache, span.start); });
     timed("attention", [&] {
       attention(pool, q + at * q_dim, span.tokens, q_dim / head_dim, span.cache, span.start, layer.scores,
                 attended + at * q_dim);

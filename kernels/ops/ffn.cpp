@@ -10,9 +10,9 @@ int64_t experts(ThreadPool& pool, const ExpertCall& call) {
 }
 
 void combine(ThreadPool& pool, float* x, const float* contributions, const float* weights, const float* shared,
-             int64_t tokens, int64_t k, int64_t dim, const Residual& residual) {
+             int64_t tokens, int64_t k, int64_t dim, const Residual& residual, const Norm& of_experts) {
   ThreadPool::Session session(pool);
-  const bool is_sum = residual.is_sum();
+  const bool is_sum = residual.is_sum() && of_experts.size == 0;
   Scratch<float> sums(is_sum ? 0 : session.threads() * dim);
   if (!is_sum) session.allocate(sums);
   const auto add_token = [&](int worker, int64_t t) {
@@ -23,6 +23,7 @@ void combine(ThreadPool& pool, float* x, const float* contributions, const float
       const float* const contribution = contributions + (t * k + j) * dim;
       for (int64_t d = 0; d < dim; ++d) to[d] += weight * contribution[d];
     }
+    if (of_experts.size > 0) norm(of_experts, to, 1, to);
     if (shared != nullptr) add(to, shared + t * dim, dim);
     if (!is_sum) add_residual(residual, to, 1, dim, x + t * dim);
   };

@@ -105,6 +105,9 @@ void router(ThreadPool& pool, const Matrix& weights, const float* x, int64_t tok
             float* expert_weights) {
   std::vector<float> logits(static_cast<size_t>(tokens * weights.rows));
   linear(pool, {{weights, logits.data()}}, x, tokens);
+  if (how.logit_scale != 1.0f) {
+    for (float& logit : logits) logit *= how.logit_scale;
+  }
   route(logits.data(), tokens, weights.rows, how, ids, expert_weights);
 }
 

@@ -87,13 +87,15 @@ RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
 @dataclass(frozen=True)
 class Rope:
     """The first `size` numbers of a head are rotated, in pairs (i, i + size / 2) or (2i, 2i + 1), by position times
-    theta ** (-2i / over); `over` is `size` unless a family divides by the whole head."""
+    theta ** (-2i / over); `over` is `size` unless a family divides by the whole head. turning: only the first so many
+    pairs are; None: all."""
 
     theta: float
     size: int
     pairing: Literal["half", "interleaved"] = "half"
     over: int | None = None
     scaling: RopeScaling | None = None
+    turning: int | None = None
 
 
 @dataclass(frozen=True)
@@ -206,14 +208,15 @@ class Router:
     """Which k of the experts, and with which weights.
 
     reads: "residual" is the state before the layer's first norm, so that the experts are known before attention;
-    "ffn_input" what the experts themselves read. over: scores of "all" experts, or only of those "chosen" by logit.
+    "ffn_input" what the experts themselves read, "mixed" the same before its norm. norm: of what is read. logit_scale:
+    of the product, before a bias. over: scores of "all" experts, or only of those "chosen" by logit.
     bias: none, part of the "logits", or added for the "choice" alone. groups: only experts of the best kept_groups are
     chosen. applied_to: the experts' output is multiplied by the weight, or their input.
     """
 
     experts: int
     k: int
-    reads: Literal["residual", "ffn_input"]
+    reads: Literal["residual", "ffn_input", "mixed"]
     score: Literal["softmax", "sigmoid"]
     over: Literal["all", "chosen"]
     normalise: bool
@@ -224,6 +227,17 @@ class Router:
     norm: Norm | None = None
     expert_scale: bool = False
     applied_to: Literal["output", "input"] = "output"
+    logit_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Beside:
+    """after(ffn(before(x))) of the state x that the experts' norm reads, added to after_experts(what they give)."""
+
+    ffn: Ffn
+    before: Norm | None = None
+    after: Norm | None = None
+    after_experts: Norm | None = None
 
 
 @dataclass(frozen=True)
@@ -232,7 +246,7 @@ class Ffn:
 
     Without a router there are `slices` of that width, all used: a dense network that streams like experts do. shared:
     added to what the chosen experts give, times sigmoid(w x) if shared_gate. beside: a dense network that reads the
-    state before this one, with norms of its own around it.
+    state before this one.
     """
 
     width: int
@@ -243,7 +257,7 @@ class Ffn:
     slices: int = 1
     shared: Ffn | None = None
     shared_gate: bool = False
-    beside: Ffn | None = None
+    beside: Beside | None = None
 
     @property
     def experts(self) -> int:
@@ -362,7 +376,7 @@ class Model:
     def layers_that_mix_first(self) -> tuple[int, ...]:
         """Those whose routers read what the mixer gives, so that their experts are known only after it."""
         routers = [(number, layer.ffn.router) for number, layer in enumerate(self.layers) if layer.ffn]
-        return tuple(number for number, router in routers if router and router.reads == "ffn_input")
+        return tuple(number for number, router in routers if router and router.reads != "residual")
 
     @cached_property
     def routed_layers(self) -> tuple[int, ...]:
@@ -441,6 +455,8 @@ def _check_rope(rope: Rope) -> None:
     scaling = rope.scaling
     _at_least_one("rotary dimensions", rope.size)
     _above("rope theta", rope.theta, 1.0)
+    if rope.turning is not None and not 0 <= rope.turning <= rope.size // 2:
+        raise ConfigError(f"rope turning: expected 0 to {rope.size // 2} pairs, found {rope.turning}")
     if scaling is None:
         return
     if isinstance(scaling, LongRopeScaling):
@@ -493,9 +509,10 @@ def _check_ffn(ffn: Ffn) -> None:
             )
     if router is not None and router.kept_groups > router.groups:
         raise ConfigError(f"kept groups of experts: {router.kept_groups} is more than the {router.groups} groups")
-    for other in (ffn.shared, ffn.beside):
-        if other is not None:
-            _check_ffn(other)
+    if ffn.shared is not None:
+        _check_ffn(ffn.shared)
+    if ffn.beside is not None:
+        _check_ffn(ffn.beside.ffn)
 
 
 def _at_least_one(what: str, size: int) -> None:

@@ -63,6 +63,14 @@ def layer_types(keys: GgufKeys, layers: int, period: int) -> list[str]:
     return ["sliding_attention" if one else "full_attention" for one in pattern]
 
 
+def of_layers(keys: GgufKeys, key: str, value: Any, layers: int) -> list[int]:
+    """What a key says of each layer: one number, or a list of them. Raises ConfigError."""
+    values = value if isinstance(value, list) else [value] * min(layers, _MOST_LAYERS)
+    if len(values) != layers or any(type(one) is not int for one in values):
+        raise keys.fault(key, f"an integer or {layers} of them", value)
+    return values
+
+
 def common(keys: GgufKeys, facts: GgufFacts, architecture: str, *, partial: bool = False) -> dict[str, Any]:
     """What llama.cpp's converter writes for every architecture, as a config.json. partial: a part of each head may
     turn. Raises ConfigError."""

@@ -3,7 +3,8 @@
 PowerInfer/SmallThinker-4BA0.6B-Instruct and PowerInfer/SmallThinker-21BA3B-Instruct (arXiv 2507.20984, Apache-2.0); and
 a dense model in the shape of Qwen2.5-1.5B (arXiv 2412.15115), without its biases, its networks in seven slices;
 Qwen/Qwen3-30B-A3B (arXiv 2505.09388), allenai/OLMoE-1B-7B-0924 (arXiv 2409.02060) and openai/gpt-oss-20b
-(arXiv 2508.10925), all Apache-2.0. Which of them run is for `supported.py` to say.
+(arXiv 2508.10925), all Apache-2.0; and the families of `published_families.py`. Which of them run is for `supported.py`
+to say.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from smallthinker.models import description as d
 from smallthinker.models.families import described
+from smallthinker.models.published_families import FAMILIES
 
 _COMMON: dict[str, Any] = {
     "architectures": ["SmallThinkerForCausalLM"],
@@ -156,7 +158,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
         "vocab_size": 201088,
     },
-}
+} | FAMILIES
 
 
 def published_shape(name: str) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from smallthinker.models.description import Model
 from smallthinker.models.families import (
     described,
     gemma3,
+    gemma4,
     glm4_moe,
     gpt_oss,
     llama,
@@ -37,7 +38,7 @@ from smallthinker.models.places import Place, file_name, file_tensors, places
 
 _MODULES = (
     smallthinker, described, llama, mistral, qwen2, qwen3, qwen3_moe, olmoe, mixtral, smollm3, gemma3, gpt_oss, phi3,
-    glm4_moe, ministral3, llama4,
+    glm4_moe, ministral3, llama4, gemma4,
 )  # fmt: skip
 FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in _MODULES}
 """By model_type: modules with ARCHITECTURE, from_config, to_config and CHECKPOINT_NAMES (None: the description's own);

@@ -14,6 +14,7 @@ from smallthinker.errors import ConfigError
 from smallthinker.models.description import (
     Activation,
     Attention,
+    Beside,
     Ffn,
     Growth,
     Head,
@@ -37,17 +38,19 @@ _SUPPORTED: Mapping[type, Mapping[str, _Choice]] = {
     Layer: dict.fromkeys(("residual_scale", "output_scale"), _ANY)
     | {"mixer": (Attention,), "ffn": (Ffn,), "norms": (Norms,)},
     Attention: dict.fromkeys(("heads", "kv_heads", "head_dim", "window", "chunk", "scale", "qk_norm_of"), _ANY)
-    | dict.fromkeys(("bias", "out_bias", "clip", "sinks", "softcap", "values"), _ANY)
+    | dict.fromkeys(("bias", "out_bias", "clip", "sinks", "softcap", "values", "kv_of"), _ANY)
     | {"rope": (Rope, None), "qk_norm": (Norm, None), "v_norm": (Norm, None), "growth": (Growth, None)},
     Growth: dict.fromkeys(("beta", "every", "offset"), _ANY),
-    Rope: dict.fromkeys(("theta", "size", "pairing", "over", "scaling"), _ANY),
+    Rope: dict.fromkeys(("theta", "size", "pairing", "over", "scaling", "turning"), _ANY),
     Norms: dict.fromkeys(("before_mixer", "before_ffn", "after_mixer", "after_ffn"), (Norm, None)) | {"parallel": _ANY},
     Norm: dict.fromkeys(("eps", "kind", "has_weight", "plus_one", "bias"), _ANY),
     Ffn: dict.fromkeys(("width", "gated", "bias", "slices", "shared_gate"), _ANY)
-    | {"activation": (Activation,), "router": (Router, None), "shared": (Ffn, None)},
+    | {"activation": (Activation,), "router": (Router, None), "shared": (Ffn, None), "beside": (Beside, None)},
+    Beside: {"ffn": (Ffn,)} | dict.fromkeys(("before", "after", "after_experts"), (Norm, None)),
     Activation: dict.fromkeys(("kind", "limit", "alpha"), _ANY),
     Router: dict.fromkeys(("experts", "k", "reads", "score", "over", "normalise", "bias"), _ANY)
-    | dict.fromkeys(("groups", "kept_groups", "scale", "expert_scale", "applied_to"), _ANY),
+    | dict.fromkeys(("groups", "kept_groups", "scale", "expert_scale", "applied_to", "logit_scale"), _ANY)
+    | {"norm": (Norm, None)},
     Head: dict.fromkeys(("tied", "scale", "softcap", "bias"), _ANY),
     **{scaling: {field.name: _ANY for field in fields(scaling)} for scaling in get_args(RopeScaling)},
     SpecialTokens: dict.fromkeys(("bos", "eos"), _ANY),
@@ -58,6 +61,7 @@ def check_supported(model: Model) -> None:
     """Raises ConfigError, naming the first field that asks for what no kernel computes, and what is supported."""
     _check_fields("", model)
     for number, layer in enumerate(model.layers):
+        _check_source(model, number)
         if layer.ffn is not None:
             _check_network(f"layers[{number}].ffn.", layer.ffn)
 
@@ -81,6 +85,21 @@ def _default(field: Field[Any]) -> _Choice:
     return (field.default,)
 
 
+def _check_source(model: Model, number: int) -> None:
+    """Of a layer that reads another one's keys and values: it has them before, and all that this one sees."""
+    mixer = model.layers[number].attention
+    if mixer.kv_of is None:
+        return
+    name = f"layers[{number}].mixer.kv_of"
+    if not mixer.kv_of < number:
+        _refuse(name, f"a layer before {number}", repr(mixer.kv_of))
+    source = model.layers[mixer.kv_of].attention
+    for field in ("kv_of", "kv_heads", "head_dim", "window"):
+        wanted = None if field == "kv_of" else getattr(mixer, field)
+        if (found := getattr(source, field)) != wanted:
+            _refuse(name, f"a layer whose {field} is {wanted}", f"{mixer.kv_of}, whose is {found}")
+
+
 def _check_network(at: str, ffn: Ffn) -> None:
     shared, activation = ffn.shared, ffn.activation
     if activation.kind != "clamped_swiglu":
@@ -88,11 +107,19 @@ def _check_network(at: str, ffn: Ffn) -> None:
         _expect(at + "activation.alpha", activation.alpha, 0.0, f"of {activation.kind}")
     if shared is None:
         _expect(at + "shared_gate", ffn.shared_gate, False, "without a shared network")
-        return
-    for name, expected in {"router": None, "bias": False, "slices": 1, "shared": None, "shared_gate": False}.items():
-        _expect(f"{at}shared.{name}", getattr(shared, name), expected, "of a shared network")
-    if shared.activation.kind == "clamped_swiglu":
-        _refuse(f"{at}shared.activation.kind", "another one for a shared network", repr(shared.activation.kind))
+    else:
+        _expect(at + "beside", ffn.beside, None, "with a shared network")
+        _check_every_token_s(f"{at}shared", shared)
+    if ffn.beside is not None:
+        _check_every_token_s(f"{at}beside.ffn", ffn.beside.ffn)
+
+
+def _check_every_token_s(at: str, ffn: Ffn) -> None:
+    alone = {"router": None, "bias": False, "slices": 1, "shared": None, "shared_gate": False, "beside": None}
+    for name, expected in alone.items():
+        _expect(f"{at}.{name}", getattr(ffn, name), expected, "of a shared network")
+    if ffn.activation.kind == "clamped_swiglu":
+        _refuse(f"{at}.activation.kind", "another one for a shared network", repr(ffn.activation.kind))
 
 
 def _expect(name: str, found: Any, expected: Any, why: str) -> None:

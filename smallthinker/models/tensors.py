@@ -31,6 +31,8 @@ EXPERT_ROLES = (GATE, UP, DOWN)
 """Of a layer's feed-forward network, with all its experts (or slices): [E, F, d], [E, F, d], [E, d, F]."""
 EXPERT_BIASES = tuple(f"{role}_bias" for role in EXPERT_ROLES)
 """And, where there are such, [E, F], [E, F], [E, d]."""
+BESIDE_NORMS = ("beside_norm", "beside_out_norm", "experts_out_norm")
+"""Before and after the network beside the experts, and of what they give."""
 
 
 def head_role(model: Model) -> str:
@@ -140,7 +142,11 @@ def _beside_experts(ffn: Ffn, d: int) -> Shapes:
             yield ROUTER_BIAS, (router.experts,)
         if router.expert_scale:
             yield "router_expert_scale", (router.experts,)
-    for prefix, other in (("shared", ffn.shared), ("beside", ffn.beside)):
+    beside = ffn.beside
+    if beside is not None:
+        for role, norm in zip(BESIDE_NORMS, (beside.before, beside.after, beside.after_experts), strict=True):
+            yield from _norm(role, norm, d)
+    for prefix, other in (("shared", ffn.shared), ("beside", None if beside is None else beside.ffn)):
         if other is not None:
             for role in EXPERT_ROLES:
                 if role != GATE or other.gated:

@@ -148,7 +148,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     ),
     "gemma4": (
         {"values": "keys", "qk_norm": RMS, "v_norm": Norm(1e-6, has_weight=False), "scale": 0.3,
-         "rope": Rope(1e6, 8, over=16)},
+         "rope": Rope(1e6, 16, turning=2)},
         {"norms": Norms(RMS, RMS, RMS, RMS), "output_scale": True}, {},
     ),
     "gpt_oss": ({"sinks": True, "bias": True, "out_bias": True, "window": 8}, {}, {}),

@@ -37,7 +37,7 @@ def routers(draw: st.DrawFn, all_chosen: bool) -> d.Router:
     return d.Router(
         experts,
         experts if all_chosen else draw(st.integers(1, min(3, kept * experts // groups))),
-        draw(st.sampled_from(["residual", "ffn_input"])),
+        draw(st.sampled_from(["residual", "ffn_input", "mixed"])),
         draw(st.sampled_from(["softmax", "sigmoid"])),
         draw(st.sampled_from(["all", "chosen"])),
         normalise=draw(st.booleans()),
@@ -47,6 +47,8 @@ def routers(draw: st.DrawFn, all_chosen: bool) -> d.Router:
         scale=draw(st.sampled_from([1.0, 2.5])),
         expert_scale=draw(st.booleans()),
         applied_to=draw(st.sampled_from(["output", "output", "input"])),
+        norm=draw(st.none() | norms()),
+        logit_scale=draw(st.sampled_from([1.0, 0.25])),
     )
 
 
@@ -59,7 +61,11 @@ def networks(draw: st.DrawFn, all_chosen: bool) -> d.Ffn:
         network = replace(network, activation=d.Activation("clamped_swiglu", 0.75, 1.7))
     if draw(st.booleans()):
         shared = d.Ffn(draw(widths), d.Activation(draw(kinds)), gated=draw(st.booleans()))
-        network = replace(network, shared=shared, shared_gate=draw(st.booleans()))
+        around = (draw(st.none() | norms()) for _ in range(3))
+        kept = draw(st.sampled_from(["shared", "shared gate", "beside"]))
+        beside = d.Beside(shared, *around) if kept == "beside" else None
+        shared_or_none = None if beside else shared
+        network = replace(network, shared=shared_or_none, shared_gate=kept == "shared gate", beside=beside)
     if draw(st.booleans()):
         return replace(network, slices=draw(st.integers(1, 4)))
     return replace(network, router=draw(routers(all_chosen)))
@@ -95,6 +101,7 @@ def ropes(draw: st.DrawFn, head_dim: int) -> d.Rope:
         draw(st.sampled_from(["half", "interleaved"])),
         draw(st.sampled_from([None, None, head_dim])),
         draw(st.sampled_from(scalings)),
+        draw(st.sampled_from([None, None, 1])),
     )
 
 
@@ -134,12 +141,18 @@ def models(draw: st.DrawFn, all_chosen: bool = False) -> d.Model:
         scale = draw(st.sampled_from([1.0, 0.5]))
         return d.Layer(draw(mixers()), draw(networks(all_chosen)), around, scale, output_scale=draw(st.booleans()))
 
+    layers = [layer() for _ in range(draw(st.integers(1, 4)))]
+    for number in range(1, len(layers)):
+        source = draw(st.sampled_from([None, None, *range(number)]))
+        if source is not None and layers[source].attention.kv_of is None:
+            mixer = replace(layers[source].attention, kv_of=source)
+            layers[number] = replace(layers[number], mixer=mixer)
     return d.Model(
         "described",
         vocab_size=300,
         hidden_size=draw(st.sampled_from([32, 64, 96])),
         context=256,
-        layers=tuple(layer() for _ in range(draw(st.integers(1, 4)))),
+        layers=tuple(layers),
         final_norm=draw(norms()),
         head=d.Head(
             draw(st.booleans()),

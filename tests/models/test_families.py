@@ -96,13 +96,16 @@ def test_a_dense_network_in_slices_gives_the_same_logits(name: str, made: Any, t
     folder = with_config(case.folder, raw_config(case.folder) | {"num_mlp_slices": 3}, tmp_path / "sliced")
     with Checkpoint(folder) as source:
         slices = {layer.ffn.slices for layer in source.config.layers if layer.ffn and layer.ffn.router is None}
-        assert slices <= {3} and parse_model(to_config(source.config)) == source.config
+        assert slices <= {3, 6} and parse_model(to_config(source.config)) == source.config
     assert (ours(folder, case.tokens, torch.float64) - case.logits).abs().max() < TOLERANCE
 
 
 # Where there are no experts, or no layer without positions and no chunks.
 INERT = {
     "llama4": {"num_local_experts", "num_experts_per_tok"},
+    "gemma4 experts": {"use_double_wide_mlp"},
+    "gemma4 biases": {"num_experts", "top_k_experts", "moe_intermediate_size", "use_double_wide_mlp"},
+    "gemma4 shared keys": {"num_experts", "top_k_experts", "moe_intermediate_size"},
     "llama4 whole": {
         "num_local_experts", "num_experts_per_tok", "attention_chunk_size", "attn_temperature_tuning", "floor_scale",
         "attn_scale",
@@ -159,6 +162,8 @@ def test_absent_keys_mean_what_transformers_class_means(kind: str) -> None:
     said: dict[str, Any] = {"architectures": [FAMILIES[kind].ARCHITECTURE]}
     if kind == "glm4_moe":
         said["head_dim"] = 128  # the class's own don't fit its hidden_size
+    if kind == "gemma4_text":
+        said["hidden_size_per_layer_input"] = 0  # the class's own is refused
     defaults = hf.AutoConfig.for_model(kind, **said).to_dict()
     assert parse_model(said) == parse_model(defaults | said)
 
@@ -167,6 +172,8 @@ def test_absent_keys_mean_what_transformers_class_means(kind: str) -> None:
 def test_positions_as_transformers_4_writes_them_mean_the_same(name: str, made: Any) -> None:
     raw = raw_config(made(name).folder)
     positions = raw.pop("rope_parameters")
+    if CASES[name][0] == "gemma4_text":
+        pytest.skip("transformers 4 doesn't know it")
     if CASES[name][0] == "gemma3_text":
         full, sliding = dict(positions[FULL]), positions[SLIDING]
         raw |= {"rope_theta": full.pop("rope_theta"), "rope_local_base_freq": sliding["rope_theta"]}
@@ -188,8 +195,9 @@ JSON = st.recursive(
     ),
     max_leaves=6,
 )  # fmt: skip
+_SAID = {"gemma4_text": {"hidden_size_per_layer_input": 0}}
 DEFAULTS = {
-    kind: to_config(parse_model({"architectures": [family.ARCHITECTURE], "head_dim": 128}))
+    kind: to_config(parse_model(_SAID.get(kind, {}) | {"architectures": [family.ARCHITECTURE], "head_dim": 128}))
     for kind, family in FAMILIES.items()
     if kind not in ("described", "smallthinker")
 }
@@ -245,24 +253,17 @@ def test_slices_make_records_of_one_to_four_megabytes() -> None:
 
 
 PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
-    "Llama 3.2 1B": (1_235_814_400, {
-        "architectures": ["LlamaForCausalLM"], "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128_256, "tie_word_embeddings": True,
-        "bos_token_id": 128_000, "eos_token_id": 128_001,
-    }),
-    "Qwen2.5 0.5B": (494_032_768, {
-        "architectures": ["Qwen2ForCausalLM"], "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-        "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True,
-    }),
     "Qwen3 30B-A3B": (30_532_122_624, SHAPES["qwen3-30b-a3b"]),
     "OLMoE": (6_919_161_856, SHAPES["olmoe"]),
-    "Gemma 3 1B": (999_885_952, {
-        "architectures": ["Gemma3ForCausalLM"], "hidden_size": 1152, "intermediate_size": 6912,
-        "num_attention_heads": 4, "num_key_value_heads": 1, "num_hidden_layers": 26, "vocab_size": 262_144,
-    }),
     "gpt-oss 20B": (20_914_757_184, SHAPES["gpt-oss-20b"]),
     "Phi-3 mini": (3_821_079_552, {"architectures": ["Phi3ForCausalLM"]}),
-    "SmolLM3": (3_075_098_624, {"architectures": ["SmolLM3ForCausalLM"]}),
+    **{name: (count, SHAPES[name]) for name, count in {
+        "qwen3-0.6b": 596_049_920, "qwen3-1.7b": 1_720_574_976, "qwen3-4b": 4_022_468_096,
+        "qwen2.5-0.5b": 494_032_768, "qwen2.5-1.5b": 1_543_714_304, "llama-3.2-1b": 1_235_814_400,
+        "llama-3.2-3b": 3_212_749_824, "llama-3.1-8b": 8_030_261_248, "smollm2-135m": 134_515_008,
+        "smollm2-1.7b": 1_711_376_384, "smollm3-3b": 3_075_098_624, "gemma-3-270m": 268_098_176,
+        "gemma-3-1b": 999_885_952, "phi-4-mini": 3_836_021_760, "mixtral-8x7b": 46_702_792_704,
+    }.items()},
 }  # fmt: skip
 
 

@@ -30,10 +30,10 @@ COMPUTED: dict[type, dict[str, list[Any]]] = {
         "heads": [8], "kv_heads": [1], "head_dim": [32], "rope": [None], "window": [8], "scale": [0.25, 1.0, None],
         "qk_norm": [OTHER_NORM, None], "qk_norm_of": ["projection"], "bias": [True], "out_bias": [True], "clip": [8.0],
         "chunk": [16], "v_norm": [NORM], "sinks": [True], "softcap": [50.0], "growth": [d.Growth(0.1, 8192, 1)],
-        "values": ["keys"],
+        "values": ["keys"], "kv_of": [0],
     },
     d.Rope: {
-        "theta": [5.0], "size": [8], "pairing": ["interleaved"], "over": [16, 32],
+        "theta": [5.0], "size": [8], "turning": [0, 3], "pairing": ["interleaved"], "over": [16, 32],
         "scaling": [
             d.LinearScaling(2.0), d.Llama3Scaling(8.0, 1.0, 4.0, 8192), d.YarnScaling(4.0, 8192, 1.1),
             d.LongRopeScaling((1.0,) * 8, (2.0,) * 8, 4096, 1.1),
@@ -46,11 +46,12 @@ COMPUTED: dict[type, dict[str, list[Any]]] = {
     d.Norm: {"eps": [1e-5], "kind": ["layer"], "has_weight": [False], "plus_one": [True], "bias": [True]},
     d.Ffn: {
         "width": [64], "activation": [], "gated": [False], "bias": [True], "router": [None], "slices": [3],
-        "shared": [FFN],
+        "shared": [FFN], "beside": [d.Beside(FFN, NORM, None, NORM)],
     },
     d.Activation: {"kind": ["relu", "silu", "gelu", "gelu_tanh", "relu2"]},
     d.Router: {
-        "experts": [16], "k": [1], "reads": ["ffn_input"], "score": ["softmax"], "over": ["all"], "normalise": [False],
+        "experts": [16], "k": [1], "reads": ["ffn_input", "mixed"], "norm": [NORM], "logit_scale": [0.5],
+        "score": ["softmax"], "over": ["all"], "normalise": [False],
         "bias": ["logits", "choice"], "groups": [2], "kept_groups": [], "scale": [2.5], "expert_scale": [True],
         "applied_to": ["input"],
     },
@@ -66,13 +67,12 @@ REFUSED: dict[type, dict[str, list[Any]]] = {
         ],
         "ffn": [None],
     },
-    d.Attention: {"gated": [True], "kv_of": [0]},
+    d.Attention: {"gated": [True], "kv_of": [1]},
     d.Ffn: {
-        "shared_gate": [True], "beside": [FFN],
+        "shared_gate": [True], "beside": [d.Beside(replace(FFN, slices=2)), d.Beside(replace(FFN, bias=True))],
         "shared": [d.Ffn(32, d.Activation("clamped_swiglu", 7.0, 1.7)), replace(FFN, bias=True)],
     },
     d.Activation: {"limit": [7.0], "alpha": [1.7]},
-    d.Router: {"norm": [NORM]},
 }  # fmt: skip
 # The path to a value of each type: fields, and which of several layers.
 PATHS: dict[type, list[str | int]] = {
@@ -110,7 +110,7 @@ def test_every_field_is_known_to_these_tests(kind: type) -> None:
 def test_what_no_kernel_computes_is_refused_by_name(kind: type, field: str, value: Any) -> None:
     model = changed(tiny_config(), PATHS[kind], field, value)
     path = re.escape(re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, [*PATHS[kind], field]))))
-    in_value = r"(\.\w+)+" if isinstance(value, (d.Norm, d.Ffn)) else ""  # of which one field is wrong
+    in_value = r"(\.\w+)+" if isinstance(value, (d.Norm, d.Ffn, d.Beside)) else ""  # of which one field is wrong
     with pytest.raises(
         ConfigError, match=rf"^{path}({in_value})?: expected .*; this engine has no arithmetic for that"
     ):
@@ -134,6 +134,17 @@ def test_a_shared_network_is_one_that_every_token_uses(name: str, changes: dict[
     check_supported(changed(tiny_config(), PATHS[d.Ffn], "shared", FFN))
     with pytest.raises(ConfigError, match=rf"layers\[1\].ffn.shared.{name}: expected .* \(of a shared network\)"):
         check_supported(changed(tiny_config(), PATHS[d.Ffn], "shared", replace(FFN, **changes)))
+
+
+def test_keys_are_those_of_an_earlier_layer_that_sees_as_much_and_has_its_own() -> None:
+    model = changed(tiny_config(num_hidden_layers=3), PATHS[d.Attention], "kv_of", 0)
+    check_supported(changed(model, ["layers", 2, "mixer"], "kv_of", 0))
+    for of, field, value in ((1, "kv_of", 1), (0, "kv_heads", 4), (0, "head_dim", 32), (0, "window", 8)):
+        other = changed(model, ["layers", 2, "mixer"], "kv_of", of)
+        if field != "kv_of":
+            other = changed(other, ["layers", 2, "mixer"], field, value)
+        with pytest.raises(ConfigError, match=rf"layers\[2\].mixer.kv_of: expected a layer whose {field} is"):
+            check_supported(other)
 
 
 def test_the_arithmetic_refuses_before_it_touches_a_weight() -> None:

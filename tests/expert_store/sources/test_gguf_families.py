@@ -30,7 +30,7 @@ def test_the_same_weights_are_the_same_model(name: str, tmp_path: Path) -> None:
     with Checkpoint(case.folder) as expected, closing(GgufCheckpoint(path)) as found:
         assert_equal_but_for_rounding(asdict(found.config), asdict(expected.config) | {"family": found.config.family})
         for tensor, place in checkpoint_places(expected.config):
-            for rows in ((), (1, 3)):
+            for rows in ((), (0, 1), (1, 3)) if place.shape[0] > 1 else ((),):
                 difference = np.abs(found.read(tensor, *rows) - expected.read(tensor, *rows))
                 assert difference.max() <= (1e-6 if "norm" in tensor and "gemma" in name else 0), (tensor, place)
 
