@@ -29,7 +29,7 @@ from smallthinker.models.supported import check_supported
 from smallthinker.models.tensors import num_parameters
 from smallthinker.reference import ReferenceModel
 
-TOLERANCE, TOLERANCE_FLOAT32 = 2e-5, 1e-4
+TOLERANCE, TOLERANCE_FLOAT32 = 3e-5, 1e-4  # transformers rounds norms and routers to float32 in any dtype
 DENSE = [name for name, (kind, _) in CASES.items() if kind not in ("olmoe", "mixtral", "gpt_oss") and name != "wide"]
 
 

@@ -266,16 +266,13 @@ def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
     full_dim, theta = raw.pop("head_dim"), raw.pop("rope_theta")
     raw.pop("rope_scaling")
     experts = keys.integer("expert_count", 0)
-    has_values = all(
-        facts.has(f"blk.{n}.attn_v.weight") for n, kind in enumerate(types[: 2 * _PATTERN]) if kind == _FULL
-    )
+    full_layers = [n for n, kind in enumerate(types) if kind == _FULL]
+    has_values = any(facts.has(f"blk.{n}.attn_v.weight") for n in full_layers)  # not all: some may read other layers'
     return raw | {
         "head_dim": head_dim,
         "num_key_value_heads": heads.get(_SLIDING, heads[_FULL]),
         "per_layer_config": {
-            str(n): {"head_dim": full_dim, "num_key_value_heads": heads[_FULL]}
-            for n, kind in enumerate(types)
-            if kind == _FULL
+            str(n): {"head_dim": full_dim, "num_key_value_heads": heads[_FULL]} for n in full_layers
         },
         "rope_parameters": {
             _SLIDING: {"rope_type": "default", "rope_theta": keys.number("rope.freq_base_swa", 1e4)},
