@@ -19,6 +19,7 @@ from smallthinker.text.chat_formats import Block, ChatFormat
 from smallthinker.text.marks import Marks, is_mark
 
 _MAX_HEADER = 256  # characters
+_MAX_BROKEN = 16  # calls without an end, in whose text calls are looked for: each is read to the end of the answer
 _ID_CHARACTERS = string.ascii_letters + string.digits
 
 
@@ -105,13 +106,17 @@ class AnswerParser:
 
     def finish(self) -> list[Part]:
         parts: list[Part] = []
-        while self._state in ("opened", "calling"):  # without an end: text, with perhaps a call in it
+        for _ in range(_MAX_BROKEN):
+            if self._state not in ("opened", "calling"):  # without an end: text, with perhaps a call in it
+                break
             if self._state == "opened" and any(block.kind != "call" for block in self._begins[self._opened]):
                 self._state, self._text = "saying", ""  # half a header has nothing to tell
                 break
             self._no_block(parts)
             while self._advance(parts):
                 pass
+        if self._state in ("opened", "calling"):
+            self._no_block(parts)
         if self._state == "thinking":
             self._emit_reasoning(parts, self._text)
         elif self._state != "called" or not any(end.startswith(self._text.strip()) for end in self._after_call()):

@@ -21,6 +21,9 @@ Tools = Mapping[str, Mapping[str, Any]]
 NAME = r"[a-zA-Z0-9_.-]{1,64}"
 
 
+_MARKS, _IN_TEXT = re.compile(r'["{}\[\]]'), re.compile(r'["\\]')  # of JSON
+
+
 class Scan(Protocol):
     """Of one call."""
 
@@ -91,29 +94,27 @@ class Bare:
 
 
 class _JsonScan:
-    def __init__(self, tools: Tools, name: str = "", quote: str = '"') -> None:
-        self._tools, self._name, self._quote = tools, name, quote
-        self._at, self._depth, self._quoted, self._escaped = 0, 0, False, False
+    def __init__(self, tools: Tools, name: str = "") -> None:
+        self._tools, self._name = tools, name
+        self._at, self._depth, self._quoted = 0, 0, False
 
     def find_end(self, text: str) -> int | None:
         begun = text.lstrip()
         if begun and begun[0] not in ("{" if self._name else "{["):
             raise ValueError("no JSON")
-        for at in range(self._at, len(text)):
-            character = text[at]
-            if self._escaped:
-                self._escaped = False
-            elif self._quoted:
-                self._escaped, self._quoted = character == "\\", character != '"'
-            elif character == '"':
-                self._quoted = True
-            elif character in "{[":
+        while (found := (_IN_TEXT if self._quoted else _MARKS).search(text, self._at)) is not None:
+            self._at = found.end()
+            if found[0] == '"':
+                self._quoted = not self._quoted
+            elif found[0] == "\\":
+                self._at += 1
+            elif found[0] in "{[":
                 self._depth += 1
-            elif character in "}]":
+            else:
                 self._depth -= 1
                 if self._depth == 0:
-                    return at + 1
-        self._at = len(text)
+                    return self._at
+        self._at = max(self._at, len(text))
         return None
 
     def calls(self, text: str) -> list[tuple[str, dict[str, Any]]]:
