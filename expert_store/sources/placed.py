@@ -23,8 +23,8 @@ ReadPart = Callable[[range, range], Array]
 
 
 def read_placed(place: Place, read: ReadPart, start: int = 0, stop: int | None = None) -> Array:
-    """Rows start..stop of a tensor, in its own shape."""
-    found = _read_rows(place, read, start, stop)
+    """Rows start..stop of a tensor, in its own shape, contiguous: the kernels take nothing else."""
+    found = np.ascontiguousarray(_read_rows(place, read, start, stop))  # `read` may give columns of wider blocks
     return found - np.float32(place.added) if place.added else found
 
 
