@@ -1,0 +1,70 @@
+"""The engine against the reference past the window, a prompt and decoded: what it errs by is what f16 rounds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from family_checkpoints import make_checkpoint
+
+from smallthinker import reference
+from smallthinker.engine import Engine
+from smallthinker.expert_store.convert import convert
+from smallthinker.expert_store.sources.checkpoint import Checkpoint
+from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
+from smallthinker.models.registry import parse_model
+
+# Of each case, seeds of its weights. With those of experts no router is near a tie.
+CASES: dict[str, tuple[int | None, ...]] = {
+    **dict.fromkeys(
+        ("llama 3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3", "phi3", "ministral3", "llama4",
+         "gemma4 shared keys"), (0, 1, 2),
+    ),
+    "gemma4 experts": (2, 5, 14),
+}  # fmt: skip
+
+
+def rounded_logits(folder: Path, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The reference's in float64, with matrices, keys and values as the engine keeps them: in f16."""
+    attention = reference.attention
+
+    def rounding(h: Any, how: Any, of: Any, past: Any, given: Any = None) -> Any:
+        _, (k, v) = attention(h, how, of, past, given)
+        held = k.half().double(), v.half().double()
+        return attention(h, how, of, past, held)
+
+    monkeypatch.setattr(reference, "attention", rounding)
+    with Checkpoint(folder) as source:
+        model = reference.ReferenceModel(source.config).double()
+        with torch.no_grad():
+            for name, weight in model.named_weights().items():
+                values = torch.from_numpy(source.read(name))
+                weight.copy_(values.half() if values.dim() > 1 and "router" not in name else values)
+            logits = model(tokens)[0][0].numpy()
+    monkeypatch.undo()
+    return logits
+
+
+@pytest.mark.parametrize(("name", "seed"), [(name, seed) for name, seeds in CASES.items() for seed in seeds])
+def test_what_the_engine_errs_by_is_f16(
+    name: str, seed: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_checkpoint(name, tmp_path / "checkpoint", seed)
+    for file, content in byte_tokenizer_files(
+        parse_model(json.loads((case.folder / "config.json").read_text()))
+    ).items():
+        (case.folder / file).write_bytes(content)
+    expected, tokens = rounded_logits(case.folder, case.tokens, monkeypatch), case.tokens[0].tolist()
+    spread = expected.max(-1) - expected.min(-1)
+    with Engine(convert(case.folder, tmp_path / "store", "f16")) as engine:
+        prompt = engine.all_logits(tokens)
+        decoded = np.stack([engine.prefill(tokens[:5])[0], *(engine.decode(token) for token in tokens[5:])])
+    assert (np.abs(prompt - expected).max(-1) / spread).max() < 1e-3
+    assert (np.abs(decoded - expected[4:]).max(-1) / spread[4:]).max() < 1e-3
+    largest = np.sort(expected, -1)
+    clear = largest[:, -1] - largest[:, -2] > 1e-2 * spread
+    assert (prompt.argmax(-1) == expected.argmax(-1))[clear].all()
