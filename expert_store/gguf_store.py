@@ -36,7 +36,7 @@ _STRIP_BYTES = 4 << 20  # of float32 rows while dense weights are packed: beside
 
 
 class GgufStore(Store):
-    """As `Store`. notes: what was taken for granted, since the file doesn't say it."""
+    """As `Store`."""
 
     def __init__(self, path: Path) -> None:
         """Raises CheckpointError, ConfigError."""

@@ -41,7 +41,7 @@ class Store(ABC):
     record_bytes: of one expert in memory, a multiple of 4096; num_experts: records of all layers together.
     is_compressed: experts are decompressed when they are read, num_compressed of them; on_disk_bytes: what they take in
     the files. kind: what the files are, for people. small_files: config.json and the tokenizer's. weight_files: those
-    in which the experts lie.
+    in which the experts lie. notes: what was taken for granted, since the files don't say it.
     """
 
     is_compressed = False
@@ -49,6 +49,7 @@ class Store(ABC):
     on_disk_bytes: int
     kind: str
     engine_version = ""
+    notes: tuple[str, ...] = ()
     small_files: SmallFiles
     weight_files: tuple[Path, ...]
 

@@ -162,6 +162,11 @@ class LLM:
         return self._engine.storage_warning
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What was taken for granted of the model, since its files don't say it; a line each."""
+        return self._engine.store.notes
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """Texts and chat messages to token ids and back."""
         return self._engine.tokenizer

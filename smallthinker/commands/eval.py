@@ -34,7 +34,9 @@ def add(commands: Commands) -> None:
         "bits per byte and perplexity of a text",
         "smallthinker eval perplexity ./4b-store --text book.txt --tokens 10000 --memory 1GiB",
     )
-    one.add_argument("store", metavar="STORE", nargs="?", type=Path, help="a store (default: the bundled demo model)")
+    one.add_argument(
+        "store", metavar="STORE", nargs="?", type=Path, help="a store or .gguf file (default: the demo model)"
+    )
     _add_options(one)
     two = add_command(
         measures,
@@ -43,7 +45,9 @@ def add(commands: Commands) -> None:
         "KL divergence and agreement of a store with a reference, over a text",
         "smallthinker eval compare ./4b-q4 ./4b-f16 --text book.txt --tokens 10000",
     )
-    two.add_argument("store", metavar="STORE", nargs="?", type=Path, help="a store (default: the bundled demo model)")
+    two.add_argument(
+        "store", metavar="STORE", nargs="?", type=Path, help="a store or .gguf file (default: the demo model)"
+    )
     two.add_argument(
         "reference",
         metavar="REFERENCE",

@@ -14,7 +14,7 @@ def add(commands: Commands) -> None:
         commands, "inspect", handle, "show what a store holds", "smallthinker inspect ./4b-store --verify"
     )
     parser.add_argument(
-        "store", metavar="STORE", type=Path, nargs="?", help="a store (default: the bundled demo model)"
+        "store", metavar="STORE", type=Path, nargs="?", help="a store or .gguf file (default: the demo model)"
     )
     parser.add_argument("--verify", action="store_true", help="read everything and compare checksums")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

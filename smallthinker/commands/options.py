@@ -110,7 +110,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     from smallthinker.expert_store.device.storage_profile import BUNDLED
 
     group = parser.add_argument_group("model")
-    group.add_argument("-m", "--model", metavar="STORE", help="a store (default: the bundled demo model)")
+    group.add_argument("-m", "--model", metavar="STORE", help="a store or .gguf file (default: the demo model)")
     add_memory(group)
     group.add_argument(
         "--context", type=whole, metavar="N", help="tokens of prompt and answer together (default: at most 4096)"
@@ -251,6 +251,8 @@ def load(args: argparse.Namespace, **more: Any) -> LLM:
     llm = LLM(args.model, engine_options(args, **more))
     if llm.storage is not None:
         print(f"the disk is emulated: {llm.storage.name} ({llm.storage.summary})", file=sys.stderr)
+    for note in llm.notes:
+        print(f"note: {args.model}: {note}", file=sys.stderr)
     if llm.storage_warning is not None:
         print(f"warning: {llm.storage_warning}", file=sys.stderr)
     if args.verbose:

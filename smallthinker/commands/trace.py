@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
         "record which experts the tokens of a text use, to choose a cache with cache-sim",
         "smallthinker trace ./4b-store --text book.txt -o book.trace --tokens 2000",
     )
-    parser.add_argument("store", metavar="STORE", nargs="?", help="a store (default: the bundled demo model)")
+    parser.add_argument("store", metavar="STORE", nargs="?", help="a store or .gguf file (default: the demo model)")
     parser.add_argument("--text", metavar="FILE", type=Path, required=True, help="text to run through the model, UTF-8")
     parser.add_argument("-o", "--out", metavar="TRACE", type=Path, required=True, help="file to write")
     parser.add_argument("--tokens", type=whole, metavar="N", help="only the first N tokens (default: all)")

@@ -83,8 +83,9 @@ def _instruction_sets(findings: list[Finding]) -> dict[str, Any] | None:
 
 def _experts_file(path: Path) -> Path | None:
     from smallthinker.expert_store.format import EXPERTS_FILE  # which loads the kernels
+    from smallthinker.expert_store.store import is_gguf
 
-    file = path / EXPERTS_FILE
+    file = path if is_gguf(path) else path / EXPERTS_FILE
     return file if file.is_file() else None
 
 

@@ -20,7 +20,7 @@ def inspection_text(facts: dict[str, Any]) -> str:
     dense = ", ".join(f"{name} {_mib(size)}" for name, size in sizes["dense_parts"].items())
     files = ", ".join(f"{name} {_mib(size)}" for name, size in sizes["files"].items())
     rows = {
-        "format": f"{facts['format']}, written by {facts['engine_version']}",
+        "format": facts["format"] + (f", written by {facts['engine_version']}" if facts["engine_version"] else ""),
         "weights": f"{facts['quant']}, {facts['bits_per_parameter']:.2f} bits a parameter",
         "checksums": facts["checksums"],
         "parameters": f"{facts['parameters']:,}",

@@ -34,6 +34,7 @@ def find_disk(
         if found.measured:
             return DiskModel.of_probe(found, "this disk"), "the probe that is kept beside the store"
     where = model.folder or Path()
+    where = where if where.is_dir() else where.parent
     with probe_file(where, writing) as file:
         report = probe_device(file, "this disk", _QUICK_SEC, measuring)
     place = "the current folder's disk" if model.folder is None else "the disk behind the model"

@@ -22,7 +22,7 @@ from smallthinker.expert_store.format import (
     dense_table,
     record_bytes,
 )
-from smallthinker.expert_store.store import Store
+from smallthinker.expert_store.store import Store, is_gguf
 from smallthinker.files import is_there
 from smallthinker.memory_plan import MIB, STARTS_DIFFER_BYTES, MemoryPlan, plan_process
 from smallthinker.models.description import Model
@@ -38,8 +38,9 @@ _MOST_BYTES = 1 << 50
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """What of a model decides its memory and its reads. `folder`: of a store or a checkpoint, None where there is only
-    a configuration. record_bytes: of one expert in memory, stored_bytes: in the file, on average."""
+    """What of a model decides its memory and its reads. `folder`: of a store or a checkpoint, or the GGUF file itself;
+    None where there is only a configuration. record_bytes: of one expert in memory, stored_bytes: in the file, on
+    average."""
 
     name: str
     config: Model
@@ -81,8 +82,8 @@ def weight_bytes(config: Model, quant: Quant) -> tuple[int, int]:
 
 
 def find_model(name: str, quant: Quant | None = None) -> PlannedModel:
-    """A published shape, a config.json, a checkpoint's folder or a store. Raises ConfigError, StoreFormatError,
-    StoreReadError, TokenizerError, RequestError."""
+    """A published shape, a config.json, a checkpoint's folder, a store or a GGUF file. Raises ConfigError,
+    StoreFormatError, CheckpointError, StoreReadError, TokenizerError, RequestError."""
     path = Path(name)
     shape = published_shape(name)
     if shape is not None and path.exists():
@@ -97,6 +98,8 @@ def find_model(name: str, quant: Quant | None = None) -> PlannedModel:
             f"{name}: expected {', '.join(PUBLISHED)}, a config.json, or the folder of a checkpoint or a store, found "
             f"nothing of that name"
         )
+    if is_gguf(path):
+        return _gguf_model(path, quant)
     if not path.is_dir():
         return _model(str(path), read_model(path), quant or DEFAULT_QUANT, None)
     if not (path / EXPERTS_FILE).exists():
@@ -108,6 +111,20 @@ def find_model(name: str, quant: Quant | None = None) -> PlannedModel:
         stored = store.on_disk_bytes // store.num_experts
         dense, record = store.dense_bytes, store.record_bytes  # where formats differ, no one quantisation tells
         return replace(model, dense_bytes=dense, record_bytes=record, stored_bytes=stored, is_store=True)
+
+
+def _gguf_model(path: Path, quant: Quant | None) -> PlannedModel:
+    """Of a file that is run where it lies."""
+    with Store.open(path) as store:
+        if quant not in (None, store.quant):
+            raise RequestError(f"--quant: most of this file is {store.quant}, found {quant}; it runs as it lies")
+        before = host.resident_bytes()
+        kept = Tokenizer(store.small_files, store.config.vocab_size)
+        tokenizer, dense, record = host.resident_bytes() - before, store.dense_bytes, store.record_bytes
+        del kept
+        return PlannedModel(
+            str(path), store.config, store.quant, dense, record, record, tokenizer, True, folder=path, is_store=True
+        )
 
 
 def _model(name: str, config: Model, quant: Quant, folder: Path | None) -> PlannedModel:
