@@ -121,6 +121,25 @@ class _Cursor:
             raise self.fault(what, f"at most {most}", value)
         return value
 
+    def texts(self, count: int, what: str) -> list[str]:
+        """As `text`, so many: a vocabulary has hundreds of thousands, so all checks of one are in one place."""
+        found, read, offset = list[str](), self._stream.read, self.offset
+        bound = min(self.file_bytes, MAX_HEADER_BYTES)
+        for _ in range(count):
+            length = int.from_bytes(head := read(8), "little")
+            data = read(length) if len(head) == 8 and length <= bound - offset - 8 else b""
+            if len(head) < 8 or len(data) < length:
+                self._last = offset
+                raise self.fault(what, f"a text of {length} bytes", f"{max(bound - offset - 8, 0)} to the end")
+            try:
+                found.append(data.decode("utf-8"))
+            except UnicodeDecodeError as e:
+                self._last = offset + 8
+                raise self.fault(what, "text in UTF-8", f"byte {data[e.start]:#04x}") from None
+            offset += 8 + length
+        self.offset = offset
+        return found
+
     def text(self, what: str) -> str:
         data = self.take(self.number("<Q", what), what)
         try:
@@ -140,7 +159,7 @@ def _value(cursor: _Cursor, key: str, kind: int) -> Any:
     kind = cursor.number("<I", key)
     count = cursor.count("<Q", f"length of {key}", MAX_ARRAY)
     if kind == _STRING:
-        return [cursor.text(key) for _ in range(count)]
+        return cursor.texts(count, key)
     if kind not in _SCALARS:
         raise cursor.fault(key, "an array of numbers or texts", f"type {kind}")
     return _numbers(cursor, key, kind, count)

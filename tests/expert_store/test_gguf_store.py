@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import closing
 from pathlib import Path
@@ -16,8 +17,10 @@ from gguf_files import rounded_checkpoint, write_gguf
 from reading import read_all
 from tiny_models import make_store, tiny_config
 
+from smallthinker import host
+from smallthinker.cli import main
 from smallthinker.engine import Engine
-from smallthinker.errors import CheckpointError, ConfigError, StoreReadError
+from smallthinker.errors import CheckpointError, ConfigError, RequestError, StoreReadError
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.format import Formats
 from smallthinker.expert_store.gguf_store import GgufStore
@@ -25,6 +28,7 @@ from smallthinker.expert_store.inspect import describe
 from smallthinker.expert_store.store import Store
 from smallthinker.llm import LLM
 from smallthinker.memory_plan import MIB
+from smallthinker.prediction.needs import Process, find_model, memory_plan
 
 PROMPT = list(b"the sea came in and")
 
@@ -215,3 +219,23 @@ def test_the_floor_that_is_named_works(tmp_path: Path) -> None:
     with Engine(path, memory=refused.value.floor_bytes) as engine:
         assert engine.plan.io_bytes >= 4 * engine.store.records(engine.disk_profile.chunk_bytes).max_piece_bytes
         engine.prefill(PROMPT)
+
+
+def test_a_plan_is_the_one_that_the_engine_makes_and_notes_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny_file(tmp_path, "Q8_0")
+    monkeypatch.setattr(host, "resident_bytes", lambda: 50 * MIB)  # else each process holds something else
+    monkeypatch.setattr(host, "peak_memory_bytes", lambda: 50 * MIB)
+    with Engine(path, memory=200 * MIB, context=64) as engine:
+        process = Process(64, "f16", engine.plan.io_bytes, 50 * MIB)
+        assert memory_plan(find_model(str(path)), process, 200 * MIB) == engine.plan
+    with pytest.raises(RequestError, match="most of this file is q8_0, found q4_0"):
+        find_model(str(path), "q4_0")
+    monkeypatch.undo()
+    assert main(["run", "-m", str(path), "hello", "--max-tokens", "2"]) == 0
+    assert f"note: {path}: smallthinker.attention.sliding_window" in capsys.readouterr().err
+    assert main(["inspect", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["format"] == "GGUF"
+    assert main(["inspect", str(path), "--verify"]) == 2
+    assert "has no checksums" in capsys.readouterr().err
