@@ -14,6 +14,7 @@ from smallthinker.expert_store.device.pacing import random_device
 from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.native_queue import STAGE_THREADS, NativeKind, NativeQueue
 from smallthinker.expert_store.store import Store
+from smallthinker.host import pages
 
 QueueKind = Literal["auto", "direct", "mmap", "buffered"]
 
@@ -60,6 +61,7 @@ def queue_bytes(store: Store, profile: DiskProfile) -> int:
     records = store.records(profile.chunk_bytes)
     if records.stage is None:
         return profile.depth * profile.chunk_bytes
-    piece = records.max_piece_bytes + host.DIRECT_ALIGN
+    piece = host.whole_pages(records.max_piece_bytes) + host.DIRECT_ALIGN
     threads = max(STAGE_THREADS, profile.depth)
-    return threads * (piece + records.stage.nbytes) + records.table_bytes
+    staged = -(-threads * piece // pages.HUGE_PAGE_BYTES) * pages.HUGE_PAGE_BYTES
+    return staged + threads * records.stage.nbytes + records.table_bytes

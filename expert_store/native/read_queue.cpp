@@ -38,13 +38,16 @@ ReadQueue::ReadQueue(std::vector<std::unique_ptr<StoreFile>> files, Records reco
       schedule_([this](int64_t record, int64_t number) { return records_.chunk(record, number).bytes; }, limits) {
   if (pace) pace_.emplace(*pace);
   const int threads = stage_ ? stage_->threads : limits.depth;
-  for (int i = 0; stage_ && i < threads; ++i) {
-    stored_.push_back(aligned_bytes(whole_blocks(records_.max_piece_bytes()) + kAlign));  // wherever it begins in a block
+  const int64_t room = whole_blocks(records_.max_piece_bytes()) + kAlign;  // wherever a piece begins in a block
+  if (stage_) {
+    const int64_t bytes = (threads * room + kHugePage - 1) / kHugePage * kHugePage;
+    stored_.reset(new (std::align_val_t{kHugePage}) uint8_t[static_cast<size_t>(bytes)]);
+    os::want_huge_pages(stored_.get(), bytes);
   }
   const os::NoSignals quiet;
   try {
     for (int i = 0; i < threads; ++i) {
-      threads_.emplace_back([this, stored = stage_ ? stored_[i].get() : nullptr] { work(stored); });
+      threads_.emplace_back([this, stored = stage_ ? stored_.get() + i * room : nullptr] { work(stored); });
     }
   } catch (...) {  // no more threads to be had
     close();
@@ -122,7 +125,7 @@ void ReadQueue::close() {
   for (std::thread& thread : threads) thread.join();
   if (threads.empty()) return;
   files_.clear();
-  stored_.clear();
+  stored_.reset();
 }
 
 // A thread that takes a chunk wakes the next one if there is another chunk to take, so one waking is enough.

@@ -67,7 +67,7 @@ class ReadQueue {
   uint8_t* const slots_;
   const int64_t num_slots_, record_bytes_;
   const std::optional<Stage> stage_;
-  std::vector<AlignedBytes> stored_;  // what each thread hands to the stage
+  HugeBytes stored_;  // what each thread hands to the stage, one after another
 
   std::mutex mutex_;  // of everything below
   std::condition_variable work_, ended_, idle_, closed_;

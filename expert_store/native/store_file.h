@@ -27,6 +27,13 @@ inline AlignedBytes aligned_bytes(int64_t bytes) {
   return AlignedBytes(new (std::align_val_t{kAlign}) uint8_t[static_cast<size_t>(bytes)]);
 }
 
+// For what is read again and again: in huge pages where the system has some, which a disk takes in fewer requests.
+constexpr int64_t kHugePage = 2 << 20;
+struct FreeHuge {
+  void operator()(uint8_t* p) const { ::operator delete[](p, std::align_val_t{kHugePage}); }
+};
+using HugeBytes = std::unique_ptr<uint8_t[], FreeHuge>;
+
 // Why bytes could not be had. `offset` is of the file, negative where the fault is no byte's but the whole file's; `file`:
 // which of several.
 struct Fault {

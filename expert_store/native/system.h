@@ -32,6 +32,9 @@ bool is_cached(Handle handle, int64_t offset, int64_t bytes);
 void drop_cached(Handle handle, int64_t offset, int64_t bytes);
 void will_need(Handle handle, int64_t offset, int64_t bytes);
 
+// Ask for huge pages in this memory, which starts on one. Nothing happens outside Linux.
+void want_huge_pages(void* start, int64_t bytes);
+
 // A map of these bytes of a file. One for each read: in a map of the whole file, a fault maps its neighbours' pages too,
 // which the reader of those can't drop from the page cache then.
 struct Window {

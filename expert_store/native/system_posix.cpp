@@ -93,6 +93,12 @@ void will_need([[maybe_unused]] Handle handle, [[maybe_unused]] int64_t offset, 
 #endif
 }
 
+void want_huge_pages([[maybe_unused]] void* start, [[maybe_unused]] int64_t bytes) {
+#ifdef __linux__
+  madvise(start, static_cast<size_t>(bytes), MADV_HUGEPAGE);
+#endif
+}
+
 Window::Window(Handle handle, int64_t offset, int64_t bytes) : length(bytes + offset % page_bytes()) {
   const int64_t before = offset % page_bytes();
   void* map = mmap(nullptr, static_cast<size_t>(length), PROT_READ, MAP_SHARED, handle, static_cast<off_t>(offset - before));

@@ -69,6 +69,8 @@ bool is_cached(Handle, int64_t, int64_t) { return false; }
 void drop_cached(Handle, int64_t, int64_t) {}
 void will_need(Handle, int64_t, int64_t) {}
 
+void want_huge_pages(void*, int64_t) {}
+
 Window::Window(Handle handle, int64_t offset, int64_t bytes) : length(bytes) {
   constexpr int64_t granularity = 64 << 10;
   const int64_t before = offset % granularity, first = offset - before;
