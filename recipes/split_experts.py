@@ -6,8 +6,8 @@ DENSE is a folder or a .gguf file of any dense family that `smallthinker convert
 family `described`, for `smallthinker convert`. Neurons whose gate rows point the same way become one expert, all of one
 size, and the router's row of an expert is the mean of its gate rows: an expert whose neurons a token would open is
 chosen. Chosen experts count once, as in the dense network: their weights are 2 sigmoid(logit), with logits so small
-that this is 1 but for a ten-thousandth. With all experts active the logits are zero and it is the dense model, but for the
-order of its sums. Knows nothing about how good the result is: `smallthinker eval compare` does.
+that this is 1 but for a ten-thousandth. With all experts active the logits are zero and it is the dense model, but for
+the order of its sums. Knows nothing about how good the result is: `smallthinker eval compare` does.
 """
 
 from __future__ import annotations
