@@ -19,6 +19,7 @@ import numpy.typing as npt
 from smallthinker import _kernels
 from smallthinker.errors import CheckpointError
 from smallthinker.expert_store.format import (
+    MADE_QUANTS,
     TILE_ROWS,
     Formats,
     Layout,
@@ -28,9 +29,9 @@ from smallthinker.expert_store.format import (
     check_quant,
     record_layouts,
 )
+from smallthinker.expert_store.own_formats import KEEP, choose_formats
 from smallthinker.expert_store.progress import Progress
 from smallthinker.expert_store.sources.checkpoint import Checkpoint, WeightSource
-from smallthinker.expert_store.sources.ggml_blocks import block_scales
 from smallthinker.expert_store.sources.gguf_checkpoint import GGUF_SUFFIX, GgufCheckpoint
 from smallthinker.expert_store.writer import StoreWriter
 from smallthinker.files import is_folder
@@ -44,13 +45,15 @@ _LARGEST_WEIGHT = {
     "f16": _F16_MAX,
     "q8_0": 127 * _F16_MAX,
     "q4_0": 8 * _F16_MAX,
+    "q4_k": 63 * _F16_MAX,
+    "q6_k": 32 * 127 * _F16_MAX,
 }
 
 
 def convert(
     checkpoint: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    quant: str | Formats,
+    quant: str | Formats | None = None,
     force: bool = False,
     progress: Progress | None = None,
     compress: int | None = None,
@@ -58,17 +61,20 @@ def convert(
 ) -> Path:
     """Convert a checkpoint, a Hugging Face folder or a .gguf file, into a store at `out`; returns its path.
 
-    quant: q4_0, q8_0, bf16, f16 or f32 (exact, for tests), or each matrix's own. Stays under 1 GiB of memory for a
-    model of any size. Routers and norms are kept in float32. Blocks that a GGUF file has in this quantisation already
-    stay as they are. `force` replaces a store that is there, after the new one is whole. `compress` is a zstd level, 1
-    to 19, for the experts. `notice` is told what was taken for granted, since the files don't say it.
+    quant: q4_0, q8_0, bf16, f16 or f32 (exact, for tests), "keep" or None (own_formats.py), or each matrix's own. Stays
+    under 1 GiB of memory for a model of any size. Routers and norms are kept in float32. Blocks that a file has in this
+    quantisation already stay as they are. `force` replaces a store that is there, after the new one is whole.
+    `compress` is a zstd level, 1 to 19, for the experts. `notice` is told what was taken for granted, since the files
+    don't say it.
     Raises ConfigError (also for an unknown quantisation or level), CheckpointError, StoreWriteError.
     """
-    formats = quant if isinstance(quant, Formats) else Formats(check_quant(quant))
+    if isinstance(quant, str) and quant != KEEP:
+        check_quant(quant, MADE_QUANTS)  # before the files are looked at
     with closing(open_checkpoint(Path(checkpoint))) as source:
         config = source.config
         for note in source.notes:
             notice(f"{source.path}: {note}")
+        formats = quant if isinstance(quant, Formats) else choose_formats(source, quant, notice)
         formats.check(config)
         files, inputs = source.small_files(), [Path(checkpoint)]
         with StoreWriter(
@@ -125,12 +131,13 @@ def _packed(
     """Rows start..stop of a tensor, or of the transposed one, as the kernels read them."""
     blocks = source.blocks(name, quant, start, stop, transposed=transposed)
     if blocks is not None:
-        if not np.isfinite(block_scales(blocks)).all():
+        rows = np.ascontiguousarray(blocks.reshape(len(blocks), -1))
+        if not _kernels.has_finite_scales(quant, rows):
             raise CheckpointError(
                 f"{_where(source, name)}: expected finite scales of {quant} blocks, found NaN or infinity; "
                 "the file is damaged: copy or download it again"
             )
-        return _kernels.repack(quant, layout, np.ascontiguousarray(blocks.reshape(len(blocks), -1)))
+        return _kernels.repack(quant, layout, rows)
     weights = np.atleast_2d(_checked(source, name, quant, start, stop))  # a bias is a row
     return _kernels.pack(quant, layout, np.ascontiguousarray(weights.T) if transposed else weights)
 

@@ -38,9 +38,14 @@ PREDICTOR_FILE = "predictor.safetensors"  # which experts are worth reading earl
 _LEARNED_FILES = (PROFILE_FILE, HOT_FILE, PREDICTOR_FILE)
 ALL_FILES = (*REQUIRED_FILES, TOKENIZER_CONFIG_FILE, *_LEARNED_FILES, *(f".{name}.*" for name in _LEARNED_FILES))
 
-Quant = Literal["q4_0", "q8_0", "bf16", "f16", "f32"]
+Quant = Literal[
+    "q4_0", "q8_0", "bf16", "f16", "f32", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4", "iq4_xs", "q2_k", "q3_k", "q4_k",
+    "q5_k", "q6_k",
+]  # fmt: skip
 Layout = Literal["tiles", "rows"]
 QUANTS: tuple[Quant, ...] = get_args(Quant)
+MADE_QUANTS = tuple(quant for quant in QUANTS if _kernels.can_pack(quant))
+BLOCK_QUANTS = tuple(quant for quant in QUANTS if _kernels.formats()[quant][0] > 1)
 
 BLOCK = _kernels.BLOCK  # columns that share one scale
 TILE_ROWS = _kernels.TILE_ROWS  # rows that a tile interleaves
@@ -49,7 +54,7 @@ RECORD_ALIGN = 4096  # what a direct read needs
 
 ALWAYS_F32 = (ROUTER, *EXPERT_BIASES)
 
-_BLOCK_BYTES = {quant: BLOCK // cols * nbytes for quant, (cols, nbytes) in _kernels.formats().items()}
+_FORMATS = _kernels.formats()
 
 # Room for one entry of a header: the longest name, dtype, shape, two offsets, its checksum, a format of its own. Bounds
 # what we parse.
@@ -63,11 +68,17 @@ def align(nbytes: int, to: int) -> int:
     return -(-nbytes // to) * to
 
 
+def column_multiple(quant: Quant) -> int:
+    """What the columns of a matrix in this format are a multiple of."""
+    return max(BLOCK, _FORMATS[quant][0])
+
+
 def packed_bytes(quant: Quant, layout: Layout, rows: int, cols: int) -> int:
-    """Bytes of a packed [rows, cols] matrix without alignment; cols must be a multiple of 32."""
-    if cols % BLOCK:
-        raise ValueError(f"cols: expected a multiple of {BLOCK}, found {cols}")
-    return (align(rows, TILE_ROWS) if layout == "tiles" else rows) * (cols // BLOCK) * _BLOCK_BYTES[quant]
+    """Bytes of a packed [rows, cols] matrix without alignment; cols must be a `column_multiple`."""
+    if cols % column_multiple(quant):
+        raise ValueError(f"cols: expected a multiple of {column_multiple(quant)} for {quant}, found {cols}")
+    block, nbytes = _FORMATS[quant]
+    return (align(rows, TILE_ROWS) if layout == "tiles" else rows) * (cols // block) * nbytes
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ class Formats:
         return gate, up, down
 
     def check(self, model: Model) -> None:
-        """Raises ConfigError where a format or a tensor that it names isn't one."""
+        """Raises ConfigError where a format or a tensor that it names isn't one, or a matrix isn't whole blocks."""
         check_quant(self.quant)
         matrices = [tensor for tensor in tensors(model) if len(tensor.shape) > 1 and tensor.role not in ALWAYS_F32]
         known = {name for tensor in matrices for name in (tensor.role, tensor.name)}
@@ -105,6 +116,12 @@ class Formats:
                     f"formats: {printable(name, 80)!r} is no matrix of this model whose format can be chosen"
                 )
             check_quant(quant)
+        for tensor in matrices:
+            quant, cols = self.of(tensor.role, tensor.layer), tensor.shape[-1]
+            multiple = column_multiple(quant)
+            if cols % multiple:
+                expected = f"columns in multiples of {multiple} for {quant}"
+                raise ConfigError(f"{tensor.name}: expected {expected}, found {cols}; take q4_0 or q8_0 for it")
 
 
 class Section(NamedTuple):
@@ -323,10 +340,10 @@ def _is_stored_shape(shape: tuple[int, ...], spec: TensorSpec) -> bool:
     return len(shape) == 1 and 0 < shape[0] <= spec.nbytes and shape[0] % RECORD_ALIGN == 0
 
 
-def check_quant(quant: str) -> Quant:
+def check_quant(quant: str, choices: tuple[Quant, ...] = QUANTS) -> Quant:
     """Raises ConfigError, naming the choices."""
-    if quant not in QUANTS:
-        raise ConfigError(f"quantisation: expected one of {', '.join(QUANTS)}, found {quant!r}")
+    if quant not in choices:
+        raise ConfigError(f"quantisation: expected one of {', '.join(choices)}, found {quant!r}")
     return quant
 
 
@@ -352,15 +369,15 @@ def _check_metadata(header: FileHeader, kind: Literal["dense", "experts"], confi
         raise bad("quant", "one of " + ", ".join(QUANTS))
     if "engine_version" not in header.metadata:
         raise bad("engine_version", "a version")
-    if version != MIXED_VERSION:
-        return Formats(quant), is_compressed
     try:
-        others = parse_json(header.metadata.get("formats", ""))
+        others = parse_json(header.metadata.get("formats", "")) if version == MIXED_VERSION else {}
         if not isinstance(others, dict) or not all(isinstance(other, str) for other in others.values()):
             raise ValueError("not an object of names")
         formats = Formats(quant, others)
         formats.check(config)
     except (ValueError, ConfigError) as e:
+        if version != MIXED_VERSION:
+            raise bad("quant", f"a format of this model's matrices ({e})") from None
         raise bad("formats", f"a JSON object of matrices' formats ({e})") from None
     return formats, is_compressed
 

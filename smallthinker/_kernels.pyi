@@ -19,7 +19,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Quant = Literal["f32", "f16", "bf16", "q8_0", "q4_0"]
+Quant = Literal[
+    "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4", "iq4_xs", "q2_k", "q3_k", "q4_k",
+    "q5_k", "q6_k",
+]  # fmt: skip
 FfnQuants = tuple[Quant, Quant, Quant]  # of gate, up and down
 KvQuant = Literal["f16", "q8_0"]
 Layout = Literal["tiles", "rows"]
@@ -164,8 +167,14 @@ class AttentionLayer:
 def formats() -> dict[Quant, tuple[int, int]]:
     """The weight formats: columns of a block, 1 for those without, and bytes of a row's block."""
 
+def can_pack(quant: Quant) -> bool:
+    """Whether `pack` makes it of numbers; other formats come from files."""
+
+def has_rows(quant: Quant) -> bool:
+    """Whether it has the layout rows; all have tiles."""
+
 def packed_bytes(quant: Quant, layout: Layout, rows: int, cols: int) -> int:
-    """Bytes of a packed matrix. `cols` is a multiple of 32 for q8_0 and q4_0."""
+    """Bytes of a packed matrix. `cols` is a multiple of the format's block."""
 
 def activations() -> list[Activation]:
     """Those that a feed-forward network may have; "gelu" is the exact one, by erf, "relu2" the square of "relu".
@@ -199,14 +208,15 @@ def record_sections(
     """An expert's record: gate, if gated, up and down, each on a multiple of 64; it ends where the last one does.
     biased: then the biases of the same, rows of f32.
 
-    Behind a relu gate, without biases: gate in tiles [ffn, hidden], up and the transposed down in rows [ffn, hidden],
-    so that dead neurons can be skipped; not so where the `whole` network is to be computed. Else all in tiles: gate and
-    up [ffn, hidden], down [hidden, ffn]. Both sizes are multiples of 32. Without a gate its format is ignored, as
+    Behind a relu gate, without biases, where up and down have rows: gate in tiles [ffn, hidden], up and the transposed
+    down in rows [ffn, hidden], so that dead neurons can be skipped; not so where the `whole` network is to be computed.
+    Else all in tiles: gate and up [ffn, hidden], down [hidden, ffn]. Both sizes are multiples of 32 and of the formats'
+    blocks. Without a gate its format is ignored, as
     wherever FfnQuants are asked for.
     """
 
 def pack(quant: Quant, layout: Layout, w: F32) -> U8:
-    """Packs w [rows, cols] into bytes [packed_bytes]. Rounds as ggml does.
+    """Packs w [rows, cols] into bytes [packed_bytes], in a format that `can_pack`. Rounds as ggml does.
 
     A block of 32 with a NaN or an infinity becomes all NaN. Scales beyond f16 become infinite.
     """
@@ -219,6 +229,9 @@ def piece_stage(shapes: Sequence[tuple[Quant, Layout, int, int, int, int]]) -> o
 def repack(quant: Quant, layout: Layout, blocks: U8) -> U8:
     """Rows of ggml's blocks [rows, row bytes], as a file has them, as bytes [packed_bytes] that mean the same: bytes
     move, no weight is computed. Padding rows of tiles are zero bytes."""
+
+def has_finite_scales(quant: Quant, blocks: U8) -> bool:
+    """Whether no scale or min of ggml's blocks [rows, row bytes] is NaN or infinite."""
 
 def unpack(quant: Quant, layout: Layout, data: U8, rows: int, cols: int) -> F32:
     """The matrix [rows, cols] that packed bytes mean, exactly."""

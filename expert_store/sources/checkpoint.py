@@ -31,6 +31,7 @@ from smallthinker.models.tensors import HEAD
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SOURCE_DTYPES = ("BF16", "F16", "F32")
+_OWN_FORMATS: dict[str, Quant] = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
 
 MAX_INDEX_BYTES = 64 << 20
 
@@ -50,8 +51,12 @@ class WeightSource(Protocol):
     def blocks(
         self, name: str, quant: Quant, start: int = 0, stop: int | None = None, *, transposed: bool = False
     ) -> npt.NDArray[np.uint8] | None:
-        """The same rows, or those of the transposed matrix, as ggml's blocks [rows, cols / 32, block bytes] where the
+        """The same rows, or those of the transposed matrix, as ggml's blocks [rows, blocks, block bytes] where the
         file has them in this quantisation already; else None. Raises CheckpointError."""
+        ...
+
+    def own_format(self, name: str) -> Quant | None:
+        """The format that a matrix has in the file and could keep; None where it can't be kept."""
         ...
 
     def small_files(self) -> dict[str, bytes]:
@@ -104,8 +109,13 @@ class Checkpoint:
 
     def _packed_part(self, place: Place, rows: range, cols: range) -> npt.NDArray[np.float32]:
         """All rows of one expert's matrix, which the file has packed and the other way round."""
-        packed_rows, expert = place.stored_shape[2], rows.start // place.stored_shape[1]
         assert len(rows) == place.stored_shape[1], rows
+        weights: npt.NDArray[np.float32] = mxfp4.unpack(*self._packed(place, cols)).T
+        return weights
+
+    def _packed(self, place: Place, cols: range) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """Blocks and scales of an expert's matrix, by columns: these are the file's rows."""
+        packed_rows, expert = place.stored_shape[2], place.rows.start // place.stored_shape[1]
         parts = []
         for name in (place.name + mxfp4.BLOCKS, place.name + mxfp4.SCALES):
             path, entry = self._entries[name]
@@ -113,8 +123,7 @@ class Checkpoint:
             offset = entry.start + (expert * packed_rows + cols.start) * width
             raw = self._files.read_rows(path, offset, len(cols), width, 0, width)
             parts.append(raw.reshape(len(cols), *entry.shape[2:]))
-        weights: npt.NDArray[np.float32] = mxfp4.unpack(*parts).T
-        return weights
+        return parts[0], parts[1]
 
     def _part(self, place: Place, rows: range, cols: range) -> npt.NDArray[np.float32]:
         if place.name not in self._entries:
@@ -127,8 +136,21 @@ class Checkpoint:
 
     def blocks(
         self, name: str, quant: Quant, start: int = 0, stop: int | None = None, *, transposed: bool = False
-    ) -> None:
-        """None: a checkpoint's weights are numbers."""
+    ) -> npt.NDArray[np.uint8] | None:
+        """None but for experts that are packed as mxfp4: a checkpoint's weights are numbers."""
+        place = self._places[name]
+        if quant != "mxfp4" or place.name in self._entries or transposed:
+            return None
+        cols = place.cols[start:stop]  # rows of what is wanted
+        blocks, scales = self._packed(place, range(cols.start, cols[-1] + 1))
+        return mxfp4.ggml_blocks(blocks[:: cols.step], scales[:: cols.step])
+
+    def own_format(self, name: str) -> Quant | None:
+        """mxfp4 of packed experts, or the type of its numbers."""
+        place = self._places[name]
+        if place.name not in self._entries:
+            return "mxfp4"
+        return _OWN_FORMATS[self._entries[place.name][1].dtype]
 
     def small_files(self) -> dict[str, bytes]:
         """config.json and the tokenizer's files, in the one form that a store has."""

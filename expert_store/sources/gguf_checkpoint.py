@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from smallthinker import _kernels
 from smallthinker.errors import CheckpointError
-from smallthinker.expert_store.format import BLOCK, CONFIG_FILE, Quant
-from smallthinker.expert_store.sources.ggml_blocks import BLOCK_QUANTS
+from smallthinker.expert_store.format import BLOCK_QUANTS, CONFIG_FILE, QUANTS, Quant
 from smallthinker.expert_store.sources.gguf_header import GgufHeader, GgufTensor, read_gguf_header
 from smallthinker.expert_store.sources.gguf_tokenizer.tokenizer import GgufTokenizer
 from smallthinker.expert_store.sources.placed import read_placed
@@ -186,22 +186,30 @@ class GgufCheckpoint:
     def blocks(
         self, name: str, quant: Quant, start: int = 0, stop: int | None = None, *, transposed: bool = False
     ) -> npt.NDArray[np.uint8] | None:
-        """uint8 [rows, cols / 32, block bytes] if the file has blocks of this kind along these rows, else None."""
+        """uint8 [rows, blocks, block bytes] if the file has blocks of this kind along these rows, else None."""
         found = self._model.places[name]
         place = found.place
-        if quant not in BLOCK_QUANTS or found.tensor.kind.name != quant.upper() or place.transposed != transposed:
+        if quant not in BLOCK_QUANTS or self.own_format(name) != quant or place.transposed != transposed:
             return None
-        if place.added:
-            return None
-        if place.cols.start % BLOCK or len(place.cols) % BLOCK or place.cols.step != 1:
-            return None
+        block = _kernels.formats()[quant][0]
         if transposed:  # rows of the file's matrix
             place = replace(place, transposed=False, shape=place.shape[::-1])
 
         def read(rows: range, cols: range) -> npt.NDArray[np.uint8]:
-            return self._blocks(found, rows, range(cols.start // BLOCK, cols.stop // BLOCK))
+            return self._blocks(found, rows, range(cols.start // block, cols.stop // block))
 
         return read_placed(place, read, start, stop)
+
+    def own_format(self, name: str) -> Quant | None:
+        """The format that the tensor has in the file and could keep, else None."""
+        tensor, place = self._model.places[name].tensor, self._model.places[name].place
+        quant = next((quant for quant in QUANTS if quant.upper() == tensor.kind.name), None)
+        if quant not in BLOCK_QUANTS:
+            return quant
+        block = _kernels.formats()[quant][0]
+        is_whole = place.cols.step == 1 and place.cols.start % block == 0 and len(place.cols) % block == 0
+        is_lost = place.added or place.is_zero or (place.transposed and not _kernels.has_rows(quant))
+        return quant if is_whole and not is_lost else None
 
     def small_files(self) -> dict[str, bytes]:
         """config.json and the tokenizer's files, made from the metadata."""

@@ -77,7 +77,9 @@ def formats_in(source: GgufCheckpoint) -> Formats:
             turned |= {source.place(name).place.transposed for name, _ in tensor.parts}
     quant = weights.most_common(1)[0][0]
     # behind a ReLU gate only live neurons' columns of `down` are read, if they lie as rows
-    return Formats(quant, {name: other for name, other in found.items() if other != quant}, whole=turned != {True})
+    formats = Formats(quant, {name: other for name, other in found.items() if other != quant}, whole=turned != {True})
+    formats.check(model)
+    return formats
 
 
 class _Shape(NamedTuple):

@@ -31,3 +31,10 @@ def unpack(blocks: npt.NDArray[np.uint8], scales: npt.NDArray[np.uint8]) -> npt.
     factors[scales == _NAN] = np.nan
     scaled: npt.NDArray[np.float32] = values.reshape(*scales.shape, BLOCK) * factors[..., None]
     return scaled.reshape(len(blocks), -1)
+
+
+def ggml_blocks(blocks: npt.NDArray[np.uint8], scales: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """[rows, groups, 16] and [rows, groups] -> [rows, groups, 17]: the scale, then as ggml has it column i in byte i's
+    low nibble and column 16 + i in its high one; here byte i has columns 2i and 2i + 1."""
+    nibbles = np.stack([blocks & 15, blocks >> 4], -1).reshape(*scales.shape, 2, BLOCK_BYTES)
+    return np.concatenate([scales[..., None], nibbles[..., 0, :] | nibbles[..., 1, :] << 4], -1)

@@ -30,7 +30,6 @@ from smallthinker.expert_store.folder import AtomicFolder
 from smallthinker.expert_store.format import (
     ALL_FILES,
     CONFIG_FILE,
-    QUANTS,
     TENSOR_ALIGN,
     TILE_ROWS,
     Formats,
@@ -64,6 +63,7 @@ from smallthinker.models.families.smallthinker import MODEL_TYPE as FAMILY
 from smallthinker.models.published import PUBLISHED, published_shape
 from smallthinker.models.registry import checkpoint_tensors, parse_model, read_model, to_config
 
+_QUANTS = ("q4_0", "q8_0", "bf16", "f16", "f32")  # whose bytes random_weights.py makes
 NO_QUANT = "none"
 
 MAX_SKEW = 16.0  # far beyond it nothing changes: each layer has k experts that every token uses
@@ -112,8 +112,8 @@ def synth(
         uneven = _Skew(config, skew, None, seed) if skew else None
         _write_checkpoint(config, Path(out), files, seed, force, progress or silent, shard_bytes, uneven, inputs)
         return Path(out)
-    if quant not in QUANTS:
-        raise ConfigError(f"quantisation: expected one of {', '.join((*QUANTS, NO_QUANT))}, found {quant!r}")
+    if quant not in _QUANTS:
+        raise ConfigError(f"quantisation: expected one of {', '.join((*_QUANTS, NO_QUANT))}, found {quant!r}")
     kind = check_quant(quant)
     formats = Formats(kind)
     uneven = _Skew(config, skew, kind, seed) if skew else None

@@ -98,10 +98,15 @@ inline Layout parse_layout(const std::string& name) {
   fail("layout: expected tiles or rows, found '", name, "'");
 }
 
+inline void check_layout(Quant quant, Layout layout) {
+  if (layout == Layout::rows && !sizes_of(quant).has_rows) fail("layout: expected tiles, the only one of ", sizes_of(quant).name, ", found rows");
+}
+
 inline void check_matrix(Quant quant, int64_t rows, int64_t cols) {
   check_dim("rows", rows);
   check_dim("cols", cols);
-  if (is_block_quantized(quant) && cols % kBlock != 0) fail("cols: expected a multiple of ", kBlock, ", found ", cols);
+  const FormatSizes& sizes = sizes_of(quant);
+  if (cols % sizes.block != 0) fail("cols: expected a multiple of ", sizes.block, " for ", sizes.name, ", found ", cols);
 }
 
 }  // namespace smallthinker

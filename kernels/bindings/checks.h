@@ -32,6 +32,13 @@ inline FfnShape check_ffn_shape(const FfnQuants& quants, int64_t hidden, int64_t
   if (hidden % kBlock != 0) fail("hidden: expected a multiple of ", kBlock, ", found ", hidden);
   if (ffn % kBlock != 0) fail("ffn: expected a multiple of ", kBlock, ", found ", ffn);
   const FfnFormats formats{parse_quant(quants[0]), parse_quant(quants[1]), parse_quant(quants[2])};
+  const auto check_cols = [](const char* name, Quant quant, int64_t cols) {
+    const FormatSizes& sizes = sizes_of(quant);
+    if (cols % sizes.block != 0) fail(name, ": expected a multiple of ", sizes.block, " for ", sizes.name, ", found ", cols);
+  };
+  if (gated) check_cols("hidden", formats.gate, hidden);
+  check_cols("hidden", formats.up, hidden);
+  check_cols("ffn", formats.down, ffn);
   const Activation parsed = parse_activation(activation);
   if (parsed == Activation::clamped_swiglu && !(gated && clamp[0] > 0.0f && clamp[1] > 0.0f)) {
     fail("activation: expected a gate, a limit and an alpha above 0 for clamped_swiglu, found ", clamp[0], " and ", clamp[1]);

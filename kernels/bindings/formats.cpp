@@ -12,8 +12,10 @@ namespace smallthinker {
 namespace {
 
 int64_t bind_packed_bytes(const std::string& quant, const std::string& layout, int64_t rows, int64_t cols) {
-  check_matrix(parse_quant(quant), rows, cols);
-  return packed_bytes(parse_quant(quant), parse_layout(layout), rows, cols);
+  const Quant q = parse_quant(quant);
+  check_matrix(q, rows, cols);
+  check_layout(q, parse_layout(layout));
+  return packed_bytes(q, parse_layout(layout), rows, cols);
 }
 
 std::vector<Section> bind_record_sections(const FfnQuants& quants, int64_t hidden, int64_t ffn, const std::string& activation,
@@ -30,9 +32,10 @@ std::vector<Section> bind_record_sections(const FfnQuants& quants, int64_t hidde
 py::array_t<uint8_t> bind_pack(const std::string& quant, const std::string& layout, const py::array& w) {
   const float* from = input<float>(w, "w", {-1, -1});
   const int64_t rows = w.shape(0), cols = w.shape(1);
+  const Quant q = parse_quant(quant);
+  if (!can_pack(q)) fail("quant: expected a format that can be made of numbers, found ", quant, ", which only files bring");
   py::array_t<uint8_t> data(bind_packed_bytes(quant, layout, rows, cols));
   uint8_t* to = data.mutable_data();
-  const Quant q = parse_quant(quant);
   const Layout l = parse_layout(layout);
   py::gil_scoped_release unlocked;
   pack(q, l, from, rows, cols, to);
@@ -61,6 +64,7 @@ py::capsule bind_piece_stage(const std::vector<ShapeOf>& given) {
   for (const auto& [quant, layout, rows, cols, stride, target] : given) {
     const PieceShape shape{parse_quant(quant), parse_layout(layout), rows, cols, stride, target};
     check_matrix(shape.quant, rows, cols);
+    check_layout(shape.quant, shape.layout);
     const int64_t least = row_bytes(shape.quant, cols);
     if (stride < least || stride > most / rows) fail("stride: expected ", least, " to ", most / rows, ", found ", stride);
     if (target < 0 || target > most) fail("target: expected 0 to ", most, ", found ", target);
@@ -69,6 +73,15 @@ py::capsule bind_piece_stage(const std::vector<ShapeOf>& given) {
   auto* const stage = new RepackStage(std::move(shapes));
   return py::capsule(static_cast<PieceStage*>(stage), PieceStage::kCapsule,
                      [](PyObject* self) { delete static_cast<PieceStage*>(PyCapsule_GetPointer(self, PieceStage::kCapsule)); });
+}
+
+bool bind_has_finite_scales(const std::string& quant, const py::array& blocks) {
+  const uint8_t* from = input<uint8_t>(blocks, "blocks", {-1, -1});
+  const Quant q = parse_quant(quant);
+  const int64_t bytes = blocks.shape(0) * blocks.shape(1), block_bytes = sizes_of(q).block_bytes;
+  if (blocks.shape(1) % block_bytes != 0) fail("blocks: expected rows of whole blocks of ", block_bytes, " bytes, found ", blocks.shape(1));
+  py::gil_scoped_release unlocked;
+  return has_finite_scales(q, from, bytes);
 }
 
 py::array_t<float> bind_unpack(const std::string& quant, const std::string& layout, const py::array& data, int64_t rows,
@@ -92,6 +105,8 @@ void register_formats(py::module_& m) {
     for (const FormatSizes& format : kFormats) by_name[format.name] = py::make_tuple(format.block, format.block_bytes);
     return by_name;
   });
+  m.def("can_pack", [](const std::string& quant) { return can_pack(parse_quant(quant)); }, arg("quant"));
+  m.def("has_rows", [](const std::string& quant) { return sizes_of(parse_quant(quant)).has_rows; }, arg("quant"));
   m.def("activations", [] { return std::vector<std::string>(std::begin(kActivations), std::end(kActivations)); });
   m.def("packed_bytes", &bind_packed_bytes, arg("quant"), arg("layout"), arg("rows"), arg("cols"));
   py::class_<Section>(m, "Section")
@@ -106,6 +121,7 @@ void register_formats(py::module_& m) {
   m.def("pack", &bind_pack, arg("quant"), arg("layout"), arg("w"));
   m.def("piece_stage", &bind_piece_stage, arg("shapes"));
   m.def("repack", &bind_repack, arg("quant"), arg("layout"), arg("blocks"));
+  m.def("has_finite_scales", &bind_has_finite_scales, arg("quant"), arg("blocks"));
   m.def("unpack", &bind_unpack, arg("quant"), arg("layout"), arg("data"), arg("rows"), arg("cols"));
 }
 

@@ -5,10 +5,11 @@
 //
 // "tiles" (where all rows are used): groups of 16 rows, so that 16 rows are the 16 lanes of one vector. Rows are padded with
 //   zeros to a multiple of 16.
-//     formats of blocks    per block of 32 columns: 16 f16 scales, one a row, then vectors of 64 bytes; bytes 4r..4r+3
-//                          of vector j are bytes 4j..4j+3 of row r's block
+//     formats of blocks    per block of columns: the fields of the format (TileField), whose units of 16 rows lie side by
+//                          side. Scales go by f16 or byte, numbers by four bytes: bytes 4r..4r+3 of a vector of 64 are four
+//                          of row r
 //     formats of elements  per column: 16 values, one a row
-// "rows" (where a zero ReLU gate skips single rows): every row on its own.
+// "rows" (where a zero ReLU gate skips single rows), which few formats have: every row on its own.
 //     formats of blocks    the bytes of all blocks, then cols/32 f16 scales
 //     formats of elements  plain
 #pragma once
@@ -16,26 +17,38 @@
 #include <cstdint>
 #include <string>
 
-// name, columns of a block (1: a format of elements), bytes of a row's block, its scale among them
+// name, columns of a block (1: a format of elements), bytes of a row's block in ggml's files, whether it can lie in rows
 #define SMALLTHINKER_FORMATS(X) \
-  X(f32, 1, 4)                  \
-  X(f16, 1, 2)                  \
-  X(bf16, 1, 2)                 \
-  X(q8_0, 32, 34)               \
-  X(q4_0, 32, 18)
+  X(f32, 1, 4, true)            \
+  X(f16, 1, 2, true)            \
+  X(bf16, 1, 2, true)           \
+  X(q8_0, 32, 34, true)         \
+  X(q4_0, 32, 18, true)         \
+  X(q4_1, 32, 20, false)        \
+  X(q5_0, 32, 22, false)        \
+  X(q5_1, 32, 24, false)        \
+  X(iq4_nl, 32, 18, false)      \
+  X(mxfp4, 32, 17, false)       \
+  X(iq4_xs, 256, 136, false)    \
+  X(q2_k, 256, 84, false)       \
+  X(q3_k, 256, 110, false)      \
+  X(q4_k, 256, 144, false)      \
+  X(q5_k, 256, 176, false)      \
+  X(q6_k, 256, 210, false)
 
 namespace smallthinker {
 
-#define SMALLTHINKER_FORMAT(name, block, bytes) name,
+#define SMALLTHINKER_FORMAT(name, block, bytes, has_rows) name,
 enum class Quant { SMALLTHINKER_FORMATS(SMALLTHINKER_FORMAT) };
 #undef SMALLTHINKER_FORMAT
 
 struct FormatSizes {
   const char* name;
   int64_t block, block_bytes;
+  bool has_rows;
 };
 
-#define SMALLTHINKER_FORMAT(name, block, bytes) {#name, block, bytes},
+#define SMALLTHINKER_FORMAT(name, block, bytes, has_rows) {#name, block, bytes, has_rows},
 constexpr FormatSizes kFormats[] = {SMALLTHINKER_FORMATS(SMALLTHINKER_FORMAT)};
 #undef SMALLTHINKER_FORMAT
 constexpr int64_t kNumFormats = sizeof(kFormats) / sizeof(kFormats[0]);
@@ -105,9 +118,10 @@ struct FfnShape {
 };
 
 // Which of the two kernels computes it, and with it the layout of its records. Behind a ReLU gate most neurons are zero:
-// the sparse kernel reads only the live rows of up and of down, which lies transposed for it.
+// the sparse kernel reads only the live rows of up and of down, which lies transposed for it, in formats that have rows.
 constexpr bool is_sparse(const FfnShape& shape) {
-  return shape.activation == Activation::relu && shape.gated && !shape.biased && !shape.whole;
+  return shape.activation == Activation::relu && shape.gated && !shape.biased && !shape.whole &&
+         sizes_of(shape.formats.up).has_rows && sizes_of(shape.formats.down).has_rows;
 }
 
 // A packed matrix in a record. Transposed: its rows are the columns of what the model's files have.

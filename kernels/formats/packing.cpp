@@ -1,12 +1,11 @@
 // f32 matrices to and from the weight formats. Rounding is ggml's, so weights that were quantised
 // elsewhere with q4_0 or q8_0 come out of unpack and back into pack unchanged.
-//
-// A block with a NaN or an infinity gets the scale NaN: nothing in it can be trusted, and the result shows it.
 #include <algorithm>
-#include <cmath>
 #include <cstring>
-#include <limits>
 #include <memory>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
 
 #include "formats/all.h"
 #include "kernels.h"
@@ -15,73 +14,45 @@ namespace smallthinker {
 
 namespace {
 
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-
-void store_u16(uint8_t* p, uint16_t x) { std::memcpy(p, &x, 2); }
-
-float load_f16(const uint8_t* p) {
-  uint16_t x;
-  std::memcpy(&x, p, 2);
-  return f16_to_f32(x);
-}
-
-bool all_finite(const float* w) {
-  float sum = 0.0f;  // of zeros, or NaN if any of them isn't: 0 * inf and 0 * NaN are NaN
-  for (int64_t i = 0; i < kBlock; ++i) sum += w[i] * 0.0f;
-  return sum == 0.0f;
-}
-
-// A block as the format's integers and their scale.
-template <class Format>
-float quantize(const float* w, int32_t* q) {
-  if (!all_finite(w)) {
-    std::fill_n(q, kBlock, Format::kZero);
-    return kNan;
-  }
-  float largest = 0.0f;
-  for (int64_t i = 0; i < kBlock; ++i) {
-    if (std::fabs(w[i]) > std::fabs(largest)) largest = w[i];
-  }
-  const float scale = Format::scale_for(largest);
-  const float inverse = 1.0f / scale;
-  if (!std::isfinite(inverse)) {  // no scale, or one far below the smallest f16
-    std::fill_n(q, kBlock, Format::kZero);
-    return 0.0f;
-  }
-  for (int64_t i = 0; i < kBlock; ++i) q[i] = Format::round(w[i] * inverse);
-  return scale;
-}
-
-// Where a block's bytes and its scale are: `data` is a row in the rows layout, or its group in the tiles layout.
-template <class Format>
-struct BlockPlace {
-  BlockPlace(Layout layout, int64_t lane, int64_t cols, int64_t block) {
-    if (layout == Layout::tiles) {
-      const int64_t tile = block * kTileRows * (kScaleBytes + Format::kBytes);
-      scale = tile + kScaleBytes * lane;
-      bytes = tile + kScaleBytes * kTileRows + 4 * lane;
-      step = 4 * kTileRows;
-    } else {
-      scale = cols / kBlock * Format::kBytes + kScaleBytes * block;
-      bytes = block * Format::kBytes;
-      step = 4;
+// Where pieces of a block of ggml's bytes lie: body(offset in the block, bytes, place). `data` is a row in the rows layout,
+// or its group in the tiles layout.
+template <class Format, class Data, class Body>
+void for_pieces(Layout layout, int64_t lane, int64_t cols, int64_t block, Data* data, const Body& body) {
+  if (layout == Layout::tiles) {
+    Data* at = data + block * tile_block_bytes(Format::kQuant);
+    for (const TileField& field : Format::kTile) {
+      for (int64_t i = 0; i < field.bytes; i += field.unit, at += kTileRows * field.unit) {
+        body(field.offset + i, field.unit, at + lane * field.unit);
+      }
     }
+  } else if constexpr (sizes_of(Format::kQuant).has_rows) {
+    body(0, kScaleBytes, data + cols / kBlock * Format::kBytes + kScaleBytes * block);
+    body(kScaleBytes, Format::kBytes, data + block * Format::kBytes);
+  } else {
+    throw std::invalid_argument(std::string("quant: ") + sizes_of(Format::kQuant).name + " has no layout rows");
   }
-  int64_t at(int64_t byte) const { return bytes + byte / 4 * step + byte % 4; }
+}
 
-  int64_t scale, bytes, step;
-};
+template <class Format>
+uint8_t flip_of(Layout layout, int64_t piece_bytes) {
+  return layout == Layout::tiles && piece_bytes == 4 ? Format::kTileFlip : 0;
+}
+
+template <class Format, class = void>
+struct HasQuantizer : std::false_type {};
+template <class Format>
+struct HasQuantizer<Format, std::void_t<decltype(&Format::quantize)>> : std::true_type {};
 
 template <class Format>
 void pack_row(Layout layout, const float* w, int64_t lane, int64_t cols, uint8_t* data) {
-  if constexpr (is_block_quantized(Format::kQuant)) {
-    for (int64_t block = 0; block < cols / kBlock; ++block) {
-      const BlockPlace<Format> place(layout, lane, cols, block);
-      int32_t q[kBlock];
-      uint8_t bytes[Format::kBytes];
-      store_u16(data + place.scale, f32_to_f16(quantize<Format>(w + block * kBlock, q)));
-      Format::encode(q, layout, bytes);
-      for (int64_t i = 0; i < Format::kBytes; ++i) data[place.at(i)] = bytes[i];
+  if constexpr (HasQuantizer<Format>::value) {
+    constexpr int64_t kCols = sizes_of(Format::kQuant).block;
+    for (int64_t block = 0; block < cols / kCols; ++block) {
+      uint8_t bytes[sizes_of(Format::kQuant).block_bytes];
+      Format::quantize(w + block * kCols, bytes);
+      for_pieces<Format>(layout, lane, cols, block, data, [&](int64_t offset, int64_t n, uint8_t* to) {
+        for (int64_t i = 0; i < n; ++i) to[i] = bytes[offset + i] ^ flip_of<Format>(layout, n);
+      });
     }
   } else {
     for (int64_t col = 0; col < cols; ++col) {
@@ -95,14 +66,13 @@ void pack_row(Layout layout, const float* w, int64_t lane, int64_t cols, uint8_t
 template <class Format>
 void unpack_row(Layout layout, const uint8_t* data, int64_t lane, int64_t cols, float* w) {
   if constexpr (is_block_quantized(Format::kQuant)) {
-    for (int64_t block = 0; block < cols / kBlock; ++block, w += kBlock) {
-      const BlockPlace<Format> place(layout, lane, cols, block);
-      int32_t q[kBlock];
-      uint8_t bytes[Format::kBytes];
-      for (int64_t i = 0; i < Format::kBytes; ++i) bytes[i] = data[place.at(i)];
-      Format::decode(bytes, layout, q);
-      const float scale = load_f16(data + place.scale);
-      for (int64_t i = 0; i < kBlock; ++i) w[i] = scale * static_cast<float>(q[i] - Format::kZero);
+    constexpr int64_t kCols = sizes_of(Format::kQuant).block;
+    for (int64_t block = 0; block < cols / kCols; ++block) {
+      uint8_t bytes[sizes_of(Format::kQuant).block_bytes];
+      for_pieces<Format>(layout, lane, cols, block, data, [&](int64_t offset, int64_t n, const uint8_t* from) {
+        for (int64_t i = 0; i < n; ++i) bytes[offset + i] = from[i] ^ flip_of<Format>(layout, n);
+      });
+      Format::unpack(bytes, w + block * kCols);
     }
   } else {
     for (int64_t col = 0; col < cols; ++col) {
@@ -115,12 +85,18 @@ void unpack_row(Layout layout, const uint8_t* data, int64_t lane, int64_t cols, 
 }
 
 struct Packing {
-  void (*pack)(Layout layout, const float* w, int64_t lane, int64_t cols, uint8_t* data);
+  void (*pack)(Layout layout, const float* w, int64_t lane, int64_t cols, uint8_t* data);  // null: files alone have it
   void (*unpack)(Layout layout, const uint8_t* data, int64_t lane, int64_t cols, float* w);
 };
 
+template <class Format>
+constexpr Packing packing() {
+  if constexpr (!is_block_quantized(Format::kQuant) || HasQuantizer<Format>::value) return {pack_row<Format>, unpack_row<Format>};
+  else return {nullptr, unpack_row<Format>};
+}
+
 const Packing& packing_of(Quant quant) {
-#define SMALLTHINKER_FORMAT(name, block, bytes) {pack_row<format::name>, unpack_row<format::name>},
+#define SMALLTHINKER_FORMAT(name, block, bytes, has_rows) packing<format::name>(),
   static constexpr Packing packings[] = {SMALLTHINKER_FORMATS(SMALLTHINKER_FORMAT)};
 #undef SMALLTHINKER_FORMAT
   return packings[static_cast<int>(quant)];
@@ -131,6 +107,8 @@ int64_t row_offset(Quant quant, Layout layout, int64_t row, int64_t cols) {
 }
 
 }  // namespace
+
+bool can_pack(Quant quant) { return packing_of(quant).pack != nullptr; }
 
 void pack(Quant quant, Layout layout, const float* w, int64_t rows, int64_t cols, uint8_t* data) {
   const int64_t padded = layout == Layout::tiles ? round_up(rows, kTileRows) : rows;

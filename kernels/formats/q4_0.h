@@ -4,45 +4,36 @@
 
 #include <algorithm>
 
-#include "formats/formats.h"
+#include "formats/blocks.h"
 
 namespace smallthinker {
 namespace {
 namespace format {
 
-struct q4_0 {
+struct q4_0 : ScaledBlock {
   static constexpr Quant kQuant = Quant::q4_0;
   static constexpr TileField kTile[] = {{0, 2, 2}, {2, 16, 4}};
   static constexpr int64_t kBytes = 16;  // of a block beside its scale
-  static constexpr int32_t kZero = 8;    // the integer that means 0
+  static constexpr int32_t kZero = 8, kLevelOfZero = kZero;
 
   // As ggml: the largest magnitude becomes -8.
   static float scale_for(float largest) { return largest / -8.0f; }
   static int32_t round(float x) { return std::clamp(static_cast<int32_t>(x + 8.5f), 0, 15); }
-  static void encode(const int32_t* q, Layout, uint8_t* bytes) {
-    for (int64_t i = 0; i < kBytes; ++i) bytes[i] = static_cast<uint8_t>(q[i] | q[i + kBytes] << 4);
+  static void quantize(const float* w, uint8_t* block) {
+    int32_t q[kBlock];
+    store_f16(block, quantize_levels<q4_0>(w, q));
+    for (int64_t i = 0; i < kBytes; ++i) block[2 + i] = static_cast<uint8_t>(q[i] | q[i + kBytes] << 4);
   }
-  static void decode(const uint8_t* bytes, Layout, int32_t* q) {
+  static void unpack(const uint8_t* block, float* w) {
+    const float scale = load_f16(block);
     for (int64_t i = 0; i < kBytes; ++i) {
-      q[i] = bytes[i] & 15;
-      q[i + kBytes] = bytes[i] >> 4;
+      w[i] = scale * static_cast<float>((block[2 + i] & 15) - kZero);
+      w[i + kBytes] = scale * static_cast<float>((block[2 + i] >> 4) - kZero);
     }
   }
 
 #ifdef SIMD_INLINE
-  // Tiles. Adds the products of a block, [NT] tokens; `offset`: where they begin (isa.h: ActivationRow).
-  SIMD_INLINE int32_t offset(const ActivationRow& a, int64_t block) { return a.offset8[block]; }
-  template <int NT>
-  SIMD_INLINE void add_tile(const uint8_t* bytes, const ActivationRow* a, int64_t block, I32* dot) {
-    for (int j = 0; j < 4; ++j) {
-      const B64 packed = load_bytes(bytes + 64 * j);
-      const B64 low = low_nibbles(packed), high = high_nibbles(packed);
-      for (int t = 0; t < NT; ++t) {
-        const int8_t* q = a[t].q + block * kBlock + j * 4;
-        dot[t] = dot_nibbles(dot_nibbles(dot[t], low, broadcast_dword(q)), high, broadcast_dword(q + 16));
-      }
-    }
-  }
+  SIMD_INLINE void tile_step(const uint8_t* tile, int, int step, B64* w) { nibbles(tile + 32 + 64 * step, w); }
 
   // Rows. A strip is what 64 bytes hold. Against it lie the first halves of four blocks of activations, then their
   // second halves.

@@ -5,38 +5,37 @@
 #include <algorithm>
 #include <cmath>
 
-#include "formats/formats.h"
+#include "formats/blocks.h"
 
 namespace smallthinker {
 namespace {
 namespace format {
 
-struct q8_0 {
+struct q8_0 : ScaledBlock {
   static constexpr Quant kQuant = Quant::q8_0;
   static constexpr TileField kTile[] = {{0, 2, 2}, {2, 32, 4}};
   static constexpr int64_t kBytes = 32;  // of a block beside its scale
-  static constexpr int32_t kZero = 0;    // the integer that means 0
+  static constexpr uint8_t kTileFlip = 0x80;
+  static constexpr int32_t kLevelOfZero = 0;
 
   // As ggml: the largest magnitude becomes 127 or -127.
   static float scale_for(float largest) { return std::fabs(largest) / 127.0f; }
   static int32_t round(float x) { return std::clamp(static_cast<int32_t>(x + std::copysign(0.5f, x)), -127, 127); }
-  static void encode(const int32_t* q, Layout layout, uint8_t* bytes) {
-    for (int64_t i = 0; i < kBytes; ++i) bytes[i] = static_cast<uint8_t>(q[i] + (layout == Layout::tiles ? 128 : 0));
+  static void quantize(const float* w, uint8_t* block) {
+    int32_t q[kBlock];
+    store_f16(block, quantize_levels<q8_0>(w, q));
+    for (int64_t i = 0; i < kBytes; ++i) block[2 + i] = static_cast<uint8_t>(q[i]);
   }
-  static void decode(const uint8_t* bytes, Layout layout, int32_t* q) {
-    for (int64_t i = 0; i < kBytes; ++i) q[i] = layout == Layout::tiles ? bytes[i] - 128 : static_cast<int8_t>(bytes[i]);
+  static void unpack(const uint8_t* block, float* w) {
+    const float scale = load_f16(block);
+    for (int64_t i = 0; i < kBytes; ++i) w[i] = scale * static_cast<float>(static_cast<int8_t>(block[2 + i]));
   }
 
 #ifdef SIMD_INLINE
-  // As in q4_0.h.
-  SIMD_INLINE int32_t offset(const ActivationRow& a, int64_t block) { return kBiasQ8 == 0 ? 0 : a.offset128[block]; }
-  template <int NT>
-  SIMD_INLINE void add_tile(const uint8_t* bytes, const ActivationRow* a, int64_t block, I32* dot) {
-    for (int j = 0; j < 8; ++j) {
-      const B64 w = load_bytes(bytes + 64 * j);
-      for (int t = 0; t < NT; ++t) dot[t] = dot_biased(dot[t], w, broadcast_dword(a[t].q + block * kBlock + j * 4));
-    }
-  }
+  static constexpr int kPlanes = 1;
+  static constexpr int32_t kZero = kBiasQ8;
+  SIMD_INLINE I32 tile_dot(I32 sum, B64 w, B64 a) { return dot_biased(sum, w, a); }
+  SIMD_INLINE void tile_step(const uint8_t* tile, int, int step, B64* w) { *w = load_bytes(tile + 32 + 64 * step); }
 
   static constexpr int64_t kStripCols = 64;
   static constexpr bool kOwnOrder = false;  // activations as they are

@@ -3,6 +3,8 @@
 #include <array>
 #include <cstring>
 #include <memory>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
 #include "formats/all.h"
@@ -32,20 +34,23 @@ uint8_t* interleave(const Rows& rows, int64_t at, int64_t bytes, uint32_t flip, 
 
 template <class Format>
 void repack_group(const Rows& rows, int64_t blocks, uint8_t* to) {
+  uint32_t flip = 0;
+  if constexpr (is_block_quantized(Format::kQuant)) flip = 0x01010101u * Format::kTileFlip;
   for (int64_t block = 0; block < blocks; ++block) {
     for (const TileField& field : Format::kTile) {
       const int64_t at = block * sizes_of(Format::kQuant).block_bytes + field.offset;
-      const uint32_t flip = Format::kQuant == Quant::q8_0 && field.unit == 4 ? 0x80808080u : 0u;  // int8 to q + 128
       if (field.unit == 4) to = interleave<4>(rows, at, field.bytes, flip, to);
-      else if (field.unit == 2) to = interleave<2>(rows, at, field.bytes, flip, to);
-      else to = interleave<1>(rows, at, field.bytes, flip, to);
+      else if (field.unit == 2) to = interleave<2>(rows, at, field.bytes, 0, to);
+      else to = interleave<1>(rows, at, field.bytes, 0, to);
     }
   }
 }
 
 template <class Format>
 void repack_row(const uint8_t* row, int64_t blocks, uint8_t* to) {
-  if constexpr (is_block_quantized(Format::kQuant)) {
+  if constexpr (!sizes_of(Format::kQuant).has_rows) {
+    throw std::invalid_argument(std::string("quant: ") + sizes_of(Format::kQuant).name + " has no layout rows");
+  } else if constexpr (is_block_quantized(Format::kQuant)) {
     for (int64_t block = 0; block < blocks; ++block, row += kScaleBytes + Format::kBytes) {
       std::memcpy(to + blocks * Format::kBytes + block * kScaleBytes, row, kScaleBytes);
       std::memcpy(to + block * Format::kBytes, row + kScaleBytes, Format::kBytes);
@@ -55,19 +60,40 @@ void repack_row(const uint8_t* row, int64_t blocks, uint8_t* to) {
   }
 }
 
+// Fields of two bytes are f16; mxfp4 has its one power of two.
+template <class Format>
+bool is_finite(const uint8_t* block) {
+  if constexpr (Format::kQuant == Quant::mxfp4) return block[0] != 255;
+  for (const TileField& field : Format::kTile) {
+    uint16_t half;
+    std::memcpy(&half, block + field.offset, 2);
+    if (field.unit == 2 && (half & 0x7c00u) == 0x7c00u) return false;
+  }
+  return true;
+}
+
 struct Repacking {
   void (*group)(const Rows& rows, int64_t blocks, uint8_t* to);
   void (*row)(const uint8_t* row, int64_t blocks, uint8_t* to);
+  bool (*is_finite)(const uint8_t* block);
 };
 
 const Repacking& repacking_of(Quant quant) {
-#define SMALLTHINKER_FORMAT(name, block, bytes) {repack_group<format::name>, repack_row<format::name>},
+#define SMALLTHINKER_FORMAT(name, block, bytes, has_rows) {repack_group<format::name>, repack_row<format::name>, is_finite<format::name>},
   static constexpr Repacking repackings[] = {SMALLTHINKER_FORMATS(SMALLTHINKER_FORMAT)};
 #undef SMALLTHINKER_FORMAT
   return repackings[static_cast<int>(quant)];
 }
 
 }  // namespace
+
+bool has_finite_scales(Quant quant, const uint8_t* blocks, int64_t bytes) {
+  const auto is_finite = repacking_of(quant).is_finite;
+  for (const uint8_t* const end = blocks + bytes; blocks < end; blocks += sizes_of(quant).block_bytes) {
+    if (!is_finite(blocks)) return false;
+  }
+  return true;
+}
 
 void repack(Quant quant, Layout layout, const uint8_t* rows, int64_t n_rows, int64_t cols, uint8_t* packed) {
   const int64_t stride = row_bytes(quant, cols), blocks = cols / sizes_of(quant).block;

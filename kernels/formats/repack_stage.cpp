@@ -5,22 +5,9 @@
 #include <memory>
 #include <new>
 
-#include "formats/all.h"
 #include "kernels.h"
 
 namespace smallthinker {
-namespace {
-
-// q8_0 has one level that no rounding gives and no kernel expects.
-bool has_level_128(const uint8_t* blocks, int64_t count) {
-  bool found = false;
-  for (int64_t block = 0; block < count; ++block, blocks += kScaleBytes + format::q8_0::kBytes) {
-    for (int64_t i = 0; i < format::q8_0::kBytes; ++i) found |= blocks[kScaleBytes + i] == 0x80;
-  }
-  return found;
-}
-
-}  // namespace
 
 int64_t RepackStage::stored_bytes(int64_t shape) const {
   const PieceShape& piece = shapes_[size_t(shape)];
@@ -46,9 +33,6 @@ const char* RepackStage::run(int64_t shape, const uint8_t* stored, uint8_t* slot
       std::memcpy(gathered.get() + row * bytes, stored + row * piece.stride, size_t(bytes));
     }
     stored = gathered.get();
-  }
-  if (piece.quant == Quant::q8_0 && has_level_128(stored, piece.rows * piece.cols / kBlock)) {
-    return "expected levels of -127 to 127 in its q8_0 blocks, found -128; convert the file";
   }
   try {
     repack(piece.quant, piece.layout, stored, piece.rows, piece.cols, slot + piece.target);

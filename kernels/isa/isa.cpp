@@ -41,7 +41,7 @@ bool has_dot_product() {
 
 int64_t activation_bytes(bool quantized, int64_t cols) {
   const int64_t padded = round_up(cols, kActivationStrip);
-  return quantized ? round_up(padded + padded / kBlock * 3 * 4, 64) : 0;
+  return quantized ? round_up(padded + padded / kBlock * 6 * 4, 64) : 0;
 }
 
 ActivationRow place_activations(bool quantized, int64_t cols, uint8_t* scratch) {
@@ -52,17 +52,19 @@ ActivationRow place_activations(bool quantized, int64_t cols, uint8_t* scratch) 
   row.scale = reinterpret_cast<float*>(scratch + padded);
   row.offset8 = reinterpret_cast<int32_t*>(row.scale + blocks);
   row.offset128 = row.offset8 + blocks;
+  row.offset32 = row.offset128 + blocks;
+  row.sum = reinterpret_cast<float*>(row.offset32 + 2 * blocks);
   std::memset(row.q + cols, 0, static_cast<size_t>(padded - cols));
   for (int64_t block = cols / kBlock; block < blocks; ++block) {
-    row.scale[block] = 0.0f;
-    row.offset8[block] = row.offset128[block] = 0;
+    row.scale[block] = row.sum[block] = 0.0f;
+    row.offset8[block] = row.offset128[block] = row.offset32[2 * block] = row.offset32[2 * block + 1] = 0;
   }
   return row;
 }
 
 ActivationRow columns_from(const ActivationRow& row, int64_t first, const float* x) {
   const int64_t block = first / kBlock;
-  return {x, row.q + first, row.scale + block, row.offset8 + block, row.offset128 + block};
+  return {x, row.q + first, row.scale + block, row.offset8 + block, row.offset128 + block, row.offset32 + 2 * block, row.sum + block};
 }
 
 ActivationRow prepare_activations(const Isa& isa, bool quantized, int64_t cols, const float* x, uint8_t* scratch) {

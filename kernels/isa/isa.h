@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "formats/formats.h"
@@ -40,6 +41,8 @@ namespace smallthinker {
 //   scale      one a block of 32
 //   offset8    one a block: -8 times the sum of its q, and
 //   offset128  -128 times. Where its integer sum begins, to undo the bias of unsigned weights
+//   offset32   two a block, of 16 columns each: -32 times the sum of their q
+//   sum        one a block: scale times the sum of its q, for weights with a min
 // Rows of one format read what FormatKernels::order_for_rows adds:
 //   ordered    q in the order of the format's rows
 //   start      16 int32 a strip of 64 bytes of weights, where its integer sums begin: a block's at its first lane, the
@@ -48,7 +51,8 @@ struct ActivationRow {
   const float* x;
   int8_t* q = nullptr;
   float* scale = nullptr;
-  int32_t *offset8 = nullptr, *offset128 = nullptr;
+  int32_t *offset8 = nullptr, *offset128 = nullptr, *offset32 = nullptr;
+  float* sum = nullptr;
   const int8_t* ordered = nullptr;
   int32_t* start = nullptr;
 };
@@ -137,6 +141,8 @@ struct Upcoming {
 
 // What depends on the weights' format (formats/), one table a format.
 struct FormatKernels {
+  // Null but for gemm where the format has no rows.
+  //
   // Sets row.ordered and row.start, of a row that is quantised, in order_bytes(cols) bytes of scratch.
   int64_t (*order_bytes)(int64_t cols);
   void (*order_for_rows)(int64_t cols, ActivationRow& row, uint8_t* scratch);

@@ -188,11 +188,26 @@ SIMD_INLINE B64 low_nibbles(B64 a) {
   return {_mm256_and_si256(a.lo, mask), _mm256_and_si256(a.hi, mask)};
 }
 SIMD_INLINE B64 high_nibbles(B64 a) { return low_nibbles({_mm256_srli_epi16(a.lo, 4), _mm256_srli_epi16(a.hi, 4)}); }
+SIMD_INLINE B64 bits_of(B64 a, int shift, int mask) {
+  const __m256i kept = _mm256_set1_epi8(static_cast<char>(mask));
+  return {_mm256_and_si256(_mm256_srli_epi16(a.lo, shift), kept), _mm256_and_si256(_mm256_srli_epi16(a.hi, shift), kept)};
+}
+SIMD_INLINE B64 shift_left(B64 a, int n) { return {_mm256_slli_epi16(a.lo, n), _mm256_slli_epi16(a.hi, n)}; }
+SIMD_INLINE B64 look_up(const uint8_t* table, B64 places) {
+  const __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  return {_mm256_shuffle_epi8(bytes, places.lo), _mm256_shuffle_epi8(bytes, places.hi)};
+}
+SIMD_INLINE __m256i bits_to_bytes(__m256i dwords, int first) {
+  const __m256i four = _mm256_and_si256(_mm256_srli_epi32(dwords, first), _mm256_set1_epi32(15));
+  return _mm256_and_si256(_mm256_mullo_epi32(four, _mm256_set1_epi32(0x00204081)), _mm256_set1_epi32(0x01010101));
+}
+SIMD_INLINE B64 bits_to_bytes(B64 dwords, int first) { return {bits_to_bytes(dwords.lo, first), bits_to_bytes(dwords.hi, first)}; }
 
 // Sums of four neighbouring byte products, w unsigned and a signed, added to every int32 of `sum`.
 #ifdef SMALLTHINKER_AVXVNNI
 SIMD_INLINE __m256i dot_unsigned(__m256i sum, __m256i w, __m256i a) { return _mm256_dpbusd_avx_epi32(sum, w, a); }
 constexpr int32_t kBiasQ8 = 128;
+SIMD_INLINE __m256i dot_levels(__m256i sum, __m256i w, __m256i a) { return dot_unsigned(sum, w, a); }
 SIMD_INLINE __m256i dot_biased(__m256i sum, __m256i w, __m256i a) { return dot_unsigned(sum, w, a); }
 SIMD_INLINE __m256i dot_signed(__m256i sum, __m256i w, __m256i a) {
   return dot_unsigned(sum, _mm256_xor_si256(w, _mm256_set1_epi8(-128)), a);
@@ -207,12 +222,16 @@ constexpr int32_t kBiasQ8 = 0;
 SIMD_INLINE __m256i dot_signed(__m256i sum, __m256i w, __m256i a) {
   return dot_unsigned(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
 }
+SIMD_INLINE __m256i dot_levels(__m256i sum, __m256i w, __m256i a) { return dot_signed(sum, w, a); }
 SIMD_INLINE __m256i dot_biased(__m256i sum, __m256i w, __m256i a) {
   return dot_signed(sum, _mm256_xor_si256(w, _mm256_set1_epi8(-128)), a);
 }
 #endif
 SIMD_INLINE I32 dot_nibbles(I32 sum, B64 w, B64 a) {
   return {dot_unsigned(sum.lo, w.lo, a.lo), dot_unsigned(sum.hi, w.hi, a.hi)};
+}
+SIMD_INLINE I32 dot_levels(I32 sum, B64 w, B64 a) {
+  return {dot_levels(sum.lo, w.lo, a.lo), dot_levels(sum.hi, w.hi, a.hi)};
 }
 SIMD_INLINE I32 dot_signed(I32 sum, B64 w, B64 a) {
   return {dot_signed(sum.lo, w.lo, a.lo), dot_signed(sum.hi, w.hi, a.hi)};

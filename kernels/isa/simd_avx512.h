@@ -129,11 +129,28 @@ SIMD_INLINE void interleave4(B64 a, B64 b, B64 c, B64 d, B64* out) {
 SIMD_INLINE B64 mix(B64 a, B64 b) { return _mm512_xor_si512(a, b); }
 SIMD_INLINE B64 low_nibbles(B64 a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
 SIMD_INLINE B64 high_nibbles(B64 a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }
+// Of each byte `mask` of its bits from `shift` on, bits that it has.
+SIMD_INLINE B64 bits_of(B64 a, int shift, int mask) {
+  return _mm512_and_si512(_mm512_srli_epi16(a, static_cast<unsigned>(shift)), _mm512_set1_epi8(static_cast<char>(mask)));
+}
+SIMD_INLINE B64 shift_left(B64 a, int n) { return _mm512_slli_epi16(a, static_cast<unsigned>(n)); }  // bits stay in their bytes
+// Bytes of a table of 16.
+SIMD_INLINE B64 look_up(const uint8_t* table, B64 places) {
+  const __m512i bytes = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  return _mm512_shuffle_epi8(bytes, places);
+}
+// Byte j of each dword becomes bit `first` + j of it.
+SIMD_INLINE B64 bits_to_bytes(B64 dwords, int first) {
+  const __m512i four = _mm512_and_si512(_mm512_srli_epi32(dwords, static_cast<unsigned>(first)), _mm512_set1_epi32(15));
+  return _mm512_and_si512(_mm512_mullo_epi32(four, _mm512_set1_epi32(0x00204081)), _mm512_set1_epi32(0x01010101));
+}
 
 // Sums of four neighbouring byte products are added to every lane. The instruction wants one unsigned side, so q8_0
 // weights count 128 too much; `start` of the activations takes it back.
 constexpr int32_t kBiasQ8 = 128;
 SIMD_INLINE I32 dot_nibbles(I32 sum, B64 w, B64 a) { return _mm512_dpbusd_epi32(sum, w, a); }
+// Of signed numbers plus kBiasQ8.
+SIMD_INLINE I32 dot_levels(I32 sum, B64 w, B64 a) { return _mm512_dpbusd_epi32(sum, w, a); }
 SIMD_INLINE I32 dot_biased(I32 sum, B64 w, B64 a) { return _mm512_dpbusd_epi32(sum, w, a); }
 SIMD_INLINE I32 dot_signed(I32 sum, B64 w, B64 a) {
   return _mm512_dpbusd_epi32(sum, _mm512_xor_si512(w, _mm512_set1_epi8(-128)), a);

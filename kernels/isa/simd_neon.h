@@ -170,6 +170,26 @@ SIMD_INLINE void interleave4(B64 a, B64 b, B64 c, B64 d, B64* out) {
 SIMD_INLINE B64 mix(B64 a, B64 b) { return quarters<B64>([&](int i) { return veorq_u8(a.q[i], b.q[i]); }); }
 SIMD_INLINE B64 low_nibbles(B64 a) { return quarters<B64>([&](int i) { return vandq_u8(a.q[i], vdupq_n_u8(15)); }); }
 SIMD_INLINE B64 high_nibbles(B64 a) { return quarters<B64>([&](int i) { return vshrq_n_u8(a.q[i], 4); }); }
+SIMD_INLINE B64 bits_of(B64 a, int shift, int mask) {
+  const int8x16_t by = vdupq_n_s8(static_cast<int8_t>(-shift));
+  const uint8x16_t kept = vdupq_n_u8(static_cast<uint8_t>(mask));
+  return quarters<B64>([&](int i) { return vandq_u8(vshlq_u8(a.q[i], by), kept); });
+}
+SIMD_INLINE B64 shift_left(B64 a, int n) {
+  const int8x16_t by = vdupq_n_s8(static_cast<int8_t>(n));
+  return quarters<B64>([&](int i) { return vshlq_u8(a.q[i], by); });
+}
+SIMD_INLINE B64 look_up(const uint8_t* table, B64 places) {
+  const uint8x16_t bytes = vld1q_u8(table);
+  return quarters<B64>([&](int i) { return vqtbl1q_u8(bytes, places.q[i]); });
+}
+SIMD_INLINE B64 bits_to_bytes(B64 dwords, int first) {
+  const int32x4_t by = vdupq_n_s32(-first);
+  return quarters<B64>([&](int i) {
+    const uint32x4_t four = vandq_u32(vshlq_u32(vreinterpretq_u32_u8(dwords.q[i]), by), vdupq_n_u32(15));
+    return vreinterpretq_u8_u32(vandq_u32(vmulq_u32(four, vdupq_n_u32(0x00204081)), vdupq_n_u32(0x01010101)));
+  });
+}
 
 // Both sides are signed, so a nibble is itself, and q8_0 tiles lose their 128 by the sign bit alone.
 constexpr int32_t kBiasQ8 = 0;
@@ -180,6 +200,7 @@ SIMD_INLINE I32 dot_signed(I32 sum, B64 w, B64 a) {
   return {{dot(sum.q[0], w.q[0], a.q[0]), dot(sum.q[1], w.q[1], a.q[1]), dot(sum.q[2], w.q[2], a.q[2]),
            dot(sum.q[3], w.q[3], a.q[3])}};
 }
+SIMD_INLINE I32 dot_levels(I32 sum, B64 w, B64 a) { return dot_signed(sum, w, a); }
 SIMD_INLINE I32 dot_nibbles(I32 sum, B64 w, B64 a) { return dot_signed(sum, w, a); }
 SIMD_INLINE I32 dot_biased(I32 sum, B64 w, B64 a) {
   return dot_signed(sum, quarters<B64>([&](int i) { return veorq_u8(w.q[i], vdupq_n_u8(128)); }), a);

@@ -177,6 +177,23 @@ SIMD_INLINE B64 high_nibbles(B64 a) {
   for (uint8_t& x : a.v) x >>= 4;
   return a;
 }
+SIMD_INLINE B64 bits_of(B64 a, int shift, int mask) {
+  for (uint8_t& x : a.v) x = static_cast<uint8_t>(x >> shift & mask);
+  return a;
+}
+SIMD_INLINE B64 shift_left(B64 a, int n) {
+  for (uint8_t& x : a.v) x = static_cast<uint8_t>(x << n);
+  return a;
+}
+SIMD_INLINE B64 look_up(const uint8_t* table, B64 places) {
+  for (uint8_t& x : places.v) x = table[x];
+  return places;
+}
+SIMD_INLINE B64 bits_to_bytes(const B64& dwords, int first) {
+  I32 bits = as_i32(dwords);
+  for (int32_t& x : bits.v) x = static_cast<int32_t>((static_cast<uint32_t>(x) >> first & 15) * 0x00204081u & 0x01010101u);
+  return as_bytes(bits);
+}
 
 constexpr int32_t kBiasQ8 = 0;
 SIMD_INLINE I32 dot_signed(I32 sum, const B64& w, const B64& a) {
@@ -186,6 +203,7 @@ SIMD_INLINE I32 dot_signed(I32 sum, const B64& w, const B64& a) {
   return sum;
 }
 SIMD_INLINE I32 dot_nibbles(const I32& sum, const B64& w, const B64& a) { return dot_signed(sum, w, a); }
+SIMD_INLINE I32 dot_levels(const I32& sum, const B64& w, const B64& a) { return dot_signed(sum, w, a); }
 SIMD_INLINE I32 dot_biased(const I32& sum, B64 w, const B64& a) {
   for (uint8_t& x : w.v) x ^= 128;
   return dot_signed(sum, w, a);

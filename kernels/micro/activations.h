@@ -31,9 +31,12 @@ void quantize_activations(int64_t cols, const ActivationRow& row) {
   for (int64_t block = 0; block < cols / kBlock; ++block) {
     int8_t* const q = row.q + block * kBlock;
     row.scale[block] = quantize_block(row.x + block * kBlock, q);
-    const int32_t sum = sum_bytes(q, kBlock);
-    row.offset8[block] = -8 * sum;
-    row.offset128[block] = -128 * sum;
+    const int32_t first = sum_bytes(q, kBlock / 2), second = sum_bytes(q + kBlock / 2, kBlock / 2);
+    row.offset8[block] = -8 * (first + second);
+    row.offset128[block] = -128 * (first + second);
+    row.offset32[2 * block] = -32 * first;
+    row.offset32[2 * block + 1] = -32 * second;
+    row.sum[block] = row.scale[block] * static_cast<float>(first + second);
   }
 }
 

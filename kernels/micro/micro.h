@@ -20,11 +20,15 @@ namespace {
 
 template <class Format>
 constexpr FormatKernels kernels_of() {
-  return {order_bytes<Format>, order_for_rows<Format>, gemm<Format>, gated_up<Format>, add_down<Format>, order_sums<Format>};
+  if constexpr (sizes_of(Format::kQuant).has_rows) {
+    return {order_bytes<Format>, order_for_rows<Format>, gemm<Format>, gated_up<Format>, add_down<Format>, order_sums<Format>};
+  } else {
+    return {nullptr, nullptr, gemm<Format>, nullptr, nullptr, nullptr};
+  }
 }
 
 constexpr Isa isa_named(const char* name) {
-#define SMALLTHINKER_FORMAT(name, block, bytes) kernels_of<format::name>(),
+#define SMALLTHINKER_FORMAT(name, block, bytes, has_rows) kernels_of<format::name>(),
   return {name,        {SMALLTHINKER_FORMATS(SMALLTHINKER_FORMAT)},
           quantize_activations, activate, find_live, add_sums, prefetch_rows, kv_store, prepare_queries, attend_split,
           merge_split, softcap, exp_weights, mix_bytes, multiply_add, multiply_add_int8};

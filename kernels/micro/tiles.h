@@ -17,18 +17,76 @@ SIMD_INLINE void prefetch_block(const uint8_t* weights) {
   }
 }
 
+// How the columns of a part of a block (formats/blocks.h) share sums of products. Planes that lie in one group of columns
+// share a sum; of a plane of two groups the first half of the steps goes first.
+template <class Format>
+struct Part {
+  static constexpr int64_t kPlaneCols = Format::kPartCols / Format::kPlanes;
+  static constexpr int kRuns = kPlaneCols > Format::kScaleCols ? static_cast<int>(kPlaneCols / Format::kScaleCols) : 1;
+  static constexpr int kSums = static_cast<int>(Format::kPartCols / Format::kScaleCols / kRuns);
+  static constexpr int kSteps = static_cast<int>(kPlaneCols / 4 / kRuns);  // of a run
+  static constexpr int kParts = static_cast<int>(sizes_of(Format::kQuant).block / Format::kPartCols);
+};
+
+// Where the integer sum of a group of columns begins, so that it is of integers less kZero.
+template <class Format>
+SIMD_INLINE int32_t start_of(const ActivationRow& a, int64_t col) {
+  if constexpr (Format::kZero == 0) return 0;
+  else if constexpr (Format::kScaleCols == 16) return a.offset32[col / 16] / (32 / Format::kZero);
+  else if constexpr (Format::kZero == 128) return a.offset128[col / kBlock];
+  else return a.offset8[col / kBlock] * (Format::kZero / 8);
+}
+
+// The sum of a group's activations.
+template <class Format>
+SIMD_INLINE float sum_of(const ActivationRow& a, int64_t col) {
+  if constexpr (Format::kScaleCols == 16) return a.scale[col / kBlock] * (static_cast<float>(a.offset32[col / 16]) * -0.03125f);
+  else return a.sum[col / kBlock];
+}
+
 template <class Format, int NT>
-SIMD_INLINE void add_blocks(const uint8_t* group, int64_t blocks, const ActivationRow* activations, F32* sums) {
-  constexpr int64_t kBytes = tile_block_bytes(Format::kQuant);
-  for (int64_t block = 0; block < blocks; ++block) {
-    const uint8_t* weights = group + block * kBytes;
-    prefetch_block<kBytes>(weights);
-    const F32 scale = load(reinterpret_cast<const uint16_t*>(weights));
-    I32 dot[NT];
-    for (int t = 0; t < NT; ++t) dot[t] = broadcast(Format::offset(activations[t], block));
-    Format::template add_tile<NT>(weights + kScaleBytes * kTileRows, activations, block, dot);
-    for (int t = 0; t < NT; ++t) {
-      sums[t] = fma(mul(scale, broadcast(activations[t].scale[block])), to_f32(dot[t]), sums[t]);
+SIMD_INLINE void add_part(const uint8_t* tile, const typename Format::TileScales& scales, int part, const ActivationRow* a,
+                          int64_t col, F32* sums) {
+  using P = Part<Format>;
+  for (int run = 0; run < P::kRuns; ++run) {
+    const auto column = [&](int sum) { return col + (sum * P::kRuns + run) * Format::kScaleCols; };
+    I32 dot[P::kSums][NT];
+    for (int s = 0; s < P::kSums; ++s) {
+      for (int t = 0; t < NT; ++t) dot[s][t] = broadcast(start_of<Format>(a[t], column(s)));
+    }
+    for (int i = 0; i < P::kSteps; ++i) {
+      const int step = run * P::kSteps + i;
+      B64 w[Format::kPlanes];
+      Format::tile_step(tile, part, step, w);
+      for (int t = 0; t < NT; ++t) {
+        for (int p = 0; p < Format::kPlanes; ++p) {
+          I32& sum = dot[p * P::kSums / Format::kPlanes][t];
+          sum = Format::tile_dot(sum, w[p], broadcast_dword(a[t].q + col + p * P::kPlaneCols + 4 * step));
+        }
+      }
+    }
+    for (int s = 0; s < P::kSums; ++s) {
+      const int group = part * (P::kSums * P::kRuns) + s * P::kRuns + run;
+      const F32 scale = Format::scale_of(scales, group);
+      for (int t = 0; t < NT; ++t) {
+        sums[t] = fma(mul(scale, broadcast(a[t].scale[column(s) / kBlock])), to_f32(dot[s][t]), sums[t]);
+      }
+      if constexpr (Format::kHasMins) {
+        const F32 min = Format::min_of(scales, group);
+        for (int t = 0; t < NT; ++t) sums[t] = fma(min, broadcast(sum_of<Format>(a[t], column(s))), sums[t]);
+      }
+    }
+  }
+}
+
+template <class Format, int NT>
+SIMD_INLINE void add_blocks(const uint8_t* group, int64_t cols, const ActivationRow* activations, F32* sums) {
+  constexpr int64_t kBytes = tile_block_bytes(Format::kQuant), kPartBytes = kBytes / Part<Format>::kParts;
+  for (int64_t col = 0; col < cols; group += kBytes) {
+    const typename Format::TileScales scales = Format::tile_scales(group);
+    for (int part = 0; part < Part<Format>::kParts; ++part, col += Format::kPartCols) {
+      prefetch_block<kPartBytes>(group + part * kPartBytes);
+      add_part<Format, NT>(group, scales, part, activations, col, sums);
     }
   }
 }
@@ -46,6 +104,13 @@ SIMD_INLINE void add_elements(const uint8_t* group, int64_t cols, const Activati
   }
 }
 
+// Formats that few files have: code for fewer numbers of tokens.
+template <class Format>
+constexpr bool is_rare() {
+  if constexpr (is_block_quantized(Format::kQuant)) return Format::kIsRare;
+  else return false;
+}
+
 template <class Format, int NG, int NT>
 void product(const uint8_t* group, int64_t rows, int64_t cols, const ActivationRow* activations, float* out,
              int64_t out_stride) {
@@ -53,7 +118,7 @@ void product(const uint8_t* group, int64_t rows, int64_t cols, const ActivationR
   for (F32& sum : sums) sum = zero();
   if constexpr (is_block_quantized(Format::kQuant)) {
     static_assert(NG == 1, "a block's products are enough to hide their latency");
-    add_blocks<Format, NT>(group, cols / kBlock, activations, sums);
+    add_blocks<Format, NT>(group, cols, activations, sums);
   } else {
     add_elements<typename Format::Element, NG, NT>(group, cols, activations, sums);
   }
@@ -71,24 +136,33 @@ void product(const uint8_t* group, int64_t rows, int64_t cols, const ActivationR
   }
 }
 
+// Tokens from t on that go NT at a time.
+template <class Format, int NG, int NT>
+SIMD_INLINE void products(const uint8_t* group, int64_t rows, int64_t cols, const ActivationRow* activations,
+                          int64_t tokens, float* out, int64_t out_stride, int64_t& t) {
+  for (; tokens - t >= NT; t += NT) {
+    product<Format, NG, NT>(group, rows, cols, activations + t, out + t * out_stride, out_stride);
+  }
+}
+
 template <class Format, int NG>
 void product_of_groups(const uint8_t* group, int64_t rows, int64_t cols, const ActivationRow* activations, int64_t tokens,
                        float* out, int64_t out_stride) {
   int64_t t = 0;
-  for (; tokens - t >= kTileTokens; t += kTileTokens) {
-    product<Format, NG, kTileTokens>(group, rows, cols, activations + t, out + t * out_stride, out_stride);
+  const auto take = [&](auto n) {
+    products<Format, NG, decltype(n)::value>(group, rows, cols, activations, tokens, out, out_stride, t);
+  };
+  if constexpr (is_rare<Format>()) {
+    take(std::integral_constant<int, (kTileTokens > 4 ? 4 : kTileTokens)>());
+  } else {
+    take(std::integral_constant<int, kTileTokens>());
+    if constexpr (kTileTokens / 2 > 2) {  // a few sequences' next tokens
+      take(std::integral_constant<int, kTileTokens / 2>());
+      take(std::integral_constant<int, 3>());
+    }
+    take(std::integral_constant<int, (kTileTokens > 2 ? 2 : 1)>());
   }
-  for (; tokens - t >= kTileTokens / 2; t += kTileTokens / 2) {  // a few sequences' next tokens
-    product<Format, NG, kTileTokens / 2>(group, rows, cols, activations + t, out + t * out_stride, out_stride);
-  }
-  if (kTileTokens / 2 > 3 && tokens - t == 3) {
-    product<Format, NG, 3>(group, rows, cols, activations + t, out + t * out_stride, out_stride);
-    return;
-  }
-  for (; tokens - t >= 2; t += 2) {
-    product<Format, NG, 2>(group, rows, cols, activations + t, out + t * out_stride, out_stride);
-  }
-  if (t < tokens) product<Format, NG, 1>(group, rows, cols, activations + t, out + t * out_stride, out_stride);
+  take(std::integral_constant<int, 1>());
 }
 
 template <class Format>

@@ -35,7 +35,12 @@ def add(commands: Commands) -> None:
         help="folder with config.json, *.safetensors, tokenizer.json; or a .gguf file, the first of a model in parts",
     )
     parser.add_argument("store", metavar="STORE", type=Path, help="folder to write")
-    parser.add_argument("--quant", choices=WEIGHT_FORMATS, default="q4_0", help="weight format (default: q4_0)")
+    parser.add_argument(
+        "--quant",
+        choices=[*WEIGHT_FORMATS, "keep"],
+        help="weight format; keep: each matrix's own, exactly (default: quantised weights stay as they are, others "
+        "become q4_0)",
+    )
     parser.add_argument("--force", action="store_true", help="replace an existing store, once the new one is whole")
     add_compression(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from smallthinker.commands.options import (
-    WEIGHT_FORMATS,
     Commands,
     ProgressBar,
     add_command,
@@ -36,7 +35,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("store", metavar="OUT", type=Path, help="folder to write")
     parser.add_argument(
         "--quant",
-        choices=[*WEIGHT_FORMATS, "none"],
+        choices=["q4_0", "q8_0", "bf16", "f16", "none"],
         default="q4_0",
         help="weight format; none writes a bf16 Hugging Face checkpoint (default: q4_0)",
     )

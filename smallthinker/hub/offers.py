@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from smallthinker.errors import CheckpointError
-from smallthinker.expert_store.format import QUANTS
+from smallthinker.expert_store.format import MADE_QUANTS
 from smallthinker.expert_store.sources.checkpoint import INDEX_FILE, MAX_INDEX_BYTES, SINGLE_FILE, shard_names
 from smallthinker.expert_store.sources.gguf_checkpoint import GGUF_SUFFIX, part_names
 from smallthinker.hub.repository import Hub, HubFile
@@ -84,7 +84,7 @@ def choices(found: Sequence[Offer], gguf: str | None, quant: str | None, repo: s
     exactly one of what was asked for."""
     folder = [offer for offer in found if offer.kind == "safetensors"]
     files = [offer for offer in found if offer.kind == "gguf"]
-    converts = quant is None or quant in QUANTS  # else a quantisation that only GGUF files have
+    converts = quant is None or quant in MADE_QUANTS  # else a quantisation that only GGUF files have
     if gguf is None and folder and converts:
         return folder
     if gguf is not None:

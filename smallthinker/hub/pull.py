@@ -21,7 +21,7 @@ from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.folder import AtomicFolder
 from smallthinker.expert_store.format import (
     ALL_FILES,
-    QUANTS,
+    MADE_QUANTS,
     TOKENIZER_FILE,
     Formats,
     check_quant,
@@ -75,7 +75,7 @@ class Pull:
         gguf: str | None = None,
         memory: str | float | None = None,
     ) -> None:
-        stored = check_quant(quant) if quant in QUANTS else DEFAULT_QUANT
+        stored = check_quant(quant) if quant in MADE_QUANTS else DEFAULT_QUANT
         self._hub, self._force = hub, force
         out = out or Path(f"{hub.repo.split('/')[-1]}-{stored}")
         AtomicFolder(out, 0, ALL_FILES, force).check()
@@ -256,7 +256,7 @@ def listing(hub: Hub, quant: str | None = None) -> Listing:
     """What there is, with the memory that each needs as a store of `quant`; reads headers alone. Raises DownloadError,
     CheckpointError for an index of shards that isn't one."""
     found = tuple(offers(hub))
-    stored = check_quant(quant) if quant in QUANTS else DEFAULT_QUANT
+    stored = check_quant(quant) if quant in MADE_QUANTS else DEFAULT_QUANT
     try:
         if not found:
             raise CheckpointError(f"{hub.repo}: has neither safetensors nor GGUF weights; {ELSEWHERE}")

@@ -14,7 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import _kernels
-from smallthinker.expert_store.format import Formats, Quant, TensorSpec, dense_table, record_bytes, record_layouts
+from smallthinker.expert_store.format import (
+    TILE_ROWS,
+    Formats,
+    Layout,
+    Quant,
+    TensorSpec,
+    dense_table,
+    record_bytes,
+    record_layouts,
+)
 from smallthinker.expert_store.read_queue import FinishedRead, ReadCounters
 from smallthinker.host import pages
 from smallthinker.models.description import Head, Model, SpecialTokens
@@ -38,7 +47,7 @@ class RandomModel:
         self.formats = formats = Formats(quant)
         nbytes = record_bytes(config, formats)
         share = available_bytes * _MEMORY_SHARE
-        row_bytes = _kernels.packed_bytes(quant, "rows", 1, config.hidden_size)
+        row_bytes = _kernels.packed_bytes(quant, "tiles", TILE_ROWS, config.hidden_size) // TILE_ROWS
         words = int(min(config.vocab_size, max(min(_HEAD_BYTES, share / 3) // row_bytes, 64)))
         layer_bytes = config.experts_per_layer * nbytes
         layers = int(min(_MOST_LAYERS, config.num_layers, max(min(_SLOTS_BYTES, share / 3) // layer_bytes, 1)))
@@ -69,7 +78,7 @@ def random_record(config: Model, quant: Quant, rng: np.random.Generator) -> npt.
     record = np.zeros(layout.record_bytes, np.uint8)
     for part in layout.sections:
         weights = rng.standard_normal((part.rows, part.cols), dtype=np.float32) * np.float32(config.hidden_size**-0.5)
-        record[part.offset : part.offset + part.nbytes] = _kernels.pack(part.quant, part.layout, weights)
+        record[part.offset : part.offset + part.nbytes] = _packed(part.quant, part.layout, weights)
     return record
 
 
@@ -78,7 +87,14 @@ def _matrix(spec: TensorSpec, rng: np.random.Generator) -> npt.NDArray[Any]:
         return np.ones(spec.shape, np.float32)
     rows, cols = spec.shape
     weights = rng.standard_normal((min(rows, 1024), cols), dtype=np.float32) * np.float32(cols**-0.5)
-    return _filled(spec.content_bytes, _kernels.pack(spec.quant, "tiles", weights))
+    return _filled(spec.content_bytes, _packed(spec.quant, "tiles", weights))
+
+
+def _packed(quant: Quant, layout: Layout, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Formats that only files bring take as long over one byte again and again: as f16 it is 0.2."""
+    if _kernels.can_pack(quant):
+        return _kernels.pack(quant, layout, weights)
+    return np.full(_kernels.packed_bytes(quant, layout, *weights.shape), 0x33, np.uint8)
 
 
 def _filled(nbytes: int, pattern: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

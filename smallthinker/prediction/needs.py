@@ -76,8 +76,9 @@ class Process:
 
 
 def weight_bytes(config: Model, quant: Quant) -> tuple[int, int]:
-    """What a store's dense weights take in memory, and one expert."""
+    """What a store's dense weights take in memory, and one expert. Raises ConfigError where they can't have `quant`."""
     formats = Formats(quant)
+    formats.check(config)
     return sum(spec.nbytes for spec in dense_table(config, formats)), record_bytes(config, formats)
 
 

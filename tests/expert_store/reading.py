@@ -88,7 +88,7 @@ def unpack_expert(store: Store, layer: int, expert: int) -> tuple[F32, F32, F32]
     assert layout is not None
     gate, up, down = (
         _kernels.unpack(part.quant, part.layout, record[part.offset :][: part.nbytes].copy(), part.rows, part.cols)
-        for part in layout.sections
+        for part in layout.sections[:3]
     )
     return gate, up, down.T if layout.sections[2].is_transposed else down
 

@@ -191,17 +191,6 @@ def test_a_file_that_was_cut_short_after_it_was_opened_is_one_line(tmp_path: Pat
         Store.open(path)
 
 
-def test_a_level_that_no_kernel_expects_is_refused_when_it_is_read(tmp_path: Path) -> None:
-    path = tiny_file(tmp_path, "Q8_0")
-    with Store.open(path) as store:
-        _, offset, nbytes, _ = (int(number) for number in store.records(1 << 20).pieces[7])
-        with path.open("r+b") as file:
-            file.seek(offset + nbytes - 1)
-            file.write(b"\x80")
-        with pytest.raises(StoreReadError, match=rf"byte {offset}: expected levels of -127 to 127.*convert the file"):
-            read_all(store)
-
-
 def test_types_that_no_kernel_reads_are_refused_with_their_tensor(tmp_path: Path) -> None:
     folder = make_checkpoint("wide", tmp_path / "checkpoint").folder
     blocks = np.zeros((64, 2 * 66), np.uint8), gguf.GGMLQuantizationType.IQ2_XXS

@@ -16,13 +16,14 @@ from safetensors.numpy import load_file, save_file
 
 from smallthinker import _kernels
 from smallthinker.expert_store import writer
-from smallthinker.expert_store.format import QUANTS, Layout, Quant
+from smallthinker.expert_store.format import Layout, Quant
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.synth import synth
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 GOLDEN = VECTORS / "golden_store"
 PACKING = VECTORS / "packing.safetensors"
+QUANTS: tuple[Quant, ...] = ("q4_0", "q8_0", "bf16", "f16", "f32")
 CASES = [(quant, layout) for quant in QUANTS for layout in ("tiles", "rows")]
 
 

@@ -38,12 +38,18 @@ def isa(request: pytest.FixtureRequest) -> str:
     return cast(str, request.param)
 
 
-@pytest.fixture(params=list(_kernels.formats()), scope="session")
+@pytest.fixture(params=[quant for quant in _kernels.formats() if _kernels.has_rows(quant)], scope="session")
 def quant(request: pytest.FixtureRequest) -> _kernels.Quant:
+    """The formats that have both layouts and are made of numbers."""
     return cast("_kernels.Quant", request.param)
 
 
-@pytest.fixture(params=["q8_0", "q4_0"], scope="session")
+@pytest.fixture(params=list(_kernels.formats()), scope="session")
+def any_quant(request: pytest.FixtureRequest) -> _kernels.Quant:
+    return cast("_kernels.Quant", request.param)
+
+
+@pytest.fixture(params=[quant for quant, (block, _) in _kernels.formats().items() if block > 1], scope="session")
 def block_quant(request: pytest.FixtureRequest) -> _kernels.Quant:
     return cast("_kernels.Quant", request.param)
 

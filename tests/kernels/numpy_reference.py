@@ -16,6 +16,8 @@ F64 = npt.NDArray[np.float64]
 U8 = npt.NDArray[np.uint8]
 I32 = npt.NDArray[np.int32]
 NOTHING: F32 = np.empty(0, np.float32)
+ELEMENTS = ("f32", "f16", "bf16")  # formats without blocks
+MADE = (*ELEMENTS, "q8_0", "q4_0")  # that pack and unpack know
 
 
 def blocks_q4_0(w: F32) -> tuple[npt.NDArray[np.float16], U8]:
@@ -53,7 +55,7 @@ def pack(quant: str, layout: str, w: F32) -> U8:
     if layout == "tiles":
         w = np.vstack([w, np.zeros((-len(w) % 16, w.shape[1]), np.float32)])
     rows, cols = w.shape
-    if quant in ("f32", "f16", "bf16"):
+    if quant in ELEMENTS:
         values = bf16_bits(w) if quant == "bf16" else w.astype(np.float16 if quant == "f16" else np.float32)
         if layout == "tiles":
             values = values.reshape(rows // 16, 16, cols).transpose(0, 2, 1)
@@ -104,7 +106,7 @@ def quantize_activations(x: F32) -> F64:
 
 
 def activations(quant: str, x: F32) -> F64:
-    return quantize_activations(x) if quant in ("q4_0", "q8_0") else x.astype(np.float64)
+    return x.astype(np.float64) if quant in ELEMENTS else quantize_activations(x)
 
 
 def linear(quant: str, w: F32, x: F32) -> F64:
@@ -280,7 +282,7 @@ def dense_expert(
     steps = np.abs(blocks / np.where(step == 0, 1, step))
     may_differ = np.where(np.abs(steps % 1 - 0.5) < 0.01, step, 0).reshape(neurons.shape)
     rounding: F64 = may_differ @ np.abs(down).T.astype(np.float64)
-    return linear(quants[2], down, narrow), rounding * (quants[2] in ("q4_0", "q8_0"))
+    return linear(quants[2], down, narrow), rounding * (quants[2] not in ELEMENTS)
 
 
 def order_of_logits(logits: F32) -> I32:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 import numpy_reference
-from random_inputs import F32, normal
+from random_inputs import F32, meaning, normal, random_blocks
 
 from smallthinker import _kernels
 
@@ -68,9 +69,12 @@ class Layer:
             for quant, w, section in zip(quants[-len(sections) :], roles, sections, strict=True):
                 stored = np.ascontiguousarray(w.T if section.is_transposed else w)
                 assert stored.shape == (section.rows, section.cols)
-                packed = _kernels.pack(quant, section.layout, stored)
+                if _kernels.can_pack(quant) and quant in numpy_reference.MADE:
+                    packed, back = _kernels.pack(quant, section.layout, stored), numpy_reference.unpack(quant, stored)
+                else:  # any blocks of that size, others for other weights
+                    blocks = random_blocks(quant, crc32(stored.tobytes()), *stored.shape, of_size=True)
+                    packed, back = _kernels.repack(quant, section.layout, blocks), meaning(quant, blocks)
                 record[section.offset : section.offset + section.nbytes] = packed
-                back = numpy_reference.unpack(quant, stored)
                 kept.append(back.T if section.is_transposed else back)
             matrices.append((kept[0], kept[1], kept[2]))
         return cls((quants, hidden, ffn, activation, gated), sections, slots, matrices)

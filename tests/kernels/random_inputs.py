@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 from hypothesis import settings
@@ -12,15 +13,19 @@ from hypothesis import strategies as st
 from smallthinker import _kernels
 
 F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
 Make = Callable[..., F32]
 
 seeds = st.integers(0, 2**32 - 1)
 tokens = st.integers(1, 19)
 
 
-def widths(quant: str) -> st.SearchStrategy[int]:
+def widths(quant: _kernels.Quant) -> st.SearchStrategy[int]:
     """Columns: whole blocks, in every remainder of a strip of four, or any number where there are no blocks."""
-    return st.integers(1, 9).map(lambda n: 32 * n) if quant in ("q8_0", "q4_0") else st.integers(1, 150)
+    block = _kernels.formats()[quant][0]
+    if block == 1:
+        return st.integers(1, 150)
+    return st.integers(1, 9 if block == 32 else 3).map(lambda n: block * n)
 
 
 def at_most(examples: int) -> settings:
@@ -41,10 +46,43 @@ def uneven(seed: int, *shape: int) -> F32:
     return normal(seed, *shape) * np.repeat(size.astype(np.float32), 32, -1)[..., : shape[-1]]
 
 
-def random_blocks(quant: _kernels.Quant, seed: int, rows: int, cols: int) -> npt.NDArray[np.uint8]:
-    """ggml's blocks of whole rows, of any bytes."""
-    nbytes = _kernels.packed_bytes(quant, "rows", rows, cols)
-    return np.random.default_rng(seed).integers(0, 256, (rows, nbytes // rows), dtype=np.uint8)
+# Where scales and mins of a block of ggml's are, and the size of them with which weights are about 1.
+HALVES: dict[str, dict[int, float]] = {
+    "q8_0": {0: 0.014}, "q4_0": {0: 0.2}, "q4_1": {0: 0.2, 2: 1.5}, "q5_0": {0: 0.1}, "q5_1": {0: 0.1, 2: 1.5},
+    "iq4_nl": {0: 0.016}, "iq4_xs": {0: 0.001}, "q2_k": {80: 0.08, 82: 0.1}, "q3_k": {108: 0.02},
+    "q4_k": {0: 0.004, 2: 0.03}, "q5_k": {0: 0.002, 2: 0.03}, "q6_k": {208: 0.0008}, "mxfp4": {},
+}  # fmt: skip
+
+
+def random_blocks(quant: _kernels.Quant, seed: int, rows: int, cols: int, of_size: bool = False) -> U8:
+    """ggml's blocks of whole rows [rows, row bytes], of any bytes; `of_size`: weights that are finite and about 1."""
+    block, nbytes = _kernels.formats()[quant]
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (rows, cols // block, nbytes), dtype=np.uint8)
+    if of_size and block == 1:
+        of_type = {"f32": np.float32, "f16": np.float16}.get(quant)
+        w = rng.standard_normal((rows, cols), np.float32)
+        return (w.view(np.uint16)[:, 1::2].copy() if of_type is None else w.astype(of_type)).view(np.uint8)
+    if of_size:
+        for offset, size in HALVES[quant].items():
+            scales = (rng.standard_normal(blocks.shape[:2]) * size).astype("<f2")
+            blocks[:, :, offset : offset + 2] = scales[..., None].view(np.uint8)
+        if quant == "mxfp4":
+            blocks[:, :, 0] = rng.integers(123, 127, blocks.shape[:2])
+    return blocks.reshape(rows, -1)
+
+
+def meaning(quant: _kernels.Quant, blocks: U8) -> F32:
+    """The weights that ggml's blocks [rows, row bytes] are: what the gguf package says."""
+    with np.errstate(all="ignore"):
+        weights: F32 = gguf.dequantize(blocks, gguf.GGMLQuantizationType[quant.upper()])
+    return weights
+
+
+def matrix(quant: _kernels.Quant, seed: int, rows: int, cols: int) -> tuple[U8, F32]:
+    """Random weights in tiles, and what they are."""
+    blocks = random_blocks(quant, seed, rows, cols, of_size=True)
+    return _kernels.repack(quant, "tiles", blocks), meaning(quant, blocks)
 
 
 def bits(x: F32) -> npt.NDArray[np.uint32]:

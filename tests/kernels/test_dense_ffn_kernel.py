@@ -53,6 +53,22 @@ def test_experts_match_the_reference(
     assert live == tokens * k * ffn
 
 
+@at_most(15)
+@pytest.mark.parametrize("shape", SHAPES)
+@given(seed=seeds, tokens=st.integers(1, 11))
+def test_formats_without_rows_are_computed_in_full_behind_every_activation(
+    pool: _kernels.ThreadPool, shape: tuple[_kernels.Activation, bool], seed: int, tokens: int
+) -> None:
+    quants = [quant for quant in _kernels.formats() if not _kernels.has_rows(quant)]
+    gate, up, down = np.random.default_rng(seed).choice(quants, 3).tolist()
+    layer = Layer.random((gate, up, down), 256, 256, 2, seed, *shape)
+    assert {section.layout for section in layer.sections} == {"tiles"}
+    x, chosen = normal(seed + 9, tokens, 256), choose(seed, tokens, 2, 1)
+    out, live = layer.run(pool, x, chosen)
+    assert_matches_the_reference(layer, x, chosen, out)
+    assert live == tokens * 256
+
+
 @given(seed=seeds, quants=st.tuples(formats, formats, formats), shape=dense, tokens=st.integers(1, 11))
 def test_gate_up_and_down_have_a_format_each(
     pools: list[_kernels.ThreadPool],
@@ -61,8 +77,8 @@ def test_gate_up_and_down_have_a_format_each(
     shape: tuple[_kernels.Activation, bool],
     tokens: int,
 ) -> None:
-    layer = Layer.random(quants, 96, 160, 3, seed, *shape)
-    x, chosen = normal(seed + 9, tokens, 96), choose(seed, tokens, 3, 2)
+    layer = Layer.random(quants, 256, 512, 3, seed, *shape)
+    x, chosen = normal(seed + 9, tokens, 256), choose(seed, tokens, 3, 2)
     out, _ = layer.run(pools[0], x, chosen)
     assert_matches_the_reference(layer, x, chosen, out)
     alone = np.vstack([layer.run(pools[1], x[t : t + 1], chosen[t : t + 1])[0] for t in range(tokens)])

@@ -72,6 +72,7 @@ RIGHT: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         _kernels.unpack,
         {"quant": "q4_0", "layout": "rows", "data": zeros(3 * 36, dtype=u8), "rows": 3, "cols": 64},
     ),
+    "repack": (_kernels.repack, {"quant": "q4_0", "layout": "tiles", "blocks": zeros(3, 36, dtype=u8)}),
     "pack": (_kernels.pack, {"quant": "q4_0", "layout": "tiles", "w": zeros(3, 64)}),
     "embed": (
         _kernels.embed,
@@ -348,7 +349,7 @@ def test_another_number_of_dimensions_is_refused(name: str, arg: str) -> None:
             call(name, **{arg: other})
 
 
-@pytest.mark.parametrize(("name", "arg"), [a for a in ARRAYS if a[0] not in ("pack", "read_memory")])
+@pytest.mark.parametrize(("name", "arg"), [a for a in ARRAYS if a[0] not in ("pack", "repack", "read_memory")])
 def test_another_length_of_a_dimension_is_refused(name: str, arg: str) -> None:
     value = RIGHT[name][1][arg]
     for axis in range(value.ndim):
@@ -365,7 +366,7 @@ def test_gaps_between_elements_are_refused(name: str, arg: str) -> None:
         call(name, **{arg: np.repeat(value, 2, axis=-1)[..., ::2]})
 
 
-@pytest.mark.parametrize(("name", "arg"), [(n, a) for n, a in ARRAYS if n not in ("read_memory",)])
+@pytest.mark.parametrize(("name", "arg"), [(n, a) for n, a in ARRAYS if n not in ("repack", "read_memory")])
 def test_misaligned_data_is_refused(name: str, arg: str) -> None:
     value = RIGHT[name][1][arg]
     buffer = np.zeros(value.nbytes + 1, u8)[1:]
@@ -386,8 +387,8 @@ def test_a_read_only_output_is_refused(name: str, arg: str) -> None:
 )
 def test_an_unknown_format_is_refused(name: str, arg: str) -> None:
     right = RIGHT[name][1][arg]
-    wrong = "q5_1" if arg == "quant" else (*right[:-1], "q5_1")
-    with pytest.raises(ValueError, match="quant: expected one of f32, f16, bf16, q8_0, q4_0, found 'q5_1'"):
+    wrong = "q9_9" if arg == "quant" else (*right[:-1], "q9_9")
+    with pytest.raises(ValueError, match=r"quant: expected one of f32, f16, bf16, .*, q6_k, found 'q9_9'"):
         call(name, **{arg: wrong})
 
 
@@ -398,6 +399,11 @@ WRONG_VALUES: list[tuple[str, dict[str, Any], str]] = [
     ("unpack", {"cols": 48}, "cols: expected a multiple of 32"),
     ("unpack", {"layout": "cols"}, "layout: expected tiles or rows"),
     ("pack", {"w": zeros(3, 40)}, "cols: expected a multiple of 32"),
+    ("pack", {"quant": "q5_1"}, "quant: expected a format that can be made of numbers, found q5_1"),
+    ("unpack", {"quant": "q6_k"}, "cols: expected a multiple of 256 for q6_k, found 64"),
+    ("unpack", {"quant": "mxfp4"}, "layout: expected tiles, the only one of mxfp4, found rows"),
+    ("repack", {"layout": "cols"}, "layout: expected tiles or rows"),
+    ("repack", {"quant": "q6_k"}, "blocks: expected rows of whole blocks of 210 bytes, found 36"),
     ("pack", {"w": zeros(0, 64)}, "rows: expected 1 to"),
     ("embed", {"ids": np.array([0, 5], i32)}, r"ids\[1\]: expected 0 to 4, found 5"),
     ("embed", {"ids": np.array([-1, 0], i32)}, r"ids\[0\]: expected 0 to 4, found -1"),

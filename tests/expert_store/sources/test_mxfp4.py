@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 import torch
 from family_checkpoints import make_checkpoint
+from reading import unpack_expert
 from safetensors.torch import load_file, save_file
 
 from smallthinker.errors import CheckpointError, ConfigError
+from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.sources.checkpoint import Checkpoint
 from smallthinker.expert_store.sources.mxfp4 import unpack
+from smallthinker.expert_store.store import Store
+from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
 
 
 @pytest.fixture
@@ -49,6 +53,22 @@ def test_packed_experts_mean_what_transformers_makes_of_them(packed: tuple[Path,
                     name = f"layers.{layer}.{role}.{expert}"
                     assert np.array_equal(source.read(name), weights), name
                     assert np.array_equal(source.read(name, 3, 10), weights[3:10]), name
+
+
+def test_packed_experts_stay_as_they_are_in_a_store(
+    packed: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    folder, _ = packed
+    with Checkpoint(folder) as source:
+        for name, data in byte_tokenizer_files(source.config).items():
+            (folder / name).write_bytes(data)
+    with Store.open(convert(folder, tmp_path / "store")) as store, Checkpoint(folder) as source:
+        assert store.formats.of_experts(0) == ("mxfp4",) * 3
+        assert store.formats.of("q_proj", 0) == "q4_0"
+        for layer in range(source.config.num_layers):
+            for expert in (0, 7):
+                for role, kept in zip(("gate", "up", "down"), unpack_expert(store, layer, expert), strict=True):
+                    np.testing.assert_array_equal(kept, source.read(f"layers.{layer}.{role}.{expert}"))
 
 
 def test_a_scale_of_255_is_no_number() -> None:

@@ -54,8 +54,9 @@ class DriverKernels:
     def activations(self) -> list[str]:
         return list(self._call("activations"))
 
-    def formats(self) -> list[str]:
-        return list(self._call("formats"))
+    def formats(self) -> dict[str, tuple[int, int]]:
+        found = self._call("formats")
+        return {found[at]: found[at + 1 : at + 3] for at in range(0, len(found), 3)}
 
     def available_isas(self) -> list[str]:
         isas = self._call("available_isas")

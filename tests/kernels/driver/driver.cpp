@@ -16,8 +16,14 @@ namespace {
 const std::map<std::string, void (*)(Call&)> kKernels{
     {"formats",
      [](Call& c) {
-       for (const FormatSizes& format : kFormats) c.result(std::string(format.name));
+       for (const FormatSizes& format : kFormats) {
+         c.result(std::string(format.name));
+         c.result(format.block);
+         c.result(format.block_bytes);
+       }
      }},
+    {"can_pack", [](Call& c) { c.result(int64_t{can_pack(c.quant(0))}); }},
+    {"has_rows", [](Call& c) { c.result(int64_t{sizes_of(c.quant(0)).has_rows}); }},
     {"activations",
      [](Call& c) {
        for (const char* name : kActivations) c.result(std::string(name));
