@@ -127,9 +127,8 @@ def gguf_family(metadata: Mapping[str, Any], where: str) -> tuple[ModuleType, st
     known = {family.GGUF_ARCHITECTURE: family for family in FAMILIES.values() if hasattr(family, "GGUF_ARCHITECTURE")}
     architecture = metadata.get(ARCHITECTURE_KEY)
     if not isinstance(architecture, str) or architecture not in known:
-        expected = " or ".join(repr(name) for name in known)
         raise ConfigError(
-            f"{where}: {ARCHITECTURE_KEY}: expected {expected}, found {shown_or_nothing(architecture)}; this engine "
+            f"{where}: {ARCHITECTURE_KEY}: expected one of {', '.join(known)}, found {shown_or_nothing(architecture)}; this engine "
             "runs no other models"
         )
     return known[architecture], architecture
@@ -143,7 +142,7 @@ def _family(raw: Mapping[str, Any]) -> ModuleType:
     family = known.get(architectures[0]) if isinstance(architectures, list) and _one_name(architectures) else None
     if family is None:
         found = "missing" if architectures is None else f"found {shown(architectures)}"
-        raise ConfigError(f"architectures: {found}; expected the one of {' or '.join(FAMILIES)}")
+        raise ConfigError(f"architectures: {found}; expected the one of {', '.join(FAMILIES)}")
     # SmallThinker's published class has no type of its own, so transformers writes ""
     if kind not in (None, "", family.MODEL_TYPE):
         raise ConfigError(f"model_type: expected '{family.MODEL_TYPE}', found {shown(kind)}")
