@@ -128,8 +128,8 @@ def gguf_family(metadata: Mapping[str, Any], where: str) -> tuple[ModuleType, st
     architecture = metadata.get(ARCHITECTURE_KEY)
     if not isinstance(architecture, str) or architecture not in known:
         raise ConfigError(
-            f"{where}: {ARCHITECTURE_KEY}: expected one of {', '.join(known)}, found {shown_or_nothing(architecture)}; this engine "
-            "runs no other models"
+            f"{where}: {ARCHITECTURE_KEY}: expected one of {', '.join(known)}, found {shown_or_nothing(architecture)}; "
+            "this engine runs no other models"
         )
     return known[architecture], architecture
 
