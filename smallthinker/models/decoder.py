@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from smallthinker.errors import ConfigError
 from smallthinker.models import description as d
 from smallthinker.models.keys import Keys
+from smallthinker.models.rope_keys import rope_keys
 
 # Upper bounds keep a hostile file from asking for absurd allocations; each is over ten times what is published.
 LIMITS = {
@@ -205,6 +206,22 @@ def qwen_windows(keys: Keys, layers: int) -> tuple[int, tuple[str, ...]]:
         ["sliding_attention" if window and layer >= first else "full_attention" for layer in range(layers)]
     )
     return check_window(window, types), types
+
+
+def qwen_keys(model: d.Model, architecture: str) -> dict[str, Any]:
+    """The way back of a dense Qwen."""
+    mixer, ffn, window = model.layers[0].attention, model.layers[0].ffn, window_of(model)
+    assert ffn is not None and mixer.rope is not None
+    return {
+        **common_keys(model, architecture),
+        **dense_keys(ffn),
+        **rope_keys(mixer.rope),
+        "hidden_act": activation_name(ffn.activation),
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "max_window_layers": model.num_layers,
+        "layer_types": layer_types(model),
+    }
 
 
 def check_window(window: int, types: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ from smallthinker.models import decoder, gguf_decoder
 from smallthinker.models import description as d
 from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
-from smallthinker.models.rope_keys import rope, rope_keys
+from smallthinker.models.rope_keys import rope
 
 ARCHITECTURE = "Qwen2ForCausalLM"
 MODEL_TYPE = GGUF_ARCHITECTURE = "qwen2"
@@ -45,18 +45,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
 
 def to_config(model: d.Model) -> dict[str, Any]:
     """The config.json of a checkpoint of this model; `from_config` gives back an equal one."""
-    mixer, ffn, window = model.layers[0].attention, model.layers[0].ffn, decoder.window_of(model)
-    assert ffn is not None and mixer.rope is not None
-    return {
-        **decoder.common_keys(model, ARCHITECTURE),
-        **decoder.dense_keys(ffn),
-        **rope_keys(mixer.rope),
-        "hidden_act": decoder.activation_name(ffn.activation),
-        "use_sliding_window": window is not None,
-        "sliding_window": window,
-        "max_window_layers": model.num_layers,
-        "layer_types": decoder.layer_types(model),
-    }
+    return decoder.qwen_keys(model, ARCHITECTURE)
 
 
 def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
