@@ -137,6 +137,27 @@ def test_each_matrix_may_have_its_own_type(tmp_path: Path) -> None:
     assert_same_bits(logits(path, max_slots=floor), expected)
 
 
+def test_experts_in_k_quants_of_two_kinds_give_the_same_bits_at_any_budget(tmp_path: Path) -> None:
+    """As llama.cpp's files of the kind Q4_K_M have them: Q6_K for some of the matrices."""
+    tiny_file(tmp_path, "Q8_0", hidden_size=256, moe_ffn_hidden_size=256)
+    random, raw = np.random.default_rng(0), dict[str, Any]()
+    for tensor in gguf.GGUFReader(tmp_path / "tiny.gguf").tensors:
+        if "_exps" in tensor.name:
+            kind = gguf.GGMLQuantizationType["Q6_K" if "down" in tensor.name else "Q4_K"]
+            rows = tuple(int(size) for size in tensor.shape[:0:-1])
+            blocks = random.integers(0, 256, (*rows, 1, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)
+            scales = np.s_[-2:] if kind.name == "Q6_K" else np.s_[:4]
+            blocks[..., scales] = np.full(blocks[..., scales].shape[-1] // 2, 0.002, np.float16).view(np.uint8)
+            raw[tensor.name] = blocks.reshape(*rows, -1), kind
+    path = write_gguf(tmp_path / "checkpoint", tmp_path / "k.gguf", "Q8_0", tensors=raw)
+    with Store.open(path) as store:
+        assert store.formats.of_experts(1) == ("q4_k", "q4_k", "q6_k") and store.formats.of("q_proj", 0) == "q8_0"
+        floor = store.config.experts_per_token
+    expected = logits(path)
+    assert np.isfinite(expected).all()
+    assert_same_bits(logits(path, max_slots=floor), expected)
+
+
 def test_a_model_in_parts_is_read_from_all_of_them(tmp_path: Path) -> None:
     whole = tiny_file(tmp_path, "Q4_0", transposed=True)
     parts = write_gguf(tmp_path / "checkpoint", tmp_path / "p.gguf", "Q4_0", transposed_down=True, part_tensors=5)
