@@ -14,12 +14,14 @@ from smallthinker.commands.options import (
     generation_options,
     load,
 )
+from smallthinker.errors import RequestError, shown
 
 
 def add(commands: Commands) -> None:
     parser = add_command(
-        commands, "chat", handle, "talk with a model", "smallthinker chat -m ./4b-store --memory 1GiB --temperature 0.7"
+        commands, "chat", handle, "talk with a model", "smallthinker chat model.gguf --memory 1GiB --temperature 0.7"
     )
+    parser.add_argument("store", nargs="?", metavar="MODEL", help="a store or .gguf file, as with -m")
     add_chat_options(parser, "show them before the answer")
     add_model_options(parser)
     add_sampling_options(parser)
@@ -28,6 +30,10 @@ def add(commands: Commands) -> None:
 def handle(args: argparse.Namespace) -> int:
     from smallthinker.chat import Chat
 
+    if args.store is not None:
+        if args.model is not None:
+            raise RequestError(f"MODEL: expected one model, found {shown(args.model)} and {shown(args.store)}")
+        args.model = args.store
     with load(args) as llm:
         return Chat(
             llm,

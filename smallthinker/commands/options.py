@@ -260,6 +260,11 @@ def load(args: argparse.Namespace, **more: Any) -> LLM:
     return llm
 
 
+def names_model(word: str) -> bool:
+    """Whether a word among others can only mean a model: no prompt begins so."""
+    return word.lower().endswith(".gguf") or (Path(word) / "dense.safetensors").is_file()
+
+
 def generation_options(args: argparse.Namespace) -> GenerationOptions:
     return {
         "max_tokens": args.max_tokens,

@@ -19,6 +19,7 @@ from smallthinker.commands.options import (
     chat_options,
     generation_options,
     load,
+    names_model,
     read_text,
     text,
 )
@@ -35,7 +36,7 @@ def add(commands: Commands) -> None:
         "run",
         handle,
         "answer a prompt, or write text that continues it",
-        'smallthinker run -m ./4b-store --memory 1GiB "Why is the sea salt?"; '
+        'smallthinker run model.gguf --memory 1GiB "Why is the sea salt?"; '
         'smallthinker run -m ./4b-store "Summarise this." < notes.txt',
     )
     parser.add_argument(
@@ -43,7 +44,8 @@ def add(commands: Commands) -> None:
         type=text,
         nargs="*",
         metavar="PROMPT",
-        help="what to answer; files and what is piped in follow it; - stands for standard input",
+        help="what to answer; files and what is piped in follow it; - stands for standard input; without -m, a first "
+        "word that is a store or a .gguf file is the model",
     )
     parser.add_argument(
         "--file", action="append", type=Path, default=[], metavar="FILE", help="a text to follow the prompt; repeatable"
@@ -68,6 +70,8 @@ def add(commands: Commands) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
+    if args.model is None and args.prompt and names_model(args.prompt[0]):
+        args.model = args.prompt.pop(0)
     prompt = _prompt(args)
     from smallthinker.chat import interrupts_cancel
 
