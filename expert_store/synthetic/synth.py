@@ -63,7 +63,7 @@ from smallthinker.models.families.smallthinker import MODEL_TYPE as FAMILY
 from smallthinker.models.published import PUBLISHED, published_shape
 from smallthinker.models.registry import checkpoint_tensors, parse_model, read_model, to_config
 
-_QUANTS = ("q4_0", "q8_0", "bf16", "f16", "f32")  # whose bytes random_weights.py makes
+QUANTS: tuple[Quant, ...] = ("q4_0", "q8_0", "bf16", "f16", "f32")  # whose bytes random_weights.py makes
 NO_QUANT = "none"
 
 MAX_SKEW = 16.0  # far beyond it nothing changes: each layer has k experts that every token uses
@@ -100,7 +100,8 @@ def synth(
     raw = _raw_config(shape)
     config = parse_model(raw, in_store=quant != NO_QUANT)
     inputs = [] if published_shape(shape) is not None else [Path(shape)]
-    said = raw if quant == NO_QUANT else to_config(config)  # a store says every key, into how many slices it is cut too
+    cut = {} if quant == NO_QUANT else {key: n for key, n in to_config(config).items() if key == "num_mlp_slices"}
+    said = dict(raw) | cut  # a store says into how many slices it is cut: another rule changes none
     files = {CONFIG_FILE: json.dumps(said, indent=1).encode("ascii")} | byte_tokenizer_files(config)
     if skew and not config.routed_layers:
         raise ConfigError("skew: expected 0 for a dense model, which has no routers that could prefer an expert")
@@ -112,8 +113,8 @@ def synth(
         uneven = _Skew(config, skew, None, seed) if skew else None
         _write_checkpoint(config, Path(out), files, seed, force, progress or silent, shard_bytes, uneven, inputs)
         return Path(out)
-    if quant not in _QUANTS:
-        raise ConfigError(f"quantisation: expected one of {', '.join((*_QUANTS, NO_QUANT))}, found {quant!r}")
+    if quant not in QUANTS:
+        raise ConfigError(f"quantisation: expected one of {', '.join((*QUANTS, NO_QUANT))}, found {quant!r}")
     kind = check_quant(quant)
     formats = Formats(kind)
     uneven = _Skew(config, skew, kind, seed) if skew else None

@@ -25,6 +25,7 @@ from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.format import QUANTS, Formats, Quant
 from smallthinker.expert_store.inspect import describe
 from smallthinker.expert_store.store import Store
+from smallthinker.expert_store.synthetic.synth import QUANTS as SYNTH_QUANTS
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.expert_store.writer import StoreWriter
 
@@ -46,7 +47,7 @@ def compressed_store(tiny_config: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("reader", NATIVE)
-@pytest.mark.parametrize("quant", QUANTS)
+@pytest.mark.parametrize("quant", SYNTH_QUANTS)
 def test_records_are_the_same_bytes_with_and_without_compression(
     tiny_config: Path, tmp_path: Path, quant: Quant, reader: str
 ) -> None:

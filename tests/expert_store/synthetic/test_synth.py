@@ -16,11 +16,11 @@ from tokenizers import Tokenizer
 from smallthinker import _kernels
 from smallthinker.errors import ConfigError
 from smallthinker.expert_store.convert import convert
-from smallthinker.expert_store.format import QUANTS, Quant
+from smallthinker.expert_store.format import Quant
 from smallthinker.expert_store.sources.checkpoint import Checkpoint
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
-from smallthinker.expert_store.synthetic.synth import synth
+from smallthinker.expert_store.synthetic.synth import QUANTS, synth
 from smallthinker.models.published import PUBLISHED
 from smallthinker.models.registry import parse_model, read_model
 from smallthinker.models.tensors import num_parameters
