@@ -36,7 +36,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return config, synth(str(config), folder / "store", "q4_0")
 
 
-def test_a_synthetic_store_says_every_key_and_keeps_biases_and_counts(model: tuple[Path, Path]) -> None:
+def test_a_synthetic_store_says_how_it_is_cut_and_keeps_biases_and_counts(model: tuple[Path, Path]) -> None:
     config, path = model
     with Store.open(path) as store:
         parsed = parse_model(json.loads(config.read_text()))

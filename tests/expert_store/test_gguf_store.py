@@ -249,3 +249,16 @@ def test_a_plan_is_the_one_that_the_engine_makes_and_notes_are_told(
     assert json.loads(capsys.readouterr().out)["format"] == "GGUF"
     assert main(["inspect", str(path), "--verify"]) == 2
     assert "has no checksums" in capsys.readouterr().err
+
+
+def test_a_command_s_first_word_may_be_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tiny_file(tmp_path, "F16")
+    options = ["--max-tokens", "4", "--seed", "1"]
+    assert main(["run", "-m", str(path), "hello", *options]) == 0
+    expected = capsys.readouterr().out
+    assert main(["run", str(path), "hello", *options]) == 0
+    assert capsys.readouterr().out == expected
+    assert main(["run", str(tmp_path / "none.gguf"), "hello"]) == 2
+    assert "none.gguf: cannot read" in capsys.readouterr().err
+    assert main(["chat", str(path), "-m", str(path)]) == 2
+    assert "expected one model" in capsys.readouterr().err
