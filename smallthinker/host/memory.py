@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import sys
 from pathlib import Path
@@ -18,6 +19,11 @@ def trim_heap() -> None:
     """Give the system what the allocator holds free, after work that needed much. glibc only."""
     if libc is not None and hasattr(libc, "malloc_trim"):
         libc.malloc_trim(ctypes.c_size_t(0))
+
+
+def check_address_space(nbytes: int) -> None:
+    """Raises OSError where so much can't be mapped: for libraries that end the process when they are refused memory."""
+    mmap.mmap(-1, nbytes).close()
 
 
 def drop_library_pages() -> None:

@@ -20,6 +20,8 @@ from smallthinker.text.decoding import Decoding, StreamDecoder
 from smallthinker.text.panics import panics_as_errors, tokenizer_faults
 from smallthinker.text.plain_text import ControlTokens, PlainText, Spans
 
+_LOADING_BYTES = 24 << 20  # and 9 to 12 times the file, seen while the library loads one
+
 
 class Message(TypedDict):
     """One turn of a conversation; `role` is system, user or assistant."""
@@ -40,6 +42,7 @@ class Tokenizer:
         path = files.path("tokenizer.json")
         try:
             raw = files.read("tokenizer.json")
+            host.check_address_space(_LOADING_BYTES + 12 * len(raw))
             with panics_as_errors():
                 self._tokenizer = HFTokenizer.from_buffer(raw)
         except FileNotFoundError:

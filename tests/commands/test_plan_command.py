@@ -94,4 +94,4 @@ def test_a_trace_of_another_model_is_refused_and_the_models_own_is_named(
     assert main(["plan", config, *SHORT, "--memory", "4000MiB", "--trace", str(trace), "--json"]) == 0
     assert "a trace of" in json.loads(capsys.readouterr().out.splitlines()[-1])["sources"]["routing"]
     assert main(["plan", "4b", *SHORT, "--trace", str(trace)]) == 2
-    assert "expected a trace of 32 layers of 32 experts" in capsys.readouterr().err
+    assert "expected a trace of 32 routed layers of 32 experts" in capsys.readouterr().err

@@ -207,7 +207,7 @@ def test_the_commands_say_what_they_took_and_refuse_in_one_line(hub: FakeHub, tm
     said = ["model", "weights", "download", "store", "memory", "disk", "note:"]
     assert [line.split()[0] for line in result.stderr.splitlines()] == said
     kept = tmp_path / "tiny-GGUF-q4_0.download" / "tiny-Q8_0.gguf"
-    again = smallthinker(hub, tmp_path, "convert", str(kept), "again", "--json")
+    again = smallthinker(hub, tmp_path, "convert", str(kept), "again", "--quant", "q4_0", "--json")
     assert json.loads(again.stdout)["store"] == "again", again.stderr
     assert store_files(tmp_path / "again") == store_files(tmp_path / "tiny-GGUF-q4_0")
     kept.write_bytes(kept.read_bytes()[:-50])

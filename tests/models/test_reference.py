@@ -33,7 +33,7 @@ def test_experts_equal_the_sum_written_out() -> None:
     m, r = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         _, weights, ids = route(r, ffn.router, of)
-        found, _ = feed_forward(m[None], ffn, of, r[None])
+        found, _ = feed_forward(m[None], ffn, of, r[None], m[None])
         for token in range(9):
             expected = torch.zeros(64)
             for weight, expert in zip(weights[token], ids[token].tolist(), strict=True):
