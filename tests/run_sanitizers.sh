@@ -8,7 +8,7 @@ python=${PYTHON:-.venv/bin/python}
 cxx=${CXX:-g++}
 
 # GCC takes the undefined vectors that its own AVX-512 intrinsics start from for mistakes of ours, at -O1.
-driver=$(tests/kernels/driver/build.sh "$cxx" build/driver-sanitized -O1 -g -fno-omit-frame-pointer \
+driver=$(tests/kernels/driver/build.sh "$cxx" build/driver-sanitized -O1 -g1 -fno-omit-frame-pointer \
   -fsanitize=address,undefined -fno-sanitize-recover=all -Wall -Wextra -Wno-maybe-uninitialized)
 KERNELS_DRIVER=$driver "$python" -m pytest tests/kernels --hypothesis-profile driver
 
