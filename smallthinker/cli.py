@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from smallthinker import terminal
 from smallthinker.commands import COMMANDS
-from smallthinker.commands.options import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, Parser
+from smallthinker.commands.options import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, Parser, text
 from smallthinker.errors import SmallThinkerError, one_line
 
 DEBUG_VARIABLE = "SMALLTHINKER_DEBUG"
@@ -41,7 +41,13 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         parser = _parser()
         args, unknown = parser.parse_known_args(argv)
-        if unknown:
+        if (
+            unknown
+            and isinstance(getattr(args, "prompt", None), list)
+            and not any(word[:1] == "-" != word for word in unknown)
+        ):
+            args.prompt += [text(word) for word in unknown]  # argparse takes words up to the first option only
+        elif unknown:
             getattr(args, "parser", parser).refuse(unknown)
         if args.command is None:
             parser.print_help(sys.stderr)

@@ -262,7 +262,10 @@ def load(args: argparse.Namespace, **more: Any) -> LLM:
 
 def names_model(word: str) -> bool:
     """Whether a word among others can only mean a model: no prompt begins so."""
-    return word.lower().endswith(".gguf") or (Path(word) / "dense.safetensors").is_file()
+    from smallthinker.expert_store.format import DENSE_FILE
+    from smallthinker.expert_store.store import is_gguf
+
+    return is_gguf(Path(word)) or (Path(word) / DENSE_FILE).is_file()
 
 
 def generation_options(args: argparse.Namespace) -> GenerationOptions:

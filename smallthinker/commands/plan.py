@@ -29,7 +29,8 @@ def add(commands: Commands) -> None:
         "model",
         metavar="MODEL",
         nargs="?",
-        help="4b, 21b, a config.json, or the folder of a checkpoint or a store (default: the bundled demo model)",
+        help="a shape (4b, qwen3-30b-a3b, ...), a config.json, a .gguf file, or the folder of a checkpoint or a store "
+        "(default: the bundled demo model)",
     )
     parser.add_argument(
         "--memory",

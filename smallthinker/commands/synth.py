@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "shape",
         metavar="SHAPE",
-        help="a published shape (4b, 21b, dense-1.5b, qwen3-30b-a3b, olmoe, gpt-oss-20b), or a config.json",
+        help="a published shape (4b, 21b, qwen3-30b-a3b, gpt-oss-20b, ...: a wrong one names all), or a config.json",
     )
     parser.add_argument("store", metavar="OUT", type=Path, help="folder to write")
     parser.add_argument(

@@ -94,13 +94,14 @@ def find_model(name: str, quant: Quant | None = None) -> PlannedModel:
         )
     if shape is not None:
         return _model(name.lower(), parse_model(shape), quant or DEFAULT_QUANT, None)
-    if not is_there(path):
-        raise ConfigError(
-            f"{name}: expected {', '.join(PUBLISHED)}, a config.json, or the folder of a checkpoint or a store, found "
-            f"nothing of that name"
-        )
-    if is_gguf(path):
+    if is_gguf(path):  # one that isn't there, too: the error is about a file
         return _gguf_model(path, quant)
+    if not is_there(path):
+        shapes = "" if path.name != name else f"{', '.join(PUBLISHED)}, "  # a path can't be meant for one
+        raise ConfigError(
+            f"{name}: expected {shapes}a config.json, a .gguf file, or the folder of a checkpoint or a store, found "
+            "nothing of that name"
+        )
     if not path.is_dir():
         return _model(str(path), read_model(path), quant or DEFAULT_QUANT, None)
     if not (path / EXPERTS_FILE).exists():
@@ -116,10 +117,11 @@ def find_model(name: str, quant: Quant | None = None) -> PlannedModel:
 
 def _gguf_model(path: Path, quant: Quant | None) -> PlannedModel:
     """Of a file that is run where it lies."""
+    host.trim_heap()
+    before = host.resident_bytes()  # as Engine: the file's words stay in memory from here on
     with Store.open(path) as store:
         if quant not in (None, store.quant):
             raise RequestError(f"--quant: most of this file is {store.quant}, found {quant}; it runs as it lies")
-        before = host.resident_bytes()
         kept = Tokenizer(store.small_files, store.config.vocab_size)
         tokenizer, dense, record = host.resident_bytes() - before, store.dense_bytes, store.record_bytes
         del kept

@@ -258,7 +258,26 @@ def test_a_command_s_first_word_may_be_the_file(tmp_path: Path, capsys: pytest.C
     expected = capsys.readouterr().out
     assert main(["run", str(path), "hello", *options]) == 0
     assert capsys.readouterr().out == expected
+    assert main(["run", str(path), *options, "hello"]) == 0  # as in the README: options between them
+    assert capsys.readouterr().out == expected
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", str(path), *options, "hello", "--no-such"])
+    assert "--no-such: no such option" in capsys.readouterr().err
+    assert main(["plan", str(tmp_path / "none.gguf")]) == 2
+    assert "none.gguf: cannot read: No such file or directory; give a .gguf file" in capsys.readouterr().err
     assert main(["run", str(tmp_path / "none.gguf"), "hello"]) == 2
     assert "none.gguf: cannot read" in capsys.readouterr().err
     assert main(["chat", str(path), "-m", str(path)]) == 2
     assert "expected one model" in capsys.readouterr().err
+
+
+def test_a_plan_counts_what_opening_the_file_keeps_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, held, opened = tiny_file(tmp_path, "F16"), [50 * MIB], Store.open
+
+    def open_and_hold(path: Path) -> Store:
+        held[0] = 80 * MIB
+        return opened(path)
+
+    monkeypatch.setattr(host, "resident_bytes", lambda: held[0])
+    monkeypatch.setattr(Store, "open", open_and_hold)
+    assert find_model(str(path)).tokenizer_bytes == 30 * MIB

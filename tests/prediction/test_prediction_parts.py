@@ -73,6 +73,8 @@ def test_a_model_is_a_name_a_configuration_or_a_folder(
     with pytest.raises(ConfigError, match=r"4b: this is a shape, and .*\./4b.*4B for the shape"):
         find_model("4b")
     with pytest.raises(ConfigError, match=r"4b, 21b.*found nothing"):
+        find_model("none")
+    with pytest.raises(ConfigError, match=r"none: expected a config\.json, a \.gguf file.*found nothing"):
         find_model(str(tmp_path / "none"))
     with pytest.raises(RequestError, match="this store is q4_0"):
         find_model(str(hybrid_store), "q8_0")
