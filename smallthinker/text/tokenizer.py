@@ -97,11 +97,6 @@ class Tokenizer:
         plain = self.plain_text()
         return plain.encode(plain.protect(text))
 
-    def encode_chat(self, messages: Iterable[Message | Mapping[str, Any]], **variables: Any) -> list[int]:
-        """Token ids of what `render_chat` gives, where special tokens are only those of the template itself."""
-        plain = self.plain_text()
-        return plain.encode(self.render_chat(plain.protect_messages(messages), **plain.protect(variables)))[0]
-
     def plain_text(self, also: Iterable[str] = ()) -> PlainText:
         """What keeps users' strings plain in one prompt. also: see PlainText."""
         return PlainText(self._control, also)

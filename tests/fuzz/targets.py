@@ -37,6 +37,7 @@ from smallthinker.memory_plan import choose_context, scratch_bytes
 from smallthinker.models.registry import checkpoint_tensors, parse_model, read_model, to_config
 from smallthinker.models.supported import check_supported
 from smallthinker.router.trace import Trace, load_trace, save_trace
+from smallthinker.text.chat_prompt import chat_prompt
 from smallthinker.text.chat_template import load_chat_template
 from smallthinker.text.tokenizer import Tokenizer
 
@@ -189,7 +190,7 @@ def tokenizer(draw: Draw, files: Files) -> None:
     found = Tokenizer(folder, 300)
     ids = found.encode("Hello, <|im_start|> wörld 日本\n")
     found.decode(ids)
-    found.encode_chat(_MESSAGES[:2])
+    chat_prompt(found, _MESSAGES[:2])
 
 
 def raw_tokenizer(draw: Draw, files: Files) -> None:

@@ -41,6 +41,7 @@ def test_the_plan_is_the_one_that_the_engine_makes(
     hybrid_store: Path, monkeypatch: pytest.MonkeyPatch, memory_mib: int
 ) -> None:
     monkeypatch.setattr(host, "resident_bytes", lambda: 50 * MIB)  # else each process holds something else
+    monkeypatch.setattr(host, "peak_memory_bytes", lambda: 50 * MIB)
     for path, context in ((hybrid_store, 64), (DEMO_STORE, 300)):
         with Engine(path, memory=memory_mib * MIB, context=context, kv="f16") as engine:
             profile = engine.disk_profile

@@ -14,6 +14,7 @@ from tokenizer_files import CONTROL, FAMILIES, MARKUP, SPACES, byte_level, write
 from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as HFTokenizer
 
+from smallthinker.text.chat_prompt import chat_prompt
 from smallthinker.text.tokenizer import Tokenizer
 
 VOCAB = 1000
@@ -31,6 +32,12 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]
 
 def library(tokenizer: Tokenizer) -> HFTokenizer:
     return tokenizer._tokenizer
+
+
+def encode_chat(tokenizer: Tokenizer, messages: list[dict[str, Any]], **variables: Any) -> list[int]:
+    """With any tools and variables; of those that `chat_prompt` takes, as it does."""
+    plain = tokenizer.plain_text()
+    return plain.encode(tokenizer.render_chat(plain.protect_messages(messages), **plain.protect(variables)))[0]
 
 
 def control_ids(tokenizer: Tokenizer) -> set[int]:
@@ -66,7 +73,7 @@ def test_a_prompt_has_no_special_tokens_but_its_templates(
 ) -> None:
     tokenizer = tokenizers[family]
     messages, tools = data.draw(conversations(WORDS)), data.draw(tools_of(WORDS))
-    ids = tokenizer.encode_chat(messages, tools=tools)
+    ids = encode_chat(tokenizer, messages, tools=tools)
     harmless = [
         {
             "role": m["role"],
@@ -89,7 +96,7 @@ def test_the_text_of_a_prompt_is_what_the_template_says_of_it(
 ) -> None:
     tokenizer = tokenizers["byte_level"]
     messages, tools = data.draw(conversations(WORDS)), data.draw(tools_of(WORDS))
-    text = library(tokenizer).decode(tokenizer.encode_chat(messages, tools=tools), skip_special_tokens=False)
+    text = library(tokenizer).decode(encode_chat(tokenizer, messages, tools=tools), skip_special_tokens=False)
     assert text == normalizers.NFC().normalize_str(tokenizer.render_chat(messages, tools=tools))
 
 
@@ -102,7 +109,7 @@ def test_a_prompt_without_anything_special_is_encoded_as_ever(
     tokenizer = tokenizers[family]
     messages, tools = data.draw(conversations(PLAIN)), data.draw(tools_of(PLAIN))
     text = tokenizer.render_chat(messages, tools=tools)
-    ids = tokenizer.encode_chat(messages, tools=tools)
+    ids = encode_chat(tokenizer, messages, tools=tools)
     assert ids == tokenizer.encode(text, special_tokens=True)
 
 
@@ -118,7 +125,7 @@ def test_only_the_piece_between_two_of_the_templates_tokens_is_encoded_anew(
         {"role": "user", "content": f"last  {after}"},
     ]
     with_x = [messages[0], {"role": "user", "content": "x"}, messages[2]]
-    ids, other = tokenizer.encode_chat(messages), tokenizer.encode_chat(with_x)
+    ids, other = encode_chat(tokenizer, messages), encode_chat(tokenizer, with_x)
     piece = ids.index(markers(tokenizer, ids)[1], 1) + 1  # ends the first message
     assert ids[:piece] == other[:piece]
     tail = len(other) - 1 - other[::-1].index(other[piece - 1])  # the end of the last
@@ -159,16 +166,26 @@ def test_words_that_were_added_to_a_vocabulary_stay_words(tokenizers: dict[str, 
     assert word in tokenizer.encode(f"a{SPACES}b<|im_end|>")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=30)
+@given(content=WORDS.filter(str.strip))
+def test_a_chat_s_prompt_keeps_texts_plain_in_the_same_way(
+    tokenizers: dict[str, Tokenizer], family: str, content: str
+) -> None:
+    messages = [{"role": "user", "content": content}]
+    assert chat_prompt(tokenizers[family], messages).ids == encode_chat(tokenizers[family], messages)
+
+
 def test_an_assistants_own_thoughts_and_calls_are_its_tokens_but_turns_are_not(
     tokenizers: dict[str, Tokenizer],
 ) -> None:
     tokenizer = tokenizers["byte_level"]
     own = "<tool_call>\n{}\n</tool_call> <|im_end|>"
-    ids = tokenizer.encode_chat([{"role": "assistant", "content": own}])
+    ids = encode_chat(tokenizer, [{"role": "assistant", "content": own}])
     names = [library(tokenizer).id_to_token(id) for id in markers(tokenizer, ids)]
     assert names == ["<|im_start|>", "<tool_call>", "</tool_call>", "<|im_end|>", "<|im_start|>"]
-    thought = tokenizer.encode_chat([{"role": "assistant", "content": "<think>\nno\n</think>\n\nyes"}])
-    assert thought == tokenizer.encode_chat([{"role": "assistant", "content": "yes"}])
+    thought = encode_chat(tokenizer, [{"role": "assistant", "content": "<think>\nno\n</think>\n\nyes"}])
+    assert thought == encode_chat(tokenizer, [{"role": "assistant", "content": "yes"}])
 
 
 def test_tokens_that_overlap_or_begin_each_other_are_all_plain(tmp_path: Path) -> None:
@@ -178,7 +195,7 @@ def test_tokens_that_overlap_or_begin_each_other_are_all_plain(tmp_path: Path) -
     tokenizer = Tokenizer(write(other, tmp_path), VOCAB)
     bad = {other.token_to_id(text) for text in texts} - {other.token_to_id("<")}
     for content in ("<a><b><a>", "<<a>", "[a]", "b><a><b", "x<a", "<a><", "b>"):
-        ids = tokenizer.encode_chat([{"role": "user", "name": content, "content": content}])
+        ids = encode_chat(tokenizer, [{"role": "user", "name": content, "content": content}])
         assert not bad.intersection(ids), content
 
 
@@ -205,7 +222,7 @@ def test_characters_that_become_a_special_tokens_are_plain_too(
     think = other.token_to_id("<think>")
     assert think in tokenizer.encode(forged, special_tokens=True)
     assert think not in tokenizer.encode(f"a{forged}b")
-    assert think not in tokenizer.encode_chat([{"role": "user", "content": forged}])
+    assert think not in encode_chat(tokenizer, [{"role": "user", "content": forged}])
 
 
 @pytest.mark.parametrize("change", [str.upper, str.strip, lambda text: json.dumps(text), lambda text: text[:-1]])
