@@ -100,7 +100,7 @@ class Common(NamedTuple):
         )
 
 
-def common(keys: Keys, bos: int | None, eos: int | None) -> Common:
+def common(keys: Keys, bos: int | None = None, *eos: int) -> Common:
     """bos, eos: what absent keys mean. Raises ConfigError, naming the key."""
     layers, hidden = keys.positive("num_hidden_layers"), keys.positive("hidden_size", multiple_of=d.BLOCK)
     heads, vocab = keys.positive("num_attention_heads"), keys.positive("vocab_size")
@@ -108,10 +108,9 @@ def common(keys: Keys, bos: int | None, eos: int | None) -> Common:
         raise ConfigError(f"head_dim: missing, and hidden_size {hidden} is not a multiple of {heads} heads")
     tokens = d.SpecialTokens(
         keys.token("bos_token_id", bos, vocab),
-        keys.tokens("eos_token_id", () if eos is None else (eos,), vocab),
+        keys.tokens("eos_token_id", eos, vocab),
     )
-    for key, supported in _ONLY.items():
-        keys.only(key, supported)
+    keys.only_these(_ONLY)
     return Common(
         layers,
         hidden,
@@ -232,12 +231,22 @@ def check_window(window: int, types: Sequence[str]) -> int:
 
 
 def in_layers(
-    attention: d.Attention, ffns: Sequence[d.Ffn], norms: d.Norms, window: int = 0, types: Sequence[str] = ()
+    attention: d.Attention,
+    ffns: Sequence[d.Ffn],
+    norms: d.Norms,
+    window: int = 0,
+    types: Sequence[str] = (),
+    has_rope: Sequence[bool] = (),
 ) -> list[d.Layer]:
-    """Layers that differ in their networks and, by their types, in whether they have the window."""
+    """Layers that differ in their networks, by their types in whether they have the window, and in whether they have
+    positions."""
     types = types or ["sliding_attention" if window else "full_attention"] * len(ffns)
     windowed = {"full_attention": attention, "sliding_attention": replace(attention, window=window)}
-    return [d.Layer(windowed[kind], ffn, norms) for kind, ffn in zip(types, ffns, strict=True)]
+    mixers = [
+        windowed[kind] if rotary else replace(windowed[kind], rope=None)
+        for kind, rotary in zip(types, has_rope or [True] * len(types), strict=True)
+    ]
+    return [d.Layer(mixer, ffn, norms) for mixer, ffn in zip(mixers, ffns, strict=True)]
 
 
 def layer_types(model: d.Model) -> list[str]:

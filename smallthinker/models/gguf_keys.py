@@ -89,6 +89,10 @@ class GgufKeys:
     def only(self, key: str, supported: tuple[Any, ...]) -> None:
         self.one_of(key, supported, " or ".join(map(repr, supported)))
 
+    def only_these(self, supported: Mapping[str, tuple[Any, ...]]) -> None:
+        for key, values in supported.items():
+            self.only(key, values)
+
     def one_of(self, key: str, accepted: tuple[Any, ...], expected: str) -> None:
         """Absent, or one of these."""
         value = self._left.pop(key, accepted[0])

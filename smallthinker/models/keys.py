@@ -161,6 +161,10 @@ class Keys:
             expected = "none" if supported == (None,) else shown(supported[0])
             raise ConfigError(f"{key}: only {expected} is supported, found {shown(value)}")
 
+    def only_these(self, supported: Mapping[str, tuple[Any, ...]]) -> None:
+        for key, values in supported.items():
+            self.only(key, values)
+
     def reject_unknown(self) -> None:
         unknown = sorted(printable(str(key), 80) for key in set(self.raw) - self._seen)
         if unknown:

@@ -79,8 +79,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     }
     network = decoder.dense(keys, common.hidden, decoder.activation(keys, "hidden_activation"))
     softcap = 0.0 if keys.get("final_logit_softcapping") is None else keys.number("final_logit_softcapping", 1e-3, 1e6)
-    for key, supported in {"attn_logit_softcapping": (None,), "use_bidirectional_attention": (False,)}.items():
-        keys.only(key, supported)
+    keys.only_these({"attn_logit_softcapping": (None,), "use_bidirectional_attention": (False,)})
     keys.reject_unknown()
     return common.model(
         MODEL_TYPE,

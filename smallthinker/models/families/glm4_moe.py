@@ -53,7 +53,7 @@ _SIGMOID = 2
 def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     """The model of a parsed config.json. Raises ConfigError, naming the key."""
     keys = Keys({**_ABSENT, **raw}, _IGNORED, decoder.LIMITS)
-    common = decoder.common(keys, None, None)
+    common = decoder.common(keys)
     mixer = d.Attention(
         common.heads,
         common.kv_heads,
@@ -85,8 +85,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     first, dense = keys.natural("first_k_dense_replace"), decoder.dense(keys, common.hidden, act, expert_width=width)
     if first >= common.layers:
         raise ConfigError(f"first_k_dense_replace: expected fewer than the {common.layers} layers, found {first}")
-    for key, supported in _ONLY.items():
-        keys.only(key, supported)
+    keys.only_these(_ONLY)
     keys.reject_unknown()
     networks = [dense] * first + [sparse] * (common.layers - first)
     return common.model(MODEL_TYPE, decoder.in_layers(mixer, networks, d.Norms(common.norm, common.norm)))

@@ -67,7 +67,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     if isinstance(packed, Mapping) and packed.get("quant_method") == "mxfp4" and set(packed) <= _PACKED:
         raw = {**raw, "quantization_config": None}
     keys = Keys({**_ABSENT, **raw}, _IGNORED, decoder.LIMITS)
-    common = decoder.common(keys, None, None)
+    common = decoder.common(keys)
     bias = keys.flag("attention_bias")
     mixer = d.Attention(
         common.heads,

@@ -60,8 +60,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     positions = rope(keys, common.head_dim, common.context, _ABSENT_THETA, partial=1.0, original=original)
     mixer = d.Attention(common.heads, common.kv_heads, common.head_dim, positions)
     network, window = decoder.dense(keys, common.hidden, decoder.activation(keys)), keys.window("sliding_window")
-    for key, supported in _ONLY.items():
-        keys.only(key, supported)
+    keys.only_these(_ONLY)
     keys.reject_unknown()
     norms = d.Norms(common.norm, common.norm)
     return common.model(MODEL_TYPE, decoder.in_layers(mixer, [network] * common.layers, norms, window))

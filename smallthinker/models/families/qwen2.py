@@ -33,7 +33,7 @@ GGUF_NAMES = gguf_decoder.NAMES
 def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     """The model of a parsed config.json. Raises ConfigError, naming the key."""
     keys = Keys({**_ABSENT, **raw}, (), decoder.LIMITS)
-    common = decoder.common(keys, None, None)
+    common = decoder.common(keys)
     positions = rope(keys, common.head_dim, common.context, _ABSENT_THETA)
     mixer = d.Attention(common.heads, common.kv_heads, common.head_dim, positions, bias=True)
     network = decoder.dense(keys, common.hidden, decoder.activation(keys))

@@ -33,7 +33,7 @@ GGUF_NAMES = gguf_decoder.NAMES
 def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     """The model of a parsed config.json. Raises ConfigError, naming the key."""
     keys = Keys({**_ABSENT, **raw}, (), decoder.LIMITS)
-    common = decoder.common(keys, None, None)
+    common = decoder.common(keys)
     positions, bias = rope(keys, common.head_dim, common.context, _ABSENT_THETA), keys.flag("attention_bias")
     mixer = d.Attention(
         common.heads, common.kv_heads, common.head_dim, positions, qk_norm=common.norm, bias=bias, out_bias=bias

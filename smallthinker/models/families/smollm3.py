@@ -6,7 +6,6 @@ Knows nothing about stores or kernels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from smallthinker.models import decoder, gguf_decoder
@@ -49,14 +48,9 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     types = keys.layer_types(["sliding_attention" if window and not one else "full_attention" for one in has_rope])
     window = decoder.check_window(window, types)
     keys.reject_unknown()
-    layers = decoder.in_layers(mixer, [network] * common.layers, d.Norms(common.norm, common.norm), window, types)
-    return common.model(
-        MODEL_TYPE,
-        [
-            layer if one else replace(layer, mixer=replace(layer.attention, rope=None))
-            for layer, one in zip(layers, has_rope, strict=True)
-        ],
-    )
+    norms = d.Norms(common.norm, common.norm)
+    layers = decoder.in_layers(mixer, [network] * common.layers, norms, window, types, has_rope)
+    return common.model(MODEL_TYPE, layers)
 
 
 def to_config(model: d.Model) -> dict[str, Any]:
