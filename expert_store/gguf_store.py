@@ -22,10 +22,11 @@ from smallthinker.expert_store.convert import dense_pieces
 from smallthinker.expert_store.device.pacing import SequentialThrottle
 from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.format import TOKENIZER_FILE
+from smallthinker.expert_store.own_formats import formats_in
 from smallthinker.expert_store.progress import Progress
 from smallthinker.expert_store.records import Records
 from smallthinker.expert_store.sources.gguf_checkpoint import GgufCheckpoint
-from smallthinker.expert_store.sources.gguf_records import GgufRecords, formats_in, in_one_piece
+from smallthinker.expert_store.sources.gguf_records import GgufRecords, in_one_piece
 from smallthinker.expert_store.store import Store
 from smallthinker.files import SmallFiles, write_hint
 from smallthinker.host import pages
@@ -42,8 +43,8 @@ class GgufStore(Store):
         """Raises CheckpointError, ConfigError."""
         self._source = source = GgufCheckpoint(path, in_one_piece)
         try:
-            super().__init__(path, source.config, formats_in(source))
-            self._records = GgufRecords(source, self.formats)
+            super().__init__(path, source.config, formats_in(source.model))
+            self._records = GgufRecords(source.model, self.formats, source.files)
         except BaseException:
             source.close()
             raise

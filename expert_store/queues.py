@@ -13,6 +13,7 @@ from smallthinker.expert_store.device.disk_profile import DiskProfile
 from smallthinker.expert_store.device.pacing import random_device
 from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.native_queue import STAGE_THREADS, NativeKind, NativeQueue
+from smallthinker.expert_store.records import Records
 from smallthinker.expert_store.store import Store
 from smallthinker.host import pages
 
@@ -57,8 +58,12 @@ def open_queue(
 
 
 def queue_bytes(store: Store, profile: DiskProfile) -> int:
+    """As `reading_bytes`, of a store."""
+    return reading_bytes(store.records(profile.chunk_bytes), profile)
+
+
+def reading_bytes(records: Records, profile: DiskProfile) -> int:
     """The most memory that reading takes beside the slots: pages on their way, and what a stage works on."""
-    records = store.records(profile.chunk_bytes)
     if records.stage is None:
         return profile.depth * profile.chunk_bytes
     piece = host.whole_pages(records.max_piece_bytes) + host.DIRECT_ALIGN

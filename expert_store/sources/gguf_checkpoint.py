@@ -39,6 +39,7 @@ GGUF_SUFFIX = ".gguf"
 MOST_PARTS = 1000
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
+IN_PLACE_REMEDY = "convert the file instead (smallthinker convert)"  # of what can be read, but not where it lies
 _HEAD = "output.weight"
 _MOST_FACTORS = 1024  # rotary pairs
 _HEAD_PREDICTOR = "lm_head_profiler.weight"  # which logits PowerInfer leaves out; no part of the model
@@ -140,8 +141,8 @@ class GgufModel:
 
 class GgufCheckpoint:
     """An opened and checked GGUF file, or the parts of one of which `path` is the first. Keeps what `WeightSource`
-    promises. files: the parts and their sizes; files_bytes: of all. reshaped: see `GgufModel`. Raises CheckpointError,
-    ConfigError."""
+    promises. model: what the headers describe. files: the parts and their sizes; files_bytes: of all. reshaped: see
+    `GgufModel`. Raises CheckpointError, ConfigError."""
 
     def __init__(self, path: str | Path, reshaped: Callable[[Model], Model] = lambda model: model) -> None:
         self.path = Path(path)
@@ -151,26 +152,22 @@ class GgufCheckpoint:
         self.files_bytes = sum(header.file_bytes for header in headers)
         self._files = WeightFiles(self._paths)
         try:
-            self._model = GgufModel(headers, self._row, reshaped)
+            self.model = GgufModel(headers, self._row, reshaped)
         except BaseException:
             self._files.close()
             raise
-        self.config, self.notes = self._model.config, self._model.notes
-
-    def place(self, name: str) -> Found:
-        """Of a tensor of the model, or an expert's matrix."""
-        return self._model.places[name]
+        self.config, self.notes = self.model.config, self.model.notes
 
     def forget_tokenizer(self) -> None:
         """Let go of its lists of words; `small_files` can't be asked for afterwards."""
-        del self._model.tokenizer
+        del self.model.tokenizer
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
         """Rows start..stop of a tensor as float32, [rows, cols] or [size]: what the blocks mean. Raises CheckpointError
         when the file can't be read."""
         from gguf import GGML_QUANT_SIZES, dequantize
 
-        found = self._model.places[name]
+        found = self.model.places[name]
         block = GGML_QUANT_SIZES[found.tensor.kind][0]
 
         def read(rows: range, cols: range) -> npt.NDArray[np.float32]:
@@ -187,7 +184,7 @@ class GgufCheckpoint:
         self, name: str, quant: Quant, start: int = 0, stop: int | None = None, *, transposed: bool = False
     ) -> npt.NDArray[np.uint8] | None:
         """uint8 [rows, blocks, block bytes] if the file has blocks of this kind along these rows, else None."""
-        found = self._model.places[name]
+        found = self.model.places[name]
         place = found.place
         if quant not in BLOCK_QUANTS or self.own_format(name) != quant or place.transposed != transposed:
             return None
@@ -202,7 +199,7 @@ class GgufCheckpoint:
 
     def own_format(self, name: str) -> Quant | None:
         """The format that the tensor has in the file and could keep, else None."""
-        tensor, place = self._model.places[name].tensor, self._model.places[name].place
+        tensor, place = self.model.places[name].tensor, self.model.places[name].place
         quant = next((quant for quant in QUANTS if quant.upper() == tensor.kind.name), None)
         if quant not in BLOCK_QUANTS:
             return quant
@@ -214,7 +211,7 @@ class GgufCheckpoint:
     def small_files(self) -> dict[str, bytes]:
         """config.json and the tokenizer's files, made from the metadata."""
         config = json.dumps(to_config(self.config), indent=1).encode("ascii")
-        return {CONFIG_FILE: config} | self._model.tokenizer.files()
+        return {CONFIG_FILE: config} | self.model.tokenizer.files()
 
     def close(self) -> None:
         self._files.close()

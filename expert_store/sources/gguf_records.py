@@ -8,10 +8,9 @@ Shape letters: E experts of a layer, P pieces of one, R rows of a matrix.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from math import prod
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +19,6 @@ import numpy.typing as npt
 from smallthinker import _kernels
 from smallthinker.errors import ConfigError
 from smallthinker.expert_store.format import (
-    ALWAYS_F32,
-    QUANTS,
     TILE_ROWS,
     Formats,
     Layout,
@@ -33,11 +30,8 @@ from smallthinker.expert_store.format import (
     record_layouts,
 )
 from smallthinker.expert_store.records import Records, Stage
-from smallthinker.expert_store.sources.gguf_checkpoint import Found, GgufCheckpoint
+from smallthinker.expert_store.sources.gguf_checkpoint import IN_PLACE_REMEDY, Found, GgufModel
 from smallthinker.models.description import Ffn, Model
-from smallthinker.models.tensors import DOWN, tensors
-
-_REMEDY = "convert the file instead (smallthinker convert)"
 
 
 def in_one_piece(model: Model) -> Model:
@@ -53,35 +47,6 @@ def _whole(ffn: Ffn) -> Ffn:
     return replace(ffn, width=ffn.width * ffn.slices, slices=1)
 
 
-def formats_in(source: GgufCheckpoint) -> Formats:
-    """The formats of a file's matrices, by the names of those that differ from most. Raises ConfigError for one that
-    the kernels can't read as it lies."""
-    model, found = source.config, dict[str, Quant]()
-    weights = Counter[Quant]()
-    turned: set[bool] = set()
-    for tensor in tensors(model):
-        if len(tensor.shape) == 1 or tensor.role in ALWAYS_F32:
-            continue
-        kinds = {source.place(name).tensor.kind.name.lower() for name, _ in tensor.parts}
-        known = [quant for quant in QUANTS if {quant} == kinds]
-        if not known:
-            where = f"{source.path}: tensor '{source.place(tensor.parts[0][0]).tensor.name}'"
-            types = ", ".join(sorted(kinds)).upper()
-            raise ConfigError(
-                f"{where}: expected one of the types {', '.join(QUANTS).upper()}, which run where they lie, found "
-                f"{types}; {_REMEDY}"
-            )
-        found[tensor.name] = known[0]
-        weights[known[0]] += prod(tensor.shape)
-        if tensor.role == DOWN:
-            turned |= {source.place(name).place.transposed for name, _ in tensor.parts}
-    quant = weights.most_common(1)[0][0]
-    # behind a ReLU gate only live neurons' columns of `down` are read, if they lie as rows
-    formats = Formats(quant, {name: other for name, other in found.items() if other != quant}, whole=turned != {True})
-    formats.check(model)
-    return formats
-
-
 class _Shape(NamedTuple):
     """As `_kernels.piece_stage` takes it."""
 
@@ -94,13 +59,14 @@ class _Shape(NamedTuple):
 
 
 class GgufRecords:
-    """Of a checked file. Raises ConfigError for a matrix that lies in a way that can't be read piece by piece."""
+    """Of a model in these files of these sizes. Raises ConfigError for a matrix that lies in a way that can't be read
+    piece by piece."""
 
-    def __init__(self, source: GgufCheckpoint, formats: Formats) -> None:
-        self._source, self._formats = source, formats
-        self._layouts = record_layouts(source.config, formats)
-        self.record_bytes = record_bytes(source.config, formats)
-        self._matrices = [_matrices(source, layer, layout) for layer, layout in enumerate(self._layouts) if layout]
+    def __init__(self, model: GgufModel, formats: Formats, files: Sequence[tuple[Path, int]]) -> None:
+        self._files = tuple(files)
+        self._layouts = record_layouts(model.config, formats)
+        self.record_bytes = record_bytes(model.config, formats)
+        self._matrices = [_matrices(model, layer, layout) for layer, layout in enumerate(self._layouts) if layout]
         self.on_disk_bytes = sum(
             matrix.section.rows * matrix.row_bytes * len(matrix.starts) for of in self._matrices for matrix in of
         )
@@ -115,7 +81,7 @@ class GgufRecords:
             starts.append(starts[-1][-1] + table.shape[1] * np.arange(1, len(table) + 1, dtype=np.int64))
             tables.append(table.reshape(-1, 4))
         stage = Stage(_kernels.piece_stage(list(shapes)), "repack", self._gathered_bytes(chunk_bytes))
-        return Records(self._source.files, self.record_bytes, np.concatenate(tables), np.concatenate(starts), stage)
+        return Records(self._files, self.record_bytes, np.concatenate(tables), np.concatenate(starts), stage)
 
     def _gathered_bytes(self, chunk_bytes: int) -> int:
         """Of a piece whose rows lie apart, a copy side by side."""
@@ -128,7 +94,7 @@ class GgufRecords:
             for matrix in of:
                 begins.setdefault(matrix.file, []).append(int(matrix.starts[0]))
         file, first = max(((file, min(at)) for file, at in begins.items()), key=lambda item: len(begins[item[0]]))
-        path, nbytes = self._source.files[file]
+        path, nbytes = self._files[file]
         first -= first % self.record_bytes
         return Records.in_turn(path, nbytes, first, self.record_bytes, max(1, (nbytes - first) // self.record_bytes))
 
@@ -144,23 +110,23 @@ class _Matrix(NamedTuple):
     starts: npt.NDArray[np.int64]
 
 
-def _matrices(source: GgufCheckpoint, layer: int, layout: RecordLayout) -> list[_Matrix]:
-    experts = range(source.config.experts_of_layers[layer])
+def _matrices(model: GgufModel, layer: int, layout: RecordLayout) -> list[_Matrix]:
+    experts = range(model.config.experts_of_layers[layer])
     return [
-        _matrix(source, section, [f"layers.{layer}.{section.role}.{expert}" for expert in experts])
+        _matrix(model, section, [f"layers.{layer}.{section.role}.{expert}" for expert in experts])
         for section in layout.sections
     ]
 
 
-def _matrix(source: GgufCheckpoint, section: Section, names: list[str]) -> _Matrix:
-    found = [source.place(name) for name in names]
+def _matrix(model: GgufModel, section: Section, names: list[str]) -> _Matrix:
+    found = [model.places[name] for name in names]
     first = found[0]
     block, block_bytes = _kernels.formats()[section.quant]
     is_alike = all(_is_plain(one, section, block) and one.file == first.file for one in found)
     if not is_alike or first.tensor.kind.name.lower() != section.quant:
         raise ConfigError(
-            f"{source.path}: tensor '{first.tensor.name}': expected {section.quant.upper()} with each of its matrices "
-            f"in whole rows, found another order; {_REMEDY}"
+            f"{model.where}: tensor '{first.tensor.name}': expected {section.quant.upper()} with each of its matrices "
+            f"in whole rows, found another order; {IN_PLACE_REMEDY}"
         )
     stride = first.tensor.shape[-1] // block * block_bytes
     starts = [

@@ -1,4 +1,4 @@
-"""`smallthinker pull`: download a model and convert it."""
+"""`smallthinker pull`: download a model; safetensors become a store, a GGUF file runs as it is."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def add(commands: Commands) -> None:
         commands,
         "pull",
         handle,
-        "download a model from a hub and make a store of it; needs smallthinker[hub]",
+        "download a model from a hub: a GGUF file, or safetensors, of which a store is made; needs smallthinker[hub]",
         "smallthinker pull PowerInfer/SmallThinker-4BA0.6B-Instruct ./4b-store --dry-run; "
-        "smallthinker pull OWNER/NAME-GGUF --list; smallthinker pull OWNER/NAME-GGUF ./store --quant q4_k_m",
+        "smallthinker pull OWNER/NAME-GGUF --list; smallthinker pull OWNER/NAME-GGUF ./models --quant q4_k_m",
     )
     parser.add_argument(
         "repo", type=text, metavar="REPO", help="OWNER/NAME on the hub; only safetensors, GGUF, JSON are fetched"
@@ -42,14 +42,19 @@ def add(commands: Commands) -> None:
         "where there are any, else the GGUF file that is of --quant)",
     )
     parser.add_argument(
-        "store", metavar="OUT", type=Path, nargs="?", help="folder to write (default: NAME-QUANT in the working folder)"
+        "store",
+        metavar="OUT",
+        type=Path,
+        nargs="?",
+        help="folder of the store, or for the GGUF file, which keeps its name and runs there (default: NAME-QUANT, or "
+        "NAME, in the working folder)",
     )
     parser.add_argument(
         "--quant",
         type=str.lower,
         metavar="QUANT",
-        help=f"weight format of the store ({', '.join(WEIGHT_FORMATS)}; default: q4_0), and which GGUF file to take, "
-        "as q4_k_m too (default: of those that run and fit, the one that loses little for its size)",
+        help=f"of safetensors the store's weight format ({', '.join(WEIGHT_FORMATS)}; default: q4_0), else which GGUF "
+        "file to take, as q4_k_m (default: of those that run and fit, the one that loses little for its size)",
     )
     parser.add_argument(
         "--memory",
@@ -66,13 +71,16 @@ def add(commands: Commands) -> None:
         metavar="URL",
         help="another hub (default: HF_ENDPOINT or huggingface.co; HF_TOKEN is its token)",
     )
-    parser.add_argument("--keep-download", action="store_true", help="keep the original weights, in OUT.download")
-    parser.add_argument("--force", action="store_true", help="replace an existing store, once the new one is whole")
+    parser.add_argument("--keep-download", action="store_true", help="keep the safetensors, in OUT.download")
+    parser.add_argument(
+        "--force", action="store_true", help="replace an existing store, once the new one is whole, or file"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be fetched and written, and end")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def handle(args: argparse.Namespace) -> int:
+    from smallthinker.errors import RequestError
     from smallthinker.hub.pull import Pull, listing
     from smallthinker.hub.repository import Hub
 
@@ -83,6 +91,8 @@ def handle(args: argparse.Namespace) -> int:
         return 0
     pull = Pull(hub, args.store, args.quant, args.force, args.gguf, args.memory)
     plan = pull.plan
+    if args.compress is not None and not pull.converts:
+        raise RequestError("--compress: a GGUF file runs as it is; smallthinker convert makes a compressed store of it")
     if args.dry_run:
         print(json.dumps(plan.to_dict()) if args.json else plan.text())
         pull.check_space()
@@ -92,17 +102,19 @@ def handle(args: argparse.Namespace) -> int:
         with pull.locked():
             with ProgressBar("downloading") as progress:
                 pull.fetch(progress)
-            with ProgressBar("converting") as progress:
-                pull.convert(args.compress, progress)
+            if pull.converts:
+                with ProgressBar("converting") as progress:
+                    pull.convert(args.compress, progress)
             pull.finish(args.keep_download)
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command goes on with {pull.download}", file=sys.stderr)
         raise
-    kept = pull.download if args.keep_download else None
+    kept = pull.download if args.keep_download and pull.converts else None
     if args.json:
         print(json.dumps(plan.to_dict() | {"kept_download": None if kept is None else str(kept)}))
     else:
         print(written_text(written(plan.store)))
         if kept is not None:
             print(f"{kept}: the weights as they were, for `smallthinker convert`")
+        print(plan.run_command())
     return 0

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from smallthinker.errors import CheckpointError
-from smallthinker.expert_store.format import MADE_QUANTS
+from smallthinker.expert_store.format import MADE_QUANTS, QUANTS
 from smallthinker.expert_store.sources.checkpoint import INDEX_FILE, MAX_INDEX_BYTES, SINGLE_FILE, shard_names
 from smallthinker.expert_store.sources.gguf_checkpoint import GGUF_SUFFIX, part_names
 from smallthinker.hub.repository import Hub, HubFile
@@ -45,6 +45,11 @@ class Offer:
     @property
     def nbytes(self) -> int:
         return sum(file.size for file in self.files)
+
+    @property
+    def may_run(self) -> bool:
+        """Not a GGUF file whose name says a type that no kernel reads."""
+        return not self.quant or self.quant.startswith(tuple(QUANTS))
 
 
 def offers(hub: Hub) -> list[Offer]:
@@ -80,8 +85,8 @@ def quant_of(name: str) -> str:
 
 def choices(found: Sequence[Offer], gguf: str | None, quant: str | None, repo: str) -> list[Offer]:
     """What may be taken, the best first: what `gguf`, a name or a shell pattern, or `quant` means; without them
-    safetensors, else the GGUF models in the order of preference. Raises CheckpointError where there is nothing, or not
-    exactly one of what was asked for."""
+    safetensors, else the GGUF models in the order of preference; all of one kind. Raises CheckpointError where there is
+    nothing, or not exactly one of what was asked for."""
     folder = [offer for offer in found if offer.kind == "safetensors"]
     files = [offer for offer in found if offer.kind == "gguf"]
     converts = quant is None or quant in MADE_QUANTS  # else a quantisation that only GGUF files have
@@ -91,7 +96,7 @@ def choices(found: Sequence[Offer], gguf: str | None, quant: str | None, repo: s
         exact = [offer for offer in files if gguf in (offer.name, PurePosixPath(offer.name).name)]
         chosen = exact or [offer for offer in files if fnmatchcase(offer.name, gguf)]
         what = f"for '{gguf}'"
-    elif quant is not None and not (converts and len(files) == 1):
+    elif quant is not None:
         chosen, what = [offer for offer in files if offer.quant == quant], f"of {quant}"
     else:
         return sorted(files, key=_preference)
@@ -100,6 +105,7 @@ def choices(found: Sequence[Offer], gguf: str | None, quant: str | None, repo: s
         listed = ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")
         raise CheckpointError(
             f"{repo}: expected one GGUF model {what}, found {len(chosen)}; --gguf takes one of {listed or 'none'}"
+            + ("; smallthinker convert makes any format of one" if quant in MADE_QUANTS and not chosen else "")
         )
     return chosen
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from smallthinker.hub.fit import Needs
@@ -19,8 +20,10 @@ _BESIDE_WEIGHTS_BYTES = 64 << 20  # a store's headers and tokenizer, and what a 
 
 @dataclass(frozen=True)
 class PullPlan:
-    """What would be fetched and written. present_bytes: of the download, those that are on this machine already.
-    gguf_models: what the repository has, where the first of `files` is one of them. memory_bytes: what a process here
+    """What would be fetched and written. store: what runs in the end: the folder of a store, or the first or only GGUF
+    file, which runs where it lies; store_bytes: what is written beside the download. quant: of most of its matrices.
+    present_bytes: of the download, those that are on this machine already. gguf_models: what the repository has, where
+    the first of `files` is one of them. memory_bytes: what a process here
     may have. notes: what is taken for granted, since a GGUF file doesn't say it, and where it doesn't fit here."""
 
     repo: str
@@ -39,7 +42,7 @@ class PullPlan:
 
     @property
     def needed_bytes(self) -> int:
-        """Of the disk: what is still to come, and the store."""
+        """Of the disk: what is still to come, and a store."""
         return self.download_bytes - self.present_bytes + self.store_bytes + _BESIDE_WEIGHTS_BYTES
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,20 +60,29 @@ class PullPlan:
             "floor_bytes": self.needs.floor_bytes,
             "full_bytes": self.needs.full_bytes,
             "memory_bytes": self.memory_bytes,
+            "run": self.run_command(),
             "gguf_models": list(self.gguf_models),
             "notes": list(self.notes),
         }
+
+    def run_command(self) -> str:
+        """For a shell: with all that the model can use of the memory here, or where that isn't enough, the least."""
+        budget = max(min(self.needs.full_bytes, self.memory_bytes), self.needs.floor_bytes)
+        return f'smallthinker run {quote(str(self.store))} --memory {budget >> 20}MiB "Why is the sea salt?"'
 
     def text(self) -> str:
         present = f", {size(self.present_bytes)} of it here already" if self.present_bytes else ""
         others = ", ".join(name for name in self.gguf_models if name != self.files[0].name)
         weights = f"weights   {self.files[0].name}; --gguf chooses another: {others or 'there is none'}\n"
         notes = "".join(f"\nnote: {note}" for note in self.notes)
+        stored = f"store     {self.store}, {self.quant}, {size(self.store_bytes)}"
+        if self.gguf_models:
+            stored = f"runs      {self.store}, where it lies, most of it {self.quant}"
         return (
             f"model     {self.repo}, commit {self.commit[:12]}\n"
             f"{weights if self.gguf_models else ''}"
             f"download  {size(self.download_bytes)} in {len(self.files)} files{present}\n"
-            f"store     {self.store}, {self.quant}, {size(self.store_bytes)}\n"
+            f"{stored}\n"
             f"memory    {memory(self.needs)}; {size(self.memory_bytes)} to be had\n"
             f"disk      {size(self.needed_bytes)} needed, {size(self.free_bytes)} free{notes}"
         )
@@ -78,13 +90,14 @@ class PullPlan:
 
 @dataclass(frozen=True)
 class Listing:
-    """All that a repository offers. needs: of each offer, in order; refusal: why none of them runs, or None."""
+    """All that a repository offers. needs: of each offer, in order, None for a type that doesn't run; refusal: why none
+    of them runs, or None."""
 
     repo: str
     commit: str
     family: str | None
     offers: tuple[Offer, ...]
-    needs: tuple[Needs, ...]
+    needs: tuple[Needs | None, ...]
     refusal: str | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -113,7 +126,8 @@ class Listing:
         width = max(len(offer.name) for offer in self.offers) if self.offers else 0
         for number, offer in enumerate(self.offers):
             files = "1 file" if len(offer.files) == 1 else f"{len(offer.files)} files"
-            need = f"  {memory(self.needs[number])}" if self.needs else ""
+            needs = self.needs[number] if self.needs else None
+            need = f"  {memory(needs)}" if needs else f"  {'no kernel for this type' if self.needs else ''}"
             lines.append(f"  {offer.name:{width}}  {offer.quant or '-':8}  {size(offer.nbytes):>11} in {files:8}{need}")
         if self.refusal is not None:
             lines.append(f"none of it runs here: {self.refusal}")

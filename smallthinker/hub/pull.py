@@ -1,8 +1,8 @@
-"""A store from a repository on a hub: plan, download, convert.
+"""A model from a repository on a hub: plan, download and, of safetensors, convert.
 
 Owns which files are fetched (weights that are plain data, and the JSON that describes them, or a GGUF file, which
-describes itself; never code or pickles) and where they are until the store is whole: in `STORE.download`, which a
-second try goes on with.
+describes itself; never code or pickles) and where they are. A GGUF file stays in its folder, under its own name, and
+runs there. Safetensors are in `STORE.download` until the store is whole. A second try goes on with either.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from smallthinker.expert_store.format import (
     MADE_QUANTS,
     TOKENIZER_FILE,
     Formats,
+    Quant,
     check_quant,
     dense_table,
     expert_table,
@@ -31,7 +32,7 @@ from smallthinker.expert_store.format import (
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.sources.checkpoint import INDEX_FILE
 from smallthinker.expert_store.sources.checkpoint_settings import SETTINGS_FILES, read_config, settings_files
-from smallthinker.hub.fit import ELSEWHERE, free_memory_bytes, needs, read_offer
+from smallthinker.hub.fit import ELSEWHERE, Described, Needs, free_memory_bytes, gguf_needs, read_offer
 from smallthinker.hub.offers import Offer, choices, offers
 from smallthinker.hub.plan import Listing, PullPlan, size
 from smallthinker.hub.repository import Hub, HubFile, part_of
@@ -45,23 +46,22 @@ _MOST_NAME_BYTES = 255
 
 
 class _Choice(NamedTuple):
-    """What is taken, and how large its store will be."""
+    """What is taken, what it is, and the bytes of the store that is made of it."""
 
     offer: Offer
-    model: Model
+    described: Described
     store_bytes: int
-    notes: tuple[str, ...]
 
 
 class Pull:
-    """One repository on its way to one store. Construction asks the hub and reads config.json or the header of the GGUF
-    file, and writes nothing.
+    """One repository on its way to one model that runs. Construction asks the hub and reads config.json or the header
+    of the GGUF file, and writes nothing.
 
-    out: the store; None is NAME-QUANT in the working folder. quant: the store's weight format, and that of the GGUF
-    file to take; of a quantisation that only GGUF files have ("q4_k_m"), the file's alone, and the store is q4_0. None
-    takes what runs and fits: safetensors, else the GGUF file that loses little for its size. gguf: name or pattern of
-    the GGUF file. memory: what the model shall run in; None is what a process here would take. force: replace a store
-    that is there, at the end. Raises DownloadError, ConfigError (not a model that this engine runs), CheckpointError,
+    out: the store; None is NAME-QUANT in the working folder. Of a GGUF file the folder that it lies in; None is NAME.
+    quant: the store's weight format, or which GGUF file to take ("q4_k_m"). None takes what runs and fits: safetensors,
+    else the GGUF file that loses little for its size. gguf: name or pattern of the GGUF file. memory: what the model
+    shall run in; None is what a process here would take. force: replace a store that is there, at the end, or another
+    file of the same name. Raises DownloadError, ConfigError (not a model that this engine runs), CheckpointError,
     MemoryBudgetError (nothing that was not asked for by name fits), StoreWriteError (the store exists, the disk is too
     small).
     """
@@ -75,63 +75,70 @@ class Pull:
         gguf: str | None = None,
         memory: str | float | None = None,
     ) -> None:
-        stored = check_quant(quant) if quant in MADE_QUANTS else DEFAULT_QUANT
+        stored = _stored_quant(quant)
         self._hub, self._force = hub, force
-        out = out or Path(f"{hub.repo.split('/')[-1]}-{stored}")
-        AtomicFolder(out, 0, ALL_FILES, force).check()
-        self.download = out.with_name(f"{out.name}.download")
-        if len(os.fsencode(self.download.name)) > _MOST_NAME_BYTES:
-            raise StoreWriteError(f"{out}: expected a name to which .download can be added, found a longer one")
         budget = free_memory_bytes() if memory is None else parse_size(memory)
         found = offers(hub)
+        allowed = choices(found, gguf, quant, hub.repo)
+        if not allowed:
+            read_offer(
+                hub, Offer("", "safetensors", "", ()), stored
+            )  # says what is wrong with config.json, if anything
+            raise CheckpointError(f"{hub.repo}: has neither safetensors nor GGUF weights; {ELSEWHERE}")
+        name = hub.repo.split("/")[-1]
+        if allowed[0].kind == "gguf":
+            out = self.download = out or Path(name)
+            _check_folder(out)
+        else:
+            out = out or Path(f"{name}-{stored}")
+            AtomicFolder(out, 0, ALL_FILES, force).check()
+            self.download = out.with_name(f"{out.name}.download")
+            if len(os.fsencode(self.download.name)) > _MOST_NAME_BYTES:
+                raise StoreWriteError(f"{out}: expected a name to which .download can be added, found a longer one")
         free_bytes = self._free_bytes(out)
-        chosen = self._choose(choices(found, gguf, quant, hub.repo), Formats(stored), free_bytes)
-        self._offer, notes = chosen.offer, chosen.notes
-        needed = needs(chosen.model, stored)
-        if needed.floor_bytes > budget:
-            why = f"needs {size(needed.floor_bytes)} of memory at least, found {size(budget)}"
+        self._offer, described, store_bytes = self._choose(allowed, stored, free_bytes)
+        notes = described.notes
+        if described.needs.floor_bytes > budget:
+            why = f"needs {size(described.needs.floor_bytes)} of memory at least, found {size(budget)}"
             if quant is None and gguf is None:
                 remedy = "--memory plans for another machine, --quant takes it all the same"
-                raise MemoryBudgetError(f"{hub.repo}: {why}; {remedy}", needed.floor_bytes)
+                raise MemoryBudgetError(f"{hub.repo}: {why}; {remedy}", described.needs.floor_bytes)
             notes = (*notes, f"this {why}: it won't run here")
         files = (*self._small_files(), *self._offer.files)
         self.plan = PullPlan(
             repo=hub.repo,
             commit=hub.commit,
-            store=out,
-            quant=stored,
+            store=out if described.formats is None else self._local(files[0]),
+            quant=stored if described.formats is None else described.formats.quant,
             files=files,
             download_bytes=sum(file.size for file in files),
             present_bytes=sum(self._present_bytes(file) for file in files),
-            store_bytes=chosen.store_bytes,
+            store_bytes=store_bytes,
             free_bytes=free_bytes,
-            needs=needed,
+            needs=described.needs,
             memory_bytes=budget,
-            gguf_models=tuple(offer.name for offer in found if offer.kind == "gguf") if self._from_gguf else (),
+            gguf_models=() if self.converts else tuple(offer.name for offer in found if offer.kind == "gguf"),
             notes=notes,
         )
 
     @property
-    def _from_gguf(self) -> bool:
-        return self._offer.kind == "gguf"
+    def converts(self) -> bool:
+        """Whether a store is made of what comes; a GGUF file runs where it lies."""
+        return self._offer.kind != "gguf"
 
-    def _choose(self, allowed: Sequence[Offer], formats: Formats, free_bytes: int) -> _Choice:
-        """The first that runs and that the disk holds beside its store; else the first that runs."""
-        if not allowed:
-            read_offer(self._hub, Offer("", "safetensors", "", ()))  # says what is wrong with config.json, if anything
-            raise CheckpointError(f"{self._hub.repo}: has neither safetensors nor GGUF weights; {ELSEWHERE}")
+    def _choose(self, allowed: Sequence[Offer], stored: Quant, free_bytes: int) -> _Choice:
+        """The first that runs and that the disk holds, with its store; else the first that runs."""
         refusal: CheckpointError | None = None
         too_large: _Choice | None = None
         for offer in allowed:
             if too_large is not None and offer.nbytes + too_large.store_bytes > free_bytes:
                 continue  # its header needn't be read
             try:
-                model, notes = read_offer(self._hub, offer)
+                described = read_offer(self._hub, offer, stored)
             except CheckpointError as e:  # of this file; another one may be whole, or of a type that can be read
                 refusal = refusal or e
                 continue
-            tables = (*dense_table(model, formats), *expert_table(model, formats))
-            choice = _Choice(offer, model, sum(spec.nbytes for spec in tables), notes)
+            choice = _Choice(offer, described, _store_bytes(described.model, stored) if offer.kind != "gguf" else 0)
             if offer.nbytes + choice.store_bytes <= free_bytes:
                 return choice
             too_large = too_large or choice
@@ -147,9 +154,10 @@ class Pull:
         converting: Progress = silent,
         keep_download: bool = False,
     ) -> Path:
-        """Download what is missing, convert it, remove the download; returns the store's path.
+        """Download what is missing; of safetensors make the store, and remove them. Returns the path of what runs. Of a
+        GGUF file, `compress` and `keep_download` say nothing: it stays as it is.
 
-        Whatever ends this early, no half store is left under its name, and the next try goes on with what has come.
+        Whatever ends this early, nothing half is left under its name, and the next try goes on with what has come.
         """
         with self.locked():
             self.fetch(downloading)
@@ -163,7 +171,7 @@ class Pull:
         self.check_space()
         try:
             self.download.mkdir(exist_ok=True)
-            if self._force or not any(self.download.iterdir()):
+            if self.converts and (self._force or not any(self.download.iterdir())):
                 (self.download / _OURS).touch()
             lock = host.lock_folder(self.download, wait=False)
         except OSError as e:
@@ -185,33 +193,38 @@ class Pull:
             progress(done, self.plan.download_bytes, "")
 
         try:
-            is_ours = (self.download / _OURS).exists()
-            for name in set(_SMALL_FILES) - {file.name for file in self.plan.files}:
-                # another model's, from an earlier try: would be converted
-                if not is_ours and (self.download / name).exists():
-                    raise DownloadError(
-                        f"{self.download / name}: is no part of {self._hub.repo}; move it, or give --force"
-                    )
-                (self.download / name).unlink(missing_ok=True)
+            replaces = self._clear_small_files() if self.converts else self._force
             for file in self.plan.files:
-                if file is self._offer.files[0] and not self._from_gguf:
+                if file is self._offer.files[0] and self.converts:
                     settings_files(self.download, read_config(self.download))  # refuses a tokenizer before the weights
-                self._hub.download(file, self._local(file), arrived, replace=is_ours)
+                self._hub.download(file, self._local(file), arrived, replace=replaces)
         except DownloadError:
             raise
         except OSError as e:
             why = f"cannot write: {e.strerror or e}"
             raise StoreWriteError(f"{self.download}: {why}; the same command goes on from there") from e
 
+    def _clear_small_files(self) -> bool:
+        """Remove an earlier try's files of another model, which would be converted, too. Returns whether the folder's
+        files are from a hub."""
+        is_ours = (self.download / _OURS).exists()
+        for name in set(_SMALL_FILES) - {file.name for file in self.plan.files}:
+            if not is_ours and (self.download / name).exists():
+                raise DownloadError(f"{self.download / name}: is no part of {self._hub.repo}; move it, or give --force")
+            (self.download / name).unlink(missing_ok=True)
+        return is_ours
+
     def convert(self, compress: int | None = None, progress: Progress = silent) -> None:
-        source = self._local(self._offer.files[0]) if self._from_gguf else self.download
+        """Make the store, if one is made."""
         plan = self.plan
-        convert(source, plan.store, plan.quant, self._force, progress, compress, notice=lambda note: None)  # plan's own
+        if self.converts:
+            quiet = lambda note: None  # noqa: E731  the plan has the notes
+            convert(self.download, plan.store, plan.quant, self._force, progress, compress, notice=quiet)
 
     def finish(self, keep_download: bool = False) -> None:
-        """Remove what was fetched, and the folder if there is nothing else in it. A download that is kept is the user's
-        own from now on: no later pull replaces or removes a file of it unasked."""
-        if not (self.download / _OURS).exists():
+        """Remove what was fetched for a store, and the folder if there is nothing else in it. A download that is kept
+        is the user's own from now on: no later pull replaces or removes a file of it unasked."""
+        if not self.converts or not (self.download / _OURS).exists():
             return
         names = set() if keep_download else {self._local(file).name for file in self.plan.files}
         with contextlib.suppress(OSError):
@@ -222,10 +235,10 @@ class Pull:
 
     def check_space(self) -> None:
         """Raises StoreWriteError when the disk is too small for the rest of the download and the store."""
-        plan = self.plan
+        plan, what = self.plan, "download and store" if self.converts else "download"
         if plan.free_bytes < plan.needed_bytes:
             raise StoreWriteError(
-                f"{plan.store}: needs {size(plan.needed_bytes)} (download and store), the disk has "
+                f"{plan.store}: needs {size(plan.needed_bytes)} ({what}), the disk has "
                 f"{size(plan.free_bytes)} free; make room or choose another disk"
             )
 
@@ -234,7 +247,7 @@ class Pull:
 
     def _small_files(self) -> list[HubFile]:
         """What belongs to safetensors, and comes before them."""
-        if self._from_gguf:
+        if not self.converts:
             return []
         if TOKENIZER_FILE not in self._hub.files:
             raise CheckpointError(f"{self._hub.repo}: has no {TOKENIZER_FILE}; choose a repository with the tokenizer")
@@ -253,14 +266,46 @@ class Pull:
 
 
 def listing(hub: Hub, quant: str | None = None) -> Listing:
-    """What there is, with the memory that each needs as a store of `quant`; reads headers alone. Raises DownloadError,
-    CheckpointError for an index of shards that isn't one."""
-    found = tuple(offers(hub))
-    stored = check_quant(quant) if quant in MADE_QUANTS else DEFAULT_QUANT
+    """What there is, with the memory that each needs: safetensors as a store of `quant`, GGUF files as they lie, about;
+    reads one header. Raises DownloadError, CheckpointError for an index of shards that isn't one."""
+    found, stored = tuple(offers(hub)), _stored_quant(quant)
     try:
         if not found:
             raise CheckpointError(f"{hub.repo}: has neither safetensors nor GGUF weights; {ELSEWHERE}")
-        model, _ = read_offer(hub, min(found, key=lambda offer: (offer.kind != "safetensors", offer.nbytes)))
+        read = min(found, key=lambda offer: (offer.kind != "safetensors", not offer.may_run, offer.nbytes))
+        described = read_offer(hub, read, stored)
     except (ConfigError, CheckpointError) as e:
         return Listing(hub.repo, hub.commit, None, found, (), str(e))
-    return Listing(hub.repo, hub.commit, model.family, found, (needs(model, stored),) * len(found), None)
+
+    def needs_of(offer: Offer) -> Needs | None:
+        if offer is read:
+            return described.needs
+        return gguf_needs(described.model, offer.nbytes) if offer.may_run else None
+
+    needs = tuple(needs_of(offer) for offer in found)
+    return Listing(hub.repo, hub.commit, described.model.family, found, needs, None)
+
+
+def _stored_quant(quant: str | None) -> Quant:
+    """Of a store; a quantisation that only GGUF files have says nothing of one."""
+    return check_quant(quant) if quant in MADE_QUANTS else DEFAULT_QUANT
+
+
+def _store_bytes(model: Model, stored: Quant) -> int:
+    formats = Formats(stored)
+    return sum(spec.nbytes for spec in (*dense_table(model, formats), *expert_table(model, formats)))
+
+
+def _check_folder(folder: Path) -> None:
+    """Whether a file can be put into it. Raises StoreWriteError."""
+    try:
+        if not Path(os.path.realpath(folder)).parent.is_dir():
+            raise StoreWriteError(f"{folder}: the folder that it would be in doesn't exist; create it first")
+        if folder.exists() and not folder.is_dir():
+            raise StoreWriteError(f"{folder}: expected a folder for the GGUF file, found a file; choose another name")
+    except ValueError as e:
+        raise StoreWriteError(f"{str(folder)!r}: cannot write: {e}; choose another name") from None
+    except OSError as e:
+        if isinstance(e, StoreWriteError):
+            raise
+        raise StoreWriteError(f"{folder}: cannot write: {e.strerror or e}; choose another name") from e

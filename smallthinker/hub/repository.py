@@ -7,6 +7,7 @@ Knows nothing about models.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -144,10 +145,7 @@ class Hub:
         path.unlink(missing_ok=True)
         cached = self.cached(file)
         if cached is not None and _is(cached, file, arrived):
-            try:
-                path.symlink_to(cached.resolve())
-            except OSError:  # a file system without links
-                shutil.copyfile(cached, path)
+            _link(cached.resolve(), path)
             return
         self._need_network(file)
         part, checksum = part_of(path, file), Checksum(file)
@@ -294,6 +292,15 @@ class Checksum:
 def part_of(path: Path, file: HubFile) -> Path:
     """Where the bytes of a file are until it is whole; another revision's file has another name."""
     return path.with_name(f"{path.name}.{file.digest[:16]}.part")
+
+
+def _link(target: Path, path: Path) -> None:
+    """A second name, if there can be one: it outlives a cache that is cleared, and takes no room."""
+    for link in (os.link, os.symlink):
+        with contextlib.suppress(OSError):  # another disk; a file system without links
+            link(target, path)
+            return
+    shutil.copyfile(target, path)
 
 
 def _is(path: Path, file: HubFile, arrived: Arrived) -> bool:

@@ -75,7 +75,7 @@ def test_a_store_that_is_there_is_refused_at_once_and_replaced_by_force_only_at_
     hub.requests = []
     with pytest.raises(StoreWriteError, match=r"exists already; --force .force=True. replaces it"):
         Pull(connect(hub), store)
-    assert hub.fetched() == []
+    assert not [name for name, _ in hub.fetched() if name.endswith(".safetensors")]
     hub.damaged = {max(hub.repos[REPO], key=lambda name: len(hub.repos[REPO][name]) * name.endswith("tensors"))}
     with pytest.raises(DownloadError):
         Pull(connect(hub), store, "q8_0", force=True).run()

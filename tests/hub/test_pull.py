@@ -48,6 +48,7 @@ def test_the_command_prints_its_plan_and_the_store(hub: FakeHub, tmp_path: Path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[0].startswith("tiny-q8_0: q8_0, ")
     assert "tiny-q8_0.download" in result.stdout.splitlines()[1]
+    assert result.stdout.splitlines()[2].startswith("smallthinker run tiny-q8_0 --memory ")
     assert [line.split()[0] for line in result.stderr.splitlines()] == [
         "model",
         "download",
