@@ -13,14 +13,14 @@ from starlette.routing import Route
 from smallthinker.errors import SmallThinkerError
 from smallthinker.llm import LLM
 from smallthinker.server import info
+from smallthinker.server.access.request_limit import RequestLimit
+from smallthinker.server.access.safety import Safety
 from smallthinker.server.answers import ClientGoneError
-from smallthinker.server.chat_completions import chat_completions
-from smallthinker.server.completions import completions
 from smallthinker.server.errors import ApiError, on_error
+from smallthinker.server.openai.chat_completions import chat_completions
+from smallthinker.server.openai.completions import completions
+from smallthinker.server.openai.responses import responses
 from smallthinker.server.page_file import Page
-from smallthinker.server.request_limit import RequestLimit
-from smallthinker.server.responses import responses
-from smallthinker.server.safety import Safety
 from smallthinker.server.service import Service
 from smallthinker.server.settings import Settings
 

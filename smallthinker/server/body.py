@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from smallthinker.files import parse_json
-from smallthinker.server.clients import Shares, client_of
+from smallthinker.server.access.clients import Shares, client_of
 from smallthinker.server.errors import ApiError, bad_request
 from smallthinker.server.settings import Limits
 

@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from smallthinker.errors import TokenizerError
+from smallthinker.server.access.clients import client_of
 from smallthinker.server.answers import unless_gone
-from smallthinker.server.clients import client_of
 from smallthinker.server.errors import ApiError, bad_request
 from smallthinker.server.prompts import chat_prompt, encode
 from smallthinker.server.schemas import TokenizeRequest

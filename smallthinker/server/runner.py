@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 
 from smallthinker.errors import RequestError
 from smallthinker.llm import LLM
-from smallthinker.server.connections import Connection, Connections
+from smallthinker.server.access.connections import Connection, Connections
 from smallthinker.server.service import Service
 
 # After the answers have been cancelled, until their last bytes must have gone out.

@@ -16,8 +16,8 @@ from smallthinker.errors import TokenizerError
 from smallthinker.llm import LLM
 from smallthinker.server.body import Bodies
 from smallthinker.server.errors import ApiError, bad_request
-from smallthinker.server.grammar import Grammars
 from smallthinker.server.metrics import Metrics
+from smallthinker.server.sampling.grammar import Grammars
 from smallthinker.server.settings import Settings
 
 Result = TypeVar("Result")

@@ -12,17 +12,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from smallthinker.generation.answer import Completion, Finished, Token
+from smallthinker.server.access.clients import client_of
 from smallthinker.server.answers import PING_SEC, Answers, WantedAnswer, respond, unless_gone, with_seeds
-from smallthinker.server.clients import client_of
-from smallthinker.server.constraints import chat_constraint, chosen_functions
 from smallthinker.server.errors import bad_request, end_of_stream
-from smallthinker.server.logprobs import chat_logprobs
+from smallthinker.server.openai.logprobs import chat_logprobs
+from smallthinker.server.openai.usage import Usage, timings
 from smallthinker.server.prompts import chat_prompt
-from smallthinker.server.sampling_options import choices, generation_params, processor_maker
+from smallthinker.server.sampling.constraints import chat_constraint, chosen_functions
+from smallthinker.server.sampling.options import choices, generation_params, processor_maker
 from smallthinker.server.schemas import ChatRequest
 from smallthinker.server.service import Service
 from smallthinker.server.sse import DONE, PING, event
-from smallthinker.server.usage import Usage, timings
 from smallthinker.text.answer_parser import CallArguments, CallStart, Part, Reasoning, Said
 
 

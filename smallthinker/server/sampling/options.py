@@ -8,8 +8,8 @@ from typing import Any
 from smallthinker.generation.answer import GenerationParams, LogitsProcessor
 from smallthinker.llm import LLM
 from smallthinker.server.errors import bad_request
-from smallthinker.server.grammar import Constraint
-from smallthinker.server.logits import Bias, Penalties, in_turn
+from smallthinker.server.sampling.grammar import Constraint
+from smallthinker.server.sampling.logits import Bias, Penalties, in_turn
 from smallthinker.server.schemas import Sampling
 from smallthinker.server.settings import Limits
 

@@ -12,13 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from smallthinker.generation.answer import Completion, Finished, Token
+from smallthinker.server.access.clients import client_of
 from smallthinker.server.answers import Answers, WantedAnswer, respond, unless_gone
-from smallthinker.server.clients import client_of
 from smallthinker.server.errors import bad_request, end_of_stream
-from smallthinker.server.grammar import ANY_OBJECT, Constraint
+from smallthinker.server.openai.response_items import Items
+from smallthinker.server.openai.usage import Usage
 from smallthinker.server.prompts import chat_prompt
-from smallthinker.server.response_items import Items
-from smallthinker.server.sampling_options import generation_params, processor_maker
+from smallthinker.server.sampling.grammar import ANY_OBJECT, Constraint
+from smallthinker.server.sampling.options import generation_params, processor_maker
 from smallthinker.server.schemas import (
     JsonObjectFormat,
     ResponseJsonSchema,
@@ -28,7 +29,6 @@ from smallthinker.server.schemas import (
 )
 from smallthinker.server.service import Service
 from smallthinker.server.sse import PING
-from smallthinker.server.usage import Usage
 from smallthinker.text.answer_parser import Reasoning, Said
 from smallthinker.text.chat_prompt import AnswerFormat
 

@@ -69,7 +69,7 @@ def test_several_calls_stream_each_as_a_whole(client: OpenAI, server: Running, m
 
 
 def test_a_long_call_keeps_its_connection_alive(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smallthinker.server.chat_completions.PING_SEC", -1.0)
+    monkeypatch.setattr("smallthinker.server.openai.chat_completions.PING_SEC", -1.0)
     say(monkeypatch, server, call_text("weather", {"city": "Riga", "days": 2}))
     text = server.post("/v1/chat/completions", **BASE, tools=[WEATHER], stream=True).text
     assert text.index(": still at work") < text.index('"weather"')

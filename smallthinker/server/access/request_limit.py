@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from smallthinker.server.clients import Shares, client_of
+from smallthinker.server.access.clients import Shares, client_of
 from smallthinker.server.errors import ApiError
 from smallthinker.server.settings import Limits
 

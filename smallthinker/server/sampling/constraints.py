@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from smallthinker.server.errors import bad_request
-from smallthinker.server.grammar import ANY_OBJECT, Constraint
+from smallthinker.server.sampling.grammar import ANY_OBJECT, Constraint
 from smallthinker.server.schemas import ChatRequest, JsonObjectFormat, JsonSchemaFormat, NamedTool, Tool
 from smallthinker.server.service import Service
 from smallthinker.text.chat_prompt import AnswerFormat

@@ -12,16 +12,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from smallthinker.generation.answer import Completion, Finished, Token, TokenLogprobs
+from smallthinker.server.access.clients import client_of
 from smallthinker.server.answers import Answers, WantedAnswer, respond, unless_gone, with_seeds
-from smallthinker.server.clients import client_of
 from smallthinker.server.errors import bad_request, end_of_stream
-from smallthinker.server.logprobs import finite, token_text
+from smallthinker.server.openai.logprobs import finite, token_text
+from smallthinker.server.openai.usage import Usage, timings
 from smallthinker.server.prompts import encode
-from smallthinker.server.sampling_options import choices, generation_params, processor_maker
+from smallthinker.server.sampling.options import choices, generation_params, processor_maker
 from smallthinker.server.schemas import CompletionRequest
 from smallthinker.server.service import Service
 from smallthinker.server.sse import DONE, PING, event
-from smallthinker.server.usage import Usage, timings
 from smallthinker.text.tokenizer import Tokenizer
 
 # The protocol's own, as other servers have it, too.

@@ -19,8 +19,8 @@ from running import MEMORY, NAME, PATIENCE_SEC, Gate, Running, eventually, in_ba
 
 from smallthinker import LLM
 from smallthinker.errors import StoreReadError
-from smallthinker.server.clients import client_of
-from smallthinker.server.request_limit import RequestLimit
+from smallthinker.server.access.clients import client_of
+from smallthinker.server.access.request_limit import RequestLimit
 from smallthinker.server.service import Activity
 from smallthinker.server.settings import Limits, Settings
 

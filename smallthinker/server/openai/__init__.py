@@ -1,0 +1,1 @@
+"""The endpoints of the OpenAI protocol, and what their answers look like."""
