@@ -11,7 +11,6 @@ namespace py = pybind11;
 
 void register_formats(py::module_& m);
 void register_ops(py::module_& m);
-void register_sampling(py::module_& m);
 void register_model(py::module_& m);
 
 }  // namespace smallthinker

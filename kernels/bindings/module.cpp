@@ -99,6 +99,5 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("multiply_add", &bind_multiply_add, arg("pool"), arg("multiplications"), arg("int8") = false);
   register_formats(m);
   register_ops(m);
-  register_sampling(m);
   register_model(m);
 }
