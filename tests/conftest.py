@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -14,9 +15,13 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-# Clocks have no say in whether a test passes: a machine may be busy with something else.
-settings.register_profile("no clocks", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("no clocks")
+# Clocks have no say in whether a test passes: a machine may be busy with something else. Each run draws other examples, so
+# thirty are enough for one; `--hypothesis-profile thorough` draws more at once.
+for name, examples in (("thorough", 300), ("usual", 30)):
+    settings.register_profile(
+        name, deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=examples
+    )
+settings.load_profile("usual")
 
 # A shell's background jobs ignore Ctrl-C, and so does what they start: tests that send it would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -26,6 +31,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests/tiny_models.py, for tests in every room
+
+
+# What thousands of collected tests keep for the whole run isn't looked through again by each collection of garbage, which
+# some tests ask for.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+    gc.freeze()
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are processors: many tests wait for a process, a browser or a disk."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

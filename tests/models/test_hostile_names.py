@@ -114,7 +114,7 @@ def test_a_trace_s_model(tmp_path: Path, name: str) -> None:
 @given(name=names, key=st.sampled_from(["name", "summary", "scope", "latency_sec", "new"]))
 @some
 def test_a_disk_s_profile(tmp_path: Path, name: str, key: str) -> None:
-    save_profile_toml(load_profile("ufs"), tmp_path / "disk.toml")
+    save_profile_toml(load_profile("nvme"), tmp_path / "disk.toml")
     lines = (tmp_path / "disk.toml").read_text().splitlines()
     lines = [line for line in lines if not re.match(rf"{key}\b", line)]
     lines.append(f"{json.dumps(name, ensure_ascii=False) if key == 'new' else key} = {as_json(name).decode()}")
