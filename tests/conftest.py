@@ -15,12 +15,10 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-# Clocks have no say in whether a test passes: a machine may be busy with something else. Each run draws other examples, so
-# thirty are enough for one; `--hypothesis-profile thorough` draws more at once.
+# Clocks have no say in whether a test passes: a machine may be busy with something else. Each run draws other examples,
+# so thirty are enough for one; `--hypothesis-profile thorough` draws more at once.
 for name, examples in (("thorough", 300), ("usual", 30)):
-    settings.register_profile(
-        name, deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=examples
-    )
+    settings.register_profile(name, deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=examples)
 settings.load_profile("usual")
 
 # A shell's background jobs ignore Ctrl-C, and so does what they start: tests that send it would wait for ever.
@@ -33,8 +31,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).parent))  # tests/tiny_models.py, for tests in every room
 
 
-# What thousands of collected tests keep for the whole run isn't looked through again by each collection of garbage, which
-# some tests ask for.
+# What thousands of collected tests keep for the whole run isn't looked through again by each collection of garbage,
+# which some tests ask for.
 gc.disable()
 
 
