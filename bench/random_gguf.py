@@ -1,46 +1,96 @@
-"""A GGUF file of random weights and a published shape, Q4_0: what peers run beside a store that is converted from it.
+"""A GGUF file of random weights and a published shape: what peers run beside this engine, which runs the same file.
 
-python bench/random_gguf.py 4b|21b OUT.gguf [--skew 1.3] [--seed 0] [--transposed]
+python bench/random_gguf.py SHAPE OUT.gguf [--type q4_0|q4_k_m|mxfp4] [--skew 1.3] [--seed 0] [--transposed]
 
-Zero-mean weights; 41 to 45 % of the ReLU gates are positive; routing depends on the token, near uniform or, with a
-skew, as uneven as published (a constant bias of each expert, in units of what tokens make of its logit). Every word but
-the 256 bytes and two pairs is "<tN>", N its id, so that a text of these names its tokens. --transposed stores `down`
-as PowerInfer's converter does, the same values otherwise.
+Zero-mean weights; SmallThinker's ReLU gates are positive for 41 to 45 %; routing depends on the token, near uniform or,
+with a skew, as uneven as published (a constant bias of each expert, in units of what tokens make of its logit). Types
+mix as llama.cpp's quantiser mixes them: q4_k_m has v and down in Q6_K in half of the layers, and the head; mxfp4 has
+experts in MXFP4 and the rest in Q8_0. Every word but the 256 bytes and two pairs is "<tN>", N its id, so that a text of
+these names its tokens. --transposed stores `down` as PowerInfer's converter does, the same values otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 import numpy.typing as npt
+from gguf import GGMLQuantizationType as Type
 
 from smallthinker.models.description import Model
 from smallthinker.models.published import PUBLISHED
-from smallthinker.models.registry import parse_model
+from smallthinker.models.registry import FAMILIES, parse_model
+from smallthinker.models.tensors import DOWN, EMBEDDING, EXPERT_ROLES, GATE, HEAD, Tensor, tensors
 
 Bytes = npt.NDArray[np.uint8]
 _BLOCK, _BLOCK_BYTES = 32, 18
-_STEP = 4.6  # standard deviation of the levels below: a weight's is `std`
+_STEP = 4.6  # standard deviation of sixteen levels: a weight's is `std`
+_OFFSET = 0.44  # of a step, the embedding's mean in every dimension
 _EVEN = np.array([8, *range(1, 16)], np.uint8)
 _LEVELS = {
     "even": _EVEN,
     "gate": np.arange(16, dtype=np.uint8),  # mean -0.5 of a step
     "embedding": np.array([*range(1, 16), 15], np.uint8),  # +0.44: with the gates' mean, 41 to 45 % are positive
 }
+_TYPES = {"q4_0": Type.Q4_0, "q4_k_m": Type.Q4_K, "mxfp4": Type.Q8_0}
+_ARCHITECTURES = {"smallthinker": "smallthinker", "qwen2": "qwen2", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss"}
 
 
-def q4_0(rng: np.random.Generator, *shape: int, std: float = 0.02, levels: str = "even") -> Bytes:
-    """Blocks of one scale: [..., cols / 32 * 18]."""
-    blocks = np.empty((int(np.prod(shape)) // _BLOCK, _BLOCK_BYTES), np.uint8)
-    raw = np.frombuffer(rng.bytes(len(blocks) * 16), np.uint8)
+def f16(value: float, blocks: int) -> Bytes:
+    return np.full(blocks, value, np.float16).view(np.uint8).reshape(blocks, 2)
+
+
+def random_bytes(rng: np.random.Generator, blocks: int, bytes_each: int) -> Bytes:
+    return np.frombuffer(rng.bytes(blocks * bytes_each), np.uint8).reshape(blocks, bytes_each)
+
+
+def q4_0(rng: np.random.Generator, n: int, std: float, levels: str) -> Bytes:
     table = _LEVELS[levels]
     of_byte = table[np.arange(256) & 15] | (table[np.arange(256) >> 4] << 4)
-    blocks[:, 2:] = of_byte[raw].reshape(-1, 16)
-    blocks[:, :2] = np.full(len(blocks), std / _STEP, np.float16).view(np.uint8).reshape(-1, 2)
-    return blocks.reshape(*shape[:-1], shape[-1] // _BLOCK * _BLOCK_BYTES)
+    return np.hstack([f16(std / _STEP, n), of_byte[random_bytes(rng, n, 16)]])
+
+
+def q8_0(rng: np.random.Generator, n: int, std: float, levels: str) -> Bytes:
+    values = random_bytes(rng, n, 32)
+    if levels == "embedding":  # the same share of a standard deviation
+        values = (values.view(np.int8) // 2 + round(_OFFSET / _STEP * 37)).astype(np.int8).view(np.uint8)
+    return np.hstack([f16(std / (37 if levels == "embedding" else 74), n), values])
+
+
+def q4_k(rng: np.random.Generator, n: int, std: float, levels: str) -> Bytes:
+    """All scales and mins of a block are 32 of 63."""
+    d, mean = std / _STEP / 32, 7.5 - (_OFFSET if levels == "embedding" else 0.0)
+    scales = np.tile(np.array([160] * 8 + [0] * 4, np.uint8), (n, 1))
+    return np.hstack([f16(d, n), f16(d * mean, n), scales, random_bytes(rng, n, 128)])
+
+
+def q6_k(rng: np.random.Generator, n: int, std: float, levels: str) -> Bytes:
+    return np.hstack([random_bytes(rng, n, 192), np.full((n, 16), 32, np.uint8), f16(std / 18.5 / 32, n)])
+
+
+def mxfp4(rng: np.random.Generator, n: int, std: float, levels: str) -> Bytes:
+    """A power of two is near enough: 2.93 is the values' deviation."""
+    exponent = np.full((n, 1), 127 + round(np.log2(std / 2.93)), np.uint8)
+    return np.hstack([exponent, random_bytes(rng, n, 16)])
+
+
+_MAKERS: dict[Type, Callable[[np.random.Generator, int, float, str], Bytes]] = {
+    Type.Q4_0: q4_0, Type.Q8_0: q8_0, Type.Q4_K: q4_k, Type.Q6_K: q6_k, Type.MXFP4: mxfp4,
+}  # fmt: skip
+
+
+def type_of(tensor: Tensor, kind: str, model: Model) -> Type:
+    n, layer = model.num_layers, tensor.layer or 0
+    if kind == "q4_k_m":
+        more_bits = layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2
+        if tensor.role == HEAD or (tensor.role == EMBEDDING and model.head.tied):
+            return Type.Q6_K
+        return Type.Q6_K if tensor.role in ("v_proj", DOWN) and more_bits else Type.Q4_K
+    return Type.MXFP4 if kind == "mxfp4" and tensor.role in EXPERT_ROLES else _TYPES[kind]
 
 
 def transposed(packed: Bytes, rows: int, cols: int) -> Bytes:
@@ -65,82 +115,128 @@ def words(vocab: int) -> list[str]:
     return [*first, *(f"<t{id}>" for id in range(len(first), vocab - 1)), "<|endoftext|>"]
 
 
-def write_header(writer: gguf.GGUFWriter, c: Model) -> None:
-    writer.add_block_count(c.num_layers)
-    writer.add_context_length(c.context)
-    writer.add_embedding_length(c.hidden_size)
-    writer.add_head_count(c.layers[0].attention.heads)
-    writer.add_head_count_kv(c.layers[0].attention.kv_heads)
-    writer.add_key_length(c.layers[0].attention.head_dim)
-    writer.add_value_length(c.layers[0].attention.head_dim)
-    writer.add_rope_freq_base(1.5e6)
-    writer.add_layer_norm_rms_eps(c.final_norm.eps)
-    writer.add_expert_count(c.experts_per_layer)
-    writer.add_expert_used_count(c.experts_per_token)
-    writer.add_expert_feed_forward_length(c.ffn_width)
-    writer.add_feed_forward_length(c.ffn_width)
-    gating = (
-        gguf.ExpertGatingFuncType.SOFTMAX
-        if c.layers[0].router.score == "softmax"
-        else gguf.ExpertGatingFuncType.SIGMOID
-    )
-    writer.add_expert_gating_func(gating)
-    writer.add_sliding_window(4096)
-    writer.add_vocab_size(c.vocab_size)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
+def header(model: Model) -> dict[str, Any]:
+    """What the architecture's keys say, without their prefix."""
+    attention, ffn = model.layers[0].attention, model.layers[0].ffn
+    rope = next(layer.attention.rope for layer in model.layers if layer.attention.rope)
+    assert ffn is not None
+    found: dict[str, Any] = {
+        "block_count": model.num_layers,
+        "context_length": model.context,
+        "embedding_length": model.hidden_size,
+        "feed_forward_length": ffn.width * ffn.slices,
+        "attention.head_count": attention.heads,
+        "attention.head_count_kv": attention.kv_heads,
+        "attention.key_length": attention.head_dim,
+        "attention.value_length": attention.head_dim,
+        "attention.layer_norm_rms_epsilon": model.final_norm.eps,
+        "rope.freq_base": rope.theta,
+        "vocab_size": model.vocab_size,
+    }
+    if ffn.router is not None:
+        found |= {"expert_count": ffn.router.experts, "expert_used_count": ffn.router.k}
+        found |= {"expert_feed_forward_length": ffn.width}
+    if model.family == "smallthinker":
+        softmax = ffn.router is not None and ffn.router.score == "softmax"
+        gating = gguf.ExpertGatingFuncType.SOFTMAX if softmax else gguf.ExpertGatingFuncType.SIGMOID
+        found |= {"expert_gating_func": int(gating), "attention.sliding_window": 4096}
+    if model.family == "gpt_oss":
+        found |= {"attention.sliding_window": 128, "rope.scaling.type": "yarn", "rope.scaling.factor": 32.0}
+        found |= {"rope.scaling.original_context_length": 4096}
+    return found
+
+
+def write_header(writer: gguf.GGUFWriter, model: Model, architecture: str) -> None:
+    for key, value in header(model).items():
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+        add(f"{architecture}.{key}", value)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
-    writer.add_token_list(words(c.vocab_size))
-    writer.add_token_types([gguf.TokenType.NORMAL] * (c.vocab_size - 1) + [gguf.TokenType.CONTROL])
+    writer.add_token_list(words(model.vocab_size))
+    writer.add_token_types([gguf.TokenType.NORMAL] * (model.vocab_size - 1) + [gguf.TokenType.CONTROL])
     writer.add_token_merges(["h e", "l l"])
-    writer.add_eos_token_id(c.vocab_size - 1)
-    writer.add_pad_token_id(c.vocab_size - 1)
+    writer.add_eos_token_id(model.vocab_size - 1)
+    writer.add_pad_token_id(model.vocab_size - 1)
     writer.add_add_bos_token(False)
 
 
-def write_weights(writer: gguf.GGUFWriter, c: Model, rng: np.random.Generator, skew: float, turn: bool) -> None:
-    d, ffn, experts, dim = c.hidden_size, c.ffn_width, c.experts_per_layer, c.layers[0].attention.head_dim
+class RandomTensors:
+    """Each by its name, made when it is written: a file may be larger than memory."""
 
-    def matrix(name: str, packed: Bytes) -> None:
-        writer.add_tensor(f"{name}.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+    def __init__(self, model: Model, kind: str, seed: int, skew: float, turn: bool) -> None:
+        self._model, self._kind, self._skew, self._turn = model, kind, skew, turn
+        self._rng = np.random.default_rng(seed)
+        self._names = FAMILIES[model.family].GGUF_NAMES
 
-    matrix("token_embd", q4_0(rng, c.vocab_size, d, std=1.0, levels="embedding"))
-    if not c.head.tied:
-        matrix("output", q4_0(rng, c.vocab_size, d))
-    writer.add_tensor("output_norm.weight", np.ones(d, np.float32))
-    for layer in range(c.num_layers):
-        name = f"blk.{layer}."
-        for norm in ("attn_norm", "ffn_norm"):
-            writer.add_tensor(f"{name}{norm}.weight", np.ones(d, np.float32))
-        matrix(name + "attn_q", q4_0(rng, c.layers[0].attention.heads * dim, d))
-        matrix(name + "attn_k", q4_0(rng, c.layers[0].attention.kv_heads * dim, d))
-        matrix(name + "attn_v", q4_0(rng, c.layers[0].attention.kv_heads * dim, d))
-        matrix(name + "attn_output", q4_0(rng, d, c.layers[0].attention.heads * dim))
-        # the embedding's mean, 0.44 of a step in every dimension, turns a constant in a row into a bias
-        bias = skew * 0.02 * d**0.5 / (0.44 / _STEP * d) * rng.standard_normal((experts, 1))
-        router = rng.standard_normal((experts, d)) * 0.02 + bias
-        writer.add_tensor(name + "ffn_gate_inp.weight", router.astype(np.float32))
-        matrix(name + "ffn_gate_exps", q4_0(rng, experts, ffn, d, levels="gate"))
-        matrix(name + "ffn_up_exps", q4_0(rng, experts, ffn, d))
-        down = q4_0(rng, experts, d, ffn)
-        matrix(name + "ffn_down_exps", transposed(down, d, ffn) if turn else down)
+    def place(self, tensor: Tensor) -> tuple[str, tuple[int, ...], Type]:
+        """Its name in the file, its shape there and its type."""
+        role, shape = tensor.role, tensor.shape
+        ffn = self._model.layers[tensor.layer or 0].ffn
+        if role in EXPERT_ROLES and ffn is not None and ffn.router is None:
+            role, wide = f"dense_{role}", (shape[0] * ffn.width, self._model.hidden_size)
+            shape = wide[::-1] if tensor.role == DOWN else wide
+        stored = self._names[role]
+        name = (stored if isinstance(stored, str) else stored.name).format(layer=tensor.layer)
+        plain = "bias" in role or role in ("router", "sinks") or len(shape) == 1
+        return name, shape, Type.F32 if plain else type_of(tensor, self._kind, self._model)
+
+    def info(self, writer: gguf.GGUFWriter, tensor: Tensor) -> None:
+        name, shape, kind = self.place(tensor)
+        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        row = (shape[-1] // block * block_bytes,) if kind is not Type.F32 else (shape[-1],)
+        dtype = np.dtype(np.float32 if kind is Type.F32 else np.uint8)
+        nbytes = int(np.prod(shape[:-1])) * row[0] * dtype.itemsize
+        writer.add_tensor_info(name, [*shape[:-1], *row], dtype, nbytes, None if kind is Type.F32 else kind)
+
+    def values(self, tensor: Tensor) -> npt.NDArray[Any]:
+        _, shape, kind = self.place(tensor)
+        if kind is Type.F32:
+            return self._floats(tensor, shape)
+        levels = "embedding" if tensor.role == EMBEDDING else "gate" if self._is_relu_gate(tensor) else "even"
+        blocks = int(np.prod(shape)) // gguf.GGML_QUANT_SIZES[kind][0]
+        made = _MAKERS[kind](self._rng, blocks, 1.0 if tensor.role == EMBEDDING else 0.02, levels)
+        made = made.reshape(*shape[:-1], -1)
+        return transposed(made, shape[1], shape[2]) if self._turn and tensor.role == DOWN else made
+
+    def _is_relu_gate(self, tensor: Tensor) -> bool:
+        ffn = self._model.layers[tensor.layer or 0].ffn
+        return tensor.role == GATE and ffn is not None and ffn.activation.kind == "relu"
+
+    def _floats(self, tensor: Tensor, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        if tensor.role == "router":
+            experts, d = shape
+            # the embedding's mean turns a constant in a row into a bias
+            bias = self._skew * 0.02 * d**0.5 / (_OFFSET / _STEP * d) * self._rng.standard_normal((experts, 1))
+            return (self._rng.standard_normal(shape) * 0.02 + bias).astype(np.float32)
+        is_norm = "norm" in tensor.role and "bias" not in tensor.role
+        return np.full(shape, 1.0 if is_norm else 0.0, np.float32)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("shape", choices=sorted(PUBLISHED))
     parser.add_argument("out", type=Path)
+    parser.add_argument("--type", choices=sorted(_TYPES), default="q4_0")
     parser.add_argument("--skew", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--transposed", action="store_true", help="store `down` transposed, as PowerInfer wants it")
     args = parser.parse_args()
-    config = parse_model(PUBLISHED[args.shape])
-    writer = gguf.GGUFWriter(args.out, "smallthinker")
-    write_header(writer, config)
-    write_weights(writer, config, np.random.default_rng(args.seed), args.skew, args.transposed)
+    model = parse_model(PUBLISHED[args.shape])
+    if model.family not in _ARCHITECTURES:
+        parser.error(f"shape: expected one of {', '.join(_ARCHITECTURES)}, found {model.family}")
+    if args.transposed and args.type != "q4_0":
+        parser.error("--transposed: only with --type q4_0")
+    architecture = _ARCHITECTURES[model.family]
+    writer = gguf.GGUFWriter(args.out, architecture)
+    write_header(writer, model, architecture)
+    random, all_tensors = RandomTensors(model, args.type, args.seed, args.skew, args.transposed), tensors(model)
+    for tensor in all_tensors:
+        random.info(writer, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in all_tensors:
+        writer.write_tensor_data(random.values(tensor))
     writer.close()
 
 
