@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
@@ -86,17 +87,25 @@ class GgufStore(Store):
         frozen: U8 = memory.view()
         frozen.flags.writeable = False
         reserved(frozen)
-        for name, spec in self._dense_specs.items():
+        threads = host.physical_cores()
+
+        def pack(name: str) -> int:
             at = self._start_of[name]
+            for piece in dense_pieces(self._source, self._dense_specs[name], _STRIP_BYTES // threads):
+                memory[at : at + len(piece)] = piece
+                at += len(piece)
+            return at
+
+        with ThreadPoolExecutor(threads) as executor:
             try:
-                for piece in dense_pieces(self._source, spec, _STRIP_BYTES):
-                    memory[at : at + len(piece)] = piece
-                    at += len(piece)
+                for name, end in zip(self._dense_specs, executor.map(pack, self._dense_specs), strict=True):
                     if throttle is not None:
-                        throttle.arrived(len(piece))
-                    progress(at, self.dense_bytes, name)
+                        throttle.arrived(end - self._start_of[name])
+                    progress(end, self.dense_bytes, name)
             except CheckpointError as e:
                 raise StoreReadError(str(e)) from e
+            finally:
+                executor.shutdown(cancel_futures=True)
         return frozen
 
     def verify(self, progress: Progress | None = None) -> None:

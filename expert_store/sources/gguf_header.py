@@ -29,6 +29,9 @@ MAX_ARRAY = 1 << 22  # the largest vocabulary that a configuration may have
 MAX_RANK = 4
 DEFAULT_ALIGNMENT = 32
 
+_AHEAD_BYTES = 1 << 18  # texts are read in pieces of this size
+_MANY = 1024  # numbers that are no setting: a score of each token, of which the order counts
+_LENGTH = struct.Struct("<Q")
 _FLOAT32, _BOOL, _STRING, _ARRAY = 6, 7, 8, 9
 _SCALARS = {
     0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "|u1", 10: "<u8", 11: "<i8", 12: "<f8",
@@ -95,6 +98,7 @@ class _Cursor:
         self._stream, self.where, self.file_bytes = stream, where, file_bytes
         self.offset = 0
         self._last = 0  # where what was read last begins
+        self._ahead, self._used = b"", 0  # of the stream, what was read already and how much of that was taken
 
     def fault(self, what: str, expected: object, found: object, remedy: str = _DAMAGED) -> CheckpointError:
         """The one shape of a message about a bad file."""
@@ -104,7 +108,7 @@ class _Cursor:
     def take(self, nbytes: int, what: str) -> bytes:
         self._last = self.offset
         room = min(self.file_bytes, MAX_HEADER_BYTES) - self.offset
-        data = self._stream.read(nbytes) if nbytes <= room else b""
+        data = self._read(nbytes) if nbytes <= room else b""
         if len(data) < nbytes:
             bound = "the file's end" if self.file_bytes < MAX_HEADER_BYTES else "the bound of a header"
             raise self.fault(what, f"{nbytes} bytes", f"{max(room, 0)} to {bound}")
@@ -122,23 +126,41 @@ class _Cursor:
         return value
 
     def texts(self, count: int, what: str) -> list[str]:
-        """As `text`, so many: a vocabulary has hundreds of thousands, so all checks of one are in one place."""
-        found, read, offset = list[str](), self._stream.read, self.offset
+        """As `text`, so many: a vocabulary has hundreds of thousands, so they are cut out of large pieces of the file,
+        and what is left of the last one is kept for what is read next."""
+        found, length_at = list[str](), _LENGTH.unpack_from
+        data, at, begin, wanted = b"", 0, self.offset, 0
         bound = min(self.file_bytes, MAX_HEADER_BYTES)
-        for _ in range(count):
-            length = int.from_bytes(head := read(8), "little")
-            data = read(length) if len(head) == 8 and length <= bound - offset - 8 else b""
-            if len(head) < 8 or len(data) < length:
-                self._last = offset
-                raise self.fault(what, f"a text of {length} bytes", f"{max(bound - offset - 8, 0)} to the end")
+        while len(found) < count:
+            more = self._read(min(max(_AHEAD_BYTES, wanted), bound - begin - len(data)))
+            data, begin, at = data[at:] + more, begin + at, 0
+            size = len(data)
             try:
-                found.append(data.decode("utf-8"))
+                for _ in range(count - len(found)):
+                    start = at + 8
+                    if start > size:
+                        wanted = 8
+                        break
+                    end = start + length_at(data, at)[0]
+                    if end > size:
+                        wanted = end - size
+                        break
+                    found.append(str(data[start:end], "utf-8"))
+                    at = end
             except UnicodeDecodeError as e:
-                self._last = offset + 8
-                raise self.fault(what, "text in UTF-8", f"byte {data[e.start]:#04x}") from None
-            offset += 8 + length
-        self.offset = offset
+                self._last = begin + at + 8
+                raise self.fault(what, "text in UTF-8", f"byte {data[at + 8 + e.start]:#04x}") from None
+            if len(found) < count and (not more or wanted > bound - begin - size):
+                self._last = begin + at
+                length = int.from_bytes(data[at : at + 8], "little")
+                raise self.fault(what, f"a text of {length} bytes", f"{max(bound - self._last - 8, 0)} to the end")
+        self.offset, self._ahead, self._used = begin + at, data[at:] + self._ahead[self._used :], 0
         return found
+
+    def _read(self, nbytes: int) -> bytes:
+        data = self._ahead[self._used : self._used + nbytes]
+        self._used += len(data)
+        return data if len(data) == nbytes else data + self._stream.read(nbytes - len(data))
 
     def text(self, what: str) -> str:
         data = self.take(self.number("<Q", what), what)
@@ -168,9 +190,11 @@ def _value(cursor: _Cursor, key: str, kind: int) -> Any:
 def _numbers(cursor: _Cursor, key: str, kind: int, count: int) -> list[Any]:
     dtype = np.dtype(_SCALARS[kind])
     values = np.frombuffer(cursor.take(count * dtype.itemsize, key), dtype)
-    if kind != _BOOL:
+    if kind == _FLOAT32 and count < _MANY:
         # the shortest decimal number of that float32: 1e-06, not 9.999999974752427e-07
-        return [float(str(v)) for v in values] if kind == _FLOAT32 else list(values.tolist())
+        return [float(str(v)) for v in values]
+    if kind != _BOOL:
+        return list(values.tolist())
     if bool((values > 1).any()):
         raise cursor.fault(key, "0 or 1", int(values.max()))
     return [bool(value) for value in values]

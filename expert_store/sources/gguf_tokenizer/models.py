@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from smallthinker.expert_store.sources.gguf_tokenizer.vocabulary import (
     BYTE,
     CONVERT,
@@ -45,11 +47,12 @@ def byte_level(vocabulary: GgufVocabulary) -> TokenizerModel:
             "ggml.tokens", f"a token for '{min(missing)}', as for every byte of a text in ASCII", None
         )
     # the special tokens are in the model, too: the library gives those that it doesn't find there numbers of its own
+    vocabulary.merges()  # checks them; no token has a space, so they can be taken as they are written
     model = {
         "type": "BPE",
         "ignore_merges": words.ignore_merges,
         "vocab": vocabulary.used,
-        "merges": [f"{left} {right}" for left, right in vocabulary.merges()],
+        "merges": vocabulary.list_of("ggml.merges", str),
     }
     normalizer = None if words.normalizer is None else {"type": words.normalizer}
     return TokenizerModel(model, normalizer, words.pre_tokenizer(), BYTE_LEVEL, BYTE_LEVEL, words.bos)
@@ -112,17 +115,22 @@ def _merges_of_scores(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
     SentencePiece takes the leftmost of equal ones, the library that with the lower rank. So they differ, very rarely,
     where a token's two halves can be chosen in two ways at once; this order of them is that of published files.
     """
-    scores = vocabulary.scores()
     known = vocabulary.ids_of(NORMAL, USER_DEFINED)
     bound = _MOST_MERGES * len(known)
-    found: list[tuple[float, int, int, str, str]] = []
+    id_of = known.get
+    lefts, rights, merged = list[int](), list[int](), list[int]()
     for token, id in known.items():
         if len(token) > _MOST_CHARACTERS:
             raise vocabulary.fault("ggml.tokens", f"tokens of at most {_MOST_CHARACTERS} characters", token)
         for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in known and right in known:
-                found.append((-scores[id], known[left], known[right], left, right))
-        if len(found) > bound:
-            raise vocabulary.fault("ggml.tokens", f"at most {bound} ways to make tokens of others", len(found))
-    return [(left, right) for *_, left, right in sorted(found)]
+            # fewer tokens end a token than begin it
+            if (right := id_of(token[cut:])) is not None and (left := id_of(token[:cut])) is not None:
+                lefts.append(left)
+                rights.append(right)
+                merged.append(id)
+        if len(merged) > bound:
+            raise vocabulary.fault("ggml.tokens", f"at most {bound} ways to make tokens of others", len(merged))
+    keys = rights, lefts, -np.array(vocabulary.scores(), np.float64)[np.array(merged, np.int64)]
+    order: list[int] = np.lexsort(keys).tolist()  # type: ignore[arg-type]
+    tokens = vocabulary.tokens
+    return [(tokens[lefts[i]], tokens[rights[i]]) for i in order]

@@ -9,6 +9,8 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import cached_property
+from itertools import chain, repeat, starmap
+from operator import add
 from typing import Any
 
 from smallthinker.errors import CheckpointError, shown_or_nothing
@@ -116,13 +118,15 @@ class GgufVocabulary:
 
     def merges(self) -> list[tuple[str, str]]:
         """Pairs of tokens that make a third, the first to be merged first."""
-        pairs, used = [], self.used
-        for merge in self.list_of("ggml.merges", str):
-            cut = merge.find(" ", 1)
-            left, right = merge[: max(cut, 0)], merge[cut + 1 :]
-            if left not in used or right not in used or left + right not in used:
-                raise self.fault("ggml.merges", "two tokens that make a third", merge)
-            pairs.append((left, right))
+        texts, has = self.list_of("ggml.merges", str), self.used.__contains__
+        # hundreds of thousands: without a line of Python for each of the checks
+        pairs = [(left, right) for left, _, right in map(str.partition, texts, repeat(" "))]
+        for i in [i for i, (left, _) in enumerate(pairs) if not left]:  # the first token begins with the space
+            cut = texts[i].find(" ", 1)
+            pairs[i] = texts[i][: max(cut, 0)], texts[i][cut + 1 :]
+        if not all(map(has, chain.from_iterable(pairs))) or not all(map(has, starmap(add, pairs))):
+            wrong = (i for i, (left, right) in enumerate(pairs) if not (has(left) and has(right) and has(left + right)))
+            raise self.fault("ggml.merges", "two tokens that make a third", texts[next(wrong)])
         return pairs
 
     def list_of(self, key: str, kind: type) -> list[Any]:
