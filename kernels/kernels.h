@@ -16,14 +16,14 @@ namespace smallthinker {
 
 class ThreadPool;
 
-// formats/packing.cpp. Some formats can't be made here, only read; only some have the rows layout.
+// formats/packing/packing.cpp. Some formats can't be made here, only read; only some have the rows layout.
 bool can_pack(Quant quant);
 void pack(Quant quant, Layout layout, const float* w, int64_t rows, int64_t cols, uint8_t* data);
 void unpack(Quant quant, Layout layout, const uint8_t* data, int64_t rows, int64_t cols, float* w);
 void unpack_row(Quant quant, Layout layout, const uint8_t* data, int64_t row, int64_t cols, float* w);
 
-// formats/repack.cpp: ggml's blocks of whole rows, as files have them, as `packed_bytes` that mean the same. Bytes move, that
-// is all; padding rows are of zero bytes. `rows` may lie anywhere.
+// formats/packing/repack.cpp: ggml's blocks of whole rows, as files have them, as `packed_bytes` that mean the same. Bytes
+// move, that is all; padding rows are of zero bytes. `rows` may lie anywhere.
 void repack(Quant quant, Layout layout, const uint8_t* rows, int64_t n_rows, int64_t cols, uint8_t* packed);
 bool has_finite_scales(Quant quant, const uint8_t* blocks, int64_t bytes);
 

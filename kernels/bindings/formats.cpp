@@ -1,7 +1,7 @@
 // Weight formats: their sizes, records' layouts, packing.
 #include "bindings/bindings.h"
 #include "bindings/checks.h"
-#include "formats/repack_stage.h"
+#include "formats/packing/repack_stage.h"
 
 #include <pybind11/stl.h>
 

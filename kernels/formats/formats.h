@@ -1,7 +1,8 @@
 // The table of weight formats, and the sizes of what is packed in them. Owns the byte layouts that stores on disk share
 // with the kernels; computes nothing.
 //
-// A format is a line here and a header beside it, which says how its values lie in bytes and how they are multiplied.
+// A format is a line here and a header in elements/, or in blocks_32/ or blocks_256/ by its block's columns, which says how
+// its values lie in bytes and how they are multiplied.
 //
 // "tiles" (where all rows are used): groups of 16 rows, so that 16 rows are the 16 lanes of one vector. Rows are padded with
 //   zeros to a multiple of 16.

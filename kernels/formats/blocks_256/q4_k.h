@@ -2,7 +2,7 @@
 // i in its low nibble and column 32 + i in its high one.
 #pragma once
 
-#include "formats/k_scales.h"
+#include "formats/blocks_256/k_scales.h"
 
 namespace smallthinker {
 namespace {

@@ -1,4 +1,4 @@
-#include "formats/repack_stage.h"
+#include "formats/packing/repack_stage.h"
 
 #include <algorithm>
 #include <cstring>

@@ -2,7 +2,7 @@
 // fifth of column i of group g of 32 is bit g of byte i of 32 before them.
 #pragma once
 
-#include "formats/k_scales.h"
+#include "formats/blocks_256/k_scales.h"
 
 namespace smallthinker {
 namespace {

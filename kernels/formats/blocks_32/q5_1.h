@@ -1,7 +1,7 @@
 // q5_1: blocks of 32 numbers n of five bits with an f16 scale and an f16 min: scale * n + min. Bits lie as in q5_0.
 #pragma once
 
-#include "formats/q5_0.h"
+#include "formats/blocks_32/q5_0.h"
 
 namespace smallthinker {
 namespace {
