@@ -90,13 +90,16 @@ def our_perplexity(engine: Engine, tokenizer: Tokenizer, text: str, chunks: int)
 
 
 def greedy(engine: Engine, tokenizer: Tokenizer, prompt: str, tokens: int) -> tuple[list[int], list[float]]:
-    """An answer's ids, and how far ahead each was, as a share of the range of logits."""
-    ids, gaps = [], []
+    """An answer's ids, without an end as --ignore-eos has it, and how far ahead each was, as a share of the range of
+    logits."""
+    ids, gaps, ends = [], [], list(engine.config.tokens.eos)
     logits, _ = engine.prefill(tokenizer.beginning + tokenizer.encode(prompt))
     for _ in range(tokens):
+        scale = logits.max() - logits.min()
+        logits[ends] = -np.inf
         second, first = np.partition(logits, -2)[-2:]
         ids.append(int(logits.argmax()))
-        gaps.append(float((first - second) / (logits.max() - logits.min())))
+        gaps.append(float((first - second) / scale))
         logits = engine.decode(ids[-1])
     engine.forget()
     return ids, gaps

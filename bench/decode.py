@@ -4,8 +4,8 @@ python bench/decode.py STORE [--threads N] [--tokens 64] [--llama-bench PATH --g
 
 As in llama-bench's tg test: from an empty context, one token at a time, random token ids, no sampling. The ceiling is
 the memory's read speed, measured between the rounds, over the bytes that a token can't do without: all dense weights
-(of an embedding that isn't the head too, one row: nothing), the chosen experts' gates, and the live neurons' rows. The
-KV cache of so short a context is left out. The last line is JSON.
+(of an embedding that isn't the head too, one row: nothing) and the chosen experts, behind a ReLU their gates and the
+live neurons' rows. The KV cache of so short a context is left out. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +15,16 @@ import statistics
 import time
 
 import numpy as np
-from throughput import READ_BYTES, arguments, live_share, random_tokens, read_bytes_per_sec, take_turns, warm_engine
+from throughput import (
+    READ_BYTES,
+    arguments,
+    has_dead_neurons,
+    live_share,
+    random_tokens,
+    read_bytes_per_sec,
+    take_turns,
+    warm_engine,
+)
 
 from smallthinker import _kernels
 from smallthinker.benchmark.environment import machine
@@ -35,10 +44,11 @@ def token_bytes(engine: Engine, live: float) -> float:
     """Bytes of weights that a token must touch when `live` of its experts' neurons are."""
     c, quant = engine.config, engine.store.quant
     embedding = 0 if c.head.tied else engine.store.dense("embed_tokens").nbytes
-    gate = _kernels.packed_bytes(quant, "tiles", c.ffn_width, c.hidden_size)
-    rows = 2 * live * c.ffn_width * _kernels.packed_bytes(quant, "rows", 1, c.hidden_size)
-    experts = c.num_layers * c.experts_per_token * (gate + rows)
-    return engine.store.dense_bytes - embedding + experts
+    expert: float = engine.store.record_bytes
+    if has_dead_neurons(engine):
+        gate = _kernels.packed_bytes(quant, "tiles", c.ffn_width, c.hidden_size)
+        expert = gate + 2 * live * c.ffn_width * _kernels.packed_bytes(quant, "rows", 1, c.hidden_size)
+    return engine.store.dense_bytes - embedding + c.num_layers * c.experts_per_token * expert
 
 
 def main() -> None:

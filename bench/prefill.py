@@ -29,10 +29,10 @@ def prompt_ops(engine: Engine, tokens: int, live: float) -> float:
     c = engine.config
     mixers = [layer.attention for layer in c.layers]
     attention = sum(c.hidden_size * m.head_dim * 2 * (m.heads + m.kv_heads) for m in mixers) / c.num_layers
-    router = c.hidden_size * c.experts_per_layer
+    router = sum(c.hidden_size * n.router.experts for n in (layer.ffn for layer in c.layers) if n and n.router)
     experts = c.experts_per_token * c.ffn_width * c.hidden_size * (1 + 2 * live)
     chunks = -(-tokens // engine.plan.chunk)  # the head runs for the last token of each
-    return 2 * (tokens * c.num_layers * (attention + router + experts) + chunks * c.vocab_size * c.hidden_size)
+    return 2 * (tokens * (c.num_layers * (attention + experts) + router) + chunks * c.vocab_size * c.hidden_size)
 
 
 class Peak:

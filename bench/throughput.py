@@ -65,8 +65,15 @@ def random_tokens(engine: Engine, rng: np.random.Generator, n: int) -> list[int]
     return ids
 
 
+def has_dead_neurons(engine: Engine) -> bool:
+    return any(layer.ffn is not None and layer.ffn.activation.kind == "relu" for layer in engine.config.layers)
+
+
 def live_share(run: Callable[[], object], engine: Engine) -> float:
     """The share of neurons that `run` computes: those that the ReLU lets through, of those of the chosen experts."""
+    if not has_dead_neurons(engine):
+        run()
+        return 1.0
     live, neurons = engine.neuron_counts()
     run()
     live_after, neurons_after = engine.neuron_counts()
