@@ -111,7 +111,7 @@ def gguf(draw: Draw, files: Files) -> None:
     source = GgufCheckpoint(path)
     try:
         source.small_files()
-        for name in list(source._model.places)[:: draw.integer(5, 19)]:
+        for name in list(source.model.places)[:: draw.integer(5, 19)]:
             source.read(name)
             source.blocks(name, "q4_0")
     finally:

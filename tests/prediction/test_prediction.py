@@ -81,7 +81,7 @@ def test_more_memory_is_never_predicted_slower() -> None:
     assert speeds[-1] > 4 * speeds[0]
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(st.integers(0, 60), st.integers(1, 60), st.floats(5e6, 3e8), st.floats(0, 2))
 @example(27, 1, 5e6, 0.0)
 def test_more_memory_is_never_predicted_slower_on_any_disk(at: int, more: int, bandwidth: float, skew: float) -> None:
@@ -92,7 +92,7 @@ def test_more_memory_is_never_predicted_slower_on_any_disk(at: int, more: int, b
     assert larger.tok_per_sec >= ALMOST * less.tok_per_sec
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(st.integers(0, 30), st.floats(5e6, 3e8), st.floats(1.05, 20), st.floats(0, 2))
 def test_a_faster_disk_is_never_predicted_slower(at: int, bandwidth: float, times: float, skew: float) -> None:
     slow = setting(SMALL, bytes_per_sec=bandwidth, skew=skew)

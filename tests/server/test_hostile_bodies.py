@@ -121,7 +121,7 @@ def written(value: Any) -> bytes:
     return json.dumps(value).replace(str(LONG_NUMBER), "1" * 5000).encode()
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=st.sampled_from(PATHS), changes=st.dictionaries(FIELDS, JSON, min_size=1, max_size=3))
 def test_any_values_in_any_fields_give_an_answer_or_a_refusal(
     server: Running, path: str, changes: dict[str, Any]
@@ -195,7 +195,7 @@ def test_a_key_that_is_there_twice_among_very_many_is_found_at_once() -> None:
         parse(("{" + ",".join([*keys, keys[-1]]) + "}").encode(), TokenizeRequest)
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=st.sampled_from(PATHS), body=st.binary(max_size=200))
 def test_any_bytes_are_refused(server: Running, path: str, body: bytes) -> None:
     assert_refused(post(server, path, body))

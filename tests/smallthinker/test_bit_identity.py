@@ -71,7 +71,7 @@ def engines_with(patch: pytest.MonkeyPatch, timing: int | None, policy: str) -> 
 @given(
     config=configs(), quant=st.sampled_from(["q4_0", "q8_0", "f16"]), kv=st.sampled_from(["f16", "q8"]), data=st.data()
 )
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_every_way_to_run_gives_the_same_bits(
     config: dict[str, Any], quant: str, kv: KvKind, data: st.DataObject
 ) -> None:

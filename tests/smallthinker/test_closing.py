@@ -147,8 +147,7 @@ def test_a_callback_may_close_the_model_that_it_is_called_by(hybrid_store: Path,
 
 @needs_proc
 @pytest.mark.parametrize("how", ["all", "some"])
-@pytest.mark.parametrize("used", [False, True])
-@pytest.mark.parametrize("in_cycle", [False, True])
+@pytest.mark.parametrize(("used", "in_cycle"), [(False, True), (True, False)])
 @pytest.mark.usefixtures("no_failing_thread", "nothing_is_left")
 def test_a_dropped_model_is_freed_and_says_so(hybrid_store: Path, how: str, used: bool, in_cycle: bool) -> None:
     llm = opened(hybrid_store, how)

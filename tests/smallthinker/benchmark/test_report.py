@@ -23,8 +23,14 @@ def views(results: Results) -> Views:
     return write_views(results, fail)
 
 
-def test_everything_is_written_beside_the_results(tmp_path: Path) -> None:
-    found = views(made_up(tmp_path / "results.jsonl"))
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Views:
+    """Of the results that are made up, once: figures take seconds."""
+    return views(made_up(tmp_path_factory.mktemp("drawn") / "results.jsonl"))
+
+
+def test_everything_is_written_beside_the_results(drawn: Views) -> None:
+    found, folder = drawn, drawn.files[0].parent
     names = ("decode-32", "time-32", "hits-32", "prefill-32", "experts-32")
     expected = {
         "report.html",
@@ -32,22 +38,22 @@ def test_everything_is_written_beside_the_results(tmp_path: Path) -> None:
         "results.md",
         *(f"{n}.{kind}" for n in names for kind in ("png", "svg")),
     }
-    assert {path.name for path in found.files} == expected == {path.name for path in tmp_path.iterdir()}
+    assert {path.name for path in found.files} == expected == {path.name for path in folder.iterdir()}
     assert all(path.stat().st_size > 0 for path in found.files)
-    check_folder(tmp_path, [32], tmp_path / "store", [], force=False)  # each is known again
+    check_folder(folder, [32], folder / "store", [], force=False)  # each is known again
     for path in (path for path in found.files if path.suffix != ".jsonl"):
         content = path.read_bytes()
         path.write_text("mine")
         with pytest.raises(ResultsError, match=re.escape(path.name)):
-            check_folder(tmp_path, [32], tmp_path / "store", [], force=False)
-        check_folder(tmp_path, [32], tmp_path / "store", [], force=True)
+            check_folder(folder, [32], folder / "store", [], force=False)
+        check_folder(folder, [32], folder / "store", [], force=True)
         path.write_bytes(content)
     assert len(found.summaries) == 3 * 2 * 2 and found.markdown.count("\n| ") == 1 + 3 * 2 * 2
 
 
-def test_two_reports_of_the_same_results_are_the_same_bytes(tmp_path: Path) -> None:
-    first, second = (views(made_up(tmp_path / name / "results.jsonl")) for name in ("a", "b"))
-    for a, b in zip(first.files, second.files, strict=True):
+def test_two_reports_of_the_same_results_are_the_same_bytes(drawn: Views, tmp_path: Path) -> None:
+    second = views(made_up(tmp_path / "results.jsonl"))
+    for a, b in zip(drawn.files, second.files, strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name
 
 
@@ -64,8 +70,8 @@ def test_nothing_of_the_results_becomes_markup(tmp_path: Path) -> None:
     assert "<img" not in markdown
 
 
-def test_the_page_refers_to_nothing_outside_itself(tmp_path: Path) -> None:
-    page = views(made_up(tmp_path / "results.jsonl")).files[0].read_text(encoding="utf-8")
+def test_the_page_refers_to_nothing_outside_itself(drawn: Views) -> None:
+    page = drawn.files[0].read_text(encoding="utf-8")
     assert not re.search(r"<(img|link|iframe|object|embed|base)\b|\bsrc=|@import", page)
     assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)"', page))
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
@@ -97,13 +103,13 @@ def test_the_parts_of_a_token_add_up_to_its_time(tmp_path: Path) -> None:
         assert sum(summary.parts.values()) == pytest.approx(1 / summary.decode.median + 0.001 / 16)
 
 
-def test_a_browser_draws_the_charts_and_asks_for_nothing(tmp_path: Path) -> None:
+def test_a_browser_draws_the_charts_and_asks_for_nothing(drawn: Views) -> None:
     """Charts with shapes of some size, in light and dark; no request but the file itself; nothing on the console."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install '.[test]'")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("needs a Chromium on the PATH: apt-get install chromium")
-    report = views(made_up(tmp_path / "results.jsonl")).files[0].resolve().as_uri()
+    report = drawn.files[0].resolve().as_uri()
     requests: list[str] = []
     console: list[str] = []
     with sync_api.sync_playwright() as playwright:
