@@ -50,12 +50,14 @@ struct Block {
   static constexpr int kPlanes = 2;
   static constexpr bool kHasMins = false, kIsRare = false;
   static constexpr uint8_t kTileFlip = 0;  // what bytes of fields of four are xored with in tiles
-#ifdef SIMD_INLINE
-  SIMD_INLINE I32 tile_dot(I32 sum, B64 w, B64 a) { return dot_nibbles(sum, w, a); }  // of integers from 0 to 127
-#endif
+  static constexpr int32_t kMost = 0;  // integers are from 0 to it; 0: of more, with a tile_dot of their own
 };
 
 #ifdef SIMD_INLINE
+// Products with an int8 of a format's small integers that a held sum takes (isa/simd_held.h), in pairs.
+template <class Format>
+constexpr int kHeldProducts = kHeldMost / (2 * 127 * (Format::kMost > 0 ? Format::kMost : 1));
+
 SIMD_INLINE F32 load_halves(const uint8_t* p) { return load(reinterpret_cast<const uint16_t*>(p)); }
 SIMD_INLINE F32 load_signed(const uint8_t* p) { return load(reinterpret_cast<const int8_t*>(p)); }
 #endif

@@ -12,8 +12,9 @@ struct F32 { __m256 lo, hi; };
 struct I32 { __m256i lo, hi; };
 struct B64 { __m256i lo, hi; };  // 64 bytes
 
-constexpr int kTileTokens = 2;
+constexpr int kTileTokens = 4;
 constexpr int kTileGroups = 2;
+constexpr int kElementTokens = 2;
 constexpr int kAccumulators = 4;
 constexpr int kUpTokens = 2;
 constexpr int kDownTokens = 1;
@@ -249,7 +250,28 @@ SIMD_INLINE F32 spread2(__m128 x) {
   return {_mm256_broadcastss_ps(x), _mm256_broadcastss_ps(_mm_movehdup_ps(x))};
 }
 
+#ifndef SMALLTHINKER_AVXVNNI
+// Products of small integers, w unsigned, whose pairs are summed in int16 until they might pass kHeldMost: one
+// instruction in three less than dot_nibbles. A sum begins as zero and is added to the int32 that it began with.
+struct Held { __m256i lo, hi; };
+constexpr int32_t kHeldMost = 32767;
+SIMD_INLINE Held begin_held(I32) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+SIMD_INLINE Held hold(Held held, B64 w, B64 a) {
+  return {_mm256_add_epi16(held.lo, _mm256_maddubs_epi16(w.lo, a.lo)),
+          _mm256_add_epi16(held.hi, _mm256_maddubs_epi16(w.hi, a.hi))};
+}
+SIMD_INLINE I32 release(I32 sum, Held held) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  return {_mm256_add_epi32(sum.lo, _mm256_madd_epi16(held.lo, ones)), _mm256_add_epi32(sum.hi, _mm256_madd_epi16(held.hi, ones))};
+}
+// Nothing loaded before is kept in a register.
+SIMD_INLINE void forget_loads() { asm volatile("" ::: "memory"); }
+#endif
+
 }  // namespace
 }  // namespace smallthinker
 
+#ifdef SMALLTHINKER_AVXVNNI
+#include "isa/simd_held.h"
+#endif
 #include "isa/simd_x86.h"

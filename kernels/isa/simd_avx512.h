@@ -13,6 +13,7 @@ using B64 = __m512i;  // 64 bytes
 
 constexpr int kTileTokens = 8;        // tokens that share one unpacking of a weight vector
 constexpr int kTileGroups = 4;        // row groups that hide the latency of f32 and f16 products
+constexpr int kElementTokens = 8;     // tokens that share a vector of elements
 constexpr int kAccumulators = 16;     // vectors that stay in registers beside their operands
 constexpr int kUpTokens = 4;          // tokens that share one unpacking of a row of up
 constexpr int kDownTokens = 2;        // tokens whose sums of a strip of down stay in registers
@@ -167,4 +168,5 @@ SIMD_INLINE F32 spread2(__m128 x) {
 }  // namespace
 }  // namespace smallthinker
 
+#include "isa/simd_held.h"
 #include "isa/simd_x86.h"

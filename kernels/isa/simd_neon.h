@@ -13,6 +13,7 @@ struct B64 { uint8x16_t q[4]; };  // 64 bytes
 
 constexpr int kTileTokens = 4;
 constexpr int kTileGroups = 1;
+constexpr int kElementTokens = 4;
 constexpr int kAccumulators = 4;
 constexpr int kUpTokens = 2;
 constexpr int kDownTokens = 1;
@@ -229,3 +230,5 @@ SIMD_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 
 }  // namespace
 }  // namespace smallthinker
+
+#include "isa/simd_held.h"

@@ -20,6 +20,7 @@ struct F32x4 { float v[4]; };
 
 constexpr int kTileTokens = 2;
 constexpr int kTileGroups = 1;
+constexpr int kElementTokens = 2;
 constexpr int kAccumulators = 4;
 constexpr int kUpTokens = 1;
 constexpr int kDownTokens = 1;
@@ -231,3 +232,5 @@ SIMD_INLINE void prefetch(const void*) {}
 
 }  // namespace
 }  // namespace smallthinker
+
+#include "isa/simd_held.h"

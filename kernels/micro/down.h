@@ -172,14 +172,33 @@ SIMD_INLINE void add_down_strip(const uint8_t* tile, int64_t fours, int64_t stri
   for (int t = 0; t < NT; ++t) {
     for (int v = 0; v < kVectors; ++v) integers[t][v] = as_i32(Format::spread(factors[t].start + strip * 4, v / 4));
   }
-  for (int64_t four = 0; four < fours; ++four) {
+  const auto products_of = [&](int64_t four, const auto& add) {
     B64 f[NT][2];
     for (int t = 0; t < NT; ++t) {
       for (int p = 0; p < 2; ++p) f[t][p] = Format::spread(factors[t].dwords + four * blocks + strip * 4, p);
     }
     for (int v = 0; v < kVectors; ++v) {
       const B64 w = load_bytes(tile + (four * kVectors + v) * 64);
-      for (int t = 0; t < NT; ++t) integers[t][v] = Format::dot(integers[t][v], w, f[t][v / 4]);
+      for (int t = 0; t < NT; ++t) add(t, v, w, f[t][v / 4]);
+    }
+  };
+  if constexpr (Format::kMost == 0) {
+    for (int64_t four = 0; four < fours; ++four) {
+      products_of(four, [&](int t, int v, B64 w, B64 f) { integers[t][v] = Format::dot(integers[t][v], w, f); });
+    }
+  } else {
+    for (int64_t four = 0; four < fours;) {
+      const int64_t end = fours - four < format::kHeldProducts<Format> ? fours : four + format::kHeldProducts<Format>;
+      Held held[NT][kVectors];
+      for (int t = 0; t < NT; ++t) {
+        for (int v = 0; v < kVectors; ++v) held[t][v] = begin_held(integers[t][v]);
+      }
+      for (; four < end; ++four) {
+        products_of(four, [&](int t, int v, B64 w, B64 f) { held[t][v] = hold(held[t][v], w, f); });
+      }
+      for (int t = 0; t < NT; ++t) {
+        for (int v = 0; v < kVectors; ++v) integers[t][v] = release(integers[t][v], held[t][v]);
+      }
     }
   }
   for (int t = 0; t < NT; ++t) add_scaled<Format>(factors[t], strip, integers[t], sums + t * sums_stride);

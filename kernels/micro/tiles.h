@@ -24,9 +24,20 @@ struct Part {
   static constexpr int64_t kPlaneCols = Format::kPartCols / Format::kPlanes;
   static constexpr int kRuns = kPlaneCols > Format::kScaleCols ? static_cast<int>(kPlaneCols / Format::kScaleCols) : 1;
   static constexpr int kSums = static_cast<int>(Format::kPartCols / Format::kScaleCols / kRuns);
+  static constexpr int kPlanesOfSum = Format::kPlanes / kSums;
   static constexpr int kSteps = static_cast<int>(kPlaneCols / 4 / kRuns);  // of a run
   static constexpr int kParts = static_cast<int>(sizes_of(Format::kQuant).block / Format::kPartCols);
 };
+
+// Steps of a run between two releases.
+template <class Format>
+constexpr int held_steps() {
+  using P = Part<Format>;
+  constexpr int kFit = format::kHeldProducts<Format> / P::kPlanesOfSum;
+  constexpr int kHeld = Format::kMost > 0 && kFit < P::kSteps ? kFit : P::kSteps;
+  static_assert(kHeld > 0 && P::kSteps % kHeld == 0, "a run is so many steps");
+  return kHeld;
+}
 
 // Where the integer sum of a group of columns begins, so that it is of integers less kZero.
 template <class Format>
@@ -44,37 +55,50 @@ SIMD_INLINE float sum_of(const ActivationRow& a, int64_t col) {
   else return a.sum[col / kBlock];
 }
 
-template <class Format, int NT>
-SIMD_INLINE void add_part(const uint8_t* tile, const typename Format::TileScales& scales, int part, const ActivationRow* a,
-                          int64_t col, F32* sums) {
+// dot[t] plus the products of steps [first, end) with the planes of sum S, one plane after the other of each step.
+template <class Format, int S, int NT>
+SIMD_INLINE void add_steps(const uint8_t* tile, int part, int first, int end, const ActivationRow* a, int64_t col, I32* dot) {
+  using P = Part<Format>;
+  Held held[NT];
+  for (int t = 0; t < NT; ++t) held[t] = begin_held(dot[t]);
+  for (int step = first; step < end; ++step) {
+    // What another sum's steps have loaded is loaded again: kept, it pushes sums out of registers (q4_k 16 % slower).
+    if constexpr (P::kSums > 1) forget_loads();
+    B64 w[Format::kPlanes];
+    Format::tile_step(tile, part, step, w);
+    for (int p = S * P::kPlanesOfSum; p < (S + 1) * P::kPlanesOfSum; ++p) {
+      for (int t = 0; t < NT; ++t) {
+        const B64 q = broadcast_dword(a[t].q + col + p * P::kPlaneCols + 4 * step);
+        if constexpr (Format::kMost != 0) held[t] = hold(held[t], w[p], q);
+        else dot[t] = Format::tile_dot(dot[t], w[p], q);
+      }
+    }
+  }
+  if constexpr (Format::kMost != 0) {
+    for (int t = 0; t < NT; ++t) dot[t] = release(dot[t], held[t]);
+  }
+}
+
+// The groups of columns of sum S of a part. One sum after the other, so that registers are for tokens.
+template <class Format, int S, int NT>
+SIMD_INLINE void add_sum(const uint8_t* tile, const typename Format::TileScales& scales, int part, const ActivationRow* a,
+                         int64_t col, F32* sums) {
   using P = Part<Format>;
   for (int run = 0; run < P::kRuns; ++run) {
-    const auto column = [&](int sum) { return col + (sum * P::kRuns + run) * Format::kScaleCols; };
-    I32 dot[P::kSums][NT];
-    for (int s = 0; s < P::kSums; ++s) {
-      for (int t = 0; t < NT; ++t) dot[s][t] = broadcast(start_of<Format>(a[t], column(s)));
+    const int64_t column = col + (S * P::kRuns + run) * Format::kScaleCols;
+    I32 dot[NT];
+    for (int t = 0; t < NT; ++t) dot[t] = broadcast(start_of<Format>(a[t], column));
+    for (int step = run * P::kSteps; step < (run + 1) * P::kSteps; step += held_steps<Format>()) {
+      add_steps<Format, S, NT>(tile, part, step, step + held_steps<Format>(), a, col, dot);
     }
-    for (int i = 0; i < P::kSteps; ++i) {
-      const int step = run * P::kSteps + i;
-      B64 w[Format::kPlanes];
-      Format::tile_step(tile, part, step, w);
-      for (int t = 0; t < NT; ++t) {
-        for (int p = 0; p < Format::kPlanes; ++p) {
-          I32& sum = dot[p * P::kSums / Format::kPlanes][t];
-          sum = Format::tile_dot(sum, w[p], broadcast_dword(a[t].q + col + p * P::kPlaneCols + 4 * step));
-        }
-      }
+    const int group = part * (P::kSums * P::kRuns) + S * P::kRuns + run;
+    const F32 scale = Format::scale_of(scales, group);
+    for (int t = 0; t < NT; ++t) {
+      sums[t] = fma(mul(scale, broadcast(a[t].scale[column / kBlock])), to_f32(dot[t]), sums[t]);
     }
-    for (int s = 0; s < P::kSums; ++s) {
-      const int group = part * (P::kSums * P::kRuns) + s * P::kRuns + run;
-      const F32 scale = Format::scale_of(scales, group);
-      for (int t = 0; t < NT; ++t) {
-        sums[t] = fma(mul(scale, broadcast(a[t].scale[column(s) / kBlock])), to_f32(dot[s][t]), sums[t]);
-      }
-      if constexpr (Format::kHasMins) {
-        const F32 min = Format::min_of(scales, group);
-        for (int t = 0; t < NT; ++t) sums[t] = fma(min, broadcast(sum_of<Format>(a[t], column(s))), sums[t]);
-      }
+    if constexpr (Format::kHasMins) {
+      const F32 min = Format::min_of(scales, group);
+      for (int t = 0; t < NT; ++t) sums[t] = fma(min, broadcast(sum_of<Format>(a[t], column)), sums[t]);
     }
   }
 }
@@ -86,7 +110,8 @@ SIMD_INLINE void add_blocks(const uint8_t* group, int64_t cols, const Activation
     const typename Format::TileScales scales = Format::tile_scales(group);
     for (int part = 0; part < Part<Format>::kParts; ++part, col += Format::kPartCols) {
       prefetch_block<kPartBytes>(group + part * kPartBytes);
-      add_part<Format, NT>(group, scales, part, activations, col, sums);
+      add_sum<Format, 0, NT>(group, scales, part, activations, col, sums);
+      if constexpr (Part<Format>::kSums > 1) add_sum<Format, 1, NT>(group, scales, part, activations, col, sums);
     }
   }
 }
@@ -155,12 +180,13 @@ void product_of_groups(const uint8_t* group, int64_t rows, int64_t cols, const A
   if constexpr (is_rare<Format>()) {
     take(std::integral_constant<int, (kTileTokens > 4 ? 4 : kTileTokens)>());
   } else {
-    take(std::integral_constant<int, kTileTokens>());
-    if constexpr (kTileTokens / 2 > 2) {  // a few sequences' next tokens
-      take(std::integral_constant<int, kTileTokens / 2>());
+    constexpr int kTokens = is_block_quantized(Format::kQuant) ? kTileTokens : kElementTokens;
+    take(std::integral_constant<int, kTokens>());
+    if constexpr (kTokens / 2 > 2) {  // a few sequences' next tokens
+      take(std::integral_constant<int, kTokens / 2>());
       take(std::integral_constant<int, 3>());
     }
-    take(std::integral_constant<int, (kTileTokens > 2 ? 2 : 1)>());
+    take(std::integral_constant<int, (kTokens > 2 ? 2 : 1)>());
   }
   take(std::integral_constant<int, 1>());
 }

@@ -90,22 +90,28 @@ def test_dead_neurons_are_not_read(pool: _kernels.ThreadPool, quant: _kernels.Qu
     assert live == 32 - len(dead)
 
 
-def test_q8_blocks_of_minus_128_count_as_minus_128_in_up_and_in_down(pool: _kernels.ThreadPool) -> None:
-    sections = _kernels.record_sections(("f32", "q8_0", "q8_0"), 64, 64, "relu", True)
-    block = np.full(34, 0x80, np.uint8)
+@pytest.mark.parametrize(
+    ("block_quant", "level", "weight"),
+    [("q8_0", 0x80, -128), ("q8_0", 0x7F, 127), ("q4_0", 0x00, -8), ("q4_0", 0xFF, 7)],
+)
+def test_integers_at_both_ends_of_their_range_do_not_saturate_in_up_nor_in_down(
+    pool: _kernels.ThreadPool, block_quant: _kernels.Quant, level: int, weight: int
+) -> None:
+    quants: _kernels.FfnQuants = ("f32", block_quant, block_quant)
+    sections = _kernels.record_sections(quants, 64, 64, "relu", True)
+    block = np.full(_kernels.formats()[block_quant][1], level, np.uint8)
     block[:2] = np.array([0.5], "<f2").view(np.uint8)
-    rows = _kernels.repack("q8_0", "rows", np.tile(block, (64, 2)))
+    rows = _kernels.repack(block_quant, "rows", np.tile(block, (64, 2)))
     record = np.zeros((1, sections[-1].offset + sections[-1].nbytes), np.uint8)
     for section, packed in zip(
         sections, (_kernels.pack("f32", "tiles", np.eye(64, dtype=np.float32)), rows, rows), strict=True
     ):
         record[0, section.offset : section.offset + section.nbytes] = packed
-    one = [np.array(a, np.int32) for a in ([0], [0, 2], [0, 1])]
-    out = np.empty((2, 64), np.float32)
-    _kernels.experts(
-        pool, ("f32", "q8_0", "q8_0"), 64, 64, "relu", True, np.ones((2, 64), np.float32), record, *one, 1, out
-    )
-    np.testing.assert_allclose(out, 64 * 64 * 64.0**2, rtol=1e-5)
+    for tokens in (1, 2):  # a token takes its live rows, a batch unpacks all
+        one = [np.array(a, np.int32) for a in ([0], [0, tokens], range(tokens))]
+        out = np.empty((tokens, 64), np.float32)
+        _kernels.experts(pool, quants, 64, 64, "relu", True, np.ones((tokens, 64), np.float32), record, *one, 1, out)
+        np.testing.assert_allclose(out, 64 * 64 * (weight / 2.0) ** 2, rtol=1e-5)
 
 
 def test_an_expert_whose_neurons_are_all_dead_gives_zeros(pool: _kernels.ThreadPool, quant: _kernels.Quant) -> None:

@@ -10,6 +10,7 @@ namespace format {
 
 struct q2_k : Block {
   static constexpr Quant kQuant = Quant::q2_k;
+  static constexpr int32_t kMost = 3;
   static constexpr bool kIsRare = true;
   static constexpr TileField kTile[] = {{80, 2, 2}, {82, 2, 2}, {0, 16, 1}, {16, 64, 4}};
   static constexpr int64_t kPartCols = 64, kScaleCols = 16;

@@ -11,6 +11,7 @@ namespace format {
 
 struct q3_k : Block {
   static constexpr Quant kQuant = Quant::q3_k;
+  static constexpr int32_t kMost = 7;
   static constexpr bool kIsRare = true;
   static constexpr TileField kTile[] = {{108, 2, 2}, {96, 12, 1}, {0, 32, 4}, {32, 64, 4}};
   static constexpr int64_t kPartCols = 64, kScaleCols = 16;

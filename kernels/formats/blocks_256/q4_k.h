@@ -10,6 +10,7 @@ namespace format {
 
 struct q4_k : KScales {
   static constexpr Quant kQuant = Quant::q4_k;
+  static constexpr int32_t kMost = 15;
   static constexpr TileField kTile[] = {{0, 2, 2}, {2, 2, 2}, {4, 12, 1}, {16, 128, 4}};
 
   static void quantize(const float* w, uint8_t* block) {

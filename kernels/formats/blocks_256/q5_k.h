@@ -10,6 +10,7 @@ namespace format {
 
 struct q5_k : KScales {
   static constexpr Quant kQuant = Quant::q5_k;
+  static constexpr int32_t kMost = 31;
   static constexpr TileField kTile[] = {{0, 2, 2}, {2, 2, 2}, {4, 12, 1}, {16, 32, 4}, {48, 128, 4}};
 
   static void unpack(const uint8_t* block, float* w) {

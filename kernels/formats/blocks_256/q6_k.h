@@ -11,6 +11,7 @@ namespace format {
 
 struct q6_k : Block {
   static constexpr Quant kQuant = Quant::q6_k;
+  static constexpr int32_t kMost = 63;
   // a file has the nibbles, the upper bits, the scales, d; in tiles each 128 columns lie together
   static constexpr TileField kTile[] = {{208, 2, 2}, {192, 16, 1}, {0, 64, 4}, {128, 32, 4}, {64, 64, 4}, {160, 32, 4}};
   static constexpr int64_t kPartCols = 64, kScaleCols = 16;

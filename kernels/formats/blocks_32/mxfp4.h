@@ -11,6 +11,7 @@ namespace format {
 
 struct mxfp4 : Block {
   static constexpr Quant kQuant = Quant::mxfp4;
+  static constexpr int32_t kMost = 28;
   static constexpr TileField kTile[] = {{0, 1, 1}, {1, 16, 4}};
   static constexpr int32_t kZero = 16;
 
@@ -24,9 +25,10 @@ struct mxfp4 : Block {
 #ifdef SIMD_INLINE
   using TileScales = F32;
   SIMD_INLINE TileScales tile_scales(const uint8_t* tile) {
-    float scales[kTileRows];
-    for (int64_t row = 0; row < kTileRows; ++row) scales[row] = scale_for(tile[row]);
-    return load(scales);
+    uint16_t bits[kTileRows];
+    for (int64_t row = 0; row < kTileRows; ++row) bits[row] = static_cast<uint16_t>(tile[row] << 7);
+    for (int64_t row = 0; row < kTileRows; ++row) bits[row] = bits[row] < 64 ? uint16_t{64} : bits[row];
+    return mul(load(reinterpret_cast<const Bf16*>(bits)), broadcast(0.5f));
   }
   SIMD_INLINE F32 scale_of(const TileScales& scale, int) { return scale; }
   SIMD_INLINE void tile_step(const uint8_t* tile, int, int step, B64* w) {

@@ -12,6 +12,7 @@ namespace format {
 
 struct q4_0 : ScaledBlock {
   static constexpr Quant kQuant = Quant::q4_0;
+  static constexpr int32_t kMost = 15;
   static constexpr TileField kTile[] = {{0, 2, 2}, {2, 16, 4}};
   static constexpr int64_t kBytes = 16;  // of a block beside its scale
   static constexpr int32_t kZero = 8, kLevelOfZero = kZero;
@@ -54,7 +55,7 @@ struct q4_0 : ScaledBlock {
     return {low_nibbles(packed), high_nibbles(packed)};
   }
   SIMD_INLINE I32 dot_strip(I32 sum, const Strip& w, const int8_t* ordered) {
-    return dot_nibbles(dot_nibbles(sum, w.low, load_bytes(ordered)), w.high, load_bytes(ordered + 64));
+    return release(sum, hold(hold(begin_held(sum), w.low, load_bytes(ordered)), w.high, load_bytes(ordered + 64)));
   }
   template <class T>
   SIMD_INLINE auto load_scales(const T* scales) { return load4(scales); }

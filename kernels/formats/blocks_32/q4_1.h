@@ -9,6 +9,7 @@ namespace format {
 
 struct q4_1 : ScaledBlockWithMin {
   static constexpr Quant kQuant = Quant::q4_1;
+  static constexpr int32_t kMost = 15;
   static constexpr bool kIsRare = true;
   static constexpr TileField kTile[] = {{0, 2, 2}, {2, 2, 2}, {4, 16, 4}};
   static constexpr int32_t kZero = 0;

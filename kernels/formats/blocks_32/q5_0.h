@@ -21,6 +21,7 @@ SIMD_INLINE void nibbles_and_bits(const uint8_t* bytes, const uint8_t* bits, int
 
 struct q5_0 : ScaledBlock {
   static constexpr Quant kQuant = Quant::q5_0;
+  static constexpr int32_t kMost = 31;
   static constexpr bool kIsRare = true;
   static constexpr TileField kTile[] = {{0, 2, 2}, {2, 4, 4}, {6, 16, 4}};
   static constexpr int32_t kZero = 16;

@@ -9,6 +9,7 @@ namespace format {
 
 struct q5_1 : ScaledBlockWithMin {
   static constexpr Quant kQuant = Quant::q5_1;
+  static constexpr int32_t kMost = 31;
   static constexpr bool kIsRare = true;
   static constexpr TileField kTile[] = {{0, 2, 2}, {2, 2, 2}, {4, 4, 4}, {8, 16, 4}};
   static constexpr int32_t kZero = 0;
