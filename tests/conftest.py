@@ -16,10 +16,14 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 # Clocks have no say in whether a test passes: a machine may be busy with something else. Each run draws other examples,
-# so thirty are enough for one; `--hypothesis-profile thorough` draws more at once.
-for name, examples in (("thorough", 300), ("usual", 30)):
+# so two dozen are enough for one; `--hypothesis-profile thorough` draws more at once.
+for name, examples in (("thorough", 300), ("usual", 24)):
     settings.register_profile(name, deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=examples)
 settings.load_profile("usual")
+
+# What is compiled once needn't be by each of the hundreds of processes that tests start, whatever the machine's setting.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # A shell's background jobs ignore Ctrl-C, and so does what they start: tests that send it would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

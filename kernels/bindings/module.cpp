@@ -1,6 +1,10 @@
-// The Python module: the machine's side of it, threads and instruction sets; the rest is registered by its own file.
-#include "bindings/bindings.h"
+// The Python module: the machine's side of it, threads and instruction sets; the rest is registered by headers, since each
+// file more that includes pybind11 takes ten seconds more to compile. Each function checks its arguments, releases the GIL
+// and calls a kernel; shapes and meanings are in _kernels.pyi.
 #include "bindings/checks.h"
+#include "bindings/register_formats.h"
+#include "bindings/register_model.h"
+#include "bindings/register_ops.h"
 #include "forks_bindings.h"
 #include "isa/isa.h"
 #include "thread_pool.h"

@@ -1,5 +1,6 @@
 // Weight formats: their sizes, records' layouts, packing.
-#include "bindings/bindings.h"
+#pragma once
+
 #include "bindings/checks.h"
 #include "formats/packing/repack_stage.h"
 
@@ -98,7 +99,7 @@ py::array_t<float> bind_unpack(const std::string& quant, const std::string& layo
 
 }  // namespace
 
-void register_formats(py::module_& m) {
+inline void register_formats(py::module_& m) {
   using py::arg;
   m.def("formats", [] {
     py::dict by_name;

@@ -1,5 +1,6 @@
 // A model's parts, bound once, and the runner that takes tokens through them.
-#include "bindings/bindings.h"
+#pragma once
+
 #include "forward.h"
 
 #include <pybind11/stl.h>
@@ -35,7 +36,7 @@ py::tuple bind_run(BoundForward& self, int64_t first, int64_t last, py::array& x
 
 }  // namespace
 
-void register_model(py::module_& m) {
+inline void register_model(py::module_& m) {
   using py::arg;
   const py::array_t<float> none(0);
 

@@ -1,5 +1,6 @@
 // Single operations, one call each: for tests, benches and what Python does itself.
-#include "bindings/bindings.h"
+#pragma once
+
 #include "bindings/bound_attention.h"
 #include "bindings/bound_ffn.h"
 #include "bindings/checks.h"
@@ -280,7 +281,7 @@ void bind_penalize(py::array& logits, const py::array& recent, float penalty) {
 
 }  // namespace
 
-void register_ops(py::module_& m) {
+inline void register_ops(py::module_& m) {
   using py::arg;
   const py::array_t<float> none(0);
   m.def("embed", &bind_embed, arg("quant"), arg("data"), arg("rows"), arg("cols"), arg("ids"), arg("out"));
