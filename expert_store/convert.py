@@ -132,12 +132,13 @@ def _packed(
     blocks = source.blocks(name, quant, start, stop, transposed=transposed)
     if blocks is not None:
         rows = np.ascontiguousarray(blocks.reshape(len(blocks), -1))
-        if not _kernels.has_finite_scales(quant, rows):
+        try:
+            return _kernels.repack(quant, layout, rows, finite=True)
+        except ValueError as e:
             raise CheckpointError(
                 f"{_where(source, name)}: expected finite scales of {quant} blocks, found NaN or infinity; "
                 "the file is damaged: copy or download it again"
-            )
-        return _kernels.repack(quant, layout, rows)
+            ) from e
     weights = np.atleast_2d(_checked(source, name, quant, start, stop))  # a bias is a row
     return _kernels.pack(quant, layout, np.ascontiguousarray(weights.T) if transposed else weights)
 

@@ -106,6 +106,7 @@ class GgufStore(Store):
                 raise StoreReadError(str(e)) from e
             finally:
                 executor.shutdown(cancel_futures=True)
+        self._source.drop_cached()  # the budget has no room for it, and experts are read past the cache
         return frozen
 
     def verify(self, progress: Progress | None = None) -> None:

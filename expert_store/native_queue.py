@@ -52,6 +52,7 @@ class NativeQueue:
         """
         records = source if isinstance(source, Records) else source.records(chunk_bytes)
         self._paths, stage = [path for path, _ in records.files], records.stage
+        self._name_at = records.name_at
         try:
             raw = _storage.ReadQueue(
                 [(os.fsencode(path), nbytes) for path, nbytes in records.files],  # a name need not be UTF-8
@@ -111,7 +112,8 @@ class NativeQueue:
         path = self._paths[file]
         if offset < 0:
             return StoreReadError(f"{path}: {what}")
-        return StoreReadError(f"{path}: byte {offset}: {what}; check the disk, copy or convert it again")
+        name = "" if self._name_at is None else f"{self._name_at(file, offset)}: "
+        return StoreReadError(f"{path}: byte {offset}: {name}{what}; check the disk, copy or convert it again")
 
 
 def _close(raw: _storage.ReadQueue) -> None:

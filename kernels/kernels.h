@@ -23,9 +23,9 @@ void unpack(Quant quant, Layout layout, const uint8_t* data, int64_t rows, int64
 void unpack_row(Quant quant, Layout layout, const uint8_t* data, int64_t row, int64_t cols, float* w);
 
 // formats/packing/repack.cpp: ggml's blocks of whole rows, as files have them, as `packed_bytes` that mean the same. Bytes
-// move, that is all; padding rows are of zero bytes. `rows` may lie anywhere.
-void repack(Quant quant, Layout layout, const uint8_t* rows, int64_t n_rows, int64_t cols, uint8_t* packed);
-bool has_finite_scales(Quant quant, const uint8_t* blocks, int64_t bytes);
+// move, that is all; padding rows are of zero bytes. `rows` may lie anywhere. Returns whether all scales, mins and elements
+// are finite.
+bool repack(Quant quant, Layout layout, const uint8_t* rows, int64_t n_rows, int64_t cols, uint8_t* packed);
 
 // ops/embed.cpp
 void embed(Quant quant, const uint8_t* data, int64_t cols, const int32_t* ids, int64_t tokens, float* out);

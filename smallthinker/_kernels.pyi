@@ -226,12 +226,10 @@ def piece_stage(shapes: Sequence[tuple[Quant, Layout, int, int, int, int]]) -> o
     place of a slot as `repack` lays them out. Of each: format, layout, rows, cols, bytes from one row's beginning to
     the next one's, and where it goes. A piece has the bytes up to its last row's end."""
 
-def repack(quant: Quant, layout: Layout, blocks: U8) -> U8:
+def repack(quant: Quant, layout: Layout, blocks: U8, finite: bool = False) -> U8:
     """Rows of ggml's blocks [rows, row bytes], as a file has them, as bytes [packed_bytes] that mean the same: bytes
-    move, no weight is computed. Padding rows of tiles are zero bytes."""
-
-def has_finite_scales(quant: Quant, blocks: U8) -> bool:
-    """Whether no scale or min of ggml's blocks [rows, row bytes] is NaN or infinite."""
+    move, no weight is computed. Padding rows of tiles are zero bytes. finite: raises ValueError where a scale, a min or
+    an element is NaN or infinite."""
 
 def unpack(quant: Quant, layout: Layout, data: U8, rows: int, cols: int) -> F32:
     """The matrix [rows, cols] that packed bytes mean, exactly."""

@@ -21,7 +21,7 @@ for name, examples in (("thorough", 300), ("usual", 24)):
     settings.register_profile(name, deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=examples)
 settings.load_profile("usual")
 
-# What is compiled once needn't be by each of the hundreds of processes that tests start, whatever the machine's setting.
+# What is compiled once needn't be by each of the hundreds of processes that tests start, whatever a machine's setting.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

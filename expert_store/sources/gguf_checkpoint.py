@@ -213,6 +213,10 @@ class GgufCheckpoint:
         config = json.dumps(to_config(self.config), indent=1).encode("ascii")
         return {CONFIG_FILE: config} | self.model.tokenizer.files()
 
+    def drop_cached(self) -> None:
+        """Take all of the file out of the page cache."""
+        self._files.drop_cached()
+
     def close(self) -> None:
         self._files.close()
 

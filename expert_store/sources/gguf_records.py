@@ -63,7 +63,7 @@ class GgufRecords:
     piece by piece."""
 
     def __init__(self, model: GgufModel, formats: Formats, files: Sequence[tuple[Path, int]]) -> None:
-        self._files = tuple(files)
+        self._model, self._files = model, tuple(files)
         self._layouts = record_layouts(model.config, formats)
         self.record_bytes = record_bytes(model.config, formats)
         self._matrices = [_matrices(model, layer, layout) for layer, layout in enumerate(self._layouts) if layout]
@@ -81,7 +81,12 @@ class GgufRecords:
             starts.append(starts[-1][-1] + table.shape[1] * np.arange(1, len(table) + 1, dtype=np.int64))
             tables.append(table.reshape(-1, 4))
         stage = Stage(_kernels.piece_stage(list(shapes)), "repack", self._gathered_bytes(chunk_bytes))
-        return Records(self._files, self.record_bytes, np.concatenate(tables), np.concatenate(starts), stage)
+        pieces = np.concatenate(tables)
+        return Records(self._files, self.record_bytes, pieces, np.concatenate(starts), stage, self._name_at)
+
+    def _name_at(self, file: int, offset: int) -> str:
+        tensors = {found.tensor for found in self._model.places.values() if found.file == file}
+        return next(f"tensor '{each.name}'" for each in tensors if 0 <= offset - each.start < each.nbytes)
 
     def _gathered_bytes(self, chunk_bytes: int) -> int:
         """Of a piece whose rows lie apart, a copy side by side."""

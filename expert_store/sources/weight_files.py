@@ -47,6 +47,11 @@ class WeightFiles:
         host.drop_file_cache(self._files[path], offset, rows * row_bytes)
         return found
 
+    def drop_cached(self) -> None:
+        """Take all of the files out of the page cache: what was read ahead, too, and headers that others read."""
+        for fd in self._files.values():
+            host.drop_file_cache(fd, 0, 0)
+
     def _fill(self, path: Path, offset: int, raw: npt.NDArray[np.uint8]) -> None:
         buffer, done = memoryview(raw.data), 0
         while done < raw.nbytes:

@@ -43,7 +43,7 @@ py::array_t<uint8_t> bind_pack(const std::string& quant, const std::string& layo
   return data;
 }
 
-py::array_t<uint8_t> bind_repack(const std::string& quant, const std::string& layout, const py::array& blocks) {
+py::array_t<uint8_t> bind_repack(const std::string& quant, const std::string& layout, const py::array& blocks, bool finite) {
   const uint8_t* from = input<uint8_t>(blocks, "blocks", {-1, -1});
   const Quant q = parse_quant(quant);
   const Layout l = parse_layout(layout);
@@ -52,8 +52,12 @@ py::array_t<uint8_t> bind_repack(const std::string& quant, const std::string& la
   const int64_t cols = blocks.shape(1) / block_bytes * sizes_of(q).block;
   py::array_t<uint8_t> data(bind_packed_bytes(quant, layout, rows, cols));
   uint8_t* to = data.mutable_data();
-  py::gil_scoped_release unlocked;
-  repack(q, l, from, rows, cols, to);
+  bool found_finite;
+  {
+    py::gil_scoped_release unlocked;
+    found_finite = repack(q, l, from, rows, cols, to);
+  }
+  if (finite && !found_finite) fail("blocks: expected finite scales, found NaN or infinity");
   return data;
 }
 
@@ -74,15 +78,6 @@ py::capsule bind_piece_stage(const std::vector<ShapeOf>& given) {
   auto* const stage = new RepackStage(std::move(shapes));
   return py::capsule(static_cast<PieceStage*>(stage), PieceStage::kCapsule,
                      [](PyObject* self) { delete static_cast<PieceStage*>(PyCapsule_GetPointer(self, PieceStage::kCapsule)); });
-}
-
-bool bind_has_finite_scales(const std::string& quant, const py::array& blocks) {
-  const uint8_t* from = input<uint8_t>(blocks, "blocks", {-1, -1});
-  const Quant q = parse_quant(quant);
-  const int64_t bytes = blocks.shape(0) * blocks.shape(1), block_bytes = sizes_of(q).block_bytes;
-  if (blocks.shape(1) % block_bytes != 0) fail("blocks: expected rows of whole blocks of ", block_bytes, " bytes, found ", blocks.shape(1));
-  py::gil_scoped_release unlocked;
-  return has_finite_scales(q, from, bytes);
 }
 
 py::array_t<float> bind_unpack(const std::string& quant, const std::string& layout, const py::array& data, int64_t rows,
@@ -121,8 +116,7 @@ inline void register_formats(py::module_& m) {
         arg("biased") = false, arg("whole") = false);
   m.def("pack", &bind_pack, arg("quant"), arg("layout"), arg("w"));
   m.def("piece_stage", &bind_piece_stage, arg("shapes"));
-  m.def("repack", &bind_repack, arg("quant"), arg("layout"), arg("blocks"));
-  m.def("has_finite_scales", &bind_has_finite_scales, arg("quant"), arg("blocks"));
+  m.def("repack", &bind_repack, arg("quant"), arg("layout"), arg("blocks"), arg("finite") = false);
   m.def("unpack", &bind_unpack, arg("quant"), arg("layout"), arg("data"), arg("rows"), arg("cols"));
 }
 

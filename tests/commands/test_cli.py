@@ -13,18 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_command import smallthinker
 from tiny_models import HYBRID_ATTENTION, random_reference, tiny_config, write_checkpoint
 
 from smallthinker.commands import COMMANDS
 from smallthinker.models.registry import to_config
 
 COMMAND = [sys.executable, "-m", "smallthinker"]
-
-
-def smallthinker(*args: str | Path, stdin: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, args)], input=stdin, capture_output=True, text=True, check=False, cwd=cwd
-    )
 
 
 def assert_one_clear_error(result: subprocess.CompletedProcess[str], *expected: str) -> None:

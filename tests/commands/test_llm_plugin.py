@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked_command import run_module
 
 pytest.importorskip("llm", reason="needs smallthinker[llm]")
 
@@ -27,8 +28,7 @@ def user(tmp_path: Path) -> dict[str, str]:
 
 
 def run(user: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "llm", *args]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=user, stdin=subprocess.DEVNULL)
+    return run_module("llm", *args, env=user)
 
 
 def answers(*turns: str) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from forked_command import smallthinker
 from tiny_models import HYBRID_ATTENTION, make_store, tiny_config
 
 from smallthinker.calibration.tracing import run_observed
@@ -214,8 +214,7 @@ def test_observers_are_gone_after_a_run_even_a_failed_one(hybrid_store: Path) ->
 
 
 def run_eval(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "smallthinker", "eval", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return smallthinker("eval", *args)
 
 
 def test_the_commands_print_figures_and_nothing_else(tmp_path: Path) -> None:

@@ -74,6 +74,19 @@ def test_records_and_dense_weights_are_those_of_a_store_made_of_the_file(kind: s
         assert describe(found)["bits_per_parameter"] == describe(store)["bits_per_parameter"]
 
 
+def test_loading_leaves_nothing_of_the_file_in_the_page_cache(tmp_path: Path) -> None:
+    path = tiny_file(tmp_path, "Q4_0")
+    with path.open("rb") as file:
+        whole = (file.fileno(), 0, path.stat().st_size)
+        os.fsync(file.fileno())
+        host.drop_file_cache(*whole)
+        if host.cached_pages(*whole) != 0:
+            pytest.skip("pages of this folder's files can't be dropped, or not be counted")
+        with Store.open(path) as store:
+            store.load_dense()
+            assert host.cached_pages(*whole) == 0
+
+
 @pytest.mark.parametrize("chunk_bytes", [4096, 5000, 1 << 20])
 def test_pieces_of_any_size_make_the_same_records(chunk_bytes: int, tmp_path: Path) -> None:
     path = tiny_file(tmp_path, "Q4_0", hidden_size=96, moe_ffn_hidden_size=224)
@@ -210,6 +223,37 @@ def test_a_file_that_was_cut_short_after_it_was_opened_is_one_line(tmp_path: Pat
             engine.prefill(PROMPT)
     with pytest.raises(CheckpointError, match="a file of"):
         Store.open(path)
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "F16"])
+@pytest.mark.parametrize("matrix", ["ffn_up_exps", "ffn_down_exps"])
+def test_an_experts_scale_that_is_not_finite_is_refused_when_it_is_read(kind: str, matrix: str, tmp_path: Path) -> None:
+    path = tiny_file(tmp_path, kind, transposed=matrix == "ffn_down_exps")
+    with closing(GgufStore(path)) as store:
+        at = next(
+            f.tensor.start for f in store._source.model.places.values() if f.tensor.name == f"blk.1.{matrix}.weight"
+        )
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"\x00\x7c")
+    with (
+        pytest.raises(
+            StoreReadError, match=rf"{path}: byte {at}: tensor 'blk\.1\.{matrix}\.weight': .*infinity; .*copy"
+        ),
+        Store.open(path) as damaged,
+    ):
+        read_all(damaged)
+
+
+def test_a_dense_scale_that_is_not_finite_is_refused_while_it_loads(tmp_path: Path) -> None:
+    path = tiny_file(tmp_path, "Q8_0")
+    with closing(GgufStore(path)) as store:
+        at = next(f.tensor.start for f in store._source.model.places.values() if "attn_q" in f.tensor.name)
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(b"\x00\x7e")
+    with pytest.raises(StoreReadError, match=r"tensor '.*': expected finite scales .*copy or download it again"):
+        Engine(path)
 
 
 def test_types_that_no_kernel_reads_are_refused_with_their_tensor(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import forked_command
 from hub_server import FakeHub
 
 from smallthinker.hub.repository import Hub
@@ -33,5 +34,4 @@ def environment(hub: FakeHub, folder: Path) -> dict[str, str]:
 
 
 def smallthinker(hub: FakeHub, folder: Path, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
-    env = environment(hub, folder) | more
-    return subprocess.run(command(*args), capture_output=True, text=True, check=False, env=env, cwd=folder)
+    return forked_command.smallthinker("pull", *args, env=environment(hub, folder) | more, cwd=folder)

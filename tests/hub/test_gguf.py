@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked_command
 import pytest
 from tiny_models import HYBRID_ATTENTION, tiny_config
 
@@ -260,9 +259,8 @@ def test_offline_a_gguf_file_in_the_cache_is_used(
 
 
 def smallthinker(hub: FakeHub, folder: Path, *args: str) -> Any:
-    command = [sys.executable, "-m", "smallthinker", *args]
     env = {"HF_HOME": str(folder / "home"), "HF_ENDPOINT": hub.url, "PATH": "", "HOME": str(folder)}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=env, cwd=folder)
+    return forked_command.smallthinker(*args, env=env, cwd=folder)
 
 
 def test_the_command_says_what_it_took_and_what_runs_it_and_that_runs(hub: FakeHub, tmp_path: Path) -> None:

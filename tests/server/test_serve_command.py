@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from forked_command import smallthinker
 from running import PATIENCE_SEC, Running
 
 COMMAND = [sys.executable, "-m", "smallthinker", "serve"]
@@ -48,9 +49,7 @@ def wait_until_refused(url: str) -> None:
 
 def refused(*options: str, env: dict[str, str] | None = None) -> str:
     """The one line of an error."""
-    done = subprocess.run(
-        [*COMMAND, *options], capture_output=True, text=True, check=False, env=os.environ | (env or {})
-    )
+    done = smallthinker("serve", *options, env=os.environ | (env or {}))
     assert done.returncode == 2 and done.stdout == "", done
     assert len(done.stderr.splitlines()) == 1, done.stderr
     return done.stderr

@@ -30,13 +30,6 @@ OPTIONS: Any = {"max_tokens": 12, "seed": 1, "ignore_eos": True}
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def little_to_collect() -> None:
-    """What earlier tests keep isn't looked through again by each of the collections here."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture
 def no_collector() -> Iterator[None]:
     gc.collect()

@@ -35,7 +35,8 @@ const char* RepackStage::run(int64_t shape, const uint8_t* stored, uint8_t* slot
     stored = gathered.get();
   }
   try {
-    repack(piece.quant, piece.layout, stored, piece.rows, piece.cols, slot + piece.target);
+    const bool finite = repack(piece.quant, piece.layout, stored, piece.rows, piece.cols, slot + piece.target);
+    if (!finite) return "expected finite scales and weights, found NaN or infinity";
   } catch (const std::bad_alloc&) {
     return "no memory to repack it";
   }
