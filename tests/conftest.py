@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 # Clocks have no say in whether a test passes: a machine may be busy with something else. Each run draws other examples,
-# so two dozen are enough for one; `--hypothesis-profile thorough` draws more at once.
-for name, examples in (("thorough", 300), ("usual", 24)):
+# so twenty are enough for one; `--hypothesis-profile thorough` draws more at once.
+for name, examples in (("thorough", 300), ("usual", 20)):
     settings.register_profile(name, deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=examples)
 settings.load_profile("usual")
 
