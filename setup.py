@@ -51,13 +51,12 @@ class BuildAtOnce(build_ext):
         self.parallel = True
 
     def build_extensions(self) -> None:
-        compile_file = self.compiler._compile
+        if sys.platform != "win32":
+            compile_file = self.compiler._compile
 
-        def compile_bindings_less(obj, src, ext, cc_args, extra, pp_opts):  # type: ignore[no-untyped-def]
-            less = ["-O1"] if "bindings" in src and sys.platform != "win32" else []
-            compile_file(obj, src, ext, cc_args, [*extra, *less], pp_opts)
+            def compile_bindings_less(obj, src, ext, cc_args, extra, pp_opts):  # type: ignore[no-untyped-def]
+                compile_file(obj, src, ext, cc_args, [*extra, "-O1"] if "bindings" in src else extra, pp_opts)
 
-        if hasattr(self.compiler, "_compile"):
             self.compiler._compile = compile_bindings_less
         super().build_extensions()
 
