@@ -47,7 +47,7 @@ def storage(bytes_per_sec: float = 1e9, latency_sec: float = 100e-6, queue_depth
 
 def setting(
     config: Model = FOUR_B, budget_bytes: int = 1 << 30, bytes_per_sec: float = 1e9, skew: float = 1.3,
-    tokens: int = 48, **changes: Any,
+    tokens: int = 32, **changes: Any,
 ) -> Setting:  # fmt: skip
     dense, record = weight_bytes(config, "q4_0")
     model = PlannedModel("a model", config, "q4_0", dense, record, record, 0, True)

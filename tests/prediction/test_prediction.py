@@ -182,7 +182,7 @@ def test_changes_are_the_best_first_and_as_fast_as_they_are_said_to_be() -> None
 
 def test_compression_is_named_only_where_the_disk_is_slower_than_it() -> None:
     def names(bandwidth: float) -> list[str]:
-        low = setting(FOUR_B, 400 * MIB, bandwidth, tokens=24, costs=costs(stored_share=0.6, decompress_sec=5e-3))
+        low = setting(FOUR_B, 400 * MIB, bandwidth, tokens=16, costs=costs(stored_share=0.6, decompress_sec=5e-3))
         return [change.what for change in best_changes(low, predict(low), 2, unmeasured)]
 
     assert any("--compress" in name for name in names(4e7))
