@@ -16,7 +16,7 @@ _METADATA = {"png": {"Software": MARK}, "svg": {"Creator": MARK, "Date": None}}
 
 def save(chart: Chart, folder: Path) -> list[Path]:
     """As PNG and SVG, the same bytes for the same figures, with MARK in them. Raises OSError."""
-    paths = []
+    paths: list[Path] = []
     for kind, metadata in _METADATA.items():
         if paths:
             chart.figure.set_layout_engine("none")  # it is laid out, which takes a third of the time
