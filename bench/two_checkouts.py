@@ -23,9 +23,14 @@ import numpy as np
 def serve(store: str, prompts: bool, tokens: int) -> None:
     """Tokens a second of one turn for each line that comes in."""
     from smallthinker.engine import Engine
+    from smallthinker.errors import SmallThinkerError
 
     rng = np.random.default_rng(0)
-    with Engine(Path(store), context=2 * tokens) as engine:
+    try:
+        engine = Engine(Path(store), context=2 * tokens)
+    except SmallThinkerError as e:
+        sys.exit(str(e))
+    with engine:
 
         def ids(n: int) -> list[int]:
             found: list[int] = rng.integers(0, engine.config.vocab_size, n).tolist()
@@ -47,6 +52,8 @@ def serve(store: str, prompts: bool, tokens: int) -> None:
 
 
 def start(checkout: Path, args: argparse.Namespace) -> subprocess.Popen[str]:
+    if not (checkout / ".venv/bin/python").exists():
+        sys.exit(f"{checkout}: expected a checkout with an environment, found no .venv/bin/python; install it there")
     command = [".venv/bin/python", Path(__file__).resolve(), args.store.resolve(), ".", ".", "--serve"]
     options = ["--tokens", args.tokens, *(["--prompts"] if args.prompts else [])]
     return subprocess.Popen(

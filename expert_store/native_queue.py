@@ -112,7 +112,7 @@ class NativeQueue:
         path = self._paths[file]
         if offset < 0:
             return StoreReadError(f"{path}: {what}")
-        name = "" if self._name_at is None else f"{self._name_at(file, offset)}: "
+        name = "" if self._name_at is None else self._name_at(file, offset)
         return StoreReadError(f"{path}: byte {offset}: {name}{what}; check the disk, copy or convert it again")
 
 

@@ -33,7 +33,7 @@ class Records:
     files: and their sizes. pieces: int64 [pieces, 4], of each the number of its file, where it begins there, its bytes,
     and what tells the stage what to make of it: without a stage, where in the slot it goes; offsets and lengths are
     multiples of 4096 then, and the queue cuts pieces into chunks. starts: int64 [records + 1], each record's first
-    piece, and behind the last one's the end. name_at: what messages call the n-th file's bytes from an offset on.
+    piece, and behind the last one's the end. name_at: what messages about a byte of the n-th file begin with.
     """
 
     files: tuple[tuple[Path, int], ...]

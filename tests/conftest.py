@@ -42,7 +42,7 @@ gc.disable()
 
 def pytest_collection_finish() -> None:
     gc.enable()
-    gc.set_threshold(20_000, 20, 20)
+    gc.set_threshold(20_000, 20, 20)  # torch and transformers make much that lives as long as the run
     gc.freeze()
 
 

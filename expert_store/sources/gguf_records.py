@@ -85,8 +85,9 @@ class GgufRecords:
         return Records(self._files, self.record_bytes, pieces, np.concatenate(starts), stage, self._name_at)
 
     def _name_at(self, file: int, offset: int) -> str:
-        tensors = {found.tensor for found in self._model.places.values() if found.file == file}
-        return next(f"tensor '{each.name}'" for each in tensors if 0 <= offset - each.start < each.nbytes)
+        """Nothing for bytes of no tensor: a read begins on a block, perhaps before its tensor."""
+        tensors = (found.tensor for found in self._model.places.values() if found.file == file)
+        return next((f"tensor '{each.name}': " for each in tensors if 0 <= offset - each.start < each.nbytes), "")
 
     def _gathered_bytes(self, chunk_bytes: int) -> int:
         """Of a piece whose rows lie apart, a copy side by side."""

@@ -245,6 +245,15 @@ def test_an_experts_scale_that_is_not_finite_is_refused_when_it_is_read(kind: st
         read_all(damaged)
 
 
+def test_messages_name_the_tensor_of_a_byte_and_none_where_there_is_none(tmp_path: Path) -> None:
+    with closing(GgufStore(tiny_file(tmp_path, "Q4_0"))) as store:
+        name_at = store.records(4096).name_at
+        assert name_at is not None
+        tensor = store._source.model.places["layers.1.gate.0"].tensor
+        assert name_at(0, tensor.start) == name_at(0, tensor.start + tensor.nbytes - 1) == f"tensor '{tensor.name}': "
+        assert name_at(0, 0) == ""  # of the header: a read begins on a block, before its tensor
+
+
 def test_a_dense_scale_that_is_not_finite_is_refused_while_it_loads(tmp_path: Path) -> None:
     path = tiny_file(tmp_path, "Q8_0")
     with closing(GgufStore(path)) as store:
