@@ -174,7 +174,7 @@ SIZES = st.one_of(
 
 
 @given(size=SIZES)
-@settings(max_examples=30)
+@settings(max_examples=15)
 def test_any_size_is_taken_or_one_line(size: str) -> None:
     code, _, err = in_process("plan", "--storage", "ufs", f"--memory={size}", "--json")
     assert code in (0, 2)

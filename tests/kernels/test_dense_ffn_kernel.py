@@ -34,7 +34,7 @@ def assert_matches_the_reference(layer: Layer, x: F32, chosen: np.ndarray, out: 
         assert (np.abs(out[pairs] - expected) <= tolerance).all()
 
 
-@at_most(15)
+@at_most(8)
 @given(seed=seeds, hidden=sizes, ffn=sizes, shape=dense, tokens=st.integers(1, 11), k=st.integers(1, 3))
 def test_experts_match_the_reference(
     pool: _kernels.ThreadPool,
@@ -53,7 +53,7 @@ def test_experts_match_the_reference(
     assert live == tokens * k * ffn
 
 
-@at_most(15)
+@at_most(8)
 @pytest.mark.parametrize("shape", SHAPES)
 @given(seed=seeds, tokens=st.integers(1, 11))
 def test_formats_without_rows_are_computed_in_full_behind_every_activation(
@@ -85,7 +85,7 @@ def test_gate_up_and_down_have_a_format_each(
     np.testing.assert_array_equal(bits(out), bits(alone))
 
 
-@at_most(15)
+@at_most(8)
 @given(
     seed=seeds,
     hidden=sizes,

@@ -93,8 +93,8 @@ class Connection(H11Protocol):
         self._ahead = bytearray()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_Transport(transport, self))  # type: ignore[arg-type]  # it has all that is used
         _ask_whether_it_is_there(transport.get_extra_info("socket"))
+        super().connection_made(_Transport(transport, self))  # type: ignore[arg-type]  # it has all that is used
         transport.set_write_buffer_limits(high=0)  # so that pause_writing tells of anything that isn't taken
         self._all.opened(self)
         self._note_state()
