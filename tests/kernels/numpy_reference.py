@@ -269,7 +269,8 @@ def dense_expert(
 ) -> tuple[F64, F64]:
     """gate, up [ffn, hidden] and down [hidden, ffn] as unpacked, in quants; x [T, hidden]. No gate: None.
 
-    The second result bounds what neurons make of a value when they are rounded to int8 the other way.
+    The second result bounds what neurons make of a value when they are rounded to int8 the other way, or are kept and
+    added as floats: a square's are large, and a value may be the small difference of many.
     """
     neurons = linear(quants[1], up, x)
     if gate is None:
@@ -280,9 +281,9 @@ def dense_expert(
     blocks = narrow.reshape(len(x), -1, 32)
     step = np.abs(blocks).max(-1, keepdims=True).astype(np.float64) / 127
     steps = np.abs(blocks / np.where(step == 0, 1, step))
-    may_differ = np.where(np.abs(steps % 1 - 0.5) < 0.01, step, 0).reshape(neurons.shape)
-    rounding: F64 = may_differ @ np.abs(down).T.astype(np.float64)
-    return linear(quants[2], down, narrow), rounding * (quants[2] not in ELEMENTS)
+    may_differ = np.where(np.abs(steps % 1 - 0.5) < 0.01, step, 0).reshape(neurons.shape) * (quants[2] not in ELEMENTS)
+    rounding: F64 = (may_differ + 2e-6 * np.abs(neurons)) @ np.abs(down).T.astype(np.float64)
+    return linear(quants[2], down, narrow), rounding
 
 
 def order_of_logits(logits: F32) -> I32:
