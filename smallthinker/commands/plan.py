@@ -69,6 +69,7 @@ def add(commands: Commands) -> None:
 def handle(args: argparse.Namespace) -> int:
     from smallthinker import host
     from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
+    from smallthinker.expert_store.format import Formats
     from smallthinker.figures import rounded
     from smallthinker.llm import DEMO_STORE
     from smallthinker.memory_plan import choose_context, default_budget, parse_size
@@ -105,7 +106,7 @@ def handle(args: argparse.Namespace) -> int:
 
     @lru_cache
     def costs_of(quant: Quant, threads: int) -> ComputeCosts:
-        return measure(model.config, quant, options.kv, threads)
+        return measure(model.config, model.formats if quant == model.quant else Formats(quant), options.kv, threads)
 
     costs = costs_of(model.quant, options.threads or host.physical_cores())
     others = host.cores_of_others(before, host.cpu_seconds())

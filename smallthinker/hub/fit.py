@@ -89,14 +89,14 @@ def read_offer(hub: Hub, offer: Offer, stored: Quant) -> Described:
     dense = sum(spec.nbytes for spec in dense_table(model, formats))
     usual = DiskProfile()
     io_bytes = reading_bytes(records(usual.chunk_bytes), usual)
-    return Described(model, formats, _needs(model, formats.quant, dense, records.record_bytes, io_bytes), notes)
+    return Described(model, formats, _needs(model, formats, dense, records.record_bytes, io_bytes), notes)
 
 
 def store_needs(model: Model, quant: Quant) -> Needs:
     """Of a store of this model."""
     dense, record = weight_bytes(model, quant)
     usual = DiskProfile()
-    return _needs(model, quant, dense, record, usual.depth * usual.chunk_bytes)
+    return _needs(model, Formats(quant), dense, record, usual.depth * usual.chunk_bytes)
 
 
 def gguf_needs(model: Model, nbytes: int) -> Needs:
@@ -106,13 +106,13 @@ def gguf_needs(model: Model, nbytes: int) -> Needs:
     ratio = nbytes / (dense + model.num_records * record)
     usual = DiskProfile()
     io_bytes = (usual.depth + STAGE_THREADS) * usual.chunk_bytes
-    return _needs(model, DEFAULT_QUANT, int(dense * ratio), int(record * ratio), io_bytes)
+    return _needs(model, Formats(DEFAULT_QUANT), int(dense * ratio), int(record * ratio), io_bytes)
 
 
-def _needs(model: Model, quant: Quant, dense_bytes: int, record_bytes: int, io_bytes: int) -> Needs:
+def _needs(model: Model, formats: Formats, dense_bytes: int, record_bytes: int, io_bytes: int) -> Needs:
     """The tokenizer isn't here yet: its memory is assumed by the size of the vocabulary."""
     tokenizer = model.vocab_size * TOKENIZER_BYTES_PER_WORD
-    planned = PlannedModel(model.family, model, quant, dense_bytes, record_bytes, record_bytes, tokenizer, False)
+    planned = PlannedModel(model.family, model, formats, dense_bytes, record_bytes, record_bytes, tokenizer, False)
     process = Process(choose_context(model, None), "f16", io_bytes, host.resident_bytes())
     return Needs(floor_bytes(planned, process), full_bytes(planned, process))
 

@@ -27,6 +27,7 @@ from smallthinker.expert_store.format import (
 from smallthinker.expert_store.read_queue import FinishedRead, ReadCounters
 from smallthinker.host import pages
 from smallthinker.models.description import Head, Model, SpecialTokens
+from smallthinker.models.tensors import EMBEDDING, head_role
 
 # Weights that are gone through before any is used again: more than most last-level caches hold, as in a whole model.
 _SLOTS_BYTES = 320 << 20
@@ -42,12 +43,13 @@ class RandomModel:
     slots: uint8 [all experts of these layers, record_bytes], filled. It has what `Arithmetic` asks of a store.
     """
 
-    def __init__(self, config: Model, quant: Quant, available_bytes: int, seed: int = 0) -> None:
+    def __init__(self, config: Model, formats: Formats, available_bytes: int, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
-        self.formats = formats = Formats(quant)
+        head = formats.of(head_role(config), None)
+        self.formats = formats = replace(formats, others={**formats.others, EMBEDDING: head})
         nbytes = record_bytes(config, formats)
         share = available_bytes * _MEMORY_SHARE
-        row_bytes = _kernels.packed_bytes(quant, "tiles", TILE_ROWS, config.hidden_size) // TILE_ROWS
+        row_bytes = _kernels.packed_bytes(head, "tiles", TILE_ROWS, config.hidden_size) // TILE_ROWS
         words = int(min(config.vocab_size, max(min(_HEAD_BYTES, share / 3) // row_bytes, 64)))
         layer_bytes = config.experts_per_layer * nbytes
         layers = int(min(_MOST_LAYERS, config.num_layers, max(min(_SLOTS_BYTES, share / 3) // layer_bytes, 1)))
@@ -63,7 +65,7 @@ class RandomModel:
         self._dense = {spec.name: _matrix(spec, rng) for spec in dense_table(self.config, formats)}
         most = max(config.experts_per_token, int(share / 2 // nbytes))
         count = min(self.config.num_records, most)
-        self.slots = _filled(count * nbytes, random_record(config, quant, rng)).reshape(count, nbytes)
+        self.slots = _filled(count * nbytes, random_record(config, formats, rng)).reshape(count, nbytes)
 
     def dense_names(self) -> list[str]:
         return list(self._dense)
@@ -72,9 +74,9 @@ class RandomModel:
         return self._dense[name]
 
 
-def random_record(config: Model, quant: Quant, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+def random_record(config: Model, formats: Formats, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """One expert with normally distributed weights, uint8 [record_bytes]: half of its neurons are live."""
-    layout = next(layout for layout in record_layouts(config, Formats(quant)) if layout is not None)
+    layout = next(layout for layout in record_layouts(config, formats) if layout is not None)
     record = np.zeros(layout.record_bytes, np.uint8)
     for part in layout.sections:
         weights = rng.standard_normal((part.rows, part.cols), dtype=np.float32) * np.float32(config.hidden_size**-0.5)

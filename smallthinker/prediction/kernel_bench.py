@@ -17,7 +17,7 @@ from smallthinker.cache.expert_cache import ExpertCache
 from smallthinker.cache.kv_ring import KvKind
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.cache.sequence_state import SequenceShape, SequenceState
-from smallthinker.expert_store.format import Quant
+from smallthinker.expert_store.format import Formats
 from smallthinker.forward import ForwardPass
 from smallthinker.measures.profile import KernelTime, kernel_times
 from smallthinker.models.description import Model
@@ -33,11 +33,11 @@ _EXPERTS = ("experts", "combine")
 _BESIDE = ("embed", "rope_angles", "rmsnorm", "linear")  # of a token, not of a layer
 
 
-def measure(config: Model, quant: Quant, kv: KvKind = "f16", threads: int | None = None) -> ComputeCosts:
+def measure(config: Model, formats: Formats, kv: KvKind = "f16", threads: int | None = None) -> ComputeCosts:
     """Takes one or two seconds, and at most half of the memory that is free, at most 600 MB."""
     threads = threads or host.physical_cores()
     pool = _kernels.ThreadPool(threads)
-    model = RandomModel(config, quant, host.available_memory_bytes())
+    model = RandomModel(config, formats, host.available_memory_bytes())
     resident = _decode(model, pool, kv, misses=False)
     missing = _decode(model, pool, kv, misses=True)
     chunks = [_chunk(model, pool, kv, min(tokens, config.context)) for tokens in _CHUNKS]
@@ -45,7 +45,7 @@ def measure(config: Model, quant: Quant, kv: KvKind = "f16", threads: int | None
     fixed, each = _line(tokens, [chunk["attend"] for chunk in chunks])
     expert_sec, pair_sec = _two_terms(experts, pairs, [chunk["experts_sec"] for chunk in chunks])
     key_sec, chunk_key_sec = attention_sec(config, pool, kv)
-    stored_share, decompress_sec = compression(config, quant)
+    stored_share, decompress_sec = compression(config, formats)
     landed = max(missing["python"] - resident["python"], 0.0) / missing["calls"]
     return ComputeCosts(
         threads=threads,

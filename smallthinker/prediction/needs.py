@@ -44,7 +44,7 @@ class PlannedModel:
 
     name: str
     config: Model
-    quant: Quant
+    formats: Formats
     dense_bytes: int
     record_bytes: int
     stored_bytes: int
@@ -54,6 +54,11 @@ class PlannedModel:
     is_store: bool = False
 
     @property
+    def quant(self) -> Quant:
+        """Of most matrices."""
+        return self.formats.quant
+
+    @property
     def experts_bytes(self) -> int:
         """Of all records in memory."""
         return self.config.num_records * self.record_bytes
@@ -61,7 +66,7 @@ class PlannedModel:
     def with_quant(self, quant: Quant) -> PlannedModel:
         """The same model converted to another format of weights."""
         dense, record = weight_bytes(self.config, quant)
-        return replace(self, quant=quant, dense_bytes=dense, record_bytes=record, stored_bytes=record)
+        return replace(self, formats=Formats(quant), dense_bytes=dense, record_bytes=record, stored_bytes=record)
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ def find_model(name: str, quant: Quant | None = None) -> PlannedModel:
     with Store.open(path) as store:
         if quant not in (None, store.quant):
             raise RequestError(f"--quant: this store is {store.quant}, found {quant}; plan its checkpoint instead")
-        model = _model(str(path), store.config, store.quant, path)
+        model = replace(_model(str(path), store.config, store.quant, path), formats=store.formats)
         stored = store.on_disk_bytes // store.num_experts
         dense, record = store.dense_bytes, store.record_bytes  # where formats differ, no one quantisation tells
         return replace(model, dense_bytes=dense, record_bytes=record, stored_bytes=stored, is_store=True)
@@ -126,7 +131,7 @@ def _gguf_model(path: Path, quant: Quant | None) -> PlannedModel:
         tokenizer, dense, record = host.resident_bytes() - before, store.dense_bytes, store.record_bytes
         del kept
         return PlannedModel(
-            str(path), store.config, store.quant, dense, record, record, tokenizer, True, folder=path, is_store=True
+            str(path), store.config, store.formats, dense, record, record, tokenizer, True, folder=path, is_store=True
         )
 
 
@@ -139,7 +144,7 @@ def _model(name: str, config: Model, quant: Quant, folder: Path | None) -> Plann
         kept = Tokenizer(folder, config.vocab_size)
         tokenizer = host.resident_bytes() - before
         del kept
-    return PlannedModel(name, config, quant, dense, record, record, tokenizer, has_tokenizer, folder)
+    return PlannedModel(name, config, Formats(quant), dense, record, record, tokenizer, has_tokenizer, folder)
 
 
 def memory_plan(model: PlannedModel, process: Process, budget_bytes: int) -> MemoryPlan:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from smallthinker.expert_store.format import packed_bytes
+from smallthinker.expert_store.format import packed_bytes, record_layouts
 from smallthinker.memory_plan import MemoryPlan
+from smallthinker.models.tensors import head_role
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.disk_model import DiskModel
 from smallthinker.prediction.needs import PlannedModel, Process, memory_plan
@@ -156,17 +157,20 @@ def _speed(phase: SimulatedPhase, setting: Setting, at_once: int) -> Speed:
 
 def _token_work(setting: Setting, at_once: int) -> tuple[float, float]:
     """Bytes of memory that a token touches, and multiplications and additions that it takes."""
-    config, quant = setting.model.config, setting.model.quant
-    d, ffn = config.hidden_size, config.ffn_width
-    records = 0.0  # bytes of them, of all layers
-    for k, experts in zip(config.used_of_layers, config.experts_of_layers, strict=True):
+    config, formats = setting.model.config, setting.model.formats
+    d = config.hidden_size
+    records = products = 0.0  # bytes of them, and weights of a token's, of all layers
+    layouts = record_layouts(config, formats)
+    for k, experts, layout in zip(config.used_of_layers, config.experts_of_layers, layouts, strict=True):
         used = experts * (1 - (1 - k / experts) ** at_once) if experts else 0.0  # if all experts are alike
         live = 1 - (1 - LIVE_SHARE) ** max(at_once * k / used, 1) if used else 0.0
-        records += used * (packed_bytes(quant, "tiles", ffn, d) + 2 * live * packed_bytes(quant, "rows", ffn, d))
-    head = packed_bytes(quant, "tiles", config.vocab_size, d)
+        for part in () if layout is None else layout.sections:
+            is_skipped = part.layout == "rows"  # where its neuron is dead
+            records += used * part.nbytes * (live if is_skipped else 1)
+            products += k * part.rows * part.cols * (LIVE_SHARE if is_skipped else 1)
+    head = packed_bytes(formats.of(head_role(config), None), "tiles", config.vocab_size, d)
     layers_bytes = setting.model.dense_bytes - head * (1 if config.head.tied else 2)
     touched = (layers_bytes + head + records) / at_once
     mixers = [layer.attention for layer in config.layers]
     attention = sum(2 * mixer.head_dim * d * (mixer.heads + mixer.kv_heads) for mixer in mixers)
-    weights = attention + sum(config.used_of_layers) * d * ffn * (1 + 2 * LIVE_SHARE)
-    return touched, 2 * (weights + config.vocab_size * d / at_once)
+    return touched, 2 * (attention + products + config.vocab_size * d / at_once)

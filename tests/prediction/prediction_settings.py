@@ -7,6 +7,7 @@ from typing import Any
 from tiny_models import tiny_config
 
 from smallthinker.expert_store.device.storage_profile import StorageProfile
+from smallthinker.expert_store.format import Formats
 from smallthinker.memory_plan import MIB
 from smallthinker.models.description import Model
 from smallthinker.models.published import PUBLISHED
@@ -50,7 +51,7 @@ def setting(
     tokens: int = 32, **changes: Any,
 ) -> Setting:  # fmt: skip
     dense, record = weight_bytes(config, "q4_0")
-    model = PlannedModel("a model", config, "q4_0", dense, record, record, 0, True)
+    model = PlannedModel("a model", config, Formats("q4_0"), dense, record, record, 0, True)
     disk = DiskModel.of_device(storage(bytes_per_sec), record)
     figures: dict[str, Any] = {
         "model": model, "process": Process(256, "f16", disk.io_bytes, 40 * MIB), "budget_bytes": budget_bytes,

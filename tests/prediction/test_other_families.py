@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("torch", reason="needs smallthinker[train]")
 
 from family_checkpoints import BASE, CASES
-from prediction_settings import setting
+from prediction_settings import costs, setting
 
+from smallthinker.expert_store.format import packed_bytes, record_layouts
 from smallthinker.memory_plan import MIB
+from smallthinker.models.description import Activation
 from smallthinker.models.registry import parse_model
 from smallthinker.prediction.needs import floor_bytes
 from smallthinker.prediction.predict import predict
 from smallthinker.prediction.routing import synthetic_routing
+
+
+@pytest.mark.parametrize(("activation", "share"), [("silu", 1.0), ("relu", 2 / 3)])
+def test_only_behind_relu_dead_neurons_cost_nothing(activation: str, share: float) -> None:
+    kind, more = CASES["qwen3_moe mixed"]
+    config = parse_model({"model_type": kind, **BASE, **more})
+    layers = [
+        replace(layer, ffn=replace(layer.ffn, activation=Activation(activation)))
+        for layer in config.layers
+        if layer.ffn
+    ]
+    config = replace(config, layers=tuple(layers))
+    slow = costs(experts_per_token=config.experts_per_token, all_experts_sec=1.0, memory_bytes_per_sec=1e6)
+    found = setting(config, tokens=8, routing=synthetic_routing(config, 24, 1.3), costs=slow)
+    touched = 1e6 * predict(found).later_decode.roofs.memory_sec
+    layouts = record_layouts(config, found.model.formats)
+    experts = [layout and sum(part.nbytes for part in layout.sections) for layout in layouts]
+    chosen = sum(k * nbytes for k, nbytes in zip(config.used_of_layers, experts, strict=True) if nbytes)
+    words = packed_bytes("q4_0", "tiles", config.vocab_size, config.hidden_size)
+    beside = found.model.dense_bytes - words * (0 if config.head.tied else 1)
+    assert touched == pytest.approx(beside + share * chosen, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["llama 3", "glm4_moe", "qwen3_moe mixed"])

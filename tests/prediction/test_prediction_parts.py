@@ -16,6 +16,7 @@ from smallthinker import host
 from smallthinker.engine import Engine
 from smallthinker.errors import ConfigError, MemoryBudgetError, RequestError
 from smallthinker.expert_store.device.disk_profile import DiskProfile
+from smallthinker.expert_store.format import Formats
 from smallthinker.expert_store.store import Store
 from smallthinker.llm import DEMO_STORE
 from smallthinker.memory_plan import MIB
@@ -158,8 +159,9 @@ def test_a_probed_disk_gives_what_the_probe_found(depth: int, bandwidth: float, 
     assert disk.random_bytes_per_sec == pytest.approx(bandwidth, rel=0.15)
 
 
-def test_measured_costs_are_positive_and_larger_for_more() -> None:
-    found = measure(SMALL, "q4_0", threads=1)
+@pytest.mark.parametrize("formats", [Formats("q4_0"), Formats("q4_0", {"down": "q8_0", "lm_head": "f16"}, whole=True)])
+def test_measured_costs_are_positive_and_larger_for_more(formats: Formats) -> None:
+    found = measure(SMALL, formats, threads=1)
     assert found.threads == 1 and found.experts_per_token == 2
     for name in ("route_sec", "attend_sec", "one_expert_sec", "head_sec", "memory_bytes_per_sec", "int8_ops_per_sec"):
         assert getattr(found, name) > 0
