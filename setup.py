@@ -54,7 +54,9 @@ class BuildAtOnce(build_ext):
         if sys.platform != "win32":
             compile_file = self.compiler._compile
 
-            def compile_bindings_less(obj, src, ext, cc_args, extra, pp_opts):  # type: ignore[no-untyped-def]
+            def compile_bindings_less(
+                obj: str, src: str, ext: str, cc_args: list[str], extra: list[str], pp_opts: list[str]
+            ) -> None:
                 compile_file(obj, src, ext, cc_args, [*extra, "-O1"] if "bindings" in src else extra, pp_opts)
 
             self.compiler._compile = compile_bindings_less

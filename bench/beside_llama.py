@@ -53,7 +53,10 @@ PROMPTS = (
 
 
 def said(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as e:
+        sys.exit(f"{command[0]}: {e.strerror}; expected llama.cpp's program there (--llama)")
     if done.returncode:
         sys.exit(f"{command[0]}: exit code {done.returncode}: {done.stderr[-400:]}")
     return done.stdout + done.stderr if "perplexity" in command[0] else done.stdout

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from beside_llama import CHUNK, said
 
 from smallthinker.benchmark.environment import machine
 from smallthinker.engine import Engine
+from smallthinker.errors import SmallThinkerError
 from smallthinker.text.tokenizer import Tokenizer
 
 F32 = npt.NDArray[np.float32]
@@ -36,9 +38,9 @@ def of_llama(args: argparse.Namespace) -> tuple[npt.NDArray[np.int32], F32]:
         command = [str(args.llama / "llama-perplexity"), "-m", str(args.gguf), "-f", str(args.text), "-c", str(CHUNK)]
         said([*command, "--chunks", str(args.chunks), "-t", "2", "--kl-divergence-base", str(file)])
         content = np.fromfile(file, np.uint8)
-    assert content[:8].tobytes() == MAGIC
     context, words, chunks = content[8:20].view(np.int32).tolist()
-    assert context == CHUNK
+    if content[:8].tobytes() != MAGIC or context != CHUNK:
+        sys.exit(f"{command[0]}: expected logits of {CHUNK} tokens as llama.cpp 11434 writes them, found another file")
     tokens = content[20 : 20 + 4 * CHUNK * chunks].view(np.int32).reshape(chunks, CHUNK)
     rows = content[20 + tokens.nbytes :].view(np.uint16).reshape(chunks * (CHUNK - 1 - FIRST), -1)
     scale, least = np.ascontiguousarray(rows[:, :4]).view(np.float32).T[..., None]
@@ -74,8 +76,11 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=2)
     args = parser.parse_args()
     tokens, theirs = of_llama(args)
-    exact = of_engine(args.exact, tokens)
-    found = {"smallthinker": distance(exact, of_engine(args.gguf, tokens)), "llama.cpp": distance(exact, theirs)}
+    try:
+        exact, ours = of_engine(args.exact, tokens), of_engine(args.gguf, tokens)
+    except SmallThinkerError as e:
+        sys.exit(str(e))
+    found = {"smallthinker": distance(exact, ours), "llama.cpp": distance(exact, theirs)}
     for name, far in found.items():
         print(f"{name}: divergence {far['divergence']:.5f}, the same first word {100 * far['same_first']:.1f} %")
     print(json.dumps({"machine": machine(), "model": args.gguf.name, "positions": len(exact)} | found))

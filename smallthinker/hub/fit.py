@@ -14,7 +14,7 @@ from smallthinker.errors import CheckpointError, ConfigError
 from smallthinker.expert_store.device.disk_profile import DiskProfile
 from smallthinker.expert_store.format import CONFIG_FILE, Formats, Quant, dense_table
 from smallthinker.expert_store.native_queue import STAGE_THREADS
-from smallthinker.expert_store.own_formats import formats_in
+from smallthinker.expert_store.own_formats import DEFAULT_QUANT, formats_in
 from smallthinker.expert_store.queues import reading_bytes
 from smallthinker.expert_store.sources.gguf_checkpoint import IN_PLACE_REMEDY, GgufModel
 from smallthinker.expert_store.sources.gguf_header import read_gguf_header
@@ -27,7 +27,6 @@ from smallthinker.models.description import Model
 from smallthinker.models.registry import parse_model
 from smallthinker.models.supported import check_supported
 from smallthinker.prediction.needs import (
-    DEFAULT_QUANT,
     TOKENIZER_BYTES_PER_WORD,
     PlannedModel,
     Process,

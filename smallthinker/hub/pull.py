@@ -29,6 +29,7 @@ from smallthinker.expert_store.format import (
     dense_table,
     expert_table,
 )
+from smallthinker.expert_store.own_formats import DEFAULT_QUANT
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.sources.checkpoint import INDEX_FILE
 from smallthinker.expert_store.sources.checkpoint_settings import SETTINGS_FILES, read_config, settings_files
@@ -38,7 +39,6 @@ from smallthinker.hub.plan import Listing, PullPlan, size
 from smallthinker.hub.repository import Hub, HubFile, part_of
 from smallthinker.memory_plan import parse_size
 from smallthinker.models.description import Model
-from smallthinker.prediction.needs import DEFAULT_QUANT
 
 _SMALL_FILES = (*SETTINGS_FILES, INDEX_FILE)
 _OURS = ".smallthinker-pull"  # in the folder of a download: the files in it are from a hub, and may be replaced

@@ -34,6 +34,7 @@ _SLOTS_BYTES = 320 << 20
 _HEAD_BYTES = 224 << 20
 _MEMORY_SHARE = 0.5  # of what is free, at most
 _MOST_LAYERS = 8
+_AS_LONG = 0x33  # again and again, kernels take as long over it as over weights: as f16 it is 0.2
 
 
 class RandomModel:
@@ -75,8 +76,12 @@ class RandomModel:
 
 
 def random_record(config: Model, formats: Formats, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """One expert with normally distributed weights, uint8 [record_bytes]: half of its neurons are live."""
-    layout = next(layout for layout in record_layouts(config, formats) if layout is not None)
+    """One expert with normally distributed weights, uint8 [record_bytes]: half of its neurons are live. Where layers
+    lay theirs out differently, one that each can read."""
+    layouts = {layout for layout in record_layouts(config, formats) if layout is not None}
+    if len(layouts) > 1:
+        return np.full(record_bytes(config, formats), _AS_LONG, np.uint8)
+    (layout,) = layouts
     record = np.zeros(layout.record_bytes, np.uint8)
     for part in layout.sections:
         weights = rng.standard_normal((part.rows, part.cols), dtype=np.float32) * np.float32(config.hidden_size**-0.5)
@@ -93,10 +98,9 @@ def _matrix(spec: TensorSpec, rng: np.random.Generator) -> npt.NDArray[Any]:
 
 
 def _packed(quant: Quant, layout: Layout, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Formats that only files bring take as long over one byte again and again: as f16 it is 0.2."""
     if _kernels.can_pack(quant):
         return _kernels.pack(quant, layout, weights)
-    return np.full(_kernels.packed_bytes(quant, layout, *weights.shape), 0x33, np.uint8)
+    return np.full(_kernels.packed_bytes(quant, layout, *weights.shape), _AS_LONG, np.uint8)
 
 
 def _filled(nbytes: int, pattern: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

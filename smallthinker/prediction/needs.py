@@ -22,6 +22,7 @@ from smallthinker.expert_store.format import (
     dense_table,
     record_bytes,
 )
+from smallthinker.expert_store.own_formats import DEFAULT_QUANT
 from smallthinker.expert_store.store import Store, is_gguf
 from smallthinker.files import is_there
 from smallthinker.memory_plan import MIB, STARTS_DIFFER_BYTES, MemoryPlan, plan_process
@@ -32,7 +33,6 @@ from smallthinker.text.tokenizer import Tokenizer
 
 # Memory of a loaded tokenizer for each word where there is none to load: Qwen's, with 151,669, takes 52 MiB.
 TOKENIZER_BYTES_PER_WORD = 370
-DEFAULT_QUANT: Quant = "q4_0"
 _MOST_BYTES = 1 << 50
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from smallthinker.expert_store.format import packed_bytes, record_layouts
 from smallthinker.memory_plan import MemoryPlan
-from smallthinker.models.tensors import head_role
+from smallthinker.models.tensors import EMBEDDING, head_role
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.disk_model import DiskModel
 from smallthinker.prediction.needs import PlannedModel, Process, memory_plan
@@ -168,8 +168,12 @@ def _token_work(setting: Setting, at_once: int) -> tuple[float, float]:
             is_skipped = part.layout == "rows"  # where its neuron is dead
             records += used * part.nbytes * (live if is_skipped else 1)
             products += k * part.rows * part.cols * (LIVE_SHARE if is_skipped else 1)
-    head = packed_bytes(formats.of(head_role(config), None), "tiles", config.vocab_size, d)
-    layers_bytes = setting.model.dense_bytes - head * (1 if config.head.tied else 2)
+    words = {
+        role: packed_bytes(formats.of(role, None), "tiles", config.vocab_size, d)
+        for role in (EMBEDDING, head_role(config))  # one where they are tied
+    }
+    head = words[head_role(config)]
+    layers_bytes = setting.model.dense_bytes - sum(words.values())
     touched = (layers_bytes + head + records) / at_once
     mixers = [layer.attention for layer in config.layers]
     attention = sum(2 * mixer.head_dim * d * (mixer.heads + mixer.kv_heads) for mixer in mixers)

@@ -13,7 +13,7 @@ import numpy_reference
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from random_inputs import F32, at_most, bits, normal, seeds
+from random_inputs import F32, bits, normal, seeds
 
 from smallthinker import _kernels
 
@@ -92,7 +92,6 @@ def make(pool: _kernels.ThreadPool, case: dict[str, Any], seed: int) -> tuple[F3
     seed=0,
 )
 @given(case=cases(), seed=seeds)
-@at_most(60)
 def test_attention_matches_the_reference_over_a_ring_that_is_just_large_enough(
     pool: _kernels.ThreadPool, case: dict[str, Any], seed: int
 ) -> None:
@@ -113,7 +112,6 @@ def other_scores(draw: st.DrawFn, heads: int) -> dict[str, Any]:
 
 
 @given(case=cases(), seed=seeds, data=st.data())
-@at_most(60)
 def test_scaled_and_capped_scores_sinks_and_chunks_match_the_reference_and_are_the_same_bits_in_any_chunking(
     pools: list[_kernels.ThreadPool], case: dict[str, Any], seed: int, data: st.DataObject
 ) -> None:
@@ -128,7 +126,6 @@ def test_scaled_and_capped_scores_sinks_and_chunks_match_the_reference_and_are_t
 
 
 @given(case=cases(), seed=seeds, data=st.data())
-@at_most(60)
 def test_prefill_in_any_chunking_on_any_number_of_threads_equals_decode_bit_for_bit(
     pools: list[_kernels.ThreadPool], case: dict[str, Any], seed: int, data: st.DataObject
 ) -> None:
@@ -142,7 +139,6 @@ def test_prefill_in_any_chunking_on_any_number_of_threads_equals_decode_bit_for_
 
 
 @given(case=cases(), seed=seeds, data=st.data())
-@at_most(30)
 def test_a_cache_filled_in_any_chunks_is_the_same_bytes(
     pool: _kernels.ThreadPool, case: dict[str, Any], seed: int, data: st.DataObject
 ) -> None:
@@ -217,7 +213,6 @@ def test_a_later_token_that_is_not_finite_does_not_reach_an_earlier_one(
 
 
 @given(case=cases(), seed=seeds, q_exponent=st.integers(-38, 12), k_exponent=st.integers(-9, 3))
-@at_most(60)
 def test_scores_of_every_size_give_a_mean_of_the_values_that_are_seen(
     pool: _kernels.ThreadPool, case: dict[str, Any], seed: int, q_exponent: int, k_exponent: int
 ) -> None:
