@@ -25,7 +25,7 @@ from smallthinker.expert_store.format import (
 from smallthinker.expert_store.own_formats import DEFAULT_QUANT
 from smallthinker.expert_store.store import Store, is_gguf
 from smallthinker.files import is_there
-from smallthinker.memory_plan import MIB, STARTS_DIFFER_BYTES, MemoryPlan, plan_process
+from smallthinker.memory_plan import MIB, MemoryPlan, plan_process
 from smallthinker.models.description import Model
 from smallthinker.models.published import PUBLISHED, published_shape
 from smallthinker.models.registry import parse_model, read_model
@@ -163,17 +163,18 @@ def memory_plan(model: PlannedModel, process: Process, budget_bytes: int) -> Mem
 
 
 def floor_bytes(model: PlannedModel, process: Process) -> int:
-    """The least budget, in whole MiB, with which the model runs at all."""
+    """The least budget, in whole MiB, with which the model runs at all, as every refusal names it."""
     try:
         memory_plan(model, process, 0)
     except MemoryBudgetError as e:
-        return e.floor_bytes - STARTS_DIFFER_BYTES
+        return e.floor_bytes
     raise AssertionError("a budget of nothing is below every floor")
 
 
 def full_bytes(model: PlannedModel, process: Process) -> int:
     """The least budget, in whole MiB, with which all experts stay in memory beside a full context."""
-    return _least(lambda budget: memory_plan(model, process, budget).slots == model.config.num_records)
+    least = _least(lambda budget: memory_plan(model, process, budget).slots == model.config.num_records)
+    return max(least, floor_bytes(model, process))
 
 
 def _least(is_enough: Callable[[int], bool]) -> int:

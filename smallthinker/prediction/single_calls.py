@@ -47,7 +47,10 @@ def attention_sec(config: Model, pool: _kernels.ThreadPool, kv: KvKind) -> tuple
 
 
 def compression(config: Model, quant: Quant) -> tuple[float, float]:
-    """What is left of a record, and the seconds in which one thread decompresses it."""
+    """What is left of a record, and the seconds in which one thread decompresses it. Of a format that only files bring
+    there are no weights to try it with: as if nothing came of it."""
+    if not _kernels.can_pack(quant):
+        return 1.0, 0.0
     record = random_record(config, Formats(quant), np.random.default_rng(0))
     stored = Compressor(quant, _COMPRESSION_LEVEL).stored(record)
     if len(stored) == len(record):

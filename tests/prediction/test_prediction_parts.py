@@ -19,12 +19,13 @@ from smallthinker.expert_store.device.disk_profile import DiskProfile
 from smallthinker.expert_store.format import Formats
 from smallthinker.expert_store.store import Store
 from smallthinker.llm import DEMO_STORE
-from smallthinker.memory_plan import MIB
+from smallthinker.memory_plan import MIB, STARTS_DIFFER_BYTES
 from smallthinker.models.registry import to_config
 from smallthinker.prediction.disk_model import Clock, DiskModel, SimulatedQueue
 from smallthinker.prediction.kernel_bench import measure
 from smallthinker.prediction.needs import Process, find_model, floor_bytes, full_bytes, memory_plan, weight_bytes
 from smallthinker.prediction.routing import synthetic_routing, traced_routing
+from smallthinker.prediction.single_calls import compression
 from smallthinker.router.trace import Trace
 
 RECORD = 1 << 20
@@ -53,8 +54,8 @@ def test_the_plan_is_the_one_that_the_engine_makes(
 def test_floor_and_full_are_the_least_budgets_that_do() -> None:
     model, process = find_model("4b"), Process(4096, "f16", MIB, 60 * MIB)
     floor, full = floor_bytes(model, process), full_bytes(model, process)
-    with pytest.raises(MemoryBudgetError):
-        memory_plan(model, process, floor - MIB)
+    with pytest.raises(MemoryBudgetError, match=f"give --memory {floor // MIB}MiB"):
+        memory_plan(model, process, floor - STARTS_DIFFER_BYTES - MIB)
     assert memory_plan(model, process, floor).slots >= model.config.experts_per_token
     assert memory_plan(model, process, full).slots == model.config.num_records
     assert memory_plan(model, process, full - MIB).slots < model.config.num_records
@@ -157,6 +158,10 @@ def test_a_probed_disk_gives_what_the_probe_found(depth: int, bandwidth: float, 
     found = DiskProfile("direct", RECORD, depth, 1, bandwidth, latency, True)
     disk = DiskModel.of_probe(found, "a test")
     assert disk.random_bytes_per_sec == pytest.approx(bandwidth, rel=0.15)
+
+
+def test_compression_of_a_format_that_cannot_be_made_here_promises_nothing() -> None:
+    assert compression(SMALL, "q5_0") == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("formats", [Formats("q4_0"), Formats("q4_0", {"down": "q8_0", "lm_head": "f16"}, whole=True)])
