@@ -24,33 +24,35 @@ class Pace:
     def due(self, start_sec: float, nbytes: int) -> float:
         """When a read of `nbytes` ends that the device began at `start_sec`, behind those that were asked before."""
 
-class Chunk:
-    """A piece of a record that is on its way."""
+class SimulatedQueue:
+    """`ReadQueue` over a disk that is only computed, on a clock of the caller's: seconds, which never go back."""
 
-    @property
-    def nbytes(self) -> int: ...
+    def __init__(
+        self,
+        device: Device,
+        *,
+        record_bytes: int,
+        chunk_bytes: int,
+        depth: int,
+        speculative_depth: int,
+        finish_sec: float,
+    ) -> None:
+        """finish_sec: of processor time that one record takes between the disk and its slot, one after the other."""
 
-class Schedule:
-    """Which chunk the queue reads next, without a file or a thread; for a disk that is only computed."""
-
-    def __init__(self, *, record_bytes: int, chunk_bytes: int, depth: int, speculative_depth: int) -> None: ...
-    def submit(self, record: int, slot: int, speculative: bool) -> None:
+    def submit(self, now_sec: float, record: int, slot: int, speculative: bool) -> None:
         """Raises ValueError: record or slot is under way already."""
 
-    def promote(self, record: int) -> None: ...
-    def cancel(self, record: int) -> bool: ...
-    def withdraw_all(self) -> None: ...
-    def take(self) -> Chunk | None:
-        """The next one, which the disk has from now on; None where no more may be in flight, or nothing waits."""
+    def promote(self, now_sec: float, record: int) -> None: ...
+    def cancel(self, now_sec: float, record: int) -> bool: ...
+    def poll(self, now_sec: float) -> list[tuple[int, bool, tuple[int, str, int] | None]]: ...
+    def next_end(self, now_sec: float) -> float | None:
+        """When `poll` will have something to tell; None where nothing is being read."""
 
-    def give_back(self, chunk: Chunk) -> None:
-        """It has arrived. Each one that was taken, once."""
+    def drain(self, now_sec: float) -> float:
+        """Withdraw everything. Returns when the disk is idle."""
 
-    def take_ended(self) -> list[tuple[int, bool, tuple[int, str, int] | None]]:
-        """As `ReadQueue.poll`."""
-
-    def counters(self) -> tuple[int, int, int, int, int, float]:
-        """As `ReadQueue.counters`."""
+    @property
+    def withdrawn_bytes(self) -> int: ...
 
 class ReadQueue:
     def __init__(

@@ -9,6 +9,7 @@
 #include "../../kernels/forks_bindings.h"
 #include "../../kernels/piece_stage.h"
 #include "read_queue.h"
+#include "simulated_queue.h"
 #include "system.h"
 
 namespace py = pybind11;
@@ -74,14 +75,15 @@ py::tuple counted(const Counters& c) {
                         c.busy_sec);
 }
 
-std::unique_ptr<Schedule> make_schedule(int64_t record_bytes, int64_t chunk_bytes, int depth, int speculative_depth) {
+std::unique_ptr<SimulatedQueue> make_simulated(const Device& device, int64_t record_bytes, int64_t chunk_bytes, int depth,
+                                               int speculative_depth, double finish_sec) {
   check("chunk_bytes", chunk_bytes, 1, record_bytes);
   check("depth", depth, 1, kMostChunks);
   check("speculative_depth", speculative_depth, 1, depth);
   const auto cuts = [record_bytes, chunk_bytes](int64_t, int64_t number) {
     return std::max(int64_t{0}, std::min(chunk_bytes, record_bytes - number * chunk_bytes));
   };
-  return std::make_unique<Schedule>(cuts, Limits{depth, speculative_depth});
+  return std::make_unique<SimulatedQueue>(cuts, Limits{depth, speculative_depth}, device, finish_sec);
 }
 
 // What Python makes of a record. `run` lives longer than the threads that call it, which may not have Python's lock.
@@ -249,19 +251,16 @@ PYBIND11_MODULE(_storage, m) {
   py::class_<Pace>(m, "Pace")
       .def(py::init<const Device&>(), py::arg("device"))
       .def("due", &Pace::due, py::arg("start_sec"), py::arg("nbytes"));
-  py::class_<Chunk>(m, "Chunk").def_readonly("nbytes", &Chunk::bytes);
-  py::class_<Schedule>(m, "Schedule")
-      .def(py::init(&make_schedule), py::kw_only(), py::arg("record_bytes"), py::arg("chunk_bytes"), py::arg("depth"),
-           py::arg("speculative_depth"))
-      .def("submit", &Schedule::submit, py::arg("record"), py::arg("slot"), py::arg("speculative"))
-      .def("promote", &Schedule::promote, py::arg("record"))
-      .def("cancel", &Schedule::cancel, py::arg("record"))
-      .def("withdraw_all", &Schedule::withdraw_all)
-      .def("take", &Schedule::take)
-      .def("give_back", [](Schedule& self, const Chunk& chunk) { self.give_back(chunk, std::nullopt, false); },
-           py::arg("chunk"))
-      .def("take_ended", [](Schedule& self) { return told(self.take_ended()); })
-      .def("counters", [](const Schedule& self) { return counted(self.counters()); });
+  py::class_<SimulatedQueue>(m, "SimulatedQueue")
+      .def(py::init(&make_simulated), py::arg("device"), py::kw_only(), py::arg("record_bytes"), py::arg("chunk_bytes"),
+           py::arg("depth"), py::arg("speculative_depth"), py::arg("finish_sec"))
+      .def("submit", &SimulatedQueue::submit, py::arg("now_sec"), py::arg("record"), py::arg("slot"), py::arg("speculative"))
+      .def("promote", &SimulatedQueue::promote, py::arg("now_sec"), py::arg("record"))
+      .def("cancel", &SimulatedQueue::cancel, py::arg("now_sec"), py::arg("record"))
+      .def("poll", [](SimulatedQueue& self, double now) { return told(self.poll(now)); }, py::arg("now_sec"))
+      .def("next_end", &SimulatedQueue::next_end, py::arg("now_sec"))
+      .def("drain", &SimulatedQueue::drain, py::arg("now_sec"))
+      .def_property_readonly("withdrawn_bytes", &SimulatedQueue::withdrawn_bytes);
   py::class_<BoundQueue>(m, "ReadQueue")
       .def(py::init<const std::vector<std::pair<std::string, int64_t>>&, int64_t, const BoundQueue::Table&,
                     std::vector<int64_t>, py::array, const std::string&, int64_t, int, int, std::optional<Device>,

@@ -20,6 +20,8 @@ from smallthinker.prediction.predict import Prediction, Setting, predict
 
 # Of the speed with everything in memory: what the recommended budget must reach.
 RECOMMENDED_SHARE = 0.8
+# Answers of this many tokens tell as much of a budget, in half of the time.
+_SEARCHED_TOKENS = 64
 # Below this a change isn't worth naming.
 LEAST_GAIN = 0.03
 _MOST = 3
@@ -68,7 +70,8 @@ def recommended_bytes(setting: Setting) -> int:
 
 
 def _decode(setting: Setting, budget_bytes: int) -> float:
-    return predict(replace(setting, budget_bytes=budget_bytes)).later_decode.tok_per_sec
+    tokens = min(setting.answer_tokens, _SEARCHED_TOKENS)
+    return predict(replace(setting, budget_bytes=budget_bytes, answer_tokens=tokens)).later_decode.tok_per_sec
 
 
 def _candidates(

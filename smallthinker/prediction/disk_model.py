@@ -2,16 +2,14 @@
 
 Owns the disk's timing and the queue in front of it, which keeps the contract of background reading
 (`expert_store.read_queue`) on a clock of its own, so that the engine's expert cache runs over it. Which chunk is next
-is the native queue's own choice (`_storage.Schedule`). Knows nothing about experts.
+is the native queue's own choice (expert_store/native/schedule.h). Knows nothing about experts.
 """
 
 from __future__ import annotations
 
-import heapq
-import math
 from dataclasses import dataclass
 
-from smallthinker._storage import Chunk, Pace, Schedule
+from smallthinker import _storage
 from smallthinker.errors import CancelledError
 from smallthinker.expert_store.device.disk_profile import MOST_CHUNKS, DiskProfile
 from smallthinker.expert_store.device.pacing import random_device
@@ -82,90 +80,49 @@ class SimulatedQueue:
     def __init__(self, disk: DiskModel, clock: Clock, record_bytes: int, finish_sec: float = 0.0) -> None:
         """finish_sec: processor time that one record takes between the disk and its slot, one after the other:
         decompression."""
-        self.clock, self._finish_sec = clock, finish_sec
+        self.clock = clock
         depth = min(disk.depth, disk.storage.queue_depth)
-        self._schedule = Schedule(
+        self._raw = _storage.SimulatedQueue(
+            random_device(disk.storage),
             record_bytes=record_bytes,
             chunk_bytes=min(disk.chunk_bytes, record_bytes),
             depth=depth,
             speculative_depth=min(disk.speculative_depth, depth),
+            finish_sec=finish_sec,
         )
-        self._chunks: list[tuple[float, int, Chunk]] = []  # a heap: end, order, chunk
-        self._ended: list[tuple[float, FinishedRead]] = []
-        self._order = 0
-        self._finished = -math.inf
-        self._pace = Pace(random_device(disk.storage))
-        self._now = 0.0  # up to where the disk has been simulated
 
     @property
     def withdrawn_bytes(self) -> int:
-        return self._schedule.counters()[4]
+        return self._raw.withdrawn_bytes
 
     def submit(self, record: int, slot: int, speculative: bool = False) -> None:
-        self._advance(self.clock.sec)
-        self._schedule.submit(record, slot, speculative)
-        self._fill()
+        self._raw.submit(self.clock.sec, record, slot, speculative)
 
     def promote(self, record: int) -> None:
-        self._advance(self.clock.sec)
-        self._schedule.promote(record)
-        self._fill()
+        self._raw.promote(self.clock.sec, record)
 
     def cancel(self, record: int) -> bool:
-        self._advance(self.clock.sec)
-        is_gone = self._schedule.cancel(record)
-        self._hear(self.clock.sec)
-        return is_gone
+        return self._raw.cancel(self.clock.sec, record)
 
     def poll(self) -> list[FinishedRead]:
-        self._advance(self.clock.sec)
-        finished = [end for at, end in self._ended if at <= self.clock.sec]
-        self._ended = [ended for ended in self._ended if ended[0] > self.clock.sec]
-        return finished
+        ended = self._raw.poll(self.clock.sec)
+        return [
+            FinishedRead(record, None if is_whole else CancelledError(f"record {record}"))
+            for record, is_whole, _ in ended
+        ]
 
     def wait(self) -> list[FinishedRead]:
-        finished = self.poll()
-        while not finished:
-            times = [at for at, _ in self._ended]
-            if self._chunks:
-                times.append(self._chunks[0][0])
-            if not times:
-                raise ValueError("nothing is being read")
-            self.clock.sec = max(self.clock.sec, min(times))
-            finished = self.poll()
-        return finished
+        at = self._raw.next_end(self.clock.sec)
+        if at is None:
+            raise ValueError("nothing is being read")
+        self.clock.sec = at
+        return self.poll()
 
     def counters(self) -> ReadCounters:
         return ReadCounters()  # nothing that a prediction asks for
 
     def drain(self) -> None:
-        self._schedule.withdraw_all()
-        self._ended.clear()
-        self._advance(max((at for at, _, _ in self._chunks), default=0.0))
-        self.clock.sec = max(self.clock.sec, self._now)
+        self.clock.sec = self._raw.drain(self.clock.sec)
 
     def close(self) -> None:
         self.drain()
-
-    def _advance(self, until: float) -> None:
-        """Let the disk work up to that moment."""
-        while self._chunks and self._chunks[0][0] <= until:
-            self._now, _, chunk = heapq.heappop(self._chunks)
-            self._schedule.give_back(chunk)
-            self._hear(self._now)
-            self._fill()
-        self._now = max(self._now, until)
-
-    def _fill(self) -> None:
-        """Ask the disk for chunks, as many as may be in flight."""
-        while (chunk := self._schedule.take()) is not None:
-            self._order += 1
-            heapq.heappush(self._chunks, (self._pace.due(self._now, chunk.nbytes), self._order, chunk))
-
-    def _hear(self, now: float) -> None:
-        for record, is_whole, _ in self._schedule.take_ended():
-            if not is_whole:
-                self._ended.append((now, FinishedRead(record, CancelledError(f"record {record}"))))
-                continue
-            self._finished = max(now, self._finished) + self._finish_sec
-            self._ended.append((self._finished, FinishedRead(record, None)))

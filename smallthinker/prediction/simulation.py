@@ -122,12 +122,14 @@ class _Arithmetic:
 
     def guess(self, step: Step, source: int, target: int) -> tuple[list[int], list[int]]:
         self._spend(self._costs.guess_sec)
-        named = self._routing.guesses[
-            self._at, target, : self._used[target]
-        ].T.ravel()  # all tokens' best, then all second ones
-        experts, first = np.unique(named, return_index=True)
+        guesses = self._routing.guesses
+        if step.tokens == 1:
+            experts = guesses[self._at[0], target, : self._used[target]].tolist()
+            return experts, list(range(len(experts)))
+        named = guesses[self._at, target, : self._used[target]].T.ravel()  # all tokens' best, then all second ones
+        distinct, first = np.unique(named, return_index=True)
         order = np.argsort(first)
-        return experts[order].tolist(), (first[order] // step.tokens).tolist()
+        return distinct[order].tolist(), (first[order] // step.tokens).tolist()
 
     def compute(self, step: Step, layer: int, pairs: list[list[int]], slots: list[int]) -> None:
         costs = self._costs
@@ -149,7 +151,9 @@ class _Arithmetic:
     def _route(self, step: Step, layer: int) -> Route:
         ids = self._routing.ids[self._at, layer, : self._used[layer]].astype(np.int32)
         flat = ids.ravel().tolist()
-        experts = flat if step.tokens == 1 else sorted(set(flat))
+        if step.tokens == 1:
+            return Route(ids, step.weights, flat, [[pair] for pair in range(len(flat))])
+        experts = sorted(set(flat))
         pairs: dict[int, list[int]] = {expert: [] for expert in experts}
         for pair, expert in enumerate(flat):
             pairs[expert].append(pair)
