@@ -1,4 +1,4 @@
-"""Builds the extension modules smallthinker._kernels, ._storage and ._cache; everything else is in pyproject.toml.
+"""Builds the extension modules of smallthinker: _kernels, _storage, _cache, _bpe; all else is in pyproject.toml.
 
 What needs a newer instruction set asks for it in the file (kernels/isa/), so one wheel runs everywhere and picks the
 fastest at import.
@@ -86,5 +86,6 @@ setup(
         extension("smallthinker._kernels", "kernels"),
         extension("smallthinker._storage", "expert_store/native"),
         extension("smallthinker._cache", "cache/native"),
+        extension("smallthinker._bpe", "smallthinker/text/native"),
     ],
 )

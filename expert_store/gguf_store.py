@@ -6,6 +6,7 @@ known to `sources.gguf_records`. Nothing is ever written beside the file.
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,12 +29,15 @@ from smallthinker.expert_store.progress import Progress
 from smallthinker.expert_store.records import Records
 from smallthinker.expert_store.sources.gguf_checkpoint import GgufCheckpoint
 from smallthinker.expert_store.sources.gguf_records import GgufRecords, in_one_piece
+from smallthinker.expert_store.sources.gguf_tokenizer.tokenizer import TokenizerFacts
 from smallthinker.expert_store.store import Store
-from smallthinker.files import SmallFiles, write_hint
+from smallthinker.files import SmallFiles, parse_json, read_small, write_hint
 from smallthinker.host import pages
 from smallthinker.models.tensors import ROUTER
 
 U8 = npt.NDArray[np.uint8]
+_FACTS_FILE = "tokenizer-facts.json"
+_MANY_WORDS = 16384  # fewer are read again in no time
 _STRIP_BYTES = 4 << 20  # of float32 rows while dense weights are packed: beside all that a budget has planned for
 
 
@@ -42,7 +46,8 @@ class GgufStore(Store):
 
     def __init__(self, path: Path) -> None:
         """Raises CheckpointError, ConfigError."""
-        self._source = source = GgufCheckpoint(path, in_one_piece)
+        self.path = path  # where hints are looked for
+        self._source = source = GgufCheckpoint(path, in_one_piece, _kept_facts(self.hint_path(_FACTS_FILE)))
         try:
             super().__init__(path, source.config, formats_in(source.model))
             self._records = GgufRecords(source.model, self.formats, source.files)
@@ -51,7 +56,10 @@ class GgufStore(Store):
             raise
         self.kind, self.on_disk_bytes = "GGUF", self._records.on_disk_bytes
         self.weight_files, self.notes = tuple(part for part, _ in source.files), source.notes
-        self.small_files = _SmallFiles(path, source.small_files())
+        self.small_files = _SmallFiles(path, source.small_files(), source.digest)
+        if source.model.tokenizer is not None and source.config.vocab_size >= _MANY_WORDS:
+            facts = {"source": source.digest, "facts": source.model.tokenizer_facts._asdict()}
+            self.write_hint(_FACTS_FILE, json.dumps(facts).encode("ascii"))
         source.forget_tokenizer()
         self._chunk_bytes, self._made = 0, self._records.plain()
 
@@ -137,8 +145,8 @@ class _SmallFiles(SmallFiles):
     """The tokenizer's file is handed out once, and made from the metadata again where somebody asks again: it has
     megabytes, which nobody needs once the tokenizer is there."""
 
-    def __init__(self, path: Path, contents: dict[str, bytes]) -> None:
-        self._gguf, self._once = path, contents.pop(TOKENIZER_FILE)
+    def __init__(self, path: Path, contents: dict[str, bytes], digest: str) -> None:
+        self._gguf, self._once, self._digest = path, contents.pop(TOKENIZER_FILE, b""), digest
         super().__init__(path, contents)
 
     def read(self, name: str) -> bytes:
@@ -149,3 +157,18 @@ class _SmallFiles(SmallFiles):
             with closing(GgufCheckpoint(self._gguf)) as source:
                 found = source.small_files()[name]
         return found
+
+    def digest(self, name: str) -> str:
+        return f"gguf {self._digest}" if name == TOKENIZER_FILE else super().digest(name)
+
+
+def _kept_facts(path: Path) -> tuple[str, TokenizerFacts] | None:
+    """Of the file with that digest; None where nothing whole is kept."""
+    try:
+        kept = parse_json(read_small(path))
+        facts = TokenizerFacts(**kept["facts"])
+        ids = [*facts.eos_token_ids, 0 if facts.bos_token_id is None else facts.bos_token_id]
+        is_whole = all(type(id) is int and 0 <= id < facts.vocab_size for id in ids)
+        return (str(kept["source"]), facts) if is_whole and isinstance(facts.settings, str) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

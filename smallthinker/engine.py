@@ -95,7 +95,7 @@ class Engine:
             self.store, self.config = store, store.config
             check_supported(store.config)
             SequenceShape.of(store.config, 1, 1, options.kv)  # what the model can't have is refused here
-            self.tokenizer = Tokenizer(store.small_files, store.config.vocab_size)
+            self.tokenizer = Tokenizer(store.small_files, store.config.vocab_size, store)
             resident, peak = host.resident_bytes(), host.peak_memory_bytes()
             lossy = None if options.lossy_head is None else HeadPredictor(options.lossy_head, store.config)
             if lossy is not None:

@@ -12,17 +12,24 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from smallthinker import _kernels
 from smallthinker.errors import CheckpointError
-from smallthinker.expert_store.format import BLOCK_QUANTS, CONFIG_FILE, QUANTS, Quant
+from smallthinker.expert_store.format import (
+    BLOCK_QUANTS,
+    CONFIG_FILE,
+    QUANTS,
+    TOKENIZER_CONFIG_FILE,
+    Quant,
+)
 from smallthinker.expert_store.sources.gguf_header import GgufHeader, GgufTensor, read_gguf_header
-from smallthinker.expert_store.sources.gguf_tokenizer.tokenizer import GgufTokenizer
+from smallthinker.expert_store.sources.gguf_tokenizer.tokenizer import MADE, GgufTokenizer, TokenizerFacts
 from smallthinker.expert_store.sources.placed import read_placed
 from smallthinker.expert_store.sources.weight_files import WeightFiles
 from smallthinker.files import open_regular
@@ -60,7 +67,7 @@ ReadRow = Callable[[int, GgufTensor], npt.NDArray[np.uint8]]
 class GgufModel:
     """What the headers of a model's file, or of all its parts in order, describe: configuration, tokenizer, tensors.
     read: without one, tensors that are metadata (`FACTORS`) count as ones. reshaped: the model as it is wanted, of the
-    same tensors.
+    same tensors. kept: of the tokenizer, where it has been made of this very file before.
 
     Raises CheckpointError (a tensor is missing, unknown, or has a shape that the metadata contradict), ConfigError.
     """
@@ -70,6 +77,7 @@ class GgufModel:
         headers: Sequence[GgufHeader],
         read: ReadRow | None = None,
         reshaped: Callable[[Model], Model] = lambda model: model,
+        kept: TokenizerFacts | None = None,
     ) -> None:
         self.where = headers[0].where
         metadata = headers[0].metadata
@@ -84,12 +92,16 @@ class GgufModel:
                         f"{header.where}: tensor {name[:120]!a} is in another part too; download again"
                     )
                 tensors[name] = number, tensor
-        self.tokenizer = GgufTokenizer(metadata, self.where)
+        self.tokenizer: GgufTokenizer | None = None
+        if kept is None:
+            self.tokenizer = GgufTokenizer(metadata, self.where)
+            kept = self.tokenizer.facts()
+        self.tokenizer_facts = kept
         facts = GgufFacts(
-            vocab_size=len(self.tokenizer.tokens),
+            vocab_size=kept.vocab_size,
             tied=_HEAD not in tensors,
-            bos_token_id=self.tokenizer.bos_token_id,
-            eos_token_ids=self.tokenizer.eos_token_ids,
+            bos_token_id=kept.bos_token_id,
+            eos_token_ids=kept.eos_token_ids,
             tensors=tensors,
             factors_of={name: self._factors(*tensors[name], read) for name in FACTORS if name in tensors},
         )
@@ -142,25 +154,38 @@ class GgufModel:
 class GgufCheckpoint:
     """An opened and checked GGUF file, or the parts of one of which `path` is the first. Keeps what `WeightSource`
     promises. model: what the headers describe. files: the parts and their sizes; files_bytes: of all. reshaped: see
-    `GgufModel`. Raises CheckpointError, ConfigError."""
+    `GgufModel`. kept: what is known of the tokenizer of a file with that `digest`. Raises CheckpointError,
+    ConfigError."""
 
-    def __init__(self, path: str | Path, reshaped: Callable[[Model], Model] = lambda model: model) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        reshaped: Callable[[Model], Model] = lambda model: model,
+        kept: tuple[str, TokenizerFacts] | None = None,
+    ) -> None:
         self.path = Path(path)
         self._paths = [self.path.with_name(name) for name in part_names(self.path.name)]
+        self._digest = sha256()
         headers = [self._header(part) for part in self._paths]
         self.files = tuple(zip(self._paths, (header.file_bytes for header in headers), strict=True))
         self.files_bytes = sum(header.file_bytes for header in headers)
         self._files = WeightFiles(self._paths)
         try:
-            self.model = GgufModel(headers, self._row, reshaped)
+            facts = kept[1] if kept is not None and kept[0] == self.digest else None
+            self.model = GgufModel(headers, self._row, reshaped, facts)
         except BaseException:
             self._files.close()
             raise
         self.config, self.notes = self.model.config, self.model.notes
 
+    @property
+    def digest(self) -> str:
+        """Of all that is in the headers, and of what is made of it here."""
+        return f"{MADE} {self._digest.hexdigest()}"
+
     def forget_tokenizer(self) -> None:
-        """Let go of its lists of words; `small_files` can't be asked for afterwards."""
-        del self.model.tokenizer
+        """Let go of its lists of words; `small_files` hasn't got its file afterwards."""
+        self.model.tokenizer = None
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
         """Rows start..stop of a tensor as float32, [rows, cols] or [size]: what the blocks mean. Raises CheckpointError
@@ -209,9 +234,12 @@ class GgufCheckpoint:
         return quant if is_whole and not is_lost else None
 
     def small_files(self) -> dict[str, bytes]:
-        """config.json and the tokenizer's files, made from the metadata."""
+        """config.json and the tokenizer's files, made from the metadata; without its words where they were kept."""
         config = json.dumps(to_config(self.config), indent=1).encode("ascii")
-        return {CONFIG_FILE: config} | self.model.tokenizer.files()
+        model = self.model
+        if model.tokenizer is not None:
+            return {CONFIG_FILE: config} | model.tokenizer.files()
+        return {CONFIG_FILE: config, TOKENIZER_CONFIG_FILE: model.tokenizer_facts.settings.encode("ascii")}
 
     def drop_cached(self) -> None:
         """Take all of the file out of the page cache."""
@@ -223,7 +251,8 @@ class GgufCheckpoint:
     def _header(self, path: Path) -> GgufHeader:
         try:
             with open_regular(path) as file:
-                return read_gguf_header(file, str(path), os.fstat(file.fileno()).st_size)
+                stream = cast(BinaryIO, _Digested(file, self._digest))
+                return read_gguf_header(stream, str(path), os.fstat(file.fileno()).st_size)
         except OSError as e:
             remedy = "give a .gguf file" if len(self._paths) == 1 else "a model's parts belong side by side"
             raise CheckpointError(f"{path}: cannot read: {e.strerror or e}; {remedy}") from e
@@ -246,6 +275,18 @@ class GgufCheckpoint:
             blocks.stop * nbytes,
         )
         return raw.reshape(len(rows), len(blocks), nbytes)
+
+
+class _Digested:
+    """A stream, and a digest of all that is read of it."""
+
+    def __init__(self, stream: BinaryIO, digest: Any) -> None:
+        self._stream, self._digest = stream, digest
+
+    def read(self, nbytes: int) -> bytes:
+        data = self._stream.read(nbytes)
+        self._digest.update(data)
+        return data
 
 
 def part_names(name: str) -> list[str]:

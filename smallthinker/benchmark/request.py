@@ -72,7 +72,7 @@ def plan(request: BenchRequest) -> tuple[Series, Row]:
     )
     with Store.open(request.store) as store:
         vocab = store.config.vocab_size
-        ids = [] if text is None else Tokenizer(store.small_files, vocab).encode_prompt(text)
+        ids = [] if text is None else Tokenizer(store.small_files, vocab, store).encode_prompt(text)
         environment: Row = {
             "kind": "environment",
             "format": "smallthinker-bench",

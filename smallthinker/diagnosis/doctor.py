@@ -226,7 +226,7 @@ def floor_bytes(store: Store) -> tuple[int, int]:
     from smallthinker.text.tokenizer import Tokenizer
 
     before = host.resident_bytes()
-    tokenizer = Tokenizer(store.small_files, store.config.vocab_size)
+    tokenizer = Tokenizer(store.small_files, store.config.vocab_size, store)
     resident = host.resident_bytes()
     del tokenizer
     predictor = find_predictor(store)

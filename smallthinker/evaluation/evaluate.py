@@ -141,7 +141,7 @@ def _windows(
 
 
 def _tokenizer(store: Store) -> Tokenizer:
-    return Tokenizer(store.small_files, store.config.vocab_size)
+    return Tokenizer(store.small_files, store.config.vocab_size, store)
 
 
 def _open(path: Path, windows: Windows, options: EngineOptions) -> Engine:

@@ -127,7 +127,7 @@ def _gguf_model(path: Path, quant: Quant | None) -> PlannedModel:
     with Store.open(path) as store:
         if quant not in (None, store.quant):
             raise RequestError(f"--quant: most of this file is {store.quant}, found {quant}; it runs as it lies")
-        kept = Tokenizer(store.small_files, store.config.vocab_size)
+        kept = Tokenizer(store.small_files, store.config.vocab_size, store)
         tokenizer, dense, record = host.resident_bytes() - before, store.dense_bytes, store.record_bytes
         del kept
         return PlannedModel(

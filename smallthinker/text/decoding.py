@@ -19,7 +19,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Decoding:
-    """What the tokens of one tokenizer, one of the tokenizers library, become."""
+    """What the tokens of one tokenizer, of the tokenizers library or packed, become."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer

@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from smallthinker.text.chat_template import REASONING
+from smallthinker.text.packed_tokenizer import Encoding, encode_words
 from smallthinker.text.panics import tokenizer_faults
 
 Spans = Sequence[tuple[int, int]]
@@ -26,7 +27,7 @@ _MARKUP = re.compile(r"[<\[{|].*[>\]}|]", re.DOTALL)
 
 
 class ControlTokens:
-    """Those tokens that must not come of a user's text. `tokenizer` is one of the tokenizers library."""
+    """Those tokens that must not come of a user's text. `tokenizer`: of the tokenizers library, or packed."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -127,7 +128,7 @@ class PlainText:
             part = text[done:end]
             if seal in part:
                 encoded = _encode_plain(self._control, part.replace(seal, ""), is_first=done == 0)
-                found, offsets, shift = encoded[0], encoded[1], done - hidden
+                found, offsets, shift = encoded.ids, encoded.offsets, done - hidden
             else:
                 found, offsets, shift = encoding.ids[first:last], encoding.offsets[first:last], -hidden
             ids.extend(found)
@@ -162,11 +163,11 @@ def _any_of(words: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, words)) or "(?!)")
 
 
-def _encode_plain(control: ControlTokens, text: str, *, is_first: bool) -> tuple[list[int], Spans]:
+def _encode_plain(control: ControlTokens, text: str, *, is_first: bool) -> Encoding:
     """As the tokenizer does it, but that it knows no added tokens. It has no switch for this, and a second one without
-    them would take as much memory again, so its stages are called one by one. is_first: nothing is before the text;
-    some tokenizers begin with a space there."""
-    from tokenizers import PreTokenizedString, Token
+    them would take as much memory again, so its stages are called one by one. is_first: see
+    `encode_words`."""
+    from tokenizers import Token
 
     tokenizer, model = control.tokenizer, control.tokenizer.model
 
@@ -182,14 +183,4 @@ def _encode_plain(control: ControlTokens, text: str, *, is_first: bool) -> tuple
         after = [Token(t.id, t.value, (t.offsets[0] + shift, t.offsets[1] + shift)) for t in tokenize(word[cut:])]
         return tokenize(word[:cut]) + after
 
-    lead = "" if is_first else "x"
-    pieces = PreTokenizedString(lead + text)
-    if lead:
-        pieces.split(lambda _, piece: [piece[len(lead) :]])
-    if tokenizer.normalizer is not None:
-        pieces.normalize(tokenizer.normalizer.normalize)
-    if tokenizer.pre_tokenizer is not None:
-        tokenizer.pre_tokenizer.pre_tokenize(pieces)
-    pieces.tokenize(tokenize)
-    encoding = pieces.to_encoding()
-    return encoding.ids, [(a - len(lead), b - len(lead)) for a, b in encoding.offsets]
+    return encode_words(tokenizer, text, tokenize, is_first=is_first)

@@ -21,14 +21,18 @@ from smallthinker import host
 from smallthinker.cli import main
 from smallthinker.engine import Engine
 from smallthinker.errors import CheckpointError, ConfigError, RequestError, StoreReadError
+from smallthinker.expert_store import gguf_store
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.format import Formats
 from smallthinker.expert_store.gguf_store import GgufStore
 from smallthinker.expert_store.inspect import describe
+from smallthinker.expert_store.sources import gguf_checkpoint
 from smallthinker.expert_store.store import Store
 from smallthinker.llm import LLM
 from smallthinker.memory_plan import MIB
 from smallthinker.prediction.needs import Process, find_model, memory_plan
+from smallthinker.text import packed_vocabulary
+from smallthinker.text.tokenizer import Tokenizer
 
 PROMPT = list(b"the sea came in and")
 
@@ -334,3 +338,49 @@ def test_a_plan_counts_what_opening_the_file_keeps_in_memory(tmp_path: Path, mon
     monkeypatch.setattr(host, "resident_bytes", lambda: held[0])
     monkeypatch.setattr(Store, "open", open_and_hold)
     assert find_model(str(path)).tokenizer_bytes == 30 * MIB
+
+
+def test_the_second_start_makes_nothing_of_a_files_words_that_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_store, "_MANY_WORDS", 0)
+    monkeypatch.setattr(packed_vocabulary, "LEAST_BYTES", 0)
+    path = tiny_file(tmp_path, "Q8_0")
+    with Store.open(path) as store:
+        first = Tokenizer(store.small_files, store.config.vocab_size, store)
+        config, files, facts = store.config, store.small_files, store.hint_path("tokenizer-facts.json")
+    monkeypatch.setattr(gguf_checkpoint, "GgufTokenizer", None)
+    with Store.open(path) as store:
+        second = Tokenizer(store.small_files, store.config.vocab_size, store)
+        assert store.config == config
+        assert store.small_files.read("tokenizer_config.json") == files.read("tokenizer_config.json")
+    text = "the sea <|endoftext|> é\n"
+    assert second.encode_with_spans(text) == first.encode_with_spans(text)
+    monkeypatch.undo()
+    kept = json.loads(facts.read_bytes())
+    for bad in ({}, {"facts": {"eos_token_ids": [-1]}}, {"source": "another"}):
+        facts.write_text(json.dumps(kept | {key: kept[key] | bad[key] if key == "facts" else bad[key] for key in bad}))
+        with Store.open(path) as store:
+            assert store.config == config
+    for text in ("", "[]", "{}", "null", facts.read_text()[:-1]):
+        facts.write_text(text)
+        with Store.open(path) as store:
+            assert store.config == config
+            assert Tokenizer(store.small_files, store.config.vocab_size, store).encode("the sea") == first.encode(
+                "the sea"
+            )
+
+
+def test_a_file_that_changed_since_has_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_store, "_MANY_WORDS", 0)
+    path = tiny_file(tmp_path, "Q8_0")
+    with Store.open(path) as store:
+        before = store.config.tokens.eos
+        assert store.hint_path("tokenizer-facts.json").exists()
+    raw = path.read_bytes()
+    at = raw.index(b"tokenizer.ggml.eos_token_id") + len(b"tokenizer.ggml.eos_token_id") + 4
+    status = path.stat()
+    path.write_bytes(raw[:at] + bytes([5]) + raw[at + 1 :])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with Store.open(path) as store:
+        assert 261 in set(store.config.tokens.eos) - set(before)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from smallthinker.expert_store.format import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 from smallthinker.expert_store.sources.gguf_tokenizer.models import MODELS
@@ -22,6 +22,19 @@ from smallthinker.expert_store.sources.gguf_tokenizer.vocabulary import (
 # Phi-3's control tokens take the spaces behind them; GGUF has no word for it, so its readers go by the model's name
 _STRIPS = ("phi-3", "phi3")
 _STRIPS_NOT = ("<unk>", "<s>", "<|endoftext|>")
+
+
+MADE = 1
+"""To be counted on when something else is made of a file: what was kept of it by an earlier version is made again."""
+
+
+class TokenizerFacts(NamedTuple):
+    """What a start asks of a tokenizer that is kept elsewhere. settings: its tokenizer_config.json."""
+
+    vocab_size: int
+    bos_token_id: int | None
+    eos_token_ids: list[int]
+    settings: str
 
 
 class GgufTokenizer:
@@ -43,8 +56,14 @@ class GgufTokenizer:
         self.eos_token_ids = vocabulary.eos_token_ids
         self._before, self._after = vocabulary.around("bos", self._model.bos), vocabulary.around("eos", False)
 
+    def facts(self) -> TokenizerFacts:
+        return TokenizerFacts(len(self.tokens), self.bos_token_id, self.eos_token_ids, self._settings())
+
     def files(self) -> dict[str, bytes]:
         """tokenizer.json and tokenizer_config.json by name. Unused tokens are left out: no text has them."""
+        return {TOKENIZER_FILE: self._words(), TOKENIZER_CONFIG_FILE: self._settings().encode("ascii")}
+
+    def _words(self) -> bytes:
         model = self._model
         tokenizer = {
             "version": "1.0",
@@ -57,6 +76,9 @@ class GgufTokenizer:
             "decoder": model.decoder,
             "model": model.model,
         }
+        return json.dumps(tokenizer).encode("ascii")
+
+    def _settings(self) -> str:
         ids = {name: self._vocabulary.id(f"ggml.{key}_token_id") for name, key in (
             ("bos_token", "bos"), ("eos_token", "eos"), ("pad_token", "padding"), ("unk_token", "unknown"),
         )}  # fmt: skip
@@ -66,10 +88,7 @@ class GgufTokenizer:
             settings["chat_template"] = templates["default"]
         elif templates:
             settings["chat_template"] = [{"name": name, "template": text} for name, text in templates.items()]
-        return {
-            TOKENIZER_FILE: json.dumps(tokenizer).encode("ascii"),
-            TOKENIZER_CONFIG_FILE: json.dumps(settings, indent=1).encode("ascii"),
-        }
+        return json.dumps(settings, indent=1)
 
     def _added_tokens(self) -> list[dict[str, Any]]:
         """Those that a text names as a whole: control tokens, and words that are found before all others."""
