@@ -72,6 +72,7 @@ class ExpertCache:
         # what the policy hasn't heard of yet, in order; and what it has, in this step
         self._used: list[_Use] = []
         self._told: list[_Use] = []
+        self._is_held = False
         self._stats = CacheStats(self._record_bytes)
         self._uses: npt.NDArray[np.uint32] = np.zeros(len(policy.state()), np.uint32)
 
@@ -146,10 +147,10 @@ class ExpertCache:
         the books may be wrong."""
         return layer if self._in_use else min((at for at in self._guesses if at >= layer), default=layers)
 
-    def used_from_table(self, layer: int, used: Sequence[tuple[list[int], list[int]]], tokens: int) -> None:
+    def used_from_table(self, layer: int, used: Sequence[tuple[list[int], list[int], list[int]]], tokens: int) -> None:
         """Some tokens found their experts of this layer, and of those that follow it, in `slot_table`: each layer's
-        experts, and how many tokens wanted each."""
-        for experts, counts in used:
+        experts, how many tokens wanted each, and which."""
+        for experts, counts, _ in used:
             first = self.first_record(layer)
             self._active = [first + expert for expert in experts]
             self._stats.hits += len(experts)
@@ -309,6 +310,22 @@ class ExpertCache:
         np.add(self._uses, uses, out=self._uses, casting="unsafe")
         self._told.clear()
 
+    def hold(self) -> None:
+        """What is used from now on may turn out not to have been wanted: the policy hears of it in `settle`."""
+        self._tell_policy()
+        self._is_held = True
+
+    def settle(self, tokens: Iterable[Sequence[tuple[int, list[int]]]]) -> None:
+        """Of what was used since `hold`, these tokens were wanted: of each its layers and their experts, best first.
+        The policy hears of them as if they had been computed one after another."""
+        self._is_held = False
+        self._used.clear()
+        for layers in tokens:
+            for layer, experts in layers:
+                first = self._first_of[layer]
+                self._used.append((layer, [first + expert for expert in experts], None, 1))
+            self.step(1)
+
     def resize(self, limit: int) -> None:
         """Use at most `limit` slots from now on and give the others' memory to the system, or take it back, up to all.
 
@@ -344,6 +361,8 @@ class ExpertCache:
     def _tell_policy(self) -> None:
         """Hand over what was used, all at once: one by one, between kernels that sweep the processor's caches, each
         costs ten times as much."""
+        if self._is_held:
+            return
         for layer, records, counts, tokens in self._used:
             self._policy.use(layer, records, counts, tokens)
         self._told += self._used

@@ -115,6 +115,9 @@ class LayerState:
         """Forget everything and give the memory back until it is written again."""
         for array in self.arrays.values():
             pages.discard(array.ctypes.data, array.nbytes)
+        self.forget_overflow()
+
+    def forget_overflow(self) -> None:
         if self.bound is not None:
             self.bound.overflow = 0.0
 

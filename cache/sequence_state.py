@@ -116,6 +116,16 @@ class SequenceState:
             self._written = 0
             self.overflow = None
 
+    def take_back(self, length: int) -> None:
+        """Forget the positions from `length` on, which one step has just written; it may have overwritten nothing that
+        `length` sees. A number beyond its range is forgotten with them, so none may have been there before."""
+        assert length <= self.length and self.shape.can_continue(length, self._written), (length, self.length)
+        self.length = length
+        if self.overflow is not None:
+            self.overflow = None
+            for layer in self.layers:
+                layer.forget_overflow()
+
     def arrays(self, written: int) -> Iterator[tuple[str, list[U8]]]:
         """What a state written up to `written` has written: name, and its parts in order."""
         for number, layer in enumerate(self.layers):

@@ -472,7 +472,7 @@ class Forward:
         int,
         int,
         int,
-        list[tuple[list[int], list[int]]],
+        list[tuple[list[int], list[int], list[int]]],
         tuple[list[int], list[list[int]]],
         tuple[list[int], list[int]],
     ]:

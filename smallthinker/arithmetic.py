@@ -43,14 +43,15 @@ class Route(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """Where `run` ended. `used`: of every layer that found its experts in slots, experts and the tokens of each.
+    """Where `run` ended. `used`: of every layer that found its experts in slots, experts, the tokens of each, and their
+    pairs, token * k + rank, one expert's after another's.
     `route`: of a layer that didn't; nothing of it is computed, but for attention where the router reads what comes of
     that. `guess`: experts and ranks that are not all in slots: of a later layer, with the route of a layer whose
     attention has been added; of the layer itself, without a route, before its attention. `is_mixed`: attention has been
     added."""
 
     layer: int
-    used: list[tuple[list[int], list[int]]]
+    used: list[tuple[list[int], list[int], list[int]]]
     route: Route | None
     guess: tuple[list[int], list[int]] | None
     is_mixed: bool

@@ -46,6 +46,7 @@ from smallthinker.memory_plan import (
     MIB,
     choose_context,
     default_budget,
+    most_at_once,
     parse_size,
     plan_process,
     slots_at,
@@ -65,6 +66,10 @@ if TYPE_CHECKING:
 
 # What a start from a cold page cache reads of Python's and the libraries' files, but never maps: up to 60 MiB seen.
 LIBRARY_PAGES_BYTES = 128 * MIB
+# Tokens that `verify` takes. More are more wrong ones than they save, and MANY_TOKENS are read for in another way.
+MOST_VERIFIED = 13
+# Steps after one that verified until experts get back what its scratch takes.
+_VERIFYING_STEPS = 64
 # Decoded tokens from which a run knows its hot experts well enough to leave word of them.
 HOT_TOKENS = 64
 
@@ -202,6 +207,8 @@ class Engine:
         self._shared: tuple[tuple[int, ...], int, int] = ((), 0, self.plan.most_slots)
         self.least_slots = self.plan.most_slots
         self._computing, self._computed_tokens, self._decoded_tokens = Stopwatch(), 0, 0
+        self.most_verified = 1 if lossy is not None else most_at_once(self.plan, self.config, MOST_VERIFIED)
+        self._since_verified = _VERIFYING_STEPS
         self.load_sec = time.perf_counter() - began
         self._home, self._closing, self._closed = Home(), threading.RLock(), False
 
@@ -279,6 +286,29 @@ class Engine:
             self._decoded_tokens += tokens
         return logits
 
+    def verify(
+        self, conversation: Conversation, tokens: Sequence[int], *, cancelled: Callable[[], bool] = never
+    ) -> npt.NDArray[np.float32]:
+        """Compute tokens of which only the first is certain, at most `most_verified` -> logits [T, V] after each, the
+        same bits as in `step`. Nothing has been appended until `accept`, which must follow, says which were right.
+
+        Raises CancelledError, StoreReadError, after which nothing is to be accepted.
+        """
+        self._home.check()
+        with self._computing:
+            self._since_verified = 0
+            self._share_memory([(conversation, tokens)], len(tokens))
+            return self._forward.step([(conversation.state, tokens)], all_logits=True, held=True, cancelled=cancelled)
+
+    def accept(self, conversation: Conversation, tokens: Sequence[int]) -> None:
+        """Append these, the first of those that `verify` has computed; the others leave nothing behind. None, where a
+        number is beyond the KV cache's range: `step` tells of which token."""
+        conversation.state.take_back(len(conversation.tokens) + len(tokens))
+        conversation.extend(tokens)
+        self._forward.keep(len(tokens))
+        self._computed_tokens += len(tokens)
+        self._decoded_tokens += len(tokens)
+
     def prefill(
         self, tokens: Sequence[int], *, cancelled: Callable[[], bool] = never
     ) -> tuple[npt.NDArray[np.float32], int]:
@@ -353,14 +383,17 @@ class Engine:
             conversation.state.touched_after(new.get(id(conversation), 0)) // _kernels.KV_GROUP
             for conversation in self._conversations
         )
-        tokens = max(tokens, self.plan.sequences)  # answers come and go; the scratch of a few tokens is nothing
+        # answers come and go; the scratch of a few tokens is nothing
+        self._since_verified += 1
+        rows = self.most_verified if self._since_verified < _VERIFYING_STEPS else 1
+        tokens = max(tokens, self.plan.sequences, rows)
         if (groups, tokens, target) == self._shared:
             return
         if tokens < self._shared[1]:  # a prompt's scratch is no longer needed
             self._arithmetic.release_scratch()
             host.trim_heap()
         kv_bytes = sum(self._shape.touched_bytes((n + 1) * _kernels.KV_GROUP) for n in groups)
-        limit = slots_at(self.plan, self.config, self.store.record_bytes, kv_bytes, tokens)
+        limit = slots_at(self.plan, self.config, self.store.record_bytes, kv_bytes, tokens, rows)
         limit = min(limit, self.plan.most_slots, target)
         self.experts.resize(limit)
         self.least_slots = min(self.least_slots, self.experts.limit)

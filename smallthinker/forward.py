@@ -91,6 +91,8 @@ class ForwardPass:
         self.arithmetic, self.experts, self.look_ahead = arithmetic, experts, look_ahead
         self._num_layers, self._prefetch, self._clock = num_layers, prefetch, clock
         self._nothing_ahead = np.full((2, num_layers), -1, np.int32)
+        # of a step that is held: its tokens, and of each layer (pair, expert)
+        self._held_tokens, self._routes = 0, list[tuple[int, list[tuple[int, int]]]]()
         self.observe(Observers())
 
     def observe(self, observers: Observers) -> None:
@@ -100,16 +102,48 @@ class ForwardPass:
         self._attended = observers.attended or _ignore
         self._final = observers.final or _ignore
 
-    def step(self, spans: Sequence[Span], *, all_logits: bool = False, cancelled: Callable[[], bool] = never) -> Floats:
+    def step(
+        self,
+        spans: Sequence[Span],
+        *,
+        all_logits: bool = False,
+        held: bool = False,
+        cancelled: Callable[[], bool] = never,
+    ) -> Floats:
         """Run T tokens: those of each span after the ones in its state, which is another for each span.
 
         A span has at most the tokens of the planned chunk. Returns logits [spans, V] of each one's last token, or
-        [T, V] with `all_logits`; no span's depend on what else is computed. Raises CancelledError between two layers
-        when `cancelled()` turns true (the states then hold what they held before), StoreReadError when experts can't
-        be read.
+        [T, V] with `all_logits`; no span's depend on what else is computed. held: what learns from the tokens hears of
+        them in `keep`, which must follow, since some may be wrong; fewer than MANY_TOKENS. Raises CancelledError
+        between two layers when `cancelled()` turns true (the states then hold what they held before), StoreReadError
+        when experts can't be read.
         """
+        if held:
+            self.experts.hold()
+            self._routes.clear()
+        try:
+            return self._step(spans, all_logits, held, cancelled)
+        except BaseException:
+            if held:
+                self.experts.settle([])
+            raise
+
+    def keep(self, tokens: int) -> None:
+        """Of the step that was `held`, the first tokens were right."""
+        of_token: list[list[tuple[int, list[int]]]] = [[] for _ in range(tokens)]
+        for layer, chosen in self._routes:
+            k = len(chosen) // self._held_tokens
+            for pair, expert in sorted(chosen)[: tokens * k]:
+                if pair % k == 0:
+                    of_token[pair // k].append((layer, []))
+                of_token[pair // k][-1][1].append(expert)
+        self._routes.clear()
+        self.experts.settle(of_token)
+
+    def _step(self, spans: Sequence[Span], all_logits: bool, held: bool, cancelled: Callable[[], bool]) -> Floats:
         began, waited, wanted = self._clock(), self.experts.stall_sec, self.experts.wanted
         step = self.arithmetic.begin(spans)
+        self._held_tokens = step.tokens if held else 0
         look = self.look_ahead if step.tokens < MANY_TOKENS else None
         if look is not None:
             look.begin_token(several=step.tokens > 1)
@@ -128,8 +162,9 @@ class ForwardPass:
                 self._serve(stop.layer, stop.route, step, is_mixed=stop.is_mixed)
         for state, n in zip(step.sequences, step.counts, strict=True):
             state.advance(n)
-        self.experts.step(step.tokens)
-        if look is not None:
+        if not held:
+            self.experts.step(step.tokens)
+        if look is not None and not held:
             each, waited = 1 / step.tokens, self.experts.stall_sec - waited
             look.trial.token((self._clock() - began) * each, waited * each, self.experts.wanted - wanted)
             if step.tokens == 1:
@@ -155,6 +190,10 @@ class ForwardPass:
             last = layer
         stop = self.arithmetic.run(step, layer, last, cache.slot_table, ahead)
         cache.used_from_table(layer, stop.used, step.tokens)
+        if self._held_tokens:
+            for number, (experts, counts, pairs) in enumerate(stop.used, layer):
+                owners = np.repeat(experts, counts).tolist()
+                self._routes.append((number, list(zip(pairs, owners, strict=True))))
         return stop
 
     def _go_on(self, layer: int, route: Route, guess: tuple[list[int], list[int]], step: Step) -> None:
@@ -172,6 +211,9 @@ class ForwardPass:
         if is_mixed:
             self._attended(layer, step.x)
         self._routed(layer, step.normed if is_mixed else step.x, route)
+        if self._held_tokens:
+            of_expert = zip(route.experts, route.pairs, strict=True)
+            self._routes.append((layer, [(pair, expert) for expert, pairs in of_expert for pair in pairs]))
         counts = list(map(len, route.pairs))
         slots = cache.resident_slots(layer, route.experts, counts, step.tokens)
         if slots is not None:  # nothing to read

@@ -259,14 +259,23 @@ def plan_memory(
     raise _below(floor, budget_bytes, context, sequences)
 
 
-def slots_at(plan: MemoryPlan, config: Model, record_bytes: int, kv_bytes: int, tokens: int) -> int:
-    """Experts that fit while KV caches take `kv_bytes` and `tokens` are computed at once; all may be fewer.
+def most_at_once(plan: MemoryPlan, config: Model, limit: int) -> int:
+    """Tokens of one sequence, at most `limit`, with the logits of each, that a chunk's scratch has room for."""
+    at_once = min(limit, plan.chunk)
+    while scratch_bytes(config, at_once, plan.context, max(plan.sequences, at_once)) > plan.scratch_bytes:
+        at_once -= 1
+    return at_once
+
+
+def slots_at(plan: MemoryPlan, config: Model, record_bytes: int, kv_bytes: int, tokens: int, rows: int = 1) -> int:
+    """Experts that fit while KV caches take `kv_bytes` and `tokens` are computed at once, `rows` of them with logits;
+    all may be fewer.
 
     record_bytes: as the plan was made with.
     """
     unused_kv = max(plan.kv_bytes - kv_bytes, 0)
     most = max(plan.chunk, plan.sequences)
-    needed = scratch_bytes(config, min(max(tokens, plan.sequences), most), plan.context, plan.sequences)
+    needed = scratch_bytes(config, min(max(tokens, plan.sequences), most), plan.context, max(plan.sequences, rows))
     return plan.slots + (unused_kv + plan.scratch_bytes - needed) // record_bytes
 
 
@@ -289,6 +298,7 @@ def scratch_bytes(config: Model, chunk: int, context: int, sequences: int = 1) -
     neurons = min(chunk * 3 * k * ffn * 4, _NEURONS_BYTES)  # gate, up, and what down reads
     splits = context // _kernels.KV_SPLIT + 1  # of one token's attention, each with sums for every head
     attention = splits * max(mixer.heads * (mixer.head_dim + 32) for mixer in mixers) * 4
-    # one row for each sequence; beside it what penalties copy, and the sampler's weights, ids and their order
+    # one row for each of `sequences`, or of their tokens that are wanted; beside it what penalties copy, and the
+    # sampler's weights, ids and their order
     logits = config.vocab_size * (32 + 4 * (sequences - 1))
     return chunk * floats_per_token * 4 + neurons + attention + logits + _STEP_BYTES

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from smallthinker.arguments import callback, choice, flag, number, path, refuse, whole
 from smallthinker.cache.kv_ring import QUANTS as KV_QUANTS
@@ -26,6 +26,7 @@ MAX_THREADS = 256  # of a pool of the kernels
 MAX_SEQUENCES = 64
 MAX_WAITING = 64
 KV_DIR_BYTES = 4 << 30
+Speculation = Literal["auto", "always", "off"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,8 @@ class EngineOptions:
     planned for a whole context. max_waiting: an LLM's requests that may wait for others before QueueFullError.
     kv_dir, kv_dir_bytes: a folder where conversations that make room are saved, readable by you alone, to be continued
     without computing them again, also after the next start; and how much it may hold.
+    speculation: propose tokens that may follow and verify several in one step: 'auto' while a running trial says that
+    it pays, 'always' to measure it, or 'off'; for an answer that is written alone, without lossy_head.
     hot_set: start with the experts that earlier runs used most, and leave word of this run's; off for a cold start.
     lossy_head, lossy_threshold: LOSSY: a published LM-head predictor (model_lm_head.pt); only logits that it scores
     above the threshold are computed.
@@ -68,6 +71,7 @@ class EngineOptions:
     max_waiting: int = MAX_WAITING
     kv_dir: str | Path | None = None
     kv_dir_bytes: str | float = KV_DIR_BYTES
+    speculation: Speculation = "auto"
     hot_set: bool = True
     lossy_head: str | Path | None = None
     lossy_threshold: float = DEFAULT_THRESHOLD
@@ -90,6 +94,7 @@ class EngineOptions:
             if value is not None:
                 checked[name] = whole(name, value, 1) if most is None else whole(name, value, 1, most)
         choice("kv", self.kv, KV_QUANTS)
+        choice("speculation", self.speculation, get_args(Speculation))
         choice("reader", self.reader, get_args(QueueKind))
         for name in ("prefetch", "look_ahead", "predictor", "hot_set"):
             checked[name] = flag(name, getattr(self, name))
@@ -146,6 +151,7 @@ class EngineChanges(TypedDict, total=False):
     max_waiting: int
     kv_dir: str | Path | None
     kv_dir_bytes: str | float
+    speculation: Speculation
     hot_set: bool
     lossy_head: str | Path | None
     lossy_threshold: float

@@ -12,8 +12,8 @@
 namespace smallthinker {
 namespace {
 
-// (layer, why, live neurons, [(experts, tokens of each)] of the layers that were run, the route's (experts, pairs of
-// each), the guess's (experts, ranks)).
+// (layer, why, live neurons, [(experts, tokens of each, their pairs one after another)] of the layers that were run, the
+// route's (experts, pairs of each), the guess's (experts, ranks)).
 py::tuple bind_run(BoundForward& self, int64_t first, int64_t last, py::array& x, py::array& normed, py::array& ids,
                    py::array& weights, const py::array& slot_of, const py::array& ahead, const BoundForward::Caches& caches,
                    const std::vector<int64_t>& starts, const std::vector<int64_t>& counts, const py::array& cos,
@@ -24,7 +24,7 @@ py::tuple bind_run(BoundForward& self, int64_t first, int64_t last, py::array& x
   for (const Routes& routes : end.used) {
     std::vector<int32_t> tokens;
     for (size_t i = 0; i < routes.experts.size(); ++i) tokens.push_back(routes.offsets[i + 1] - routes.offsets[i]);
-    used.append(py::make_tuple(routes.experts, tokens));
+    used.append(py::make_tuple(routes.experts, tokens, routes.pairs));
   }
   std::vector<std::vector<int32_t>> pairs;
   for (size_t i = 0; i < end.route.experts.size(); ++i) {

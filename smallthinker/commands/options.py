@@ -130,6 +130,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="read only what is certain, not what the next layer will likely want",
     )
+    add_speculation(group)
     add_switches(group)
     group.add_argument("--verbose", action="store_true", help="print the memory plan to stderr")
     group.add_argument("--timings", action="store_true", help="print where a token's time went to stderr")
@@ -152,6 +153,16 @@ def add_running(group: Group) -> None:
         choices=["auto", "direct", "mmap", "buffered"],
         default="auto",
         help="how experts are read (default: auto, as a probe of the disk found best)",
+    )
+
+
+def add_speculation(group: Group) -> None:
+    group.add_argument(
+        "--speculation",
+        choices=["auto", "always", "off"],
+        default="auto",
+        help="guess tokens that repeat the text so far and verify several in a step; no text depends on it (default: "
+        "auto, while it pays)",
     )
 
 

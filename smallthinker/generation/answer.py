@@ -23,7 +23,7 @@ from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
 from smallthinker.generation.sampling import Sampler
 from smallthinker.generation.sampling_params import SamplingParams
-from smallthinker.generation.stats import GenerationStats
+from smallthinker.generation.stats import GenerationStats, SpeculationCounters
 from smallthinker.lossy_head import HeadCounters
 from smallthinker.measures.profile import Clocks, Profile, Stopwatch
 from smallthinker.measures.roofline import Phase
@@ -154,6 +154,7 @@ class Answer:
             params = replace(params, seed=int.from_bytes(os.urandom(4), "little"))
         self.ids: list[int] = []
         self.reason: FinishReason | None = None
+        self.speculation = SpeculationCounters()  # counted by whoever computes
         self._params, self._logprobs, self._process = params, logprobs, logits_processor
         self._found: list[TokenLogprobs] = []
         self._decoder = engine.tokenizer.stream()
@@ -212,7 +213,7 @@ class Answer:
             self._reader.text,
             tuple(self.ids),
             reason,
-            self._meter.stats(),
+            replace(self._meter.stats(), speculation=replace(self.speculation)),
             self._meter.profile(),
             None if self._logprobs is None else tuple(self._found),
             self._reader.reasoning,

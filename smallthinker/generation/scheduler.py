@@ -12,7 +12,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,8 @@ from smallthinker.errors import CancelledError, QueueFullError, RequestError
 from smallthinker.forks import Home
 from smallthinker.generation.answer import Answer, GenerationParams, LogitsProcessor
 from smallthinker.generation.request import Request
+from smallthinker.generation.speculation.proposer import Proposer, proposer_of
+from smallthinker.generation.stats import SpeculationCounters
 from smallthinker.generation.turns import Place, Turns, crowded_out
 from smallthinker.options import MAX_WAITING
 from smallthinker.text.chat_prompt import AnswerFormat
@@ -41,7 +43,7 @@ class SchedulerStats:
     """What runs now, and totals since the start. Sizes in bytes.
 
     finished: answers by finish reason, and 'error'. hit_rate: of all experts asked for. kv_bytes of kv_planned_bytes
-    are taken by conversations, running and kept.
+    are taken by conversations, running and kept. speculation: of all answers.
     """
 
     running: int
@@ -60,6 +62,7 @@ class SchedulerStats:
     slots: int
     num_experts: int
     uptime_sec: float
+    speculation: SpeculationCounters
 
 
 @dataclass(eq=False)
@@ -92,6 +95,7 @@ class _Totals:
     reused_tokens: int = 0
     new_tokens: int = 0
     answer_sec: float = 0.0  # from the first token computed to the end, of all answers
+    speculation: SpeculationCounters = field(default_factory=SpeculationCounters)
 
 
 class Scheduler:
@@ -101,10 +105,18 @@ class Scheduler:
     """
 
     def __init__(
-        self, engine: Engine, *, max_waiting: int = MAX_WAITING, at_end: Callable[[], None] = lambda: None
+        self,
+        engine: Engine,
+        *,
+        max_waiting: int = MAX_WAITING,
+        at_end: Callable[[], None] = lambda: None,
+        proposer: Proposer | None = None,
     ) -> None:
         """max_waiting: requests that may wait beside those that run. at_end: the last that the thread does; the engine
-        stays open unless that closes it. Raises RequestError."""
+        stays open unless that closes it. proposer: instead of the one that the engine's options ask for. Raises
+        RequestError."""
+        self._proposer = proposer_of(engine.options) if proposer is None else proposer
+        self._is_plain = False  # the next step proposes nothing
         self._engine, self._most_waiting = engine, whole("max_waiting", max_waiting, 1)
         self._changed = threading.Condition()
         self._waiting: list[_Entry] = []
@@ -210,6 +222,7 @@ class Scheduler:
                 slots=engine.experts.limit,
                 num_experts=plan.num_experts,
                 uptime_sec=time.monotonic() - self._began,
+                speculation=replace(totals.speculation),
             )
 
     @property
@@ -295,7 +308,12 @@ class Scheduler:
 
     def _step(self) -> None:
         """One step of the engine: a token of each answer that is being written, and as much of the prompts."""
-        entries = self._running
+        entries, began = self._running, time.perf_counter()
+        # only an answer that is written alone: several share their steps already
+        alone = entries[0] if len(entries) == 1 and entries[0].answer.ids and self._proposer else None
+        if alone is not None and (proposed := self._propose(alone)):
+            self._verify(alone, proposed, began)
+            return
         prompts = [entry for entry in entries if not entry.answer.ids]
         room = self._engine.plan.chunk
         if len(prompts) < len(entries):
@@ -329,6 +347,51 @@ class Scheduler:
                 self._push(entry, row)
             except Exception as error:  # of a callback or a logits processor: the other answers go on
                 self._fail(entry, error)
+        if alone is not None:
+            self._count(alone, began)
+
+    def _propose(self, entry: _Entry) -> list[int]:
+        assert self._proposer is not None
+        is_plain, self._is_plain = self._is_plain, False
+        answer, room = entry.answer, self._engine.most_verified - 1
+        most = 0 if is_plain else min(answer.limit - len(answer.ids) - 1, room)
+        return self._proposer.propose(answer, answer.prompt, answer.ids, most)
+
+    def _verify(self, entry: _Entry, proposed: Sequence[int], began: float) -> None:
+        """A step of one answer: its next token, and what is proposed to follow, as far as it does."""
+        answer, opened, tokens = entry.answer, entry.opened, [*entry.pending, *proposed]
+        try:
+            logits = self._engine.verify(opened, tokens, cancelled=lambda: entry.request.ending is not None)
+        except CancelledError:
+            return
+        except Exception as error:  # as in `_step`
+            self._fail(entry, error)
+            return
+        # What is wrong may be beyond the KV cache's range where what is right isn't, so it tells nothing.
+        self._is_plain = opened.state.overflow is not None
+        right, failed = 0, None
+        try:
+            for row in () if self._is_plain else logits:
+                right += 1
+                self._take(entry, row)
+                is_last = answer.reason is not None or right == len(tokens) or entry.request.ending is not None
+                if is_last or answer.ids[-1] != tokens[right]:
+                    break
+        except Exception as error:  # of a callback or a logits processor
+            failed = error
+        self._engine.accept(opened, tokens[:right])
+        self._count(entry, began, max(right - 1, 0))
+        if failed is not None:
+            self._fail(entry, failed)
+        elif answer.reason is not None:
+            self._finish(entry)
+
+    def _count(self, entry: _Entry, began: float, accepted: int = 0) -> None:
+        """A step of one answer is over."""
+        assert self._proposer is not None
+        counted = self._proposer.computed(time.perf_counter() - began, accepted)
+        self._totals.speculation.add(counted)
+        entry.answer.speculation.add(counted)
 
     def _push(self, entry: _Entry, logits: npt.NDArray[np.float32]) -> None:
         answer = entry.answer
@@ -337,12 +400,16 @@ class Scheduler:
             entry.on_prefill(len(entry.opened.tokens), len(answer.prompt))
         if entry.pending:  # the prompt's next chunk
             return
-        token = answer.push(logits)
+        self._take(entry, logits)
+        if answer.reason is not None:
+            self._finish(entry)
+
+    def _take(self, entry: _Entry, logits: npt.NDArray[np.float32]) -> None:
+        """The answer's next token, from the logits after its last."""
+        token = entry.answer.push(logits)
         if token is not None:
             self._totals.new_tokens += 1
             entry.request.put(token)
-        if answer.reason is not None:
-            self._finish(entry)
 
     def _finish(self, entry: _Entry) -> None:
         finished = entry.answer.finish(entry.request.ending)

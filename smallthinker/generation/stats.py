@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from smallthinker.cache.read_counters import CacheCounters
@@ -11,6 +11,29 @@ from smallthinker.lossy_head import HeadCounters
 from smallthinker.measures.roofline import Phase
 
 MIB = 1 << 20
+
+
+@dataclass
+class SpeculationCounters:
+    """batches: steps that verified proposals; proposed, accepted: tokens. Each accepted one is a step less. saved_sec:
+    what plain tokens would have taken, as measured beside them, less what batches took; below 0 where trying cost more
+    than it gained."""
+
+    batches: int = 0
+    proposed: int = 0
+    accepted: int = 0
+    saved_sec: float = 0.0
+
+    def add(self, other: SpeculationCounters) -> None:
+        self.batches += other.batches
+        self.proposed += other.proposed
+        self.accepted += other.accepted
+        self.saved_sec += other.saved_sec
+
+    def line(self) -> str:
+        """For people."""
+        tokens = f"{self.accepted} of {self.proposed} proposed tokens in {self.batches} steps"
+        return f"speculation: {tokens}, {rounded(self.saved_sec)} s saved"
 
 
 @dataclass(frozen=True)
@@ -46,6 +69,7 @@ class GenerationStats:
     seed: int | None
     storage: str | None = None
     lossy_head: HeadCounters | None = None
+    speculation: SpeculationCounters = field(default_factory=SpeculationCounters)
 
     @property
     def decode_tok_per_sec(self) -> float:
@@ -80,6 +104,7 @@ class GenerationStats:
             "prefill": self.prefill.to_dict(),
             "decode": self.decode.to_dict(),
             "lossy_head": None if self.lossy_head is None else asdict(self.lossy_head),
+            "speculation": asdict(self.speculation),
             "decode_tok_per_sec": round(self.decode_tok_per_sec, 3),
             "prefill_tok_per_sec": round(self.prefill_tok_per_sec, 3),
             "hit_rate": round(self.hit_rate, 4),
@@ -94,6 +119,7 @@ class GenerationStats:
             f"{rounded(self.bytes_read_per_token / MIB)} MiB read per token, "
             f"{self._roofline()}peak memory {self.peak_memory_bytes / MIB:.0f} MiB"
             f"{'' if self.storage is None else f'; the disk is emulated: {self.storage}'}"
+            f"{'; ' + self.speculation.line() if self.speculation.batches else ''}"
             f"{'' if self.lossy_head is None else '; ' + self.lossy_head.line()}"
         )
 

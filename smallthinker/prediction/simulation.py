@@ -76,7 +76,7 @@ class _Arithmetic:
         self, step: Step, first: int, last: int, slot_table: npt.NDArray[np.int32], ahead: npt.NDArray[np.int32]
     ) -> Stop:
         costs = self._costs
-        used: list[tuple[list[int], list[int]]] = []
+        used: list[tuple[list[int], list[int], list[int]]] = []
         for layer in range(first, self._config.num_layers):
             mixes_first = layer in self._mixes_first
             if mixes_first:
@@ -94,7 +94,7 @@ class _Arithmetic:
                 return Stop(layer, used, route, None, mixes_first)
             if not mixes_first:
                 self.mix(step, layer)
-            used.append((route.experts, list(map(len, route.pairs))))
+            used.append((route.experts, list(map(len, route.pairs)), list(chain.from_iterable(route.pairs))))
             self._landing_sec = costs.hit_python_sec
             guess = self._missing_guess(step, slot_table, layer, int(ahead[1, layer]))
             if guess is not None:

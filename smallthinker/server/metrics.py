@@ -55,6 +55,8 @@ class _Totals(Collector):
             "prompt_tokens": ("Tokens of prompts.", stats.prompt_tokens),
             "reused_prompt_tokens": ("Tokens of prompts that an earlier turn had computed.", stats.reused_tokens),
             "generated_tokens": ("Tokens of answers.", stats.new_tokens),
+            "speculated_tokens": ("Tokens that were proposed.", stats.speculation.proposed),
+            "accepted_tokens": ("Of those, tokens that were right, each a step less.", stats.speculation.accepted),
             "expert_bytes_read": ("Bytes of experts read from the disk.", stats.bytes_read),
         }
         for name, (help, value) in counters.items():

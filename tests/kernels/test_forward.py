@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_layers_at_once_give_the_bits_of_one_by_one(quant: _kernels.Quant, token
     at, why, live, used, route, _ = at_once.run()
     assert (at, why, live) == (LAYERS, DONE, sum(live for *_, live in steps)) and route == ([], [])
     assert np.array_equal(bits(at_once.x), bits(apart.x))
-    assert used == [(experts, list(map(len, pairs))) for experts, pairs, _ in steps]
+    assert used == [(experts, list(map(len, pairs)), list(chain.from_iterable(pairs))) for experts, pairs, _ in steps]
 
 
 @given(st.sampled_from(["q4_0", "f16"]), st.integers(1, 16), seeds)
@@ -137,7 +138,7 @@ def test_layers_that_differ_and_one_without_a_router_give_the_same_bits_at_once(
     at, why, live, used, _, _ = at_once.run()
     assert (at, why, live) == (LAYERS, DONE, sum(live for *_, live in steps))
     assert np.array_equal(bits(at_once.x), bits(apart.x))
-    assert used == [(experts, list(map(len, pairs))) for experts, pairs, _ in steps]
+    assert used == [(experts, list(map(len, pairs)), list(chain.from_iterable(pairs))) for experts, pairs, _ in steps]
 
 
 @pytest.mark.parametrize("tokens", [1, 3])
@@ -200,7 +201,7 @@ def test_layers_that_mix_first_and_shared_networks_give_the_same_bits_at_once(to
     at, why, live, used, *_ = at_once.run()
     assert (at, why, live) == (LAYERS, DONE, sum(live for *_, live in steps))
     assert np.array_equal(bits(at_once.x), bits(apart.x))
-    assert used == [(experts, list(map(len, pairs))) for experts, pairs, _ in steps]
+    assert used == [(experts, list(map(len, pairs)), list(chain.from_iterable(pairs))) for experts, pairs, _ in steps]
 
 
 def test_a_shared_network_is_added_last() -> None:

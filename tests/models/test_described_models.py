@@ -235,6 +235,28 @@ def test_every_way_to_run_it_gives_the_same_bits(model: d.Model, data: st.DataOb
             assert stepwise.tobytes() == everything.tobytes()
 
 
+@given(model=models(), data=st.data())
+@settings(max_examples=15)
+def test_tokens_that_may_be_wrong_get_the_same_bits_and_are_taken_back(model: d.Model, data: st.DataObject) -> None:
+    chosen = data.draw(formats(model, ELEMENTS + BLOCKS), label="formats")
+    rng = np.random.default_rng(data.draw(st.integers(0, 1 << 16), label="seed"))
+    tokens = rng.integers(0, 256, 40).tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        store, _ = stored(model, chosen, Path(folder))
+        with Engine(store, chunk=13, max_slots=data.draw(st.integers(1, 12), label="slots")) as engine:
+            expected = engine.all_logits(tokens)
+            engine.prefill(tokens[:5])
+            conversation = engine._current
+            assert conversation is not None
+            while left := tokens[len(conversation.tokens) :]:
+                right = left[: rng.integers(1, 8)]
+                wrong = rng.integers(0, 256, rng.integers(0, 6)).tolist()
+                logits = engine.verify(conversation, right + wrong)
+                at = len(conversation.tokens)
+                engine.accept(conversation, right)
+                assert logits[: len(right)].tobytes() == expected[at : at + len(right)].tobytes()
+
+
 def late_model(layers: int = 3) -> d.Model:
     """Its routers read what attention gives, and each layer has a shared network."""
     router = d.Router(16, 2, "ffn_input", "softmax", "all", normalise=True)
