@@ -57,6 +57,7 @@ from smallthinker.options import EngineChanges, EngineOptions
 from smallthinker.rotary import uses_long_factors
 from smallthinker.router.look_ahead import LookAhead
 from smallthinker.router.predictor import find_predictor
+from smallthinker.spare_memory import SpareMemory
 from smallthinker.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -146,13 +147,15 @@ class Engine:
                 sequences=options.sequences,
                 starting_bytes=peak if peak > peak_before else 0,
             )
-            slots = allocate_slots(self.plan.most_slots, store.record_bytes)
+            self._spare = SpareMemory(self.plan.budget_bytes, store.record_bytes, self.plan.most_slots, most)
+            slots = allocate_slots(self.plan.most_slots + self._spare.most, store.record_bytes)
             self._queue = open_queue(options.reader, store, slots, profile, self.storage)
             resources.callback(self._queue.close)
             self.threads = options.threads or host.physical_cores()
             experts = self.config.experts_of_layers
             policy = DEFAULT_POLICY(experts, self.config.used_of_layers)
             self.experts = cache = ExpertCache(slots, self._queue, policy, experts)
+            cache.resize(self.plan.most_slots)
             self._pool = pool = _kernels.ThreadPool(self.threads)
             self.isa: str = pool.isa
             self._shape = SequenceShape.of(self.config, self.plan.context, self.plan.chunk, options.kv)
@@ -190,7 +193,7 @@ class Engine:
             self._watch = MemoryWatch(
                 lambda: cache.taken,
                 fewest=self.config.experts_per_token,
-                most=self.plan.most_slots,
+                most=len(slots),
                 record_bytes=store.record_bytes,
                 overhead_bytes=self.plan.interpreter_bytes - before_tokenizer,
             )
@@ -204,7 +207,8 @@ class Engine:
                 likeliest = np.argsort(-hot, kind="stable")[: self.plan.slots]
                 self.experts.preload(np.sort(likeliest).tolist())
             self._resources = resources.pop_all()
-        self._shared: tuple[tuple[int, ...], int, int] = ((), 0, self.plan.most_slots)
+        self._shared: tuple[tuple[int, ...], int, int] = ((), 0, self._watch.target)
+        self._planned_slots = self.plan.most_slots  # beside the contexts and the scratch of the last step
         self.least_slots = self.plan.most_slots
         self._computing, self._computed_tokens, self._decoded_tokens = Stopwatch(), 0, 0
         self.most_verified = 1 if lossy is not None else most_at_once(self.plan, self.config, MOST_VERIFIED)
@@ -284,6 +288,8 @@ class Engine:
         self._computed_tokens += tokens
         if tokens == len(spans):
             self._decoded_tokens += tokens
+            if self._spare.look(self._decoded_tokens, self.experts.taken, self._planned_slots):
+                self._shared = (), 0, -1
         return logits
 
     def verify(
@@ -393,8 +399,9 @@ class Engine:
             self._arithmetic.release_scratch()
             host.trim_heap()
         kv_bytes = sum(self._shape.touched_bytes((n + 1) * _kernels.KV_GROUP) for n in groups)
-        limit = slots_at(self.plan, self.config, self.store.record_bytes, kv_bytes, tokens, rows)
-        limit = min(limit, self.plan.most_slots, target)
+        planned = slots_at(self.plan, self.config, self.store.record_bytes, kv_bytes, tokens, rows)
+        self._planned_slots = min(planned, self.plan.most_slots)
+        limit = min(self._planned_slots + self._spare.slots, target)
         self.experts.resize(limit)
         self.least_slots = min(self.least_slots, self.experts.limit)
         # where a guess kept its slot, the next step tries again

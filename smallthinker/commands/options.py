@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from smallthinker import terminal
-from smallthinker.errors import one_line, shown
+from smallthinker.errors import TokenizerError, one_line, shown
 
 if TYPE_CHECKING:
     from smallthinker.expert_store.progress import Progress
@@ -320,10 +320,13 @@ def read_text(path: Path, option: str = "--text") -> str:
 
 
 def written(path: Path) -> dict[str, Any]:
-    """What a store that was just written holds."""
+    """What a store that was just written holds. Leaves its vocabulary packed beside it, as a first start would."""
     from smallthinker.expert_store.store import Store
+    from smallthinker.text.tokenizer import Tokenizer
 
     with Store.open(path) as store:
+        with contextlib.suppress(TokenizerError):  # whoever runs it is told
+            Tokenizer(store.small_files, store.config.vocab_size, store)
         facts = {"store": str(path), "quant": store.quant, "bytes": store.dense_bytes + store.on_disk_bytes}
         return facts | {"experts": store.num_experts, "records": store.config.records_are}
 

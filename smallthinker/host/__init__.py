@@ -31,6 +31,7 @@ from smallthinker.host.memory import (
     peak_memory_bytes,
     resident_bytes,
     trim_heap,
+    uncharged_bytes,
 )
 from smallthinker.host.processor import (
     CpuSeconds,
@@ -72,6 +73,7 @@ __all__ = [
     "resident_bytes",
     "sync_folder",
     "trim_heap",
+    "uncharged_bytes",
     "unlock_folder",
     "whole_pages",
     "yield_to_others",

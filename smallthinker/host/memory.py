@@ -80,6 +80,19 @@ def available_memory_bytes() -> int:
     return min(memory.available_bytes for memory in (machine_memory(), *cgroup_memory()))
 
 
+def uncharged_bytes(default: int) -> int:
+    """What can be taken, pages of files too, before the limit of any enclosing cgroup is reached and it must take
+    something back; `default` where there is no limit."""
+    room = [default]
+    with contextlib.suppress(OSError):
+        for directory, v2 in _memory_cgroups(Path("/proc/self/cgroup").read_text(), Path("/sys/fs/cgroup")):
+            limit = _limit_of_cgroup(directory, v2, _memory_stat(directory))
+            usage = _number_in(directory / ("memory.current" if v2 else "memory.usage_in_bytes"))
+            if limit is not None and usage is not None:
+                room.append(limit - usage)
+    return min(room)
+
+
 def resident_bytes() -> int:
     """What this process has in memory now, mapped files included."""
     import psutil
