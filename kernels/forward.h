@@ -33,9 +33,10 @@ struct Guess {
 
 class BoundForward {
  public:
-  // (the layer whose state is taken, the layer guessed for) -> a matrix [E, d] in q8_0. Source kFinal is the final state
-  // of the token before.
-  using Predictors = std::map<std::pair<int64_t, int64_t>, py::array>;
+  // (the layer whose state is taken, the layer guessed for) -> a matrix [E, d] in q8_0 and an offset [E]: what they make of
+  // a state of mean square 1 takes the place of the router's product. The state is that after the source's attention; that
+  // before it, where both layers are the same; the final one of the token before, where the source is kFinal.
+  using Predictors = std::map<std::pair<int64_t, int64_t>, std::pair<py::array, py::array>>;
   using Caches = std::vector<std::vector<const BoundKvLayer*>>;  // of each sequence, by layer
 
   // Why `run` ended.
@@ -75,13 +76,15 @@ class BoundForward {
         fail("layer ", i, ": expected states ", layers_[0].mixer->dim(), " wide");
       }
     }
-    for (const auto& [pair, matrix] : kept_predictors_) {
+    for (const auto& [pair, of_pair] : kept_predictors_) {
+      const auto& [matrix, offset] = of_pair;
       const BoundFfn& ffn = *at("predictors", pair.second).ffn;
       if (!ffn.has_router()) fail("predictors: layer ", pair.second, " has no router whose choice there is to predict");
       if (pair.first != kFinal) at("predictors", pair.first);
       check_matrix(Quant::q8_0, ffn.experts(), dim());
       const uint8_t* bytes = packed(matrix, "predictors", packed_bytes(Quant::q8_0, Layout::tiles, ffn.experts(), dim()));
-      predictors_[pair] = {Quant::q8_0, bytes, ffn.experts(), dim()};
+      const float* by = input<float>(offset, "predictors", {ffn.experts()});
+      predictors_[pair] = {{Quant::q8_0, bytes, ffn.experts(), dim()}, by};
     }
   }
 
@@ -244,6 +247,12 @@ class BoundForward {
 
  private:
   static constexpr int64_t kFinal = -1;
+  static constexpr float kTiny = 1e-12f;  // beside a mean square
+
+  struct Predictor {
+    Matrix matrix;
+    const float* offset;
+  };
 
   struct Layer {
     BoundAttentionLayer* mixer;
@@ -329,7 +338,7 @@ class BoundForward {
     }
     std::vector<int32_t> ids(static_cast<size_t>(tokens * ffn.k()));
     std::vector<float> unused(ids.size());
-    if (predictor != predictors_.end()) ask(predictor->second, ffn, x, tokens, ids.data(), unused.data());
+    if (predictor != predictors_.end()) ask_predictor(predictor->second, ffn, x, tokens, ids.data(), unused.data());
     else ask_router(ffn, x, tokens, ids.data(), unused.data());
     Guess guess;
     std::vector<char> is_known(static_cast<size_t>(ffn.experts()));
@@ -350,6 +359,18 @@ class BoundForward {
     std::vector<float> normed(static_cast<size_t>(how.size > 0 ? tokens * dim() : 0));
     if (how.size > 0) norm(how, x, tokens, normed.data());
     ask(ffn.router(), ffn, how.size > 0 ? normed.data() : x, tokens, ids, weights);
+  }
+
+  void ask_predictor(const Predictor& predictor, const BoundFfn& ffn, const float* x, int64_t tokens, int32_t* ids,
+                     float* weights) {
+    Timed timed(pool_.timings(), "router");
+    std::vector<float> scaled(static_cast<size_t>(tokens * dim())), logits(static_cast<size_t>(tokens * ffn.experts()));
+    norm({dim(), kTiny}, x, tokens, scaled.data());
+    linear(pool_, {{predictor.matrix, logits.data()}}, scaled.data(), tokens);
+    const Scoring& how = ffn.scoring();
+    const auto experts = static_cast<size_t>(ffn.experts());
+    for (size_t i = 0; i < logits.size(); ++i) logits[i] = (logits[i] + predictor.offset[i % experts]) * how.logit_scale;
+    route(logits.data(), tokens, ffn.experts(), how, ids, weights);
   }
 
   void ask(const Matrix& matrix, const BoundFfn& ffn, const float* x, int64_t tokens, int32_t* ids, float* weights) {
@@ -429,7 +450,7 @@ class BoundForward {
   const py::array slots_;
   std::vector<Layer> layers_;
   int64_t pairs_ = 0;  // of angles that layers need
-  std::map<std::pair<int64_t, int64_t>, Matrix> predictors_;
+  std::map<std::pair<int64_t, int64_t>, Predictor> predictors_;
   std::vector<float> contributions_;
   std::mutex mutex_;
 };

@@ -436,8 +436,10 @@ class Forward:
     """The layers of a model, each an AttentionLayer and an Ffn, which may differ in width, E and k; slots
     [n, record_bytes] hold experts' records.
 
-    predictors: by the layer whose state is taken and the layer guessed for, [E, d] as q8_0 in the tiles layout. Layer
-    -1 is the final state of the token before.
+    predictors: by the layer whose state is taken and the layer guessed for, a matrix [E, d] as q8_0 in the tiles layout
+    and an offset [E]: what they make of a state of mean square 1 takes the place of the router's product. It is the
+    state after that layer's attention, or before it where both are the same layer. Layer -1 is the final state of the
+    token before.
     """
 
     DONE: int
@@ -451,7 +453,7 @@ class Forward:
         mixers: list[AttentionLayer],
         ffns: list[Ffn],
         slots: U8,
-        predictors: Mapping[tuple[int, int], U8] = ...,
+        predictors: Mapping[tuple[int, int], tuple[U8, F32]] = ...,
     ) -> None: ...
     def run(
         self,

@@ -23,7 +23,7 @@ from smallthinker.models.description import Ffn, Model, Norm, Router
 from smallthinker.models.supported import check_supported
 from smallthinker.models.tensors import BESIDE_NORMS, EMBEDDING, EXPERT_ROLES, ROUTER
 from smallthinker.rotary import RotaryTable
-from smallthinker.router.predictor import Matrices
+from smallthinker.router.predictor import Predictors
 
 Floats = npt.NDArray[np.float32]
 Around = tuple[_kernels.Norm | None, _kernels.Norm | None, _kernels.Norm | None]
@@ -101,7 +101,7 @@ class Arithmetic:
         store: DenseWeights,
         pool: _kernels.ThreadPool,
         slots: npt.NDArray[np.uint8],
-        predictor: Matrices | None = None,
+        predictor: Predictors | None = None,
         logits: Callable[[Floats], Floats] | None = None,
         context: int | None = None,
     ) -> None:
@@ -176,9 +176,9 @@ class Arithmetic:
         self._mixers[layer].forward(step.x, caches, step.starts, step.counts, step.cos, step.sin, step.normed)
 
     def guess(self, step: Step, source: int, target: int) -> tuple[list[int], list[int]]:
-        """What layer `target` will choose, as its predictor says of the states after the attention of layer `source`;
-        without one, as its router does of the states as they are: distinct experts, and the best rank that a token
-        gives each."""
+        """What layer `target` will choose, as its predictor says of the states after the attention of layer `source`,
+        or before it where that is the same layer; without one, as its router does of the states as they are: distinct
+        experts, and the best rank that a token gives each."""
         return self._forward.guess(source, step.x, [target])[0]
 
     def compute(self, step: Step, layer: int, pairs: list[list[int]], slots: list[int]) -> None:

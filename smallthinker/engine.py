@@ -56,7 +56,7 @@ from smallthinker.models.tensors import ROUTER, head_role
 from smallthinker.options import EngineChanges, EngineOptions
 from smallthinker.rotary import uses_long_factors
 from smallthinker.router.look_ahead import LookAhead
-from smallthinker.router.predictor import find_predictor
+from smallthinker.router.predictor import FINAL, find_predictor
 from smallthinker.spare_memory import SpareMemory
 from smallthinker.text.tokenizer import Tokenizer
 
@@ -174,16 +174,16 @@ class Engine:
                 head: npt.NDArray[Any] = store.dense(role)
                 quant = store.formats.of(role, None)
                 self.lossy_head = LossyHead(lossy, pool, self.config, quant, head, options.lossy_threshold)
-            matrices = None if ahead is None or self.plan.most_slots == store.num_experts else ahead.load()
+            predictors = {} if ahead is None or self.plan.most_slots == store.num_experts else ahead.load()
             exact = None if self.lossy_head is None else self.lossy_head.logits
-            self._arithmetic = Arithmetic(store, pool, cache.slots, matrices, exact, self.plan.context)
+            self._arithmetic = Arithmetic(store, pool, cache.slots, predictors, exact, self.plan.context)
             look: LookAhead | None = None
             if look_ahead and self.plan.most_slots < store.num_experts:
                 k = self.config.experts_per_token
                 look = LookAhead(
                     self.config.num_layers,
                     k,
-                    next_token=matrices is not None,
+                    next_token=(FINAL, 0) in predictors,
                     certain=self.config.certain_layers,
                     own=self.config.layers_that_mix_first,
                 )
@@ -377,6 +377,19 @@ class Engine:
         experts = self.config.layers[layer].router.experts
         quant = self.store.formats.of(ROUTER, layer)
         return _kernels.unpack(quant, "tiles", packed, experts, self.config.hidden_size)
+
+    def router_of_states(self, layer: int) -> npt.NDArray[np.float32]:
+        """The same as the state has it: times the weights of the norm that stands between state and router."""
+        found = self.config.layers[layer]
+        assert found.ffn is not None and found.ffn.router is not None
+        norm, role = found.ffn.router.norm, "router_norm"
+        if norm is None and found.ffn.router.reads == "ffn_input":
+            norm, role = found.norms.before_ffn, "post_attention_layernorm"
+        weights = self.router_weights(layer)
+        if norm is None or not norm.has_weight:
+            return weights
+        weights *= self.store.dense(f"layers.{layer}.{role}") + np.float32(norm.plus_one)
+        return weights
 
     def _share_memory(self, spans: Sequence[tuple[Conversation, Sequence[int]]], tokens: int) -> None:
         """Give the experts what the KV caches and the scratch of this step leave, or take it back from them; and to the

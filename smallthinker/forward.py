@@ -32,14 +32,16 @@ def never() -> bool:
 class Observers(NamedTuple):
     """What is shown while a step is computed. x is its own memory, to be copied if kept and never written to.
 
-    routed sees what each layer's router reads [T, d] and its route before any expert is computed; attended, x once the
-    layer's attention has been added, which is earlier where the router reads what comes of it; final, what goes into
-    the head's norm.
+    entered sees x before anything of a layer is computed, more than once where the layer is begun again; routed, what
+    each layer's experts would read [T, d] and the route before any expert is computed; attended, x once the layer's
+    attention has been added, which is earlier where the router reads what comes of it; final, what goes into the head's
+    norm.
     """
 
     routed: Callable[[int, Floats, Route], None] | None = None
     attended: Callable[[int, Floats], None] | None = None
     final: Callable[[Floats], None] | None = None
+    entered: Callable[[int, Floats], None] | None = None
 
 
 S = TypeVar("S", bound=Step)
@@ -97,10 +99,11 @@ class ForwardPass:
 
     def observe(self, observers: Observers) -> None:
         """Show these what is computed from now on."""
-        self._is_watched = observers.routed is not None or observers.attended is not None
+        self._is_watched = any((observers.routed, observers.attended, observers.entered))
         self._routed = observers.routed or _ignore
         self._attended = observers.attended or _ignore
         self._final = observers.final or _ignore
+        self._entered = observers.entered or _ignore
 
     def step(
         self,
@@ -188,6 +191,7 @@ class ForwardPass:
                 ahead[0, layer] = -1
         if self._is_watched:
             last = layer
+            self._entered(layer, step.x)
         stop = self.arithmetic.run(step, layer, last, cache.slot_table, ahead)
         cache.used_from_table(layer, stop.used, step.tokens)
         if self._held_tokens:

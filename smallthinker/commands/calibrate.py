@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from smallthinker.commands.options import (
@@ -24,10 +23,15 @@ def add(commands: Commands) -> None:
         commands,
         "calibrate",
         handle,
-        "learn from a text which experts are worth reading early; needs smallthinker[torch]",
+        "learn from a text which experts are worth reading early",
         "smallthinker calibrate ./4b-store --text book.txt",
     )
-    parser.add_argument("store", metavar="STORE", type=Path, help="a store; the predictor is put into its folder")
+    parser.add_argument(
+        "store",
+        metavar="STORE",
+        type=Path,
+        help="a store or a .gguf file",
+    )
     parser.add_argument(
         "--text", metavar="FILE", type=Path, required=True, help="text like what the model will write, UTF-8"
     )
@@ -38,8 +42,6 @@ def add(commands: Commands) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
-    # torch's threads spin while they wait for each other: on a busy machine, seconds of work then take half an hour
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from smallthinker.calibration.calibrate import calibrate
     from smallthinker.expert_store.format import PREDICTOR_FILE
     from smallthinker.files import is_there

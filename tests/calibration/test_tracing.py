@@ -11,10 +11,9 @@ import pytest
 from tiny_models import HYBRID_ATTENTION, behind_attention, make_store, tiny_config
 
 from smallthinker.arithmetic import Route
-from smallthinker.calibration.calibrate import calibrate
 from smallthinker.calibration.tracing import gate_values, random_usage, record, split
 from smallthinker.engine import Engine
-from smallthinker.errors import ConfigError, RequestError
+from smallthinker.errors import RequestError
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.forward import Observers
 
@@ -77,12 +76,6 @@ def test_an_observer_changes_nothing_and_can_be_taken_away(hybrid_store: Path) -
         engine.decode(4)
         assert len(seen) == 8
     assert all(np.array_equal(a, b) for a, b in zip(plain, watched, strict=True))
-
-
-def test_of_routers_behind_attention_nothing_is_learned_yet(tmp_path: Path) -> None:
-    store, _ = make_store(behind_attention(tiny_config()), tmp_path)
-    with pytest.raises(ConfigError, match="calibrate: layer 0: expected a router before attention"):
-        calibrate(store, "a text that is long enough " * 40)
 
 
 def test_nothing_to_trace_is_an_error(hybrid_store: Path) -> None:

@@ -268,6 +268,20 @@ def test_a_guess_for_a_layer_that_mixes_first_reads_the_norm_of_the_state() -> N
     assert by_router == scaled  # of a norm
 
 
+def test_a_predictor_says_what_its_matrix_makes_of_the_state_at_mean_square_1_and_its_offset() -> None:
+    x, matrix, offset = 5 * normal(3, 6, 64), normal(1, 8, 64), normal(2, 8)
+    mixers, slots = [_kernels.AttentionLayer(**ATTENTION_LAYER)] * 2, zeros(3, RECORD_BYTES, dtype=u8)
+    predictors = {(1, 1): (_kernels.pack("q8_0", "tiles", matrix), offset)}
+    forward = _kernels.Forward(POOL, mixers, [FFN] * 2, slots, predictors)
+    logits = x / np.sqrt(np.mean(x * x, 1, keepdims=True)) @ matrix.T + offset
+    for row, of_row in zip(x, logits, strict=True):
+        assert forward.guess(1, row[None], [1]) == [(np.argsort(-of_row)[:2].tolist(), [0, 1])]
+    assert forward.guess(0, x, [1]) != forward.guess(1, x, [1])  # of another source: the router
+    wrong = {(1, 1): (predictors[1, 1][0], zeros(7))}
+    with pytest.raises(ValueError, match="predictors"):
+        _kernels.Forward(POOL, mixers, [FFN] * 2, slots, wrong)
+
+
 def test_it_goes_no_further_than_it_is_told() -> None:
     model, apart = Model(1), Model(1)
     apart.layer_by_calls(0)
@@ -305,7 +319,7 @@ def test_parts_of_different_models_are_refused() -> None:
     mixers, slots = [_kernels.AttentionLayer(**ATTENTION_LAYER)] * 2, zeros(3, RECORD_BYTES, dtype=u8)
     with pytest.raises(ValueError, match="ffns: expected as many as mixers, at least one, 2, found 1"):
         _kernels.Forward(POOL, mixers, [FFN], slots)
-    predictors = {(0, 1): zeros(8 * 64 // 32 * 34, dtype=u8)}
+    predictors = {(0, 1): (zeros(8 * 64 // 32 * 34, dtype=u8), zeros(8))}
     slices = _kernels.Ffn(("q4_0",) * 3, 64, 32, "relu", True, 8, 8, None, None)
     with pytest.raises(ValueError, match="predictors: layer 1 has no router"):
         _kernels.Forward(POOL, mixers, [FFN, slices], slots, predictors)
