@@ -73,7 +73,7 @@ def test_a_trace_and_a_calibration_that_are_told_to_end_leave_the_old_file(hybri
     trace = ["trace", hybrid_store, "--text", text, "-o", folder / "old.trace", "--force"]
     assert ended_at(signal.SIGTERM, "open", ".old.trace.", *trace).returncode == 143
     calibrate = ["calibrate", hybrid_store, "--text", text, "--tokens", "256", "--force"]
-    assert ended_at(signal.SIGTERM, "import", "torch", *calibrate).returncode == 143  # after recording, to learn
+    assert ended_at(signal.SIGTERM, "open", ".predictor.safetensors.", *calibrate).returncode == 143  # learned already
     assert (everything(folder), everything(hybrid_store)) == before
 
 
