@@ -15,6 +15,7 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from smallthinker.engine import Engine
 from smallthinker.expert_store.store import Store
 from smallthinker.generation.answer import Completion, GenerationParams
 from smallthinker.generation.scheduler import Scheduler
+from smallthinker.generation.speculation.draft_model import DraftModel
 from smallthinker.generation.speculation.proposer import proposer_of
+from smallthinker.options import EngineOptions
 from smallthinker.text.chat_prompt import chat_prompt
 from smallthinker.text.tokenizer import Tokenizer
 
@@ -74,16 +77,20 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--memory")
+    parser.add_argument("--draft", type=Path)
     parser.add_argument("--only", help="tasks whose names begin so")
     args = parser.parse_args()
-    with Engine(args.model, memory=args.memory, context=2048) as engine:
+    options = EngineOptions(memory=args.memory, context=2048, draft=args.draft)
+    with ExitStack() as opened:
+        drafts = [opened.enter_context(closing(DraftModel.load(options)))] if args.draft else []
+        engine = opened.enter_context(Engine(args.model, options))
         tokenizer = engine.tokenizer
         if args.forced:
             with Store.open(args.forced) as store:
                 tokenizer = Tokenizer(store.small_files, store.config.vocab_size)
         plain = Scheduler(engine, proposer=None)
         plain._proposer = None
-        guessing = Scheduler(engine, proposer=proposer_of(engine.options))
+        guessing = Scheduler(engine, proposer=proposer_of(options, drafts))
         print(f"{engine.isa}, {engine.threads} threads, {engine.plan.slots} of {engine.plan.num_experts} in memory")
         ask(plain, engine, tokenizer.encode("Once upon a time"), 16, [])
         found: dict[str, Any] = {}

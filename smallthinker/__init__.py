@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from smallthinker.errors import QueueFullError, SmallThinkerError
     from smallthinker.generation.answer import Completion, Finished, GenerationParams, Token, TokenLogprobs
     from smallthinker.generation.request import Request
-    from smallthinker.generation.scheduler import Scheduler, SchedulerStats
+    from smallthinker.generation.scheduler import Scheduler
+    from smallthinker.generation.stats import SchedulerStats
     from smallthinker.llm import LLM, TextStream
     from smallthinker.options import EngineOptions
 
@@ -42,7 +43,7 @@ _EXPORTS = {
     "QueueFullError": "smallthinker.errors",
     "Request": "smallthinker.generation.request",
     "Scheduler": "smallthinker.generation.scheduler",
-    "SchedulerStats": "smallthinker.generation.scheduler",
+    "SchedulerStats": "smallthinker.generation.stats",
     "SmallThinkerError": "smallthinker.errors",
     "TextStream": "smallthinker.llm",
     "Token": "smallthinker.generation.answer",

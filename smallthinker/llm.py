@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypedDict, cast
@@ -22,6 +24,7 @@ from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.generation.answer import Completion, GenerationParams, LogitsProcessor
 from smallthinker.generation.request import Request
 from smallthinker.generation.scheduler import Scheduler
+from smallthinker.generation.speculation.proposer import proposer_of
 from smallthinker.memory_plan import MemoryPlan
 from smallthinker.models.description import Model
 from smallthinker.options import EngineChanges, EngineOptions
@@ -35,6 +38,8 @@ DEMO_STORE = Path(__file__).parent / "demo"
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from smallthinker.generation.speculation.draft_model import DraftModel
 
 Prompt = str | Sequence[Message | Mapping[str, Any]]
 
@@ -137,14 +142,29 @@ class LLM:
         Raises a SmallThinkerError: StoreFormatError, ConfigError, TokenizerError, MemoryBudgetError,
         ContextLengthError, RequestError, StoreReadError, ProfileError, CheckpointError.
         """
-        self._engine = Engine(DEMO_STORE if path is None else path, options, **changes)
-        try:
-            self.scheduler = Scheduler(
-                self._engine, max_waiting=self._engine.options.max_waiting, at_end=self._engine.close
-            )
-        except BaseException:
-            self._engine.close()
-            raise
+        options = EngineOptions.of(options, changes)
+        with ExitStack() as opened:
+            drafts: list[DraftModel] = []
+            if options.draft is not None:
+                from smallthinker.generation.speculation.draft_model import DraftModel
+
+                drafts = [opened.enter_context(closing(DraftModel.load(options)))]
+                options = replace(options, reserved=options.reserved + drafts[0].reserved_bytes)
+            self._engine = Engine(DEMO_STORE if path is None else path, options)
+            opened.callback(self._engine.close)
+            for draft in drafts:
+                draft.check_same_words(self._engine.tokenizer)
+            resources = opened.pop_all()
+            try:
+                self.scheduler = Scheduler(
+                    self._engine,
+                    max_waiting=options.max_waiting,
+                    at_end=resources.close,
+                    proposer=proposer_of(options, drafts),
+                )
+            except BaseException:
+                resources.close()
+                raise
 
     @property
     def plan(self) -> MemoryPlan:

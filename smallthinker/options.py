@@ -49,6 +49,7 @@ class EngineOptions:
     without computing them again, also after the next start; and how much it may hold.
     speculation: propose tokens that may follow and verify several in one step: 'auto' while a running trial says that
     it pays, 'always' to measure it, or 'off'; for an answer that is written alone, without lossy_head.
+    draft: a smaller model with the same vocabulary that guesses, too; held in memory whole, inside the same budget.
     hot_set: start with the experts that earlier runs used most, and leave word of this run's; off for a cold start.
     lossy_head, lossy_threshold: LOSSY: a published LM-head predictor (model_lm_head.pt); only logits that it scores
     above the threshold are computed.
@@ -72,6 +73,7 @@ class EngineOptions:
     kv_dir: str | Path | None = None
     kv_dir_bytes: str | float = KV_DIR_BYTES
     speculation: Speculation = "auto"
+    draft: str | Path | None = None
     hot_set: bool = True
     lossy_head: str | Path | None = None
     lossy_threshold: float = DEFAULT_THRESHOLD
@@ -98,13 +100,17 @@ class EngineOptions:
         choice("reader", self.reader, get_args(QueueKind))
         for name in ("prefetch", "look_ahead", "predictor", "hot_set"):
             checked[name] = flag(name, getattr(self, name))
-        for name in ("lossy_head", "kv_dir", "storage"):
+        for name in ("lossy_head", "kv_dir", "storage", "draft"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, StorageProfile):
                 path(name, value)
         callback("progress", self.progress)
         if self.lossy_head is None and self.lossy_threshold != DEFAULT_THRESHOLD:
             raise RequestError("lossy_threshold: has no meaning without lossy_head, the predictor's file")
+        if self.draft is not None and (self.speculation == "off" or self.lossy_head is not None):
+            raise RequestError(
+                "draft: has no meaning with speculation off or a lossy_head, with which nothing is guessed"
+            )
         for name, found in checked.items():  # numpy's numbers become Python's, sizes bytes
             object.__setattr__(self, name, found)
 
@@ -152,6 +158,7 @@ class EngineChanges(TypedDict, total=False):
     kv_dir: str | Path | None
     kv_dir_bytes: str | float
     speculation: Speculation
+    draft: str | Path | None
     hot_set: bool
     lossy_head: str | Path | None
     lossy_threshold: float

@@ -164,6 +164,9 @@ def add_speculation(group: Group) -> None:
         help="guess tokens that repeat the text so far and verify several in a step; no text depends on it (default: "
         "auto, while it pays)",
     )
+    group.add_argument(
+        "--draft", metavar="MODEL", help="a smaller model with the same vocabulary that guesses, too, inside --memory"
+    )
 
 
 def add_switches(group: Group) -> None:

@@ -10,9 +10,8 @@ import itertools
 import threading
 import time
 import weakref
-from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +25,7 @@ from smallthinker.forks import Home
 from smallthinker.generation.answer import Answer, GenerationParams, LogitsProcessor
 from smallthinker.generation.request import Request
 from smallthinker.generation.speculation.proposer import Proposer, proposer_of
-from smallthinker.generation.stats import SpeculationCounters
+from smallthinker.generation.stats import SchedulerStats, Totals
 from smallthinker.generation.turns import Place, Turns, crowded_out
 from smallthinker.options import MAX_WAITING
 from smallthinker.text.chat_prompt import AnswerFormat
@@ -36,33 +35,6 @@ from smallthinker.text.chat_prompt import AnswerFormat
 _SHARED_PROMPT_TOKENS = 128
 # Before any answer has been written, what a client that finds the queue full is told to wait.
 _FIRST_GUESS_SEC = 1.0
-
-
-@dataclass(frozen=True)
-class SchedulerStats:
-    """What runs now, and totals since the start. Sizes in bytes.
-
-    finished: answers by finish reason, and 'error'. hit_rate: of all experts asked for. kv_bytes of kv_planned_bytes
-    are taken by conversations, running and kept. speculation: of all answers.
-    """
-
-    running: int
-    waiting: int
-    most_waiting: int
-    finished: Mapping[str, int]
-    prompt_tokens: int
-    reused_tokens: int
-    new_tokens: int
-    kv_bytes: int
-    kv_planned_bytes: int
-    memory_bytes: int
-    memory_budget_bytes: int
-    hit_rate: float
-    bytes_read: int
-    slots: int
-    num_experts: int
-    uptime_sec: float
-    speculation: SpeculationCounters
 
 
 @dataclass(eq=False)
@@ -86,16 +58,6 @@ class _Entry:
         """Tokens to be computed next: what is left of the prompt, or the token that was sampled last."""
         done, prompt = len(self.opened.tokens), self.answer.prompt
         return prompt[done:] if done < len(prompt) else self.answer.ids[done - len(prompt) :]
-
-
-@dataclass
-class _Totals:
-    finished: Counter[str] = field(default_factory=Counter)
-    prompt_tokens: int = 0
-    reused_tokens: int = 0
-    new_tokens: int = 0
-    answer_sec: float = 0.0  # from the first token computed to the end, of all answers
-    speculation: SpeculationCounters = field(default_factory=SpeculationCounters)
 
 
 class Scheduler:
@@ -123,7 +85,7 @@ class Scheduler:
         self._turns = Turns()
         self._running: list[_Entry] = []
         self._ids = itertools.count(1)
-        self._totals = _Totals()
+        self._totals = Totals()
         self._closed = False
         self.home = Home()
         self._began = time.monotonic()

@@ -1,7 +1,9 @@
-"""The figures of one answer and of the run that made it."""
+"""The figures of one answer and of the run that made it, and of all answers."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -128,3 +130,42 @@ class GenerationStats:
         if not self.decode_experts.bytes_read:
             return ""
         return f"{self.decode.roofline.share:.0%} of the roofline ({self.decode.roofline.bound}), "
+
+
+@dataclass(frozen=True)
+class SchedulerStats:
+    """What runs now, and totals since the start. Sizes in bytes.
+
+    finished: answers by finish reason, and 'error'. hit_rate: of all experts asked for. kv_bytes of kv_planned_bytes
+    are taken by conversations, running and kept. speculation: of all answers.
+    """
+
+    running: int
+    waiting: int
+    most_waiting: int
+    finished: Mapping[str, int]
+    prompt_tokens: int
+    reused_tokens: int
+    new_tokens: int
+    kv_bytes: int
+    kv_planned_bytes: int
+    memory_bytes: int
+    memory_budget_bytes: int
+    hit_rate: float
+    bytes_read: int
+    slots: int
+    num_experts: int
+    uptime_sec: float
+    speculation: SpeculationCounters
+
+
+@dataclass
+class Totals:
+    """What a scheduler counts for that."""
+
+    finished: Counter[str] = field(default_factory=Counter)
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    new_tokens: int = 0
+    answer_sec: float = 0.0  # from the first token computed to the end, of all answers
+    speculation: SpeculationCounters = field(default_factory=SpeculationCounters)

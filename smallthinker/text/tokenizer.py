@@ -152,6 +152,15 @@ class Tokenizer:
         """What keeps users' strings plain in one prompt. also: see PlainText."""
         return PlainText(self._control, also)
 
+    def first_difference(self, other: Tokenizer) -> tuple[int, str | None, str | None] | None:
+        """The first token that is one text here and another one there, with both; what only one of them has is none,
+        since files fill up vocabularies in their own ways."""
+        for id in range(min(self.vocab_size, other.vocab_size)):
+            ours, theirs = self._tokenizer.id_to_token(id), other._tokenizer.id_to_token(id)
+            if ours != theirs and ours is not None and theirs is not None:
+                return id, ours, theirs
+        return None
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids. Special tokens, and ids that the tokenizer doesn't know, decode to nothing."""
         return self._decoding.decode(ids)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import deque
 from itertools import pairwise
 
+from smallthinker.generation.speculation.offer import Offer
+
 # Of the plain tokens' time, so much may be lost to trying; and what an answer may lose before it has earned any.
 _SHARE, _CREDIT = 0.01, 1.0
 # Gains that are kept for later losses.
@@ -79,24 +81,29 @@ class Payoff:
         self._batches = 0
         self.credit = min(self.credit + _SHARE, _MAX_CREDIT)
 
-    def verified(self, kind: str, proposed: int, right: int, sec: float) -> float:
-        """A batch took so long, proposing included; how many of its proposals were right. Returns the seconds saved,
-        which may be negative."""
+    @property
+    def affords_sec(self) -> float:
+        """What may be lost."""
+        return max(self.credit, 0.0) * self.plain_sec
+
+    def verified(self, kind: str, proposed: int, right: int, sec: float, proposing_sec: float = 0.0) -> float:
+        """A batch took so long, `proposing_sec` of it what it was proposed in; how many of its proposals were right.
+        Returns the seconds saved, which may be negative."""
         plain = self.plain_sec
         if plain:
-            cost, size = sec / plain, proposed + 1
+            cost, size = (sec - proposing_sec) / plain, proposed + 1
             known = self._cost_of(size)
             average = cost if known is None else (1 - _COST_WEIGHT) * known + _COST_WEIGHT * cost
             self._costs[size] = average, self._plain_tokens
-            self.credit = min(self.credit + 1 + right - cost, _MAX_CREDIT)
+            self.credit = min(self.credit + 1 + right - sec / plain, _MAX_CREDIT)
         self._batches += 1
         self._chances[kind].add(right, int(right < proposed))
         return (1 + right) * plain - sec
 
-    def choose(self, kind: str, first_chance: float, most: int, sec_each: float = 0.0) -> tuple[int, float]:
-        """How many tokens to propose, at most `most`, and how many times as fast as plain ones that is thought to be;
-        (0, 1.0): none. first_chance: that one is right, before any was seen. sec_each: what proposing one takes."""
-        chance = self._chances.setdefault(kind, _Chance(first_chance))
+    def choose(self, offer: Offer, most: int) -> tuple[int, float]:
+        """How many of the offered tokens to propose, at most `most`, and how many times as fast as plain ones that is
+        thought to be; (0, 1.0): none. What is spent once, `sec_first`, must be there, but needn't pay at once."""
+        chance = self._chances.setdefault(offer.kind, _Chance(offer.first_chance))
         plain = self.plain_sec
         if not plain or self._batches >= _BATCHES:
             return 0, 1.0
@@ -105,11 +112,13 @@ class Payoff:
         for proposed in range(1, most + 1):
             right *= chance.value
             expected += right
-            cost = self.cost(proposed + 1) + proposed * sec_each / plain
+            proposing = proposed * offer.sec_each / plain
+            cost = self.cost(proposed + 1) + proposing
             if expected / cost <= max(gain, _MARGIN):
                 continue
             is_worth = True
-            price = cost - 1 if self._knows_costs else proposed * _FIRST_PRICE
+            price = cost - 1 if self._knows_costs else proposed * _FIRST_PRICE + proposing
+            price += offer.sec_first / plain
             if price <= self.credit:
                 best, gain = proposed, expected / cost
         if not is_worth:

@@ -7,36 +7,16 @@ how many. Knows nothing about how they are verified.
 
 from __future__ import annotations
 
+import math
+import time
 import weakref
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
 
+from smallthinker.generation.speculation.offer import Offer, Source
 from smallthinker.generation.speculation.payoff import Payoff
 from smallthinker.generation.speculation.prompt_lookup import PromptLookup
 from smallthinker.generation.stats import SpeculationCounters
 from smallthinker.options import EngineOptions
-
-
-class Offer(NamedTuple):
-    """What a source could propose now. kind, first_chance, sec_each: as in `Payoff.choose`."""
-
-    kind: str
-    first_chance: float
-    sec_each: float = 0.0
-
-
-class Source(Protocol):
-    """Of one text at a time."""
-
-    def begin(self) -> None:
-        """Another text."""
-
-    def offer(self, prompt: Sequence[int], ids: Sequence[int]) -> Offer | None:
-        """The text so far is prompt and ids, which have grown since the last call. None: nothing to propose."""
-
-    def propose(self, most: int) -> list[int]:
-        """Of what was offered last, at most so many tokens."""
-
 
 # By the length of the match: how often the next token is thought to be the same.
 _KINDS = ((9, 0.85), (5, 0.7), (3, 0.5), (2, 0.3))
@@ -51,7 +31,7 @@ class LookupSource:
     def begin(self) -> None:
         self._lookup, self._at = PromptLookup(), -1
 
-    def offer(self, prompt: Sequence[int], ids: Sequence[int]) -> Offer | None:
+    def offer(self, prompt: Sequence[int], ids: Sequence[int], affords_sec: float) -> Offer | None:
         self._lookup.extend(prompt[len(self._lookup) :])
         self._lookup.extend(ids[len(self._lookup) - len(prompt) :])
         length, self._at = self._lookup.match()
@@ -64,9 +44,12 @@ class LookupSource:
 class Proposer:
     """Of one engine, for one answer at a time."""
 
-    def __init__(self, sources: Sequence[Source], payoff: Payoff | None) -> None:
-        """payoff: None takes every offer, of the first source that has one."""
-        self._sources, self._payoff = sources, payoff
+    def __init__(
+        self, sources: Sequence[Source], payoff: Payoff | None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """payoff: None takes every offer, of the first source that has one. clock: seconds, of what proposing takes."""
+        self._sources, self._payoff, self._clock = sources, payoff, clock
+        self._proposing_sec = 0.0
         self._of: weakref.ref[object] | None = None  # an answer keeps memory that nobody may need any more
         self._kind = ""
         self._proposed = 0
@@ -81,19 +64,22 @@ class Proposer:
                 self._payoff.begin_answer()
         if most < 1:
             return []
+        affords_sec = math.inf if self._payoff is None else self._payoff.affords_sec
         best: tuple[float, int, Source | None] = 1.0, 0, None
         for source in self._sources:
-            offer = source.offer(prompt, ids)
+            offer = source.offer(prompt, ids, affords_sec)
             if offer is None:
                 continue
             if self._payoff is None:
                 best = 1.0, most, source
                 break
-            n, gain = self._payoff.choose(offer.kind, offer.first_chance, most, offer.sec_each)
+            n, gain = self._payoff.choose(offer, most)
             if n and gain > best[0]:
                 best, self._kind = (gain, n, source), offer.kind
         _, n, chosen = best
+        began = self._clock()
         proposed = [] if chosen is None else chosen.propose(n)
+        self._proposing_sec = self._clock() - began
         self._proposed = len(proposed)
         return proposed
 
@@ -103,12 +89,14 @@ class Proposer:
             if self._payoff is not None:
                 self._payoff.plain(sec)
             return SpeculationCounters()
-        saved = 0.0 if self._payoff is None else self._payoff.verified(self._kind, self._proposed, accepted, sec)
+        saved = 0.0
+        if self._payoff is not None:
+            saved = self._payoff.verified(self._kind, self._proposed, accepted, sec, self._proposing_sec)
         return SpeculationCounters(1, self._proposed, accepted, saved)
 
 
-def proposer_of(options: EngineOptions) -> Proposer | None:
-    """What an engine's options ask for; None for no speculation."""
+def proposer_of(options: EngineOptions, more: Sequence[Source] = ()) -> Proposer | None:
+    """What an engine's options ask for, with more sources beside prompt lookup; None for no speculation."""
     if options.speculation == "off":
         return None
-    return Proposer([LookupSource()], None if options.speculation == "always" else Payoff())
+    return Proposer([LookupSource(), *more], None if options.speculation == "always" else Payoff())

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from smallthinker.generation.speculation.offer import Offer
 from smallthinker.generation.speculation.payoff import Payoff
 
-Kind = tuple[str, float]
-LONG_MATCH: Kind = ("match 9", 0.85)
+LONG_MATCH = Offer("match 9", 0.85)
 
 
 class Machine:
@@ -21,13 +21,14 @@ class Machine:
         self.rng = np.random.default_rng(seed)
         self.sec, self.tokens, self.batches = 0.0, 0, 0
 
-    def write(self, tokens: int, kind: Kind = LONG_MATCH, most: int = 12, offered: float = 1.0) -> float:
+    def write(self, tokens: int, kind: Offer = LONG_MATCH, most: int = 12, offered: float = 1.0) -> float:
         """So many times as fast as without. offered: the share of steps that have a proposal."""
         self.payoff.begin_answer()
         sec, end, began = self.sec, self.tokens + tokens, self.tokens
         while self.tokens < end:
-            n = self.payoff.choose(*kind, most)[0] if self.rng.random() < offered else 0
-            took = self.cost(n + 1) * (1 + self.noise * self.rng.random())
+            n = self.payoff.choose(kind, most)[0] if self.rng.random() < offered else 0
+            proposing = n * kind.sec_each
+            took = self.cost(n + 1) * (1 + self.noise * self.rng.random()) + proposing
             self.sec += took
             if not n:
                 self.payoff.plain(took)
@@ -36,7 +37,7 @@ class Machine:
             right = 0
             while right < n and self.rng.random() < self.chance:
                 right += 1
-            self.payoff.verified(kind[0], n, right, took)
+            self.payoff.verified(kind.kind, n, right, took, proposing)
             self.tokens += 1 + right
             self.batches += 1
         return (self.tokens - began) / (self.sec - sec)
@@ -63,10 +64,10 @@ def test_where_proposals_are_right_and_batches_cheap_it_is_soon_on(
 
 @pytest.mark.parametrize("cost", [dense, sparse, disk, lambda n: 2.0 * n - 1])
 @pytest.mark.parametrize("chance", [0.0, 0.1, 0.3, 0.5])
-@pytest.mark.parametrize("kind", [LONG_MATCH, ("match 2", 0.3), ("draft", 0.6)])
+@pytest.mark.parametrize("kind", [LONG_MATCH, Offer("match 2", 0.3), Offer("draft", 0.6, 0.1)])
 @pytest.mark.parametrize("noise", [0.0, 0.2])
 def test_where_it_cannot_help_no_answer_is_slower_than_0_97(
-    cost: Callable[[int], float], chance: float, kind: Kind, noise: float
+    cost: Callable[[int], float], chance: float, kind: Offer, noise: float
 ) -> None:
     for seed in range(5):
         machine = Machine(cost, chance, seed, noise)
@@ -85,18 +86,18 @@ def test_a_good_text_leaves_nothing_for_a_bad_one_to_lose() -> None:
 def test_nothing_is_proposed_before_a_plain_token_s_time_is_known() -> None:
     payoff = Payoff()
     for _ in range(3):
-        assert payoff.choose(*LONG_MATCH, 12) == (0, 1.0)
+        assert payoff.choose(LONG_MATCH, 12) == (0, 1.0)
         payoff.plain(1.0)
-    assert payoff.choose(*LONG_MATCH, 12)[0] > 0
+    assert payoff.choose(LONG_MATCH, 12)[0] > 0
 
 
 def test_what_all_proposals_being_wrong_would_lose_is_never_more_than_there_is() -> None:
     payoff, rng = Payoff(), np.random.default_rng(0)
     for _ in range(2000):
-        n, _ = payoff.choose(*LONG_MATCH, 12)
+        n, _ = payoff.choose(LONG_MATCH, 12)
         assert not n or payoff.cost(n + 1) - 1 <= payoff.credit
         if n:
-            payoff.verified(LONG_MATCH[0], n, int(rng.integers(0, n + 1)), dense(n + 1))
+            payoff.verified(LONG_MATCH.kind, n, int(rng.integers(0, n + 1)), dense(n + 1))
         else:
             payoff.plain(1.0)
 
@@ -106,8 +107,8 @@ def test_a_plain_token_is_computed_now_and_then_for_comparison() -> None:
     for _ in range(4):
         payoff.plain(1.0)
     batches = 0
-    while (n := payoff.choose(*LONG_MATCH, 12)[0]) and batches < 1000:
-        payoff.verified(LONG_MATCH[0], n, n, dense(n + 1))
+    while (n := payoff.choose(LONG_MATCH, 12)[0]) and batches < 1000:
+        payoff.verified(LONG_MATCH.kind, n, n, dense(n + 1))
         batches += 1
     assert 16 <= batches < 100
 
@@ -126,8 +127,8 @@ def test_a_source_that_takes_time_must_earn_it() -> None:
     payoff = Payoff()
     for _ in range(200):
         payoff.plain(1.0)
-    free, _ = payoff.choose(*LONG_MATCH, 12)
-    dear, _ = payoff.choose(*LONG_MATCH, 12, sec_each=0.9)
+    free, _ = payoff.choose(LONG_MATCH, 12)
+    dear, _ = payoff.choose(LONG_MATCH._replace(sec_each=0.9), 12)
     assert free > 0 == dear
 
 
@@ -135,6 +136,6 @@ def test_what_was_saved_is_measured_against_plain_tokens() -> None:
     payoff = Payoff()
     for _ in range(5):
         payoff.plain(2.0)
-    payoff.choose(*LONG_MATCH, 3)
-    assert payoff.verified(LONG_MATCH[0], 3, 2, 4.0) == 2.0
-    assert payoff.verified(LONG_MATCH[0], 3, 0, 4.0) == -2.0
+    payoff.choose(LONG_MATCH, 3)
+    assert payoff.verified(LONG_MATCH.kind, 3, 2, 4.0) == 2.0
+    assert payoff.verified(LONG_MATCH.kind, 3, 0, 4.0) == -2.0

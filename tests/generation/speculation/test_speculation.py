@@ -19,7 +19,8 @@ from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
 from smallthinker.generation.answer import Completion, GenerationParams
 from smallthinker.generation.scheduler import Scheduler
-from smallthinker.generation.speculation.proposer import Offer, Proposer
+from smallthinker.generation.speculation.offer import Offer
+from smallthinker.generation.speculation.proposer import Proposer
 
 PROMPT = list(b"The sea was calm and the sea was calm and")
 
@@ -35,7 +36,7 @@ class Guesser:
     def begin(self) -> None:
         self._at = 0
 
-    def offer(self, prompt: Sequence[int], ids: Sequence[int]) -> Offer | None:
+    def offer(self, prompt: Sequence[int], ids: Sequence[int], affords_sec: float) -> Offer | None:
         self._at = len(ids)
         return Offer("guess", 0.5) if self._rng.random() < 0.8 else None
 
