@@ -15,7 +15,7 @@ from pathlib import Path
 from smallthinker.errors import ContextLengthError, SmallThinkerError, one_line
 from smallthinker.files import write_whole
 from smallthinker.llm import LLM, ChatOptions, GenerationOptions
-from smallthinker.terminal import answer_stream, read_input
+from smallthinker.terminal import PromptBar, answer_stream, read_input
 from smallthinker.terminal import thought as print_thought
 from smallthinker.text.answer_parser import Part, Reasoning, Said
 
@@ -124,8 +124,9 @@ class Chat:
     def _stream(self) -> Iterator[Part]:
         """The answer to the conversation, its oldest turns dropped if it has outgrown the context."""
         while True:
+            bar = PromptBar()
             try:
-                stream = self._llm.stream(self.messages, **self._options, **self._chat)
+                stream = self._llm.stream(self.messages, on_prefill=bar, **self._options, **self._chat)
                 break
             except ContextLengthError:
                 first = len(self._opening)
@@ -133,8 +134,9 @@ class Chat:
                     raise
                 del self.messages[first : first + 2]
                 print("(the oldest turn no longer fits the context and is forgotten)", file=sys.stderr)
-        with stream:
+        with stream, contextlib.closing(bar):
             for event in stream.request:
+                bar.close()
                 yield from event.parts
         if self._timings and stream.completion is not None:
             print(f"\n{stream.completion.profile.table()}", end="", file=sys.stderr)

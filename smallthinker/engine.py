@@ -36,7 +36,7 @@ from smallthinker.expert_store.progress import silent
 from smallthinker.expert_store.queues import open_queue, queue_bytes
 from smallthinker.expert_store.store import Store
 from smallthinker.forks import Home
-from smallthinker.forward import ForwardPass, Observers, never
+from smallthinker.forward import ForwardPass, Observers, ignore, never
 from smallthinker.host.memory_watch import MemoryWatch
 from smallthinker.huge_pages import HugePages
 from smallthinker.lossy_head import HeadPredictor, LossyHead
@@ -203,8 +203,9 @@ class Engine:
             hot = load_hot_set(store) if self._learns else None
             if hot is not None:
                 policy.restore(hot)
-                # as many as stay during a prompt; the first layers first, since a prompt wants those first
-                likeliest = np.argsort(-hot, kind="stable")[: self.plan.slots]
+                # as many as stay during a prompt of a usual chunk; the first layers first: it wants those first
+                stay = slots_at(self.plan, self.config, store.record_bytes, self.plan.kv_bytes, CHUNKS[0])
+                likeliest = np.argsort(-hot, kind="stable")[: min(stay, self.plan.most_slots)]
                 self.experts.preload(np.sort(likeliest).tolist())
             self._resources = resources.pop_all()
         self._shared: tuple[tuple[int, ...], int, int] = ((), 0, self._watch.target)
@@ -269,20 +270,25 @@ class Engine:
         self._conversations.keep(conversation)
 
     def step(
-        self, spans: Sequence[tuple[Conversation, Sequence[int]]], *, cancelled: Callable[[], bool] = never
+        self,
+        spans: Sequence[tuple[Conversation, Sequence[int]]],
+        *,
+        cancelled: Callable[[], bool] = never,
+        on_layer: Callable[[int], None] = ignore,
     ) -> npt.NDArray[np.float32]:
         """Append tokens to open conversations, each another, all in one step -> logits [conversations, V] after the
         last of each, the same bits as in a step of its own.
 
-        A conversation gets at most `plan.chunk` tokens, all together as many or one for each. Raises CancelledError
-        when `cancelled()` turns true (nothing has been appended then), StoreReadError. A number beyond the KV cache's
-        range is no error here, where it would be one for the others: `SequenceState.check_range` tells.
+        A conversation gets at most `plan.chunk` tokens, all together as many or one for each. on_layer: as in
+        `ForwardPass.step`. Raises CancelledError when `cancelled()` turns true (nothing has been appended then),
+        StoreReadError. A number beyond the KV cache's range is no error here, where it would be one for the others:
+        `SequenceState.check_range` tells.
         """
         self._home.check()
         tokens = sum(len(new) for _, new in spans)
         with self._computing:
             self._share_memory(spans, tokens)
-            logits = self._forward.step([(c.state, new) for c, new in spans], cancelled=cancelled)
+            logits = self._forward.step([(c.state, new) for c, new in spans], cancelled=cancelled, on_layer=on_layer)
         for conversation, new in spans:
             conversation.extend(new)
         self._computed_tokens += tokens

@@ -29,6 +29,10 @@ def never() -> bool:
     return False
 
 
+def ignore(*_: object) -> None:
+    pass
+
+
 class Observers(NamedTuple):
     """What is shown while a step is computed. x is its own memory, to be copied if kept and never written to.
 
@@ -69,10 +73,6 @@ class StepArithmetic(Protocol[S]):
     def logits(self, step: S, rows: npt.NDArray[np.intp] | None) -> Floats: ...
 
 
-def _ignore(*_: object) -> None:
-    pass
-
-
 class ForwardPass:
     """A model's layers over sequences' states that it is handed and one expert cache.
 
@@ -100,10 +100,10 @@ class ForwardPass:
     def observe(self, observers: Observers) -> None:
         """Show these what is computed from now on."""
         self._is_watched = any((observers.routed, observers.attended, observers.entered))
-        self._routed = observers.routed or _ignore
-        self._attended = observers.attended or _ignore
-        self._final = observers.final or _ignore
-        self._entered = observers.entered or _ignore
+        self._routed = observers.routed or ignore
+        self._attended = observers.attended or ignore
+        self._final = observers.final or ignore
+        self._entered = observers.entered or ignore
 
     def step(
         self,
@@ -112,20 +112,21 @@ class ForwardPass:
         all_logits: bool = False,
         held: bool = False,
         cancelled: Callable[[], bool] = never,
+        on_layer: Callable[[int], None] = ignore,
     ) -> Floats:
         """Run T tokens: those of each span after the ones in its state, which is another for each span.
 
         A span has at most the tokens of the planned chunk. Returns logits [spans, V] of each one's last token, or
         [T, V] with `all_logits`; no span's depend on what else is computed. held: what learns from the tokens hears of
-        them in `keep`, which must follow, since some may be wrong; fewer than MANY_TOKENS. Raises CancelledError
-        between two layers when `cancelled()` turns true (the states then hold what they held before), StoreReadError
-        when experts can't be read.
+        them in `keep`, which must follow, since some may be wrong; fewer than MANY_TOKENS. on_layer is told how many
+        layers are done, now and then. Raises CancelledError between two layers when `cancelled()` turns true (the
+        states then hold what they held before), StoreReadError when experts can't be read.
         """
         if held:
             self.experts.hold()
             self._routes.clear()
         try:
-            return self._step(spans, all_logits, held, cancelled)
+            return self._step(spans, all_logits, held, cancelled, on_layer)
         except BaseException:
             if held:
                 self.experts.settle([])
@@ -143,7 +144,14 @@ class ForwardPass:
         self._routes.clear()
         self.experts.settle(of_token)
 
-    def _step(self, spans: Sequence[Span], all_logits: bool, held: bool, cancelled: Callable[[], bool]) -> Floats:
+    def _step(
+        self,
+        spans: Sequence[Span],
+        all_logits: bool,
+        held: bool,
+        cancelled: Callable[[], bool],
+        on_layer: Callable[[int], None],
+    ) -> Floats:
         began, waited, wanted = self._clock(), self.experts.stall_sec, self.experts.wanted
         step = self.arithmetic.begin(spans)
         self._held_tokens = step.tokens if held else 0
@@ -154,6 +162,7 @@ class ForwardPass:
         while layer < self._num_layers:
             if cancelled():
                 raise CancelledError("cancelled")
+            on_layer(layer)
             stop = self._run(layer, step, asked)
             layer = stop.layer + 1
             if stop.route is None and stop.guess is not None:  # the rest of the layer is still to come

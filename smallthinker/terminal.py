@@ -12,6 +12,8 @@ import os
 import re
 import stat
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
@@ -20,6 +22,9 @@ from smallthinker.files import MAX_SMALL_BYTES
 
 # C0 but for tab and line ends, DEL, C1, and what turns the direction of text. Shown as \u001b, which is JSON, too.
 _CONTROLS = re.compile("\r(?!\n)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
+
+_SHOWN_AFTER_SEC = 2.0
 
 
 class OutputError(OSError):
@@ -60,6 +65,41 @@ def bar_stream() -> TextIO:
     """Where progress bars are drawn: standard error, with the control characters that do it."""
     stderr: Any = sys.stderr
     return stderr.stream if isinstance(stderr, _Printed) else sys.stderr
+
+
+class PromptBar:
+    """How much of a prompt has been read, and how long the rest will take: on stderr, after two seconds, gone once the
+    answer begins. Nothing where stderr is not a terminal."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._began = time.monotonic()
+        self._is_over = not bar_stream().isatty()
+        self._lock = threading.Lock()  # it is told on the thread that computes
+
+    def __call__(self, done: int, total: int) -> None:
+        with self._lock:
+            if self._is_over or time.monotonic() - self._began < _SHOWN_AFTER_SEC:
+                return
+            if self._bar is None:
+                from tqdm import tqdm  # which a short prompt does without
+
+                self._bar = tqdm(
+                    desc="reading the prompt",
+                    total=total,
+                    initial=done,
+                    bar_format="{desc}: {n_fmt} of {total_fmt} tokens, {remaining} left |{bar}|",
+                    leave=False,
+                    file=bar_stream(),
+                )
+            self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_over = True
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
 
 
 def drop_output() -> None:

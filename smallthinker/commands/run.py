@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import sys
@@ -24,7 +25,7 @@ from smallthinker.commands.options import (
     text,
 )
 from smallthinker.errors import RequestError
-from smallthinker.terminal import answer_stream, piped_input, read_input, thought
+from smallthinker.terminal import PromptBar, answer_stream, piped_input, read_input, thought
 
 if TYPE_CHECKING:
     from smallthinker.llm import LLM, TextStream
@@ -75,8 +76,13 @@ def handle(args: argparse.Namespace) -> int:
     prompt = _prompt(args)
     from smallthinker.chat import interrupts_cancel
 
-    with load(args) as llm, _stream(args, llm, prompt) as stream, interrupts_cancel(llm):
-        _print(stream, shows_thoughts=args.thinking == "show")
+    with (
+        load(args) as llm,
+        contextlib.closing(PromptBar()) as bar,
+        _stream(args, llm, prompt, bar) as stream,
+        interrupts_cancel(llm),
+    ):
+        _print(stream, bar, shows_thoughts=args.thinking == "show")
         assert stream.completion is not None
         stats = stream.completion.stats
         profile = stream.completion.profile
@@ -104,24 +110,27 @@ def _prompt(args: argparse.Namespace) -> str:
     return "\n\n".join(parts)
 
 
-def _stream(args: argparse.Namespace, llm: LLM, prompt: str) -> TextStream:
+def _stream(args: argparse.Namespace, llm: LLM, prompt: str, bar: PromptBar) -> TextStream:
     options = generation_options(args)
     is_chat = args.model is not None and llm.tokenizer.has_chat_template
     raw = args.raw or args.special_tokens
     if (is_chat and not raw) or (args.system is not None and not raw):
         system = [{"role": "system", "content": args.system}] if args.system else []
-        return llm.stream([*system, {"role": "user", "content": prompt}], **options, **chat_options(args, llm))
+        return llm.stream(
+            [*system, {"role": "user", "content": prompt}], on_prefill=bar, **options, **chat_options(args, llm)
+        )
     for name in ("system", "reasoning_effort"):
         if getattr(args, name) is not None:
             raise RequestError(f"--{name.replace('_', '-')}: a text is continued as it is; leave --raw out")
-    return llm.stream(prompt, special_tokens=args.special_tokens, **options)
+    return llm.stream(prompt, special_tokens=args.special_tokens, on_prefill=bar, **options)
 
 
-def _print(stream: TextStream, *, shows_thoughts: bool) -> None:
+def _print(stream: TextStream, bar: PromptBar, *, shows_thoughts: bool) -> None:
     from smallthinker.text.answer_parser import Reasoning, Said
 
     answer, in_thought = answer_stream(), False
     for event in stream.request:
+        bar.close()
         for part in event.parts:
             if isinstance(part, Reasoning) and shows_thoughts:
                 in_thought = True

@@ -22,6 +22,7 @@ from smallthinker.cache.conversations import Conversation
 from smallthinker.engine import Engine
 from smallthinker.errors import CancelledError, QueueFullError, RequestError
 from smallthinker.forks import Home
+from smallthinker.forward import ignore
 from smallthinker.generation.answer import Answer, GenerationParams, LogitsProcessor
 from smallthinker.generation.request import Request
 from smallthinker.generation.speculation.proposer import Proposer, proposer_of
@@ -47,6 +48,18 @@ class _Entry:
     place: Place
     conversation: Conversation | None = None
     began: float = 0.0
+    told: int = 0  # of the prompt's tokens
+    fault: Exception | None = None  # of on_prefill
+
+    def tell(self, done: int) -> None:
+        """Whoever waits for the prompt, if that is news: of these tokens, or of a share of the layers of more."""
+        if self.on_prefill is None or self.fault is not None or self.answer.ids or done <= self.told:
+            return
+        self.told = done
+        try:
+            self.on_prefill(done, len(self.answer.prompt))
+        except Exception as error:  # the other answers of the step go on
+            self.fault = error
 
     @property
     def opened(self) -> Conversation:
@@ -114,7 +127,8 @@ class Scheduler:
 
         logits_processor: see LogitsProcessor; called on the thread that computes, for which every answer waits.
         logprobs: report each token's, and those of so many of the likeliest. timeout_sec: from now, waiting included.
-        on_prefill: told (tokens done, tokens of the prompt) as the prompt is computed, on the thread that computes.
+        on_prefill: told (tokens done, tokens of the prompt) as the prompt is computed, on the thread that computes;
+        half of the layers of ten tokens are five.
         client, batch: whose it is, and what it was asked for with; see `turns`. Where the queue is full of one client's
         requests, its last makes room for another's, and fails with QueueFullError. chat: how a chat's answer is read,
         see `text.chat_prompt`; None for text that is only continued.
@@ -296,8 +310,15 @@ class Scheduler:
                 return any(request.ending for request in reading)
             return all(entry.request.ending for entry, _ in spans)
 
+        layers = self._engine.config.num_layers
+
+        def on_layer(done: int) -> None:
+            for entry, tokens in spans:
+                entry.tell(len(entry.opened.tokens) + len(tokens) * done // layers)
+
         try:
-            logits = self._engine.step([(entry.opened, tokens) for entry, tokens in spans], cancelled=cancelled)
+            parts = [(entry.opened, tokens) for entry, tokens in spans]
+            logits = self._engine.step(parts, cancelled=cancelled, on_layer=on_layer if reading else ignore)
         except CancelledError:
             return
         except Exception as error:  # of the disk, say: whoever waits for this step has to be told
@@ -358,8 +379,9 @@ class Scheduler:
     def _push(self, entry: _Entry, logits: npt.NDArray[np.float32]) -> None:
         answer = entry.answer
         entry.opened.state.check_range()
-        if not answer.ids and entry.on_prefill is not None:
-            entry.on_prefill(len(entry.opened.tokens), len(answer.prompt))
+        entry.tell(len(entry.opened.tokens))
+        if entry.fault is not None:
+            raise entry.fault
         if entry.pending:  # the prompt's next chunk
             return
         self._take(entry, logits)

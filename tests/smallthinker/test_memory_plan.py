@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -9,9 +10,11 @@ from hypothesis import strategies as st
 from tiny_models import HYBRID_ATTENTION, tiny_config
 
 from smallthinker.cache.kv_ring import KvKind
+from smallthinker.cache.sequence_state import SequenceShape
 from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
 from smallthinker.memory_plan import (
     CHUNKS,
+    LONG_CHUNKS,
     MIB,
     STARTS_DIFFER_BYTES,
     MemoryPlan,
@@ -51,7 +54,27 @@ def test_the_parts_never_exceed_the_budget(budget_bytes: int, context: int) -> N
     ]
     assert sum(parts) <= budget_bytes
     assert CONFIG.experts_per_token <= p.slots <= CONFIG.num_records
-    assert p.chunk in CHUNKS
+    assert p.chunk in (*LONG_CHUNKS, *CHUNKS)
+
+
+def test_a_long_prompt_is_one_chunk_where_not_everything_fits() -> None:
+    model = parse_model(PUBLISHED["4b"])
+
+    def chunk(budget_mib: int, **changes: Any) -> int:
+        arguments = {
+            "budget_bytes": budget_mib * MIB, "context": 4096, "dense_bytes": 226 * MIB, "record_bytes": 1990656,
+            "io_bytes": 4 * MIB, "interpreter_bytes": 66 * MIB, "tokenizer_bytes": 12 * MIB,
+        }  # fmt: skip
+        return plan_memory(model, **arguments | changes).chunk
+
+    assert chunk(1024) == 4096
+    assert chunk(768) == 2048  # what is left must hold two layers' experts
+    assert chunk(3072) == 512  # everything fits: a longer one gains nothing
+    assert chunk(1024, sequences=2) == 512  # the other answer waits for each chunk
+    assert chunk(1024, context=1024) == 1024
+    windowed = parse_model(PUBLISHED["gpt-oss-20b"])
+    keys = [SequenceShape.of(windowed, 8192, n).nbytes for n in (512, 1024, 2048, 4096)]
+    assert keys == sorted(set(keys))  # which a longer chunk takes from the experts, so not without end
 
 
 def test_the_floor_that_is_named_is_enough_and_nearly_the_least() -> None:
