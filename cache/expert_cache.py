@@ -25,8 +25,12 @@ from smallthinker.cache.read_counters import CacheCounters, CacheStats
 from smallthinker.expert_store.read_queue import FinishedRead, ReadQueue
 from smallthinker.host import pages
 
-# Records under way beyond which nothing is guessed: enough to keep the disk busy until the next layer is certain.
+# Guessed records under way beyond which nothing is guessed: enough to keep the disk busy until the next layer is
+# certain. Certain ones don't count: the disk is through with them before their last expert is computed, and idle then.
 MAX_UNDER_WAY = 6
+# Of the wait for a record, what a right guess saves. It would have been read anyway, into the same slot; so only a
+# wrong one costs what it evicts.
+_SAVED = 0.5
 
 
 _Use = tuple[int, list[int], Sequence[int] | None, int]  # layer, records, counts, tokens: see `ExpertCache.request`
@@ -250,8 +254,8 @@ class ExpertCache:
     ) -> list[int]:
         """A later layer may want these experts, each with the likelihood beside it. Where some are missing, those that
         are resident stay until the layer has been served, the others are read in time in which no certain read is
-        waiting, while fewer than `max_under_way` records are being read and slots can be had from experts that are
-        less likely to be wanted.
+        waiting, while fewer than `max_under_way` of such records are being read and slots can be had from experts that
+        are less likely to be wanted.
 
         A later call for the same layer knows better: what is still being read for an earlier one alone is withdrawn. A
         likelihood of 0 is not read. Returns the places, in `experts`, of those that weren't resident.
@@ -273,15 +277,17 @@ class ExpertCache:
         kept = {record for record in records if self._slot_of[record] >= 0} - self._pinned
         self._pinned |= kept  # so that they aren't evicted for the others
         guess.expected.update(kept)
+        under_way = sum(len(other.read & self._reading.keys()) for other in self._guesses.values())
         for place in missing:
             record, likelihood = records[place], likelihoods[place]
-            if record in self._reading or not likelihood or len(self._reading) >= max_under_way:
+            if record in self._reading or not likelihood or under_way >= max_under_way:
                 continue
             slot = self._take_slot(layer, likelihood)
             if slot is not None:
                 self._start_read(record, slot, speculative=True)
                 guess.expected.add(record)
                 guess.read.add(record)
+                under_way += 1
         self._in_use = in_request
         return missing
 
@@ -439,11 +445,13 @@ class ExpertCache:
 
     def _take_slot(self, layer: int, likelihood: float = 1.0) -> int | None:
         """A free slot, or one taken from the policy's victim, for a record that is wanted with this likelihood in
-        `layer`; None when every record is pinned, being read, or likelier to be wanted."""
+        `layer`; None when every record is pinned, being read, or more of a loss than a guess is worth."""
         if self._free:
             return self._pop_free()
         victim = self._policy.victim(self._pinned.union(self._active), layer)
-        if victim is None or (likelihood < 1.0 and self._policy.score(victim) >= likelihood):
+        if victim is None:
+            return None
+        if likelihood < 1.0 and (1 - likelihood) * self._policy.score(victim) >= likelihood * _SAVED:
             return None
         self._policy.remove(victim)
         self._stats.evicted(victim)

@@ -4,9 +4,10 @@ The residual stream changes little from layer to layer, so the router of a later
 what a store's predictor has learned more often. Best once attention has been added: then only the experts of one layer
 are still to come. With a predictor, the first layer is guessed from the final state of the token before, too. How often
 is measured as the exact routes become known, for every layer and rank, over those guesses that meant a read: experts
-that are resident are guessed more easily. A guess that is too seldom right is no longer made, only watched now and
-then. One layer ahead: guesses two and three layers ahead read three to five times as much for nothing. Knows nothing
-about slots or files: whoever gets the guesses decides what to read.
+that are resident are guessed more easily. Nothing is read for a guess before one like it was right; one that is too
+seldom right is no longer made, only watched now and then. One layer ahead: guesses two and three layers ahead read
+three to five times as much for nothing. Knows nothing about slots or files: whoever gets the guesses decides what to
+read.
 """
 
 from __future__ import annotations
@@ -17,74 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker.router.predictor import FINAL
+from smallthinker.router.trial import IdleShare, Trial
 
 # A wrong guess costs the certain reads at most the chunk that is under way; a right one saves a part of a wait.
 WORTH = 0.5
 _WATCH = 16  # a guess that isn't worth making is made for the record, without a read, every so many tokens
-_KEEP = 0.95  # of the running precision, at each guess
-_HOPE = 0.6  # a precision to begin with, so that it is tried
-
-
-class _Way:
-    """Tokens that were computed one way.
-
-    How many records a token wants is chance and changes its time more than any guess does. So waiting is taken for each
-    record, and the rest for each token.
-    """
-
-    def __init__(self) -> None:
-        self.records: list[int] = []
-        self._computing: list[float] = []
-        self._waited = 0.0
-
-    def add(self, seconds: float, waited_sec: float, records: int) -> None:
-        self.records.append(records)
-        self._computing.append(seconds - waited_sec)
-        self._waited += waited_sec
-
-    def cost(self, records: float) -> float:
-        """Seconds of a token that wants that many."""
-        from statistics import median  # 2 ms, which a probe of the disk has spent already
-
-        return median(self._computing) + records * self._waited / max(sum(self.records), 1)
-
-
-class Trial:
-    """Whether something pays, by trying: tokens with it and without it, in turns, then the faster way for a while.
-
-    What speculative reads cost differs by disk in ways that no figure of it tells: one gives its idle time for nothing,
-    another counts every byte against a quota.
-    """
-
-    WARM_UP = 8  # tokens of a cold cache, which say nothing
-    SPELL = 5  # tokens one way, then the other
-    SPELLS = 6
-    REST = 128  # tokens until the next trial; twice as many each time that nothing has changed
-    MAX_REST = 1024
-
-    def __init__(self) -> None:
-        self.on = self._winner = True  # most guesses are right
-        self._rest = self.REST
-        self._left = self.WARM_UP  # tokens until the next trial begins
-        self._ways = {True: _Way(), False: _Way()}
-
-    def token(self, seconds: float, waited_sec: float = 0.0, records: int = 0) -> None:
-        """One took this long, the way that `on` said, `waited_sec` of it for the `records` that it wanted and that
-        weren't kept. Decides about the next."""
-        if self._left > 0:
-            self._left -= 1
-            return
-        self._ways[self.on].add(seconds, waited_sec, records)
-        wanted = [way.records for way in self._ways.values()]
-        done = sum(map(len, wanted))
-        if done % self.SPELL == 0:
-            self.on = not self.on
-        if done == self.SPELL * self.SPELLS:
-            mean = sum(map(sum, wanted)) / done
-            self.on = self._ways[True].cost(mean) <= self._ways[False].cost(mean)
-            self._rest = min(2 * self._rest, self.MAX_REST) if self.on == self._winner else self.REST
-            self._winner, self._left = self.on, self._rest
-            self._ways = {True: _Way(), False: _Way()}
+_KEEP = 0.95  # of the running precision, at each guess once there were some
+_HOPE = 0.45  # a precision to begin with: below WORTH, so that the first guesses are made and judged without a read
+_LEARN = 16  # tokens to begin with whose guesses are all made
 
 
 class LookAhead:
@@ -108,6 +49,7 @@ class LookAhead:
         layers = range(num_layers)
         # of a guess by another layer's state and of one by its own: [layer guessed for][rank]
         self._precision = {is_own: [[_HOPE] * k for _ in layers] for is_own in (False, True)}
+        self._judged = {is_own: [[0] * k for _ in layers] for is_own in (False, True)}
         # layer guessed for -> rank, expert of guesses whose truth is still to come
         self._open: dict[bool, list[list[tuple[int, int]]]] = {is_own: [[] for _ in layers] for is_own in (False, True)}
         self._of_next: list[tuple[int, int]] = []  # the same of the next token's first layer
@@ -117,6 +59,11 @@ class LookAhead:
         self._tokens = 0
         self.trials = Trial(), Trial()  # for one token, and for several
         self.trial = self.trials[False]
+        self.idle = IdleShare()
+
+    @property
+    def _is_on(self) -> bool:
+        return self.trial.on and self.idle.is_left
 
     @property
     def ahead(self) -> npt.NDArray[np.int32]:
@@ -126,10 +73,10 @@ class LookAhead:
 
     def target(self, source: int) -> int | None:
         """The layer that is guessed for with the state after the attention of layer `source`, or with the final one."""
-        if not self.trial.on:
+        if not self._is_on:
             return None
         if source == FINAL:  # the trial has just been told of a token, and may have turned
-            return 0 if self._asks_final else None
+            return 0 if self._asks_final and 0 not in self.trial.losing else None
         chosen = int(self._ahead[1, source])
         return None if chosen < 0 else chosen
 
@@ -137,24 +84,29 @@ class LookAhead:
         """Decide for one token, or one each of several sequences, what is worth asking. Several have a trial of their
         own: what a token of theirs takes is another time."""
         self.trial = self.trials[several]
-        if self._tokens % _WATCH < 2:
-            watch = self._tokens % _WATCH == 0
+        if self._tokens % _WATCH < 2 or self._tokens < _LEARN:
+            watch = self._tokens % _WATCH == 0 or self._tokens < _LEARN
             self._chosen = self._nothing.copy()
             for target in range(self._num_layers):
-                is_worth = watch or target in self._certain or max(self._precision[False][target]) >= WORTH
+                is_worth = watch or target in self._certain or self._may_be_right(target, own=False)
                 if target == 0:
                     self._asks_final = self._next_token and is_worth
                 elif is_worth:
                     self._chosen[1, target - 1] = target
-                if target in self.own and (watch or max(self._precision[True][target]) >= WORTH):
+                if target in self.own and (watch or self._may_be_right(target, own=True)):
                     self._chosen[0, target] = target
         self._tokens += 1
-        self._ahead = self._chosen if self.trial.on else self._nothing
+        self._ahead = self._chosen if self._is_on else self._nothing
+        if self.trial.losing and self._is_on:
+            self._ahead = np.where(np.isin(self._chosen, list(self.trial.losing)), -1, self._chosen)
         for of_layers in self._open.values():
             for waiting in of_layers:  # of a token that was given up half-way
                 waiting.clear()
         first = self._open[False]
         first[0], self._of_next = self._of_next, first[0]
+
+    def _may_be_right(self, target: int, own: bool) -> bool:
+        return max(self._precision[own][target]) >= WORTH or not any(self._judged[own][target])
 
     def likelihoods(self, source: int, target: int) -> list[float]:
         """How likely the guess ranked first, second ... for `target` is right; 0 where it isn't worth a read."""
@@ -174,7 +126,9 @@ class LookAhead:
     def score_predictions(self, layer: int, experts: Collection[int]) -> None:
         """The exact experts of `layer` are known."""
         for is_own, of_layers in self._open.items():
-            precision = self._precision[is_own][layer]
+            precision, judged = self._precision[is_own][layer], self._judged[is_own][layer]
             for rank, expert in of_layers[layer]:
-                precision[rank] = _KEEP * precision[rank] + (1 - _KEEP) * (expert in experts)
+                keep = min(_KEEP, 1 - 1 / (judged[rank] + 2))  # a mean at first
+                precision[rank] = keep * precision[rank] + (1 - keep) * (expert in experts)
+                judged[rank] += 1
             of_layers[layer].clear()

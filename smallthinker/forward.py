@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from smallthinker.arithmetic import Floats, Route, Span, Step, Stop
 from smallthinker.cache.expert_cache import MAX_UNDER_WAY, ExpertCache
+from smallthinker.cache.read_counters import CacheCounters
 from smallthinker.errors import CancelledError
 from smallthinker.router.look_ahead import LookAhead
 from smallthinker.router.predictor import FINAL
@@ -153,6 +154,7 @@ class ForwardPass:
         on_layer: Callable[[int], None],
     ) -> Floats:
         began, waited, wanted = self._clock(), self.experts.stall_sec, self.experts.wanted
+        before = self.experts.counters()
         step = self.arithmetic.begin(spans)
         self._held_tokens = step.tokens if held else 0
         look = self.look_ahead if step.tokens < MANY_TOKENS else None
@@ -178,12 +180,21 @@ class ForwardPass:
             self.experts.step(step.tokens)
         if look is not None and not held:
             each, waited = 1 / step.tokens, self.experts.stall_sec - waited
-            look.trial.token((self._clock() - began) * each, waited * each, self.experts.wanted - wanted)
+            took = self._clock() - began
+            look.trial.token(took * each, waited * each, self.experts.wanted - wanted)
+            self._count_waste(look, took, before)
             if step.tokens == 1:
                 self._guess_next(FINAL, step)
         self._final(step.x)
         every = all_logits or step.tokens == len(step.counts)
         return self.arithmetic.logits(step, None if every else np.cumsum(step.counts) - 1)
+
+    def _count_waste(self, look: LookAhead, seconds: float, before: CacheCounters) -> None:
+        all_of_them = self.experts.counters()
+        if all_of_them.busy_sec:
+            read = all_of_them - before
+            speed = all_of_them.bytes_read / all_of_them.busy_sec
+            look.idle.token(seconds, speed, read.certain_bytes + read.useful_bytes, read.wasted_bytes)
 
     def _run(self, layer: int, step: Step, asked: int) -> Stop:
         """The layers from this one on, as far as everything that they need is in memory."""
@@ -218,9 +229,16 @@ class ForwardPass:
 
     def _serve(self, layer: int, route: Route, step: Step, is_mixed: bool) -> None:
         """One layer that may miss something; nothing of it has been computed but, if is_mixed, attention."""
+        cache, look = self.experts, self.look_ahead
+        waited, wanted = cache.stall_sec, cache.wanted
+        if look is not None:
+            look.score_predictions(layer, route.experts)
+        self._serve_route(layer, route, step, is_mixed)
+        if look is not None and step.tokens < MANY_TOKENS:
+            look.trial.layer(layer, cache.stall_sec - waited, cache.wanted - wanted)
+
+    def _serve_route(self, layer: int, route: Route, step: Step, is_mixed: bool) -> None:
         cache, arithmetic = self.experts, self.arithmetic
-        if self.look_ahead is not None:
-            self.look_ahead.score_predictions(layer, route.experts)
         if is_mixed:
             self._attended(layer, step.x)
         self._routed(layer, step.normed if is_mixed else step.x, route)

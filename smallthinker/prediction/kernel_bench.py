@@ -24,7 +24,8 @@ from smallthinker.models.description import Model
 from smallthinker.prediction.bench_model import RandomModel, WaitingQueue
 from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.single_calls import attention_sec, ceiling, compression
-from smallthinker.router.look_ahead import LookAhead, Trial
+from smallthinker.router.look_ahead import LookAhead
+from smallthinker.router.trial import Trial
 
 _TOKENS_SEC = 0.3  # of decoding with all experts resident; half of it for each other measurement
 _READ_SEC = 300e-6  # what a wait for a record takes: long enough for the pool's threads to fall asleep

@@ -271,14 +271,28 @@ def test_a_later_guess_for_the_same_layer_withdraws_what_it_no_longer_names() ->
     check_books(cache)
 
 
-def test_a_guess_never_evicts_what_is_likelier() -> None:
+@pytest.mark.parametrize(("score", "refused", "taken"), [(0.5, 0.4, 0.6), (0.9, 0.6, 0.7), (1.0, 0.66, 0.67)])
+def test_a_guess_evicts_only_what_is_less_of_a_loss_where_it_is_wrong(
+    score: float, refused: float, taken: float
+) -> None:
     cache = Cache(2)
     use(cache, 0, [0, 1])
-    cache._policy.score = lambda key: 0.5  # type: ignore[method-assign]
-    cache.prefetch(1, [0], [0.4])
+    cache._policy.score = lambda key: score  # type: ignore[method-assign]
+    cache.prefetch(1, [0], [refused])
     assert not cache.queue.under_way
-    cache.prefetch(1, [0], [0.6])
+    cache.prefetch(1, [0], [taken])
     assert set(cache.queue.under_way) == {EXPERTS}
+
+
+def test_certain_reads_leave_guesses_their_place_in_the_queue() -> None:
+    cache = Cache(8)
+    with cache.request(0, [0, 1, 2]) as request:
+        cache.prefetch(1, [0, 1, 2], [0.9] * 3, max_under_way=2)
+        assert set(cache.queue.under_way) == {0, 1, 2, EXPERTS, EXPERTS + 1}
+        cache.prefetch(2, [0], [0.9], max_under_way=2)
+        assert 2 * EXPERTS not in cache.queue.under_way
+        assert sum(map(len, request)) == 3
+    check_books(cache)
 
 
 def test_what_is_expected_stays_until_its_layer_has_been_served() -> None:

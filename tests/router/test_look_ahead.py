@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from smallthinker.router.look_ahead import WORTH, LookAhead, Trial
+from smallthinker.router.look_ahead import WORTH, LookAhead
 from smallthinker.router.predictor import FINAL
+from smallthinker.router.trial import IdleShare, Trial
 
 LAYERS, K = 6, 3
 
@@ -62,7 +66,7 @@ def test_ranks_are_judged_apart_and_only_where_a_read_was_needed() -> None:
     likelihoods = look.likelihoods(2, 3)
     assert likelihoods[0] > 0.9
     assert likelihoods[1] == 0.0
-    assert WORTH <= likelihoods[2] < 0.9  # never judged: every time it was resident
+    assert likelihoods[2] == 0.0  # never judged: every time it was resident
 
 
 def test_a_token_given_up_half_way_is_not_judged_by_the_next() -> None:
@@ -113,7 +117,7 @@ def test_a_guess_about_the_next_token_is_judged_at_the_next_token() -> None:
     look = switched_on(LookAhead(4, 2, next_token=True))
     look.begin_token()
     assert look.target(FINAL) == 0
-    before = look.likelihoods(FINAL, 0)
+    before = look.precision(0)
     look.record_prediction(FINAL, 0, [(5, 0), (6, 1)])
     look.begin_token()
     look.score_predictions(0, [5, 7])
@@ -199,3 +203,89 @@ def test_guesses_of_a_layer_by_its_own_state_and_by_the_one_before_are_judged_ap
     while look._tokens % 16 < 2:
         look.begin_token()
     assert look.ahead[:, :2].tolist() == [[-1, 1], [-1, 2]]
+
+
+def test_nothing_is_read_for_a_guess_before_one_like_it_was_right() -> None:
+    look = always_on()
+    look.begin_token()
+    assert look.likelihoods(0, 1) == [0.0] * K and look.target(0) == 1
+    look.record_prediction(0, 1, [(1, 0), (2, 1)])
+    look.score_predictions(1, [1, 7])
+    assert look.likelihoods(0, 1)[0] > WORTH and look.likelihoods(0, 1)[1:] == [0.0] * 2
+
+
+def test_guesses_that_are_never_right_are_never_read() -> None:
+    look = always_on()
+    for _ in range(300):
+        token(look, [7, 8, 9], [1, 2, 3])
+        assert not any(any(look.likelihoods(layer, layer + 1)) for layer in range(LAYERS - 1))
+
+
+def through_a_trial(trial: Trial, wait: Callable[[bool, int], float], records: int = 3) -> None:
+    """Layers 0 and 1 want so many records a token, each waited for so long."""
+    for _ in range(Trial.SPELL * Trial.SPELLS):
+        waits = [wait(trial.on, layer) * records for layer in (0, 1)]
+        for layer in (0, 1):
+            trial.layer(layer, waits[layer], records)
+        trial.token(1.0 + sum(waits), sum(waits), 2 * records)
+
+
+def test_a_layer_that_waits_longer_with_it_goes_without_until_the_next_trial() -> None:
+    trial = Trial()
+    for _ in range(Trial.WARM_UP):
+        trial.layer(0, 99.0, 1)  # says nothing
+        trial.token(1.0)
+    through_a_trial(trial, lambda on, layer: (0.5, 1.2)[layer] if on else 1.0)
+    assert trial.on and trial.losing == {1}
+    for _ in range(Trial.MAX_REST):
+        if not trial.losing:
+            break
+        trial.token(1.0)
+    assert trial.losing == frozenset()
+    through_a_trial(trial, lambda on, layer: 0.5 if on else 1.0)
+    assert trial.on and trial.losing == frozenset()
+
+
+def test_few_records_and_small_losses_are_chance() -> None:
+    trial = Trial()
+    for _ in range(Trial.WARM_UP):
+        trial.token(1.0)
+    through_a_trial(trial, lambda on, layer: (0.5, 1.05)[layer] if on else 1.0)
+    assert trial.losing == frozenset()
+    trial = Trial()
+    for _ in range(Trial.WARM_UP):
+        trial.token(1.0)
+    through_a_trial(trial, lambda on, layer: (0.5, 1.2)[layer] if on else 1.0, records=1)
+    assert trial.losing == frozenset()
+
+
+def test_a_losing_layer_is_asked_for_nothing() -> None:
+    look = switched_on(LookAhead(4, 2, next_token=True, own=(1, 2)))
+    look.trial.losing = frozenset({0, 2})
+    look.begin_token()
+    assert look.ahead.tolist() == [[-1, 1, -1, -1], [1, -1, 3, -1]] and look.target(FINAL) is None
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 900), st.integers(0, 900)), max_size=400))
+def test_what_is_read_in_vain_takes_its_share_of_the_idle_time_at_most(
+    tokens: list[tuple[float, int, int]],
+) -> None:
+    """Of a disk of 1,000 bytes a second; what one token wastes is known only after it."""
+    share, idle, wasted = IdleShare(), 0.0, 0.0
+    for seconds, certain, vain in tokens:
+        vain = vain if share.is_left else 0
+        share.token(seconds, 1000.0, certain, vain)
+        idle = IdleShare.KEEP * idle + max(1000 * seconds - certain, 0)
+        wasted = IdleShare.KEEP * wasted + vain
+        assert wasted <= IdleShare.SHARE * idle + 900 + 1e-6 * wasted
+        assert share.is_left == (wasted <= IdleShare.SHARE * idle) or abs(wasted - IdleShare.SHARE * idle) < 1e-6
+
+
+def test_over_that_share_nothing_is_guessed() -> None:
+    look = switched_on(LookAhead(4, 2, next_token=True))
+    look.idle.token(1.0, 1000.0, 900, 26)
+    look.begin_token()
+    assert look.target(0) is None and look.target(FINAL) is None and look.ahead.tolist() == [[-1] * 4] * 2
+    look.idle.token(1.0, 1000.0, 900, 0)
+    look.begin_token()
+    assert look.target(0) == 1
