@@ -234,7 +234,7 @@ class ForwardPass:
         if look is not None:
             look.score_predictions(layer, route.experts)
         self._serve_route(layer, route, step, is_mixed)
-        if look is not None and step.tokens < MANY_TOKENS:
+        if look is not None and step.tokens < MANY_TOKENS and not self._held_tokens:
             look.trial.layer(layer, cache.stall_sec - waited, cache.wanted - wanted)
 
     def _serve_route(self, layer: int, route: Route, step: Step, is_mixed: bool) -> None:
