@@ -10,26 +10,27 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker import _kernels
+from smallthinker import _kernels, host
 from smallthinker.errors import CheckpointError
 from smallthinker.expert_store.format import (
-    MADE_QUANTS,
+    BLOCK_QUANTS,
     TILE_ROWS,
     Formats,
     Layout,
     Quant,
     RecordLayout,
     TensorSpec,
-    check_quant,
+    align,
     record_layouts,
 )
-from smallthinker.expert_store.own_formats import KEEP, choose_formats
+from smallthinker.expert_store.own_formats import KEEP, check_made, choose_formats
 from smallthinker.expert_store.progress import Progress
 from smallthinker.expert_store.sources.checkpoint import Checkpoint, WeightSource
 from smallthinker.expert_store.sources.gguf_checkpoint import GGUF_SUFFIX, GgufCheckpoint
@@ -38,6 +39,7 @@ from smallthinker.files import is_folder
 from smallthinker.models.registry import checkpoint_name
 
 _STRIP_BYTES = 32 << 20  # of float32 rows: the embedding alone is 1.5 GB
+_PART_WEIGHTS = 1 << 18  # a thread's at least: some milliseconds
 _F16_MAX = 65504.0
 _LARGEST_WEIGHT = {
     "f32": float(np.finfo(np.float32).max),
@@ -61,7 +63,7 @@ def convert(
 ) -> Path:
     """Convert a checkpoint, a Hugging Face folder or a .gguf file, into a store at `out`; returns its path.
 
-    quant: q4_0, q8_0, bf16, f16 or f32 (exact, for tests), "keep" or None (own_formats.py), or each matrix's own. Stays
+    quant: a format (f32 is exact, for tests), a mix, "keep" or None (own_formats.py), or each matrix's own. Stays
     under 1 GiB of memory for a model of any size. Routers and norms are kept in float32. Blocks that a file has in this
     quantisation already stay as they are. `force` replaces a store that is there, after the new one is whole.
     `compress` is a zstd level, 1 to 19, for the experts. `notice` is told what was taken for granted, since the files
@@ -69,7 +71,7 @@ def convert(
     Raises ConfigError (also for an unknown quantisation or level), CheckpointError, StoreWriteError.
     """
     if isinstance(quant, str) and quant != KEEP:
-        check_quant(quant, MADE_QUANTS)  # before the files are looked at
+        check_made(quant)  # before the files are looked at
     with closing(open_checkpoint(Path(checkpoint))) as source:
         config = source.config
         for note in source.notes:
@@ -140,7 +142,18 @@ def _packed(
                 "the file is damaged: copy or download it again"
             ) from e
     weights = np.atleast_2d(_checked(source, name, quant, start, stop))  # a bias is a row
-    return _kernels.pack(quant, layout, np.ascontiguousarray(weights.T) if transposed else weights)
+    return _pack(quant, layout, np.ascontiguousarray(weights.T) if transposed else weights)
+
+
+def _pack(quant: Quant, layout: Layout, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """By all cores: groups of rows know nothing of each other, and the search for a block's scale takes longer than a
+    disk to read its weights."""
+    rows = align(max(-(-len(weights) // host.physical_cores()), _PART_WEIGHTS // weights.shape[1]), TILE_ROWS)
+    starts = range(0, len(weights), rows)
+    if quant not in BLOCK_QUANTS or len(starts) == 1:
+        return _kernels.pack(quant, layout, weights)
+    with ThreadPoolExecutor(len(starts)) as threads:
+        return np.concatenate([*threads.map(lambda at: _kernels.pack(quant, layout, weights[at : at + rows]), starts)])
 
 
 def _checked(

@@ -1,4 +1,4 @@
-"""Which format each matrix gets: the one that was asked for, or its own, that of the file it comes from or lies in.
+"""Which format each matrix gets: the one, or the mix, that was asked for; or its own, of the file that it is in.
 
 Blocks that a file has are the weights that somebody chose; kept, they are exact. Knows nothing about bytes.
 """
@@ -6,28 +6,79 @@ Blocks that a file has are the weights that somebody chose; kept, they are exact
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 
 from smallthinker.errors import ConfigError
-from smallthinker.expert_store.format import ALWAYS_F32, BLOCK_QUANTS, MADE_QUANTS, QUANTS, Formats, Quant, check_quant
+from smallthinker.expert_store.format import (
+    ALWAYS_F32,
+    BLOCK_QUANTS,
+    MADE_QUANTS,
+    QUANTS,
+    Formats,
+    Quant,
+    check_quant,
+    column_multiple,
+    record_layouts,
+)
 from smallthinker.expert_store.sources.checkpoint import WeightSource
 from smallthinker.expert_store.sources.gguf_checkpoint import IN_PLACE_REMEDY, GgufCheckpoint, GgufModel
 from smallthinker.models.description import Model
-from smallthinker.models.tensors import DOWN, Tensor, tensors
+from smallthinker.models.tensors import DOWN, EXPERT_ROLES, GATE, HEAD, UP, Tensor, head_role, tensors
 
-DEFAULT_QUANT: Quant = "q4_0"
+DEFAULT_QUANT = "q4_0"
+"""A format or a mix: what docs/quality.md finds best at its size."""
 KEEP = "keep"
+MIXES: Mapping[str, Mapping[str, Quant]] = {
+    "q4_k_s": {"": "q4_k", HEAD: "q6_k"},
+    "q4_k_m": {"": "q4_k", HEAD: "q6_k", "v_proj": "q6_k", DOWN: "q6_k"},
+    "mxfp4": {"": "q8_0", GATE: "mxfp4", UP: "mxfp4", DOWN: "mxfp4"},
+}
+"""The format of each role, and of all others. HEAD is whichever matrix gives the logits."""
+_OF_SMALL_BLOCKS: Mapping[Quant, Quant] = {"q4_k": "q4_0", "q6_k": "q8_0"}
+"""For columns that aren't whole blocks of 256."""
+_OF_NEURONS: Mapping[Quant, Quant] = {"q4_k": "q4_0", "q6_k": "q4_0"}
+"""In a mix, for networks of which only live neurons are read: of formats that can lie in rows."""
+
+
+MADE = (*MADE_QUANTS, *(name for name, roles in MIXES.items() if all(quant in MADE_QUANTS for quant in roles.values())))
+"""What can be made of numbers."""
+
+
+def check_made(quant: str) -> None:
+    """Raises ConfigError, naming the choices."""
+    if quant not in MADE:
+        raise ConfigError(f"quantisation: expected one of {', '.join(MADE)}, found {quant!r}")
+
+
+def formats_of(model: Model, quant: str) -> Formats:
+    """What a format or a mix gives each matrix. Raises ConfigError for an unknown one."""
+    roles: Mapping[str, Quant] = MIXES.get(quant) or {"": check_quant(quant)}
+    matrices, of = _matrices(model), dict[str, Quant]()
+    for tensor in matrices:
+        role = HEAD if tensor.role == head_role(model) else tensor.role
+        wanted = roles.get(role, roles[""])
+        if quant in MIXES and role in EXPERT_ROLES and _skips_neurons(model, tensor):
+            wanted = _OF_NEURONS.get(wanted, wanted)
+        is_whole = tensor.shape[-1] % column_multiple(wanted) == 0
+        of[tensor.name] = wanted if is_whole else _OF_SMALL_BLOCKS.get(wanted, wanted)
+    return Formats(*_named(matrices, of))
 
 
 def choose_formats(source: WeightSource, quant: str | None, notice: Callable[[str], None]) -> Formats:
-    """quant: of all matrices; KEEP: each its own; None: matrices in blocks keep theirs, of a GGUF file that has some
+    """quant: a format or a mix; KEEP: each its own; None: matrices in blocks keep theirs, of a GGUF file that has some
     all matrices do, and numbers become DEFAULT_QUANT. So does what no kernel reads, and `notice` is told.
 
     Raises ConfigError for an unknown format.
     """
     if quant is not None and quant != KEEP:
-        return Formats(check_quant(quant, MADE_QUANTS))
+        check_made(quant)
+        formats = formats_of(source.config, quant)
+        if quant not in MIXES and str(formats) != quant:
+            notice(
+                f"{source.path}: not all matrices have columns in multiples of 256, as {quant} wants them: {formats}"
+            )
+        return formats
     matrices = _matrices(source.config)
     own = {tensor.name: _own_format(source, tensor) for tensor in matrices}
     lost = [name for name, format in own.items() if format is None]
@@ -38,9 +89,11 @@ def choose_formats(source: WeightSource, quant: str | None, notice: Callable[[st
     has_blocks = any(format in BLOCK_QUANTS for format in own.values())
     numbers_stay = quant == KEEP or (has_blocks and isinstance(source, GgufCheckpoint))
     of: dict[str, Quant] = {}
-    for name, format in own.items():
+    made = formats_of(source.config, DEFAULT_QUANT)
+    for tensor in matrices:
+        format = own[tensor.name]
         stays = format is not None and (numbers_stay or format in BLOCK_QUANTS)
-        of[name] = format if format is not None and stays else DEFAULT_QUANT
+        of[tensor.name] = format if format is not None and stays else made.of(tensor.role, tensor.layer)
     return Formats(*_named(matrices, of))
 
 
@@ -70,6 +123,13 @@ def formats_in(model: GgufModel) -> Formats:
 def _matrices(model: Model) -> list[Tensor]:
     """Those whose format can be chosen."""
     return [tensor for tensor in tensors(model) if len(tensor.shape) > 1 and tensor.role not in ALWAYS_F32]
+
+
+def _skips_neurons(model: Model, tensor: Tensor) -> bool:
+    """Whether only the live neurons of the tensor's layer are read, of formats that can lie in rows."""
+    assert tensor.layer is not None
+    layout = record_layouts(model, Formats("q4_0"))[tensor.layer]
+    return layout is not None and any(section.layout == "rows" for section in layout.sections)
 
 
 def _own_format(source: WeightSource, tensor: Tensor) -> Quant | None:

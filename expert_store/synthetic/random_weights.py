@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from smallthinker import _kernels
 from smallthinker.expert_store.format import BLOCK, TILE_ROWS, Quant, packed_bytes
+from smallthinker.expert_store.synthetic import random_blocks
 
 # Random bytes become levels: one per byte, or two per byte at 4 bits. The lowest level, which has no positive twin, is
 # made zero; without that every matrix had a mean of half a step.
@@ -20,12 +22,17 @@ BYTE_LEVELS = np.concatenate([[0], np.arange(-127, 128)]).astype(np.float32)
 BYTE_STD = float(np.sqrt(np.mean(BYTE_LEVELS.astype(np.float64) ** 2)))
 _NIBBLES = np.concatenate([[8], np.arange(1, 16)]).astype(np.uint8)
 _NIBBLE_STD = float(np.sqrt(np.mean((_NIBBLES.astype(np.float64) - 8) ** 2)))
-LARGEST_LEVEL = {"q4_0": 7 / _NIBBLE_STD, "q8_0": 127 / BYTE_STD}
-"""In standard deviations of the matrix."""
 _FLOATS = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
 _Q4_TABLE = bytes(int(_NIBBLES[b & 15] | _NIBBLES[b >> 4] << 4) for b in range(256))
 _Q8_TILE_TABLE = bytes(b or 128 for b in range(256))  # as unsigned, 128 is zero
 _Q8_ROW_TABLE = bytes(0 if b == 128 else b for b in range(256))  # as signed, 128 is -128
+
+
+def largest_level(quant: Quant) -> float:
+    """In standard deviations of the matrix, for its first column; that of bytes for numbers, which have none."""
+    if quant in random_blocks.QUANTS:
+        return random_blocks.largest_level(quant)
+    return 7 / _NIBBLE_STD if quant == "q4_0" else 127 / BYTE_STD
 
 
 class RandomBytes:
@@ -45,6 +52,8 @@ class RandomBytes:
 
 def random_tiles(quant: Quant, rows: int, cols: int, std: float, random: RandomBytes) -> npt.NDArray[np.uint8]:
     """Random [rows, cols] in the tiles layout, uint8 [packed bytes]; rows of padding are zero."""
+    if quant in random_blocks.QUANTS:
+        return _kernels.repack(quant, "tiles", random_blocks.random_blocks(quant, rows, cols, std, random.bytes))
     groups, blocks, padding = -(-rows // TILE_ROWS), cols // BLOCK, -rows % TILE_ROWS
     if quant in _FLOATS:
         floats = random.weights(groups * cols * TILE_ROWS, _float_table(quant, std)).reshape(groups, cols, TILE_ROWS)
@@ -79,6 +88,9 @@ def random_rows(quant: Quant, rows: int, cols: int, std: float, random: RandomBy
 
 def set_first_column(packed: npt.NDArray[np.uint8], quant: Quant, cols: int, values: npt.NDArray[np.float32]) -> None:
     """In place, of tiles of [len(values), cols]; where there are only levels, to the largest. Padding stays zero."""
+    if quant in random_blocks.QUANTS:
+        random_blocks.set_first_column(packed, quant, cols, len(values))
+        return
     group, row = np.divmod(np.arange(len(values)), TILE_ROWS)
     if quant in _FLOATS:
         _floats(packed, quant).reshape(-1, cols, TILE_ROWS)[group, 0, row] = (
@@ -93,7 +105,9 @@ def set_first_column(packed: npt.NDArray[np.uint8], quant: Quant, cols: int, val
 
 def clear_first_row(packed: npt.NDArray[np.uint8], quant: Quant, cols: int) -> None:
     """In place, of tiles with `cols` columns."""
-    if quant in _FLOATS:
+    if quant in random_blocks.QUANTS:
+        random_blocks.clear_first_row(packed, quant, cols)
+    elif quant in _FLOATS:
         _floats(packed, quant).reshape(-1, cols, TILE_ROWS)[0, :, 0] = 0
     else:
         packed.reshape(-1, cols // BLOCK, packed_bytes(quant, "tiles", TILE_ROWS, BLOCK))[0, :, :2] = 0  # its scales

@@ -32,24 +32,23 @@ from smallthinker.expert_store.format import (
     CONFIG_FILE,
     TENSOR_ALIGN,
     TILE_ROWS,
-    Formats,
     Quant,
     RecordLayout,
     TensorSpec,
-    check_quant,
     record_layouts,
 )
 from smallthinker.expert_store.header import encode_header
+from smallthinker.expert_store.own_formats import formats_of
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.sources.checkpoint import INDEX_FILE, SINGLE_FILE
 from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
 from smallthinker.expert_store.synthetic.random_weights import (
     BYTE_LEVELS,
     BYTE_STD,
-    LARGEST_LEVEL,
     RandomBytes,
     clear_first_column,
     clear_first_row,
+    largest_level,
     random_rows,
     random_tiles,
     set_first_column,
@@ -62,8 +61,10 @@ from smallthinker.models.description import Model
 from smallthinker.models.families.smallthinker import MODEL_TYPE as FAMILY
 from smallthinker.models.published import PUBLISHED, published_shape
 from smallthinker.models.registry import checkpoint_tensors, parse_model, read_model, to_config
+from smallthinker.models.tensors import EMBEDDING
 
-QUANTS: tuple[Quant, ...] = ("q4_0", "q8_0", "bf16", "f16", "f32")  # whose bytes random_weights.py makes
+QUANTS = ("q4_0", "q4_k", "q4_k_s", "q4_k_m", "q6_k", "q8_0", "mxfp4", "bf16", "f16", "f32")
+"""Formats whose bytes random_weights.py makes, and mixes of them."""
 NO_QUANT = "none"
 
 MAX_SKEW = 16.0  # far beyond it nothing changes: each layer has k experts that every token uses
@@ -88,7 +89,7 @@ def synth(
     skew: standard deviation of a constant bias of each expert's router logit, in units of what tokens make of it (see
     `skew.py`). 0 is near-uniform routing; 1.3 is about that of the published models.
 
-    shape: "4b", "21b", "dense-1.5b" or the path of a config.json. quant: of a store (q4_0, q8_0, bf16, f16, f32), or
+    shape: "4b", "21b", "dense-1.5b" or the path of a config.json. quant: of a store, one of QUANTS, or
     "none" for a bf16 Hugging Face checkpoint in shards of `shard_bytes`. The tokenizer has 256 bytes and the special
     tokens. compress: a level to compress a store's experts with: these weights are as good as incompressible.
     Raises ConfigError, StoreWriteError.
@@ -115,9 +116,8 @@ def synth(
         return Path(out)
     if quant not in QUANTS:
         raise ConfigError(f"quantisation: expected one of {', '.join((*QUANTS, NO_QUANT))}, found {quant!r}")
-    kind = check_quant(quant)
-    formats = Formats(kind)
-    uneven = _Skew(config, skew, kind, seed) if skew else None
+    formats = formats_of(config, quant)
+    uneven = _Skew(config, skew, formats.of(EMBEDDING, None), seed) if skew else None
     with StoreWriter(Path(out), config, formats, files, force, progress, compress=compress, inputs=inputs) as writer:
         for spec in writer.dense_specs:
             writer.write_dense(spec, _dense_pieces(spec, RandomBytes(seed, spec.name), uneven))
@@ -170,7 +170,7 @@ class _Skew:
         self._seed = seed
         embedding_std = _std("embed_tokens", config.hidden_size)
         # the largest level there is, so that what routers multiply it with stays small
-        self._embedded = embedding_std * LARGEST_LEVEL["q4_0" if kind == "q4_0" else "q8_0"]
+        self._embedded = embedding_std * largest_level(kind or "q8_0")
         expert_gain = math.sqrt(0.5) * _gain("gate") * _gain("up") * _gain("down")  # ReLU halves the variance
         noise = RandomBytes(seed, "skew").bytes(noise_bytes(config))
         spreads = router_spreads(config, amount, embedding_std, _gain("router"), expert_gain, noise)

@@ -24,6 +24,31 @@ inline bool all_finite(const float* w, int64_t n) {
   return of_zeros == 0.0f;
 }
 
+// What to multiply a block's plain scale with, by which its extreme weight is -8, for little squared error of levels from -8
+// to 7: of 13 scales from 3/4 of it to 9/8, the line through the levels that one gives. With the extreme at 7 nothing is won.
+// x: the weights by the plain scale, in 64ths; counts: how much the error of each counts, at most 127. In integers, twice as
+// fast as floats, and sums have no order.
+inline float multiple_of_scale(const int16_t* x, const int16_t* counts) {
+  float best = 1.0f, most = 0.0f;
+  for (int16_t tried = 24; tried <= 36; ++tried) {
+    int32_t squares = 0, products = 0;
+    for (int i = 0; i < 32; ++i) {
+      const auto in_2048ths = static_cast<int16_t>(x[i] * tried + 1024);
+      auto n = static_cast<int16_t>(in_2048ths >> 11);
+      n = n < int16_t{-8} ? int16_t{-8} : n;
+      n = n > int16_t{7} ? int16_t{7} : n;
+      const auto counted = static_cast<int16_t>(n * counts[i]);
+      squares += counted * n;
+      products += counted * x[i];
+    }
+    const float slope = static_cast<float>(products) / static_cast<float>(squares), kept = static_cast<float>(products) * slope;
+    if (!(kept > most)) continue;
+    most = kept;
+    best = slope / 64.0f;
+  }
+  return best;
+}
+
 constexpr int kSumLanes = 8;
 struct Lanes {
   float of[kSumLanes] = {};

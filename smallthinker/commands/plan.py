@@ -8,10 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smallthinker.commands.options import WEIGHT_FORMATS, Commands, ProgressBar, add_command, add_kv, renamed, whole
+from smallthinker.commands.options import SHAPE_FORMATS, Commands, ProgressBar, add_command, add_kv, renamed, whole
 
 if TYPE_CHECKING:
-    from smallthinker.expert_store.format import Quant
     from smallthinker.prediction.compute_costs import ComputeCosts
     from smallthinker.prediction.needs import PlannedModel
     from smallthinker.prediction.routing import Routing
@@ -50,7 +49,7 @@ def add(commands: Commands) -> None:
     add_kv(parser)
     parser.add_argument("--threads", type=whole, metavar="N", help="arithmetic threads (default: physical cores)")
     parser.add_argument(
-        "--quant", choices=WEIGHT_FORMATS, help="weight format to convert to (default: q4_0, or the store's)"
+        "--quant", choices=SHAPE_FORMATS, help="weight format to convert to (default: q4_0, or the store's)"
     )
     parser.add_argument("--prompt", type=whole, default=128, metavar="N", help="tokens of a prompt (default: 128)")
     parser.add_argument("--max-tokens", type=whole, default=128, metavar="N", help="tokens of an answer (default: 128)")
@@ -69,7 +68,6 @@ def add(commands: Commands) -> None:
 def handle(args: argparse.Namespace) -> int:
     from smallthinker import host
     from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
-    from smallthinker.expert_store.format import Formats
     from smallthinker.figures import rounded
     from smallthinker.llm import DEMO_STORE
     from smallthinker.memory_plan import choose_context, default_budget, parse_size
@@ -105,8 +103,13 @@ def handle(args: argparse.Namespace) -> int:
         memory_plan(model, process, max(sizes))  # raises
 
     @lru_cache
-    def costs_of(quant: Quant, threads: int) -> ComputeCosts:
-        return measure(model.config, model.formats if quant == model.quant else Formats(quant), options.kv, threads)
+    def costs_of(quant: str, threads: int) -> ComputeCosts:
+        return measure(
+            model.config,
+            model.formats if quant == model.quant else model.with_quant(quant).formats,
+            options.kv,
+            threads,
+        )
 
     costs = costs_of(model.quant, options.threads or host.physical_cores())
     others = host.cores_of_others(before, host.cpu_seconds())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from smallthinker.commands.options import (
+    SHAPE_FORMATS,
     Commands,
     ProgressBar,
     add_command,
@@ -35,9 +36,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("store", metavar="OUT", type=Path, help="folder to write")
     parser.add_argument(
         "--quant",
-        choices=["q4_0", "q8_0", "bf16", "f16", "none"],
+        choices=[*SHAPE_FORMATS, "none"],
         default="q4_0",
-        help="weight format; none writes a bf16 Hugging Face checkpoint (default: q4_0)",
+        help="weight format; mxfp4: experts' alone, the rest q8_0; none writes a bf16 Hugging Face checkpoint "
+        "(default: q4_0)",
     )
     parser.add_argument(
         "--seed", type=whole, default=0, metavar="N", help="the same seed gives the same bytes (default: 0)"

@@ -12,9 +12,9 @@ from pathlib import Path
 from smallthinker import host
 from smallthinker.errors import CheckpointError, ConfigError
 from smallthinker.expert_store.device.disk_profile import DiskProfile
-from smallthinker.expert_store.format import CONFIG_FILE, Formats, Quant, dense_table
+from smallthinker.expert_store.format import CONFIG_FILE, Formats, dense_table
 from smallthinker.expert_store.native_queue import STAGE_THREADS
-from smallthinker.expert_store.own_formats import DEFAULT_QUANT, formats_in
+from smallthinker.expert_store.own_formats import DEFAULT_QUANT, formats_in, formats_of
 from smallthinker.expert_store.queues import reading_bytes
 from smallthinker.expert_store.sources.gguf_checkpoint import IN_PLACE_REMEDY, GgufModel
 from smallthinker.expert_store.sources.gguf_header import read_gguf_header
@@ -63,7 +63,7 @@ class Described:
     notes: tuple[str, ...]
 
 
-def read_offer(hub: Hub, offer: Offer, stored: Quant) -> Described:
+def read_offer(hub: Hub, offer: Offer, stored: str) -> Described:
     """stored: the format that safetensors would be converted to; a GGUF file runs where it lies.
 
     Raises ConfigError (not a model that this engine runs, by what isn't supported), CheckpointError (of this file:
@@ -91,11 +91,11 @@ def read_offer(hub: Hub, offer: Offer, stored: Quant) -> Described:
     return Described(model, formats, _needs(model, formats, dense, records.record_bytes, io_bytes), notes)
 
 
-def store_needs(model: Model, quant: Quant) -> Needs:
+def store_needs(model: Model, quant: str) -> Needs:
     """Of a store of this model."""
     dense, record = weight_bytes(model, quant)
     usual = DiskProfile()
-    return _needs(model, Formats(quant), dense, record, usual.depth * usual.chunk_bytes)
+    return _needs(model, formats_of(model, quant), dense, record, usual.depth * usual.chunk_bytes)
 
 
 def gguf_needs(model: Model, nbytes: int) -> Needs:
@@ -105,7 +105,7 @@ def gguf_needs(model: Model, nbytes: int) -> Needs:
     ratio = nbytes / (dense + model.num_records * record)
     usual = DiskProfile()
     io_bytes = (usual.depth + STAGE_THREADS) * usual.chunk_bytes
-    return _needs(model, Formats(DEFAULT_QUANT), int(dense * ratio), int(record * ratio), io_bytes)
+    return _needs(model, formats_of(model, DEFAULT_QUANT), int(dense * ratio), int(record * ratio), io_bytes)
 
 
 def _needs(model: Model, formats: Formats, dense_bytes: int, record_bytes: int, io_bytes: int) -> Needs:

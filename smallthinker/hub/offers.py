@@ -13,7 +13,8 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from smallthinker.errors import CheckpointError
-from smallthinker.expert_store.format import MADE_QUANTS, QUANTS
+from smallthinker.expert_store.format import QUANTS
+from smallthinker.expert_store.own_formats import MADE, MIXES
 from smallthinker.expert_store.sources.checkpoint import INDEX_FILE, MAX_INDEX_BYTES, SINGLE_FILE, shard_names
 from smallthinker.expert_store.sources.gguf_checkpoint import GGUF_SUFFIX, part_names
 from smallthinker.hub.repository import Hub, HubFile
@@ -89,7 +90,8 @@ def choices(found: Sequence[Offer], gguf: str | None, quant: str | None, repo: s
     nothing, or not exactly one of what was asked for."""
     folder = [offer for offer in found if offer.kind == "safetensors"]
     files = [offer for offer in found if offer.kind == "gguf"]
-    converts = quant is None or quant in MADE_QUANTS  # else a quantisation that only GGUF files have
+    is_mix = quant in MIXES and any(offer.quant == quant for offer in files)  # there it is made already
+    converts = quant is None or (quant in MADE and not is_mix)
     if gguf is None and folder and converts:
         return folder
     if gguf is not None:
@@ -105,7 +107,7 @@ def choices(found: Sequence[Offer], gguf: str | None, quant: str | None, repo: s
         listed = ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")
         raise CheckpointError(
             f"{repo}: expected one GGUF model {what}, found {len(chosen)}; --gguf takes one of {listed or 'none'}"
-            + ("; smallthinker convert makes any format of one" if quant in MADE_QUANTS and not chosen else "")
+            + ("; smallthinker convert makes any format of one" if quant in MADE and not chosen else "")
         )
     return chosen
 

@@ -21,15 +21,11 @@ from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.folder import AtomicFolder
 from smallthinker.expert_store.format import (
     ALL_FILES,
-    MADE_QUANTS,
     TOKENIZER_FILE,
-    Formats,
-    Quant,
-    check_quant,
     dense_table,
     expert_table,
 )
-from smallthinker.expert_store.own_formats import DEFAULT_QUANT
+from smallthinker.expert_store.own_formats import DEFAULT_QUANT, MADE, formats_of
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.sources.checkpoint import INDEX_FILE
 from smallthinker.expert_store.sources.checkpoint_settings import SETTINGS_FILES, read_config, settings_files
@@ -126,7 +122,7 @@ class Pull:
         """Whether a store is made of what comes; a GGUF file runs where it lies."""
         return self._offer.kind != "gguf"
 
-    def _choose(self, allowed: Sequence[Offer], stored: Quant, free_bytes: int) -> _Choice:
+    def _choose(self, allowed: Sequence[Offer], stored: str, free_bytes: int) -> _Choice:
         """The first that runs and that the disk holds, with its store; else the first that runs."""
         refusal: CheckpointError | None = None
         too_large: _Choice | None = None
@@ -286,13 +282,13 @@ def listing(hub: Hub, quant: str | None = None) -> Listing:
     return Listing(hub.repo, hub.commit, described.model.family, found, needs, None)
 
 
-def _stored_quant(quant: str | None) -> Quant:
+def _stored_quant(quant: str | None) -> str:
     """Of a store; a quantisation that only GGUF files have says nothing of one."""
-    return check_quant(quant) if quant in MADE_QUANTS else DEFAULT_QUANT
+    return quant if quant in MADE else DEFAULT_QUANT
 
 
-def _store_bytes(model: Model, stored: Quant) -> int:
-    formats = Formats(stored)
+def _store_bytes(model: Model, stored: str) -> int:
+    formats = formats_of(model, stored)
     return sum(spec.nbytes for spec in (*dense_table(model, formats), *expert_table(model, formats)))
 
 

@@ -41,7 +41,7 @@ class Change:
 
 
 def best_changes(
-    setting: Setting, now: Prediction, cores: int, costs_of: Callable[[Quant, int], ComputeCosts]
+    setting: Setting, now: Prediction, cores: int, costs_of: Callable[[str, int], ComputeCosts]
 ) -> list[Change]:
     """At most three, by gain; none where nothing is predicted to help. costs_of: of weights in another format, with so
     many threads."""
@@ -75,7 +75,7 @@ def _decode(setting: Setting, budget_bytes: int) -> float:
 
 
 def _candidates(
-    setting: Setting, now: Prediction, cores: int, costs_of: Callable[[Quant, int], ComputeCosts]
+    setting: Setting, now: Prediction, cores: int, costs_of: Callable[[str, int], ComputeCosts]
 ) -> Iterator[tuple[str, Setting]]:
     model, process, costs = setting.model, setting.process, setting.costs
     full = full_bytes(model, process)

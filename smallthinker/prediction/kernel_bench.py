@@ -46,7 +46,7 @@ def measure(config: Model, formats: Formats, kv: KvKind = "f16", threads: int | 
     fixed, each = _line(tokens, [chunk["attend"] for chunk in chunks])
     expert_sec, pair_sec = _two_terms(experts, pairs, [chunk["experts_sec"] for chunk in chunks])
     key_sec, chunk_key_sec = attention_sec(config, pool, kv)
-    stored_share, decompress_sec = compression(config, formats.quant)
+    stored_share, decompress_sec = compression(config, formats)
     landed = max(missing["python"] - resident["python"], 0.0) / missing["calls"]
     return ComputeCosts(
         threads=threads,

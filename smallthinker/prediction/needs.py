@@ -22,7 +22,7 @@ from smallthinker.expert_store.format import (
     dense_table,
     record_bytes,
 )
-from smallthinker.expert_store.own_formats import DEFAULT_QUANT
+from smallthinker.expert_store.own_formats import DEFAULT_QUANT, formats_of
 from smallthinker.expert_store.store import Store, is_gguf
 from smallthinker.files import is_there
 from smallthinker.memory_plan import MIB, MemoryPlan, plan_process
@@ -63,10 +63,12 @@ class PlannedModel:
         """Of all records in memory."""
         return self.config.num_records * self.record_bytes
 
-    def with_quant(self, quant: Quant) -> PlannedModel:
+    def with_quant(self, quant: str) -> PlannedModel:
         """The same model converted to another format of weights."""
         dense, record = weight_bytes(self.config, quant)
-        return replace(self, formats=Formats(quant), dense_bytes=dense, record_bytes=record, stored_bytes=record)
+        return replace(
+            self, formats=formats_of(self.config, quant), dense_bytes=dense, record_bytes=record, stored_bytes=record
+        )
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,14 @@ class Process:
     resident_bytes: int
 
 
-def weight_bytes(config: Model, quant: Quant) -> tuple[int, int]:
+def weight_bytes(config: Model, quant: str) -> tuple[int, int]:
     """What a store's dense weights take in memory, and one expert. Raises ConfigError where they can't have `quant`."""
-    formats = Formats(quant)
+    formats = formats_of(config, quant)
     formats.check(config)
     return sum(spec.nbytes for spec in dense_table(config, formats)), record_bytes(config, formats)
 
 
-def find_model(name: str, quant: Quant | None = None) -> PlannedModel:
+def find_model(name: str, quant: str | None = None) -> PlannedModel:
     """A published shape, a config.json, a checkpoint's folder, a store or a GGUF file. Raises ConfigError,
     StoreFormatError, CheckpointError, StoreReadError, TokenizerError, RequestError."""
     path = Path(name)
@@ -112,7 +114,7 @@ def find_model(name: str, quant: Quant | None = None) -> PlannedModel:
     if not (path / EXPERTS_FILE).exists():
         return _model(str(path), read_model(path / CONFIG_FILE), quant or DEFAULT_QUANT, path)
     with Store.open(path) as store:
-        if quant not in (None, store.quant):
+        if quant not in (None, store.quant) and store.formats != formats_of(store.config, quant):
             raise RequestError(f"--quant: this store is {store.quant}, found {quant}; plan its checkpoint instead")
         model = replace(_model(str(path), store.config, store.quant, path), formats=store.formats)
         stored = store.on_disk_bytes // store.num_experts
@@ -120,7 +122,7 @@ def find_model(name: str, quant: Quant | None = None) -> PlannedModel:
         return replace(model, dense_bytes=dense, record_bytes=record, stored_bytes=stored, is_store=True)
 
 
-def _gguf_model(path: Path, quant: Quant | None) -> PlannedModel:
+def _gguf_model(path: Path, quant: str | None) -> PlannedModel:
     """Of a file that is run where it lies."""
     host.trim_heap()
     before = host.resident_bytes()  # as Engine: the file's words stay in memory from here on
@@ -135,7 +137,7 @@ def _gguf_model(path: Path, quant: Quant | None) -> PlannedModel:
         )
 
 
-def _model(name: str, config: Model, quant: Quant, folder: Path | None) -> PlannedModel:
+def _model(name: str, config: Model, quant: str, folder: Path | None) -> PlannedModel:
     dense, record = weight_bytes(config, quant)
     has_tokenizer = folder is not None and (folder / TOKENIZER_FILE).is_file()
     tokenizer = config.vocab_size * TOKENIZER_BYTES_PER_WORD
@@ -144,7 +146,9 @@ def _model(name: str, config: Model, quant: Quant, folder: Path | None) -> Plann
         kept = Tokenizer(folder, config.vocab_size)
         tokenizer = host.resident_bytes() - before
         del kept
-    return PlannedModel(name, config, Formats(quant), dense, record, record, tokenizer, has_tokenizer, folder)
+    return PlannedModel(
+        name, config, formats_of(config, quant), dense, record, record, tokenizer, has_tokenizer, folder
+    )
 
 
 def memory_plan(model: PlannedModel, process: Process, budget_bytes: int) -> MemoryPlan:

@@ -11,7 +11,7 @@ import numpy as np
 from smallthinker import _kernels
 from smallthinker.cache.kv_ring import QUANTS, KvKind
 from smallthinker.expert_store.compression import Compressor, Decompressor
-from smallthinker.expert_store.format import Formats, Quant
+from smallthinker.expert_store.format import Formats
 from smallthinker.models.description import Model
 from smallthinker.prediction.bench_model import random_record
 
@@ -46,12 +46,13 @@ def attention_sec(config: Model, pool: _kernels.ThreadPool, kv: KvKind) -> tuple
     return max(call(1, keys) - short, 0.0) / keys, call(tokens, seen) / (tokens * (seen - (tokens - 1) / 2))
 
 
-def compression(config: Model, quant: Quant) -> tuple[float, float]:
+def compression(config: Model, formats: Formats) -> tuple[float, float]:
     """What is left of a record, and the seconds in which one thread decompresses it. Of a format that only files bring
     there are no weights to try it with: as if nothing came of it."""
+    quant = formats.quant
     if not _kernels.can_pack(quant):
         return 1.0, 0.0
-    record = random_record(config, Formats(quant), np.random.default_rng(0))
+    record = random_record(config, formats, np.random.default_rng(0))
     stored = Compressor(quant, _COMPRESSION_LEVEL).stored(record)
     if len(stored) == len(record):
         return 1.0, 0.0

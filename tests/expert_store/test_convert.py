@@ -27,8 +27,8 @@ from smallthinker.models.registry import checkpoint_name, checkpoint_places, rea
 Run = Callable[..., subprocess.CompletedProcess[str]]
 F32 = npt.NDArray[np.float32]
 
-# largest error of a weight, in parts of the largest weight of its block
-TOLERANCE = {"f32": 0.0, "bf16": 0, "f16": 2**-11, "q8_0": 0.5 / 127 + 2**-11, "q4_0": 1 / 8 + 2**-11}
+# largest error of a weight, in parts of the largest weight of its block; of q4_0: 9 of the smallest, as 7
+TOLERANCE = {"f32": 0.0, "bf16": 0, "f16": 2**-11, "q8_0": 0.5 / 127 + 2**-11, "q4_0": 2 / 9 + 2**-11}
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Format stability: bytes that were written once must be read, and written, the same for ever.
 
 tests/vectors/packing.safetensors: float32 weights [20, 64] and their packed bytes in every layout and quantisation.
-tests/vectors/golden_store: a whole store. To be made again only with a new format version: see `make_vectors`.
+tests/vectors/golden_store: a whole store. To be made again only with a new format version: see `make_vectors`; or, of a
+format whose levels are searched, with another search. Then old bytes are read as before, as the demo model's are.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,14 @@ from reading import unpack_expert
 from smallthinker import _kernels
 from smallthinker.errors import CheckpointError, ConfigError
 from smallthinker.expert_store.convert import convert, open_checkpoint
+from smallthinker.expert_store.format import Formats
+from smallthinker.expert_store.own_formats import formats_of
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.llm import LLM
+from smallthinker.models.description import Head
+from smallthinker.models.published import PUBLISHED
+from smallthinker.models.registry import parse_model
 
 gguf = pytest.importorskip("gguf", reason="needs smallthinker[gguf]")
 
@@ -110,16 +116,36 @@ def test_a_block_whose_scale_is_no_number_is_told_by_the_tensor(checkpoint: Path
         convert(path, tmp_path / "store")
 
 
-def test_formats_that_cannot_be_made_and_rows_that_are_no_whole_blocks_are_refused(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_formats_that_cannot_be_made_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"quantisation: expected one of .*q4_k.*, found 'q5_1'"):
         convert(checkpoint, tmp_path / "store", "q5_1")
-    (tmp_path / "config.json").write_text(json.dumps(WIDE | {"moe_ffn_hidden_size": 96}))
-    narrow = synth(str(tmp_path / "config.json"), tmp_path / "narrow", "none")
+    with pytest.raises(ConfigError, match=r"quantisation: expected one of .*q4_k_m, found 'mxfp4'"):
+        convert(checkpoint, tmp_path / "store", "mxfp4")
     with pytest.raises(ConfigError, match=r"down: expected columns in multiples of 256 for q4_k, found 96"):
-        convert(narrow, tmp_path / "store", "q4_k")
+        Formats("q4_k").check(parse_model(WIDE | {"moe_ffn_hidden_size": 96}))
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize(("quant", "expected"), [("q4_k", "q4_k, down q4_0"), ("q6_k", "q6_k, down q8_0")])
+def test_rows_that_are_no_whole_blocks_of_256_become_blocks_of_32(tmp_path: Path, quant: str, expected: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(WIDE | {"moe_ffn_hidden_size": 96}))
+    narrow, notes = synth(str(tmp_path / "config.json"), tmp_path / "narrow", "none"), list[str]()
+    with Store.open(convert(narrow, tmp_path / "store", quant, notice=notes.append)) as store:
+        assert str(store.formats) == expected
+    assert any("multiples of 256" in note and expected in note for note in notes)
+
+
+def test_a_mix_gives_the_head_more_bits_and_leaves_neurons_that_can_be_skipped_in_rows() -> None:
+    model, dense = parse_model(WIDE), parse_model(PUBLISHED["olmoe"])
+    attention = "k_proj q4_k, lm_head q6_k, o_proj q4_k, q_proj q4_k, v_proj q6_k"
+    assert str(formats_of(model, "q4_k_m")) == f"q4_0, embed_tokens q4_k, {attention}"
+    assert str(formats_of(dense, "q4_k_m")) == "q4_k, down q6_k, lm_head q6_k, v_proj q6_k"
+    assert str(formats_of(dense, "q4_k_s")) == "q4_k, lm_head q6_k"
+    tied = formats_of(replace(dense, head=Head(tied=True)), "q4_k_m")
+    assert str(tied) == "q4_k, down q6_k, embed_tokens q6_k, v_proj q6_k"
+    assert str(formats_of(model, "mxfp4")) == (
+        "mxfp4, embed_tokens q8_0, k_proj q8_0, lm_head q8_0, o_proj q8_0, q_proj q8_0, v_proj q8_0"
+    )
 
 
 def test_a_store_in_q4_k_and_q6_k_answers(checkpoint: Path, tmp_path: Path) -> None:

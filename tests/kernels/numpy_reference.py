@@ -21,7 +21,61 @@ MADE = (*ELEMENTS, "q8_0", "q4_0")  # that pack and unpack know
 
 
 def blocks_q4_0(w: F32) -> tuple[npt.NDArray[np.float16], U8]:
-    """Scales [rows, blocks] and nibbles 0..15 [rows, blocks, 32], as ggml rounds."""
+    """Scales [rows, blocks] and nibbles 0..15 [rows, blocks, 32]: as ggml rounds, or searched where that errs less."""
+    x = w.reshape(len(w), -1, 32)
+    plain, n = plain_q4_0(w)
+    usable = np.isfinite(plain) & (plain != 0)
+    extreme = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)[..., 0]
+    scale = np.where(usable, extreme / np.float32(-8), np.float32(1)).astype(np.float32)
+    x = np.where(usable[..., None], x, 0)
+    in_64ths = (x * (np.float32(64) / scale)[..., None] + np.float32(512.5)).astype(np.int32) - 512
+    counts = counts_q4_0(in_64ths)
+    best, most = np.ones_like(scale), np.zeros_like(scale)
+    for tried in range(24, 37):
+        level = np.clip((in_64ths * tried + 1024) >> 11, -8, 7)
+        products = (counts * level * in_64ths).sum(-1).astype(np.float32)
+        slope = products / np.maximum((counts * level * level).sum(-1), 1).astype(np.float32)
+        better = products * slope > most
+        most, best = np.where(better, products * slope, most), np.where(better, slope / np.float32(64), best)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        level = levels_q4_0(x, scale * best)
+        counted = level * counts.astype(np.float32)
+        fitted = sum_of_lanes(counted * x) / sum_of_lanes(counted * level)
+        searched = fitted.astype(np.float16)
+        levels = (levels_q4_0(x, searched.astype(np.float32)) + 8).astype(np.uint8)
+        better = usable & (error_q4_0(x, counts, searched, levels) < error_q4_0(x, counts, plain, n))
+    return np.where(better, searched, plain), np.where(better[..., None], levels, n)
+
+
+def counts_q4_0(in_64ths: I32) -> I32:
+    """How much an error of each weight counts: as the root of its square and the block's mean square."""
+    squares = in_64ths**2
+    of = np.sqrt((squares.sum(-1, keepdims=True) // 32 + squares).astype(np.float32)) * np.float32(0.125)
+    return of.astype(np.int32)
+
+
+def error_q4_0(x: F32, counts: I32, scale: npt.NDArray[np.float16], n: U8) -> F32:
+    """Of blocks."""
+    off = scale.astype(np.float32)[..., None] * (n.astype(np.float32) - 8) - x
+    return sum_of_lanes(off * off * counts.astype(np.float32))
+
+
+def levels_q4_0(x: F32, scale: F32) -> F32:
+    levels: F32 = np.rint(np.clip(np.nan_to_num(x * (np.float32(1) / scale)[..., None]), -8, 7))
+    return levels
+
+
+def sum_of_lanes(x: F32) -> F32:
+    """Of 32, in the one order that there is: eight lanes, then their sum."""
+    of = x.reshape(*x.shape[:-1], 4, 8)
+    lane = ((of[..., 0, :] + of[..., 1, :]) + of[..., 2, :]) + of[..., 3, :]
+    half = lane[..., :4] + lane[..., 4:]
+    total: F32 = (half[..., 0] + half[..., 2]) + (half[..., 1] + half[..., 3])
+    return total
+
+
+def plain_q4_0(w: F32) -> tuple[npt.NDArray[np.float16], U8]:
+    """As ggml rounds: the largest magnitude is -8."""
     x = w.reshape(len(w), -1, 32)
     extreme = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)[..., 0]
     scale = extreme / np.float32(-8)

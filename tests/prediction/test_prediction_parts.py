@@ -161,7 +161,7 @@ def test_a_probed_disk_gives_what_the_probe_found(depth: int, bandwidth: float, 
 
 
 def test_compression_of_a_format_that_cannot_be_made_here_promises_nothing() -> None:
-    assert compression(SMALL, "q5_0") == (1.0, 0.0)
+    assert compression(SMALL, Formats("q5_0")) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("formats", [Formats("q4_0"), Formats("q4_0", {"down": "q8_0", "lm_head": "f16"}, whole=True)])

@@ -17,13 +17,63 @@ struct q4_0 : ScaledBlock {
   static constexpr int64_t kBytes = 16;  // of a block beside its scale
   static constexpr int32_t kZero = 8, kLevelOfZero = kZero;
 
-  // As ggml: the largest magnitude becomes -8.
+  // As ggml, the largest magnitude is -8; or with the scale and the levels that err less, if some do. An error counts as the
+  // root of the weight's square and the block's mean square: large weights matter more. So blocks that are q4_0 already
+  // stay as they are.
   static float scale_for(float largest) { return largest / -8.0f; }
   static int32_t round(float x) { return std::clamp(static_cast<int32_t>(x + 8.5f), 0, 15); }
   static void quantize(const float* w, uint8_t* block) {
-    int32_t q[kBlock];
-    store_f16(block, quantize_levels<q4_0>(w, q));
+    int32_t plain[kBlock], searched[kBlock];
+    const float scale = quantize_levels<q4_0>(w, plain);
+    store_f16(block, scale);
+    const int32_t* const q = search(w, scale, load_f16(block), plain, searched, block) ? searched : plain;
     for (int64_t i = 0; i < kBytes; ++i) block[2 + i] = static_cast<uint8_t>(q[i] | q[i + kBytes] << 4);
+  }
+  // Leaves the scale in `block`, and says whether it is better than `kept` with the levels `plain`.
+  static bool search(const float* w, float scale, float kept, const int32_t* plain, int32_t* levels, uint8_t* block) {
+    if (kept == 0.0f || !std::isfinite(kept)) return false;
+    int16_t x[kBlock], counts[kBlock];
+    const float units = 64.0f / scale;
+    int32_t squares = 0;
+    for (int64_t i = 0; i < kBlock; ++i) {
+      x[i] = static_cast<int16_t>(static_cast<int32_t>(w[i] * units + 512.5f) - 512);
+      squares += x[i] * x[i];
+    }
+    const int32_t mean = squares / static_cast<int32_t>(kBlock);
+    for (int64_t i = 0; i < kBlock; ++i) {
+      counts[i] = static_cast<int16_t>(std::sqrt(static_cast<float>(mean + x[i] * x[i])) * 0.125f);
+    }
+    uint8_t half[2];
+    store_f16(half, fitted(w, counts, scale * multiple_of_scale(x, counts)));
+    const float found = load_f16(half), inverse = 1.0f / found;
+    for (int64_t i = 0; i < kBlock; ++i) levels[i] = round_to_int(w[i] * inverse, -8, 7) + kZero;
+    if (!(error(w, counts, found, levels) < error(w, counts, kept, plain))) return false;
+    std::memcpy(block, half, 2);
+    return true;
+  }
+  // The best scale for the levels that `near` gives.
+  static float fitted(const float* w, const int16_t* counts, float near) {
+    const float inverse = 1.0f / near;
+    Lanes squares, products;
+    for (int64_t i = 0; i < kBlock; i += kSumLanes) {
+      for (int64_t lane = 0; lane < kSumLanes; ++lane) {
+        const float n = round_within(w[i + lane] * inverse, -8, 7);
+        const float counted = n * static_cast<float>(counts[i + lane]);
+        squares.of[lane] += counted * n;
+        products.of[lane] += counted * w[i + lane];
+      }
+    }
+    return products.sum() / squares.sum();
+  }
+  static float error(const float* w, const int16_t* counts, float scale, const int32_t* levels) {
+    Lanes errors;
+    for (int64_t i = 0; i < kBlock; i += kSumLanes) {
+      for (int64_t lane = 0; lane < kSumLanes; ++lane) {
+        const float off = scale * static_cast<float>(levels[i + lane] - kZero) - w[i + lane];
+        errors.of[lane] += off * off * static_cast<float>(counts[i + lane]);
+      }
+    }
+    return errors.sum();
   }
   static void unpack(const uint8_t* block, float* w) {
     const float scale = load_f16(block);

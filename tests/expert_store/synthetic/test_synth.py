@@ -16,7 +16,6 @@ from tokenizers import Tokenizer
 from smallthinker import _kernels
 from smallthinker.errors import ConfigError
 from smallthinker.expert_store.convert import convert
-from smallthinker.expert_store.format import Quant
 from smallthinker.expert_store.sources.checkpoint import Checkpoint
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
@@ -24,6 +23,7 @@ from smallthinker.expert_store.synthetic.synth import QUANTS, synth
 from smallthinker.models.published import PUBLISHED
 from smallthinker.models.registry import parse_model, read_model
 from smallthinker.models.tensors import num_parameters
+from smallthinker.prediction.needs import find_model, weight_bytes
 
 
 def test_a_seed_gives_the_same_bytes_and_another_seed_others(tiny_config: Path, tmp_path: Path) -> None:
@@ -32,14 +32,27 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(tiny_config: Path, 
         assert (a / name).read_bytes() == (b / name).read_bytes() != (c / name).read_bytes()
 
 
+WIDE = TINY | {"hidden_size": 256, "moe_ffn_hidden_size": 256, "num_attention_heads": 16}  # whole blocks of 256
+
+
+@pytest.fixture
+def config(tmp_path: Path, quant: str) -> str:
+    """Whose matrices all can have the format."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(TINY if quant in ("q4_0", "q8_0", "bf16", "f16", "f32") else WIDE))
+    return str(path)
+
+
 @pytest.mark.parametrize("quant", QUANTS)
 def test_weights_are_zero_mean_of_the_stated_size_and_half_of_the_gates_are_zero(
-    tiny_config: Path, tmp_path: Path, quant: Quant
+    config: str, tmp_path: Path, quant: str
 ) -> None:
-    store = Store.open(synth(str(tiny_config), tmp_path / "store", quant))
+    store = Store.open(synth(config, tmp_path / "store", quant))
     store.verify()
-    rng = np.random.default_rng(0)
-    for name, std in (("embed_tokens", 2 / 8), ("layers.1.q_proj", 0.8 / 8), ("layers.0.o_proj", 0.1 / 8)):
+    assert find_model(config, quant).formats == store.formats
+    assert weight_bytes(store.config, quant) == (store.dense_bytes, store.record_bytes)
+    rng, root = np.random.default_rng(0), store.config.hidden_size**0.5
+    for name, std in (("embed_tokens", 2 / root), ("layers.1.q_proj", 0.8 / root), ("layers.0.o_proj", 0.1 / root)):
         spec = store.dense_spec(name)
         assert spec.quant is not None
         weights = _kernels.unpack(spec.quant, "tiles", store.dense(name).copy(), *spec.shape)
@@ -50,8 +63,9 @@ def test_weights_are_zero_mean_of_the_stated_size_and_half_of_the_gates_are_zero
     zero = []
     for index in range(store.num_experts):
         record = np.frombuffer(raw, np.uint8, store.record_bytes, store.record_offset(index))
-        nbytes = _kernels.packed_bytes(quant, "tiles", ffn, hidden)
-        gate = _kernels.unpack(quant, "tiles", record[:nbytes].copy(), ffn, hidden)
+        kind = store.formats.of_experts(0)[0]
+        nbytes = _kernels.packed_bytes(kind, "tiles", ffn, hidden)
+        gate = _kernels.unpack(kind, "tiles", record[:nbytes].copy(), ffn, hidden)
         zero.append(np.mean(rng.standard_normal((50, hidden)) @ gate.T <= 0))
     assert np.mean(zero) == pytest.approx(0.5, abs=0.03)
 
@@ -133,8 +147,8 @@ def unpacked(store: Store, name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("quant", QUANTS)
-def test_a_skew_rides_on_a_coordinate_that_no_layer_touches(tiny_config: Path, tmp_path: Path, quant: Quant) -> None:
-    store = Store.open(synth(str(tiny_config), tmp_path / "store", quant, skew=1.3))
+def test_a_skew_rides_on_a_coordinate_that_no_layer_touches(config: str, tmp_path: Path, quant: str) -> None:
+    store = Store.open(synth(config, tmp_path / "store", quant, skew=1.3))
     embedding = unpacked(store, "embed_tokens")
     assert len(set(embedding[:, 0].tolist())) == 1 and embedding[0, 0] > 0
     assert np.std(embedding[:, 1]) > 0
@@ -150,7 +164,8 @@ def test_a_skew_rides_on_a_coordinate_that_no_layer_touches(tiny_config: Path, t
     for index in range(store.num_experts):
         record = np.frombuffer(raw, np.uint8, store.record_bytes, store.record_offset(index))
         packed = record[part.offset :][: part.nbytes].copy()
-        down = _kernels.unpack(quant, part.layout, packed, part.rows, part.cols)
+        down = _kernels.unpack(part.quant, part.layout, packed, part.rows, part.cols)
+        down = down if part.is_transposed else down.T
         assert not down[:, 0].any() and down[:, 1:].any(0).all()
 
 
