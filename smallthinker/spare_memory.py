@@ -11,7 +11,7 @@ from smallthinker import host
 from smallthinker.memory_plan import MIB, STARTING_BYTES
 
 KEPT_BYTES = 8 * MIB  # free of the budget, whatever is lent
-_FIRST_TOKENS, _MOST_TOKENS = 16, 256  # decoded before it is measured for the first time, and between two times
+_FIRST_TOKENS, _MOST_TOKENS = 8, 256  # decoded before it is measured for the first time, and between two times
 _MOST_SHARE = 4  # of the planned slots, one in so many
 
 

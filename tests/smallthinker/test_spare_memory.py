@@ -25,10 +25,10 @@ def holding(monkeypatch: pytest.MonkeyPatch, resident: int, uncharged: int = BUD
 def test_what_is_not_used_is_lent_but_for_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     spare = SpareMemory(BUDGET, RECORD, planned=300, most=1000)
     holding(monkeypatch, BUDGET - 20 * MIB)
-    assert not spare.look(15, taken=300, planned=300) and spare.slots == 0  # too early
-    assert not spare.look(16, taken=299, planned=300)  # not all of what is planned has been taken
-    assert spare.look(17, taken=300, planned=300) and spare.slots == (20 * MIB - KEPT_BYTES) // RECORD
-    assert not spare.look(18, taken=300, planned=300)  # just now
+    assert not spare.look(7, taken=300, planned=300) and spare.slots == 0  # too early
+    assert not spare.look(8, taken=299, planned=300)  # not all of what is planned has been taken
+    assert spare.look(9, taken=300, planned=300) and spare.slots == (20 * MIB - KEPT_BYTES) // RECORD
+    assert not spare.look(10, taken=300, planned=300)  # just now
     # the lent ones are taken: nothing has changed
     holding(monkeypatch, BUDGET - KEPT_BYTES)
     assert not spare.look(1000, taken=306, planned=300) and spare.slots == 6
@@ -39,7 +39,7 @@ def test_what_is_not_used_is_lent_but_for_a_rest(monkeypatch: pytest.MonkeyPatch
 def test_it_is_given_back_where_something_else_takes_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     spare = SpareMemory(BUDGET, RECORD, planned=300, most=1000)
     holding(monkeypatch, BUDGET - 20 * MIB)
-    spare.look(16, taken=300, planned=300)
+    spare.look(8, taken=300, planned=300)
     holding(monkeypatch, BUDGET - 4 * MIB)
     assert spare.look(1000, taken=306, planned=300) and spare.slots == 4
     holding(monkeypatch, BUDGET + 40 * MIB)
@@ -49,7 +49,7 @@ def test_it_is_given_back_where_something_else_takes_the_memory(monkeypatch: pyt
 def test_a_cgroups_limit_counts_pages_of_files_too(monkeypatch: pytest.MonkeyPatch) -> None:
     spare = SpareMemory(BUDGET, RECORD, planned=300, most=1000)
     holding(monkeypatch, BUDGET - 30 * MIB, uncharged=12 * MIB)
-    assert spare.look(16, taken=300, planned=300) and spare.slots == 2
+    assert spare.look(8, taken=300, planned=300) and spare.slots == 2
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_no_more_than_a_start_may_need_nor_than_the_model_has(
     spare = SpareMemory(BUDGET, record, planned, most)
     assert spare.most == expected
     holding(monkeypatch, 0)
-    spare.look(16, taken=planned, planned=planned)
+    spare.look(8, taken=planned, planned=planned)
     assert spare.slots == expected
 
 
