@@ -111,12 +111,14 @@ def main() -> None:
             assert last is not None
             slow, fast = (statistics.median(s) for s in zip(*speeds, strict=True))
             s = last.stats.speculation
+            by_account = 1 + s.saved_sec / last.stats.decode_sec if last.stats.decode_sec else 1.0
             print(f"{name:12} {slow:7.2f} -> {fast:7.2f} tokens/s, {statistics.median(ratios):.2f}x "
-                  f"({min(ratios):.2f} to {max(ratios):.2f}); {last.stats.new_tokens} tokens, "
-                  f"{s.accepted} of {s.proposed} accepted in {s.batches} batches", flush=True)  # fmt: skip
+                  f"({min(ratios):.2f} to {max(ratios):.2f}), by its own account {by_account:.2f}x; "
+                  f"{last.stats.new_tokens} tokens, {s.accepted} of {s.proposed} right in {s.batches} batches",
+                  flush=True)  # fmt: skip
             found[name] = {"ratio": statistics.median(ratios), "ratios": ratios, "plain_tok_per_sec": slow,
                            "tok_per_sec": fast, "tokens": last.stats.new_tokens, "accepted": s.accepted,
-                           "proposed": s.proposed, "batches": s.batches}  # fmt: skip
+                           "proposed": s.proposed, "by_account": by_account, "batches": s.batches}  # fmt: skip
         plain.close()
         guessing.close()
     print(json.dumps(found))

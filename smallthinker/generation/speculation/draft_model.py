@@ -48,8 +48,11 @@ class DraftModel:
         fit whole, and what Engine raises."""
         assert options.draft is not None
         path = Path(options.draft)
-        engine = Engine(path, memory=options.memory, threads=options.threads, reader=options.reader, hot_set=False,
+        try:
+            engine = Engine(path, memory=options.memory, threads=options.threads, reader=options.reader, hot_set=False,
                         reserved=options.reserved, speculation="off", progress=options.progress)  # fmt: skip
+        except MemoryBudgetError as e:
+            raise MemoryBudgetError(f"draft: {path}: of this model alone: {e}", e.floor_bytes) from None
         try:
             plan, record_bytes = engine.plan, engine.store.record_bytes
             if plan.slots < plan.num_experts:

@@ -25,7 +25,9 @@ _PLAIN, _FEWEST_PLAIN = 7, 3
 # disk is the limit.
 _FIRST_COST, _FIRST_PRICE = 0.4, 1.0
 _COST_WEIGHT = 0.3  # of the last batch, in its size's average
-_COST_TOKENS = 512  # plain tokens after which a batch's cost is forgotten, since the cache may be another by then
+_COST_TOKENS = (
+    64  # plain tokens after which a cost is forgotten: the cache, and who else computes, may be others by then
+)
 _BATCHES = 32  # at most, until a plain token is computed again for comparison
 # How much a kind's first guess counts, in proposals; what is kept of the others for each batch, each time that the kind
 # wasn't worth proposing, and at each answer.

@@ -111,7 +111,7 @@ def test_a_draft_that_does_not_fit_or_is_not_there_is_refused(hybrid_store: Path
         LLM(hybrid_store, draft=tmp_path / "nowhere")
     with pytest.raises(RequestError, match="draft: has no meaning with speculation off"):
         LLM(hybrid_store, draft=hybrid_store, speculation="off")
-    with pytest.raises(MemoryBudgetError):
+    with pytest.raises(MemoryBudgetError, match=r"draft: .* of this model alone: memory: 20 MiB is below the floor"):
         LLM(hybrid_store, draft=hybrid_store, memory="20MiB")
 
 
