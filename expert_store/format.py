@@ -35,7 +35,8 @@ REQUIRED_FILES = (CONFIG_FILE, TOKENIZER_FILE, DENSE_FILE, EXPERTS_FILE)
 PROFILE_FILE = "disk-profile.json"  # what a probe of this machine found; no part of the model
 HOT_FILE = "hot-experts.safetensors"  # which experts the last runs used most; no part of the model either
 PREDICTOR_FILE = "predictor.safetensors"  # which experts are worth reading early; no output depends on it
-_LEARNED_FILES = (PROFILE_FILE, HOT_FILE, PREDICTOR_FILE)
+PACKED_TOKENIZER_FILE = "tokenizer.packed"  # the vocabulary as arrays, made again where it is missing
+_LEARNED_FILES = (PROFILE_FILE, HOT_FILE, PREDICTOR_FILE, PACKED_TOKENIZER_FILE)
 ALL_FILES = (*REQUIRED_FILES, TOKENIZER_CONFIG_FILE, *_LEARNED_FILES, *(f".{name}.*" for name in _LEARNED_FILES))
 
 Quant = Literal[

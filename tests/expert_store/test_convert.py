@@ -23,6 +23,7 @@ from smallthinker.expert_store.sources.checkpoint import Checkpoint
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.models.registry import checkpoint_name, checkpoint_places, read_model
+from smallthinker.text.packed_vocabulary import FILE_NAME
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 F32 = npt.NDArray[np.float32]
@@ -253,3 +254,10 @@ def test_the_library_reads_a_synthetic_checkpoint_as_we_do(checkpoint: Path) -> 
             value = loaded[checkpoint_name(source.config, name)]
             assert np.array_equal(source.read(name), value)
             assert np.array_equal(source.read(name, 1, 3), value[1:3])
+
+
+def test_force_replaces_a_store_that_has_been_used(checkpoint: Path, tmp_path: Path) -> None:
+    store = convert(checkpoint, tmp_path / "store", "q4_0")
+    (store / FILE_NAME).write_bytes(b"what the first start packs")
+    convert(checkpoint, store, "q4_0", force=True)
+    assert not (store / FILE_NAME).exists() or (store / FILE_NAME).read_bytes() != b"what the first start packs"
