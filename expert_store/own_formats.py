@@ -26,8 +26,8 @@ from smallthinker.expert_store.sources.gguf_checkpoint import IN_PLACE_REMEDY, G
 from smallthinker.models.description import Model
 from smallthinker.models.tensors import DOWN, EXPERT_ROLES, GATE, HEAD, UP, Tensor, head_role, tensors
 
-DEFAULT_QUANT = "q4_0"
-"""A format or a mix: what docs/quality.md finds best at its size."""
+DEFAULT_QUANT = "q4"
+"""What docs/quality.md finds best at four bits: q4_k_s, or q4_0 where the model can't use that; see `_four_bits`."""
 KEEP = "keep"
 MIXES: Mapping[str, Mapping[str, Quant]] = {
     "q4_k_s": {"": "q4_k", HEAD: "q6_k"},
@@ -41,7 +41,11 @@ _OF_NEURONS: Mapping[Quant, Quant] = {"q4_k": "q4_0", "q6_k": "q4_0"}
 """In a mix, for networks of which only live neurons are read: of formats that can lie in rows."""
 
 
-MADE = (*MADE_QUANTS, *(name for name, roles in MIXES.items() if all(quant in MADE_QUANTS for quant in roles.values())))
+MADE = (
+    DEFAULT_QUANT,
+    *MADE_QUANTS,
+    *(name for name, roles in MIXES.items() if all(quant in MADE_QUANTS for quant in roles.values())),
+)
 """What can be made of numbers."""
 
 
@@ -53,6 +57,8 @@ def check_made(quant: str) -> None:
 
 def formats_of(model: Model, quant: str) -> Formats:
     """What a format or a mix gives each matrix. Raises ConfigError for an unknown one."""
+    if quant == DEFAULT_QUANT:
+        quant = _four_bits(model)
     roles: Mapping[str, Quant] = MIXES.get(quant) or {"": check_quant(quant)}
     matrices, of = _matrices(model), dict[str, Quant]()
     for tensor in matrices:
@@ -74,7 +80,7 @@ def choose_formats(source: WeightSource, quant: str | None, notice: Callable[[st
     if quant is not None and quant != KEEP:
         check_made(quant)
         formats = formats_of(source.config, quant)
-        if quant not in MIXES and str(formats) != quant:
+        if quant not in (*MIXES, DEFAULT_QUANT) and str(formats) != quant:
             notice(
                 f"{source.path}: not all matrices have columns in multiples of 256, as {quant} wants them: {formats}"
             )
@@ -83,9 +89,8 @@ def choose_formats(source: WeightSource, quant: str | None, notice: Callable[[st
     own = {tensor.name: _own_format(source, tensor) for tensor in matrices}
     lost = [name for name, format in own.items() if format is None]
     if lost:
-        notice(
-            f"{source.path}: {len(lost)} matrices can't stay as they are, {lost[0]} first: they become {DEFAULT_QUANT}"
-        )
+        become = _four_bits(source.config)
+        notice(f"{source.path}: {len(lost)} matrices can't stay as they are, {lost[0]} first: they become {become}")
     has_blocks = any(format in BLOCK_QUANTS for format in own.values())
     numbers_stay = quant == KEEP or (has_blocks and isinstance(source, GgufCheckpoint))
     of: dict[str, Quant] = {}
@@ -123,6 +128,14 @@ def formats_in(model: GgufModel) -> Formats:
 def _matrices(model: Model) -> list[Tensor]:
     """Those whose format can be chosen."""
     return [tensor for tensor in tensors(model) if len(tensor.shape) > 1 and tensor.role not in ALWAYS_F32]
+
+
+def _four_bits(model: Model) -> str:
+    """Blocks of 256 lose half of what q4_0 loses. But they can't lie as rows, of which dead neurons' stay unread, and
+    columns that are no multiple of 256 can't have them."""
+    layouts = filter(None, record_layouts(model, Formats("q4_0")))
+    has_rows = any(section.layout == "rows" for layout in layouts for section in layout.sections)
+    return "q4_0" if has_rows or model.hidden_size % column_multiple("q4_k") else "q4_k_s"
 
 
 def _skips_neurons(model: Model, tensor: Tensor) -> bool:

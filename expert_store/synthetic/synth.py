@@ -63,7 +63,7 @@ from smallthinker.models.published import PUBLISHED, published_shape
 from smallthinker.models.registry import checkpoint_tensors, parse_model, read_model, to_config
 from smallthinker.models.tensors import EMBEDDING
 
-QUANTS = ("q4_0", "q4_k", "q4_k_s", "q4_k_m", "q6_k", "q8_0", "mxfp4", "bf16", "f16", "f32")
+QUANTS = ("q4", "q4_0", "q4_k", "q4_k_s", "q4_k_m", "q6_k", "q8_0", "mxfp4", "bf16", "f16", "f32")
 """Formats whose bytes random_weights.py makes, and mixes of them."""
 NO_QUANT = "none"
 

@@ -38,8 +38,8 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--quant",
         choices=[*WEIGHT_FORMATS, "keep"],
-        help="weight format; keep: each matrix's own, exactly (default: quantised weights stay as they are, others "
-        "become q4_0)",
+        help="weight format; q4: q4_k_s, or q4_0 where a model can't use that; keep: each matrix's own, exactly "
+        "(default: quantised weights stay as they are, others become q4)",
     )
     parser.add_argument("--force", action="store_true", help="replace an existing store, once the new one is whole")
     add_compression(parser)

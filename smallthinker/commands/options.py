@@ -24,7 +24,7 @@ EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h
 MAX_DIGITS = 20  # those of 2**64
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 MOST_TEXT_BYTES = 1 << 30  # the tokens of more would need tens of GiB
-WEIGHT_FORMATS = ("q4_0", "q4_k", "q4_k_s", "q4_k_m", "q6_k", "q8_0", "bf16", "f16")
+WEIGHT_FORMATS = ("q4", "q4_0", "q4_k", "q4_k_s", "q4_k_m", "q6_k", "q8_0", "bf16", "f16")
 SHAPE_FORMATS = (*WEIGHT_FORMATS, "mxfp4")  # of models without weights: it can be run, but not made of numbers
 COMPRESSION_LEVEL = 3  # of quantised weights, higher ones make nothing smaller; see docs/benchmarks.md
 

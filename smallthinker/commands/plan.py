@@ -49,7 +49,7 @@ def add(commands: Commands) -> None:
     add_kv(parser)
     parser.add_argument("--threads", type=whole, metavar="N", help="arithmetic threads (default: physical cores)")
     parser.add_argument(
-        "--quant", choices=SHAPE_FORMATS, help="weight format to convert to (default: q4_0, or the store's)"
+        "--quant", choices=SHAPE_FORMATS, help="weight format to convert to (default: q4, or the store's)"
     )
     parser.add_argument("--prompt", type=whole, default=128, metavar="N", help="tokens of a prompt (default: 128)")
     parser.add_argument("--max-tokens", type=whole, default=128, metavar="N", help="tokens of an answer (default: 128)")

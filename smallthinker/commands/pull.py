@@ -53,7 +53,7 @@ def add(commands: Commands) -> None:
         "--quant",
         type=str.lower,
         metavar="QUANT",
-        help=f"of safetensors the store's weight format ({', '.join(WEIGHT_FORMATS)}; default: q4_0), else which GGUF "
+        help=f"of safetensors the store's weight format ({', '.join(WEIGHT_FORMATS)}; default: q4), else which GGUF "
         "file to take, as q4_k_m (default: of those that run and fit, the one that loses little for its size)",
     )
     parser.add_argument(

@@ -37,9 +37,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--quant",
         choices=[*SHAPE_FORMATS, "none"],
-        default="q4_0",
-        help="weight format; mxfp4: experts' alone, the rest q8_0; none writes a bf16 Hugging Face checkpoint "
-        "(default: q4_0)",
+        default="q4",
+        help="weight format; q4: q4_k_s, or q4_0 where a model can't use that; mxfp4: experts' alone, the rest q8_0; "
+        "none writes a bf16 Hugging Face checkpoint (default: q4)",
     )
     parser.add_argument(
         "--seed", type=whole, default=0, metavar="N", help="the same seed gives the same bytes (default: 0)"

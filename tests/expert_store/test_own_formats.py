@@ -152,3 +152,17 @@ def test_a_store_in_q4_k_and_q6_k_answers(checkpoint: Path, tmp_path: Path) -> N
     for quant in ("q4_k", "q6_k"):
         with LLM(convert(checkpoint, tmp_path / quant, quant), memory="4GiB") as llm:
             assert len(llm.generate("a sea", max_tokens=8, ignore_eos=True, temperature=0).token_ids) == 8
+
+
+def test_four_bits_are_blocks_of_256_where_a_model_can_use_them() -> None:
+    def named(shape: str) -> str:
+        model = parse_model(PUBLISHED[shape])
+        assert formats_of(model, "q4") in (formats_of(model, "q4_0"), formats_of(model, "q4_k_s"))
+        return "q4_0" if formats_of(model, "q4") == formats_of(model, "q4_0") else "q4_k_s"
+
+    assert {shape: named(shape) for shape in ("qwen3-30b-a3b", "llama-3.2-1b")} == {
+        "qwen3-30b-a3b": "q4_k_s",
+        "llama-3.2-1b": "q4_k_s",
+    }
+    assert named("4b") == "q4_0"  # of which dead neurons stay unread
+    assert named("smollm2-135m") == "q4_0"  # 576 columns
