@@ -7,12 +7,13 @@ then the arrays. Knows nothing about encoding: see `packed_tokenizer`.
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,14 @@ _MAGIC = b"smallthinker vocabulary 1\n"
 _SIZES = struct.Struct("<II")  # a checksum of all that follows, the length of the JSON object
 _ARRAYS = {"ends": "<u4", "texts": "|u1", "sorted": "<u4", "pairs": "<u8", "ranks": "<u4", "merged": "<u4"}
 _MOST_TOKENS = 1 << 24
+
+
+class Hints(Protocol):
+    """Where what was learned of a model is kept: a Store."""
+
+    def hint_path(self, name: str) -> Path: ...
+
+    def write_hint(self, name: str, data: bytes) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -129,11 +138,19 @@ def load(path: Path, source: str) -> PackedVocabulary | None:
         return None
 
 
-def save(vocabulary: PackedVocabulary, source: str, write: Callable[[str, bytes], bool]) -> None:
-    """Keep it for the next start, where that can be. write: as `Store.write_hint`."""
+def can_be_kept(hints: Hints) -> bool:
+    """Or each start would take another second and a half to pack it again."""
+    folder = hints.hint_path(FILE_NAME).parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return os.access(folder, os.W_OK)
+
+
+def save(vocabulary: PackedVocabulary, source: str, hints: Hints) -> None:
+    """Keep it for the next start, where that can be."""
     fields = asdict(replace(vocabulary, arrays={}))
     del fields["arrays"]
     payload = b"".join(vocabulary.arrays[name].astype(kind).tobytes() for name, kind in _ARRAYS.items())
     counts = [len(vocabulary.arrays[name]) for name in _ARRAYS]
     header = json.dumps({"source": source, "counts": counts, "fields": fields}).encode("ascii")
-    write(FILE_NAME, _MAGIC + _SIZES.pack(zlib.crc32(header + payload), len(header)) + header + payload)
+    hints.write_hint(FILE_NAME, _MAGIC + _SIZES.pack(zlib.crc32(header + payload), len(header)) + header + payload)

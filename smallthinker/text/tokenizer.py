@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
 from smallthinker import host
 from smallthinker.errors import TokenizerError, one_line
@@ -22,19 +22,11 @@ from smallthinker.text import packed_vocabulary
 from smallthinker.text.chat_template import ChatTemplate, NoChatTemplateError, load_chat_template
 from smallthinker.text.decoding import Decoding, StreamDecoder
 from smallthinker.text.packed_tokenizer import PackedTokenizer, agree
-from smallthinker.text.packed_vocabulary import PackedVocabulary
+from smallthinker.text.packed_vocabulary import Hints, PackedVocabulary
 from smallthinker.text.panics import panics_as_errors, tokenizer_faults
 from smallthinker.text.plain_text import ControlTokens, PlainText, Spans
 
 _LOADING_BYTES = 24 << 20  # and 9 to 12 times the file, seen while the library loads one
-
-
-class Hints(Protocol):
-    """Where what was learned of a model is kept: a Store."""
-
-    def hint_path(self, name: str) -> Path: ...
-
-    def write_hint(self, name: str, data: bytes) -> bool: ...
 
 
 class Message(TypedDict):
@@ -104,7 +96,7 @@ class Tokenizer:
     def _made(self, path: Path, raw: bytes, hints: Hints | None) -> Any:
         """The library's tokenizer, or one that packs it and makes the same of every text that is tried."""
         vocabulary = None
-        if hints is not None and len(raw) >= packed_vocabulary.LEAST_BYTES:
+        if hints is not None and len(raw) >= packed_vocabulary.LEAST_BYTES and packed_vocabulary.can_be_kept(hints):
             with suppress(ValueError, KeyError, TypeError):  # the library will say what is wrong
                 vocabulary = packed_vocabulary.pack(raw)
             host.trim_heap()  # one after the other takes no more than the library alone
@@ -117,7 +109,7 @@ class Tokenizer:
             packed = _checked(vocabulary)
         if packed is None or not agree(packed, tokenizer):
             return tokenizer
-        packed_vocabulary.save(vocabulary, self._files.digest("tokenizer.json"), hints.write_hint)
+        packed_vocabulary.save(vocabulary, self._files.digest("tokenizer.json"), hints)
         return packed
 
     @tokenizer_faults("encode a text")

@@ -198,7 +198,12 @@ def test_one_for_another_model_is_refused_on_the_second_start_too(folder: Folder
         Tokenizer(folder.path, 280, folder)
 
 
-def test_where_nothing_can_be_written_it_is_packed_each_time(folder: Folder) -> None:
-    folder.write_hint = lambda name, data: False  # type: ignore[method-assign]
-    assert is_packed(Tokenizer(folder.path, VOCAB, folder))
+def test_where_nothing_can_be_kept_the_library_serves(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_vocabulary.os, "access", lambda path, mode: False)
+    assert not is_packed(Tokenizer(folder.path, VOCAB, folder))
     assert not (folder.path / FILE_NAME).exists()
+
+
+def test_a_folder_that_is_still_to_be_made_is_no_hindrance(folder: Folder) -> None:
+    hints = Folder(folder.path / "cache" / "model")
+    assert is_packed(Tokenizer(folder.path, VOCAB, hints))
