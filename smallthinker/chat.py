@@ -13,18 +13,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from smallthinker.errors import ContextLengthError, SmallThinkerError, one_line
-from smallthinker.files import write_whole
+from smallthinker.files import parse_json, read_small, write_whole
 from smallthinker.llm import LLM, ChatOptions, GenerationOptions
 from smallthinker.terminal import PromptBar, answer_stream, read_input
 from smallthinker.terminal import thought as print_thought
 from smallthinker.text.answer_parser import Part, Reasoning, Said
 
 HELP = """\
-/help        this list
-/reset       forget the conversation
-/save FILE   write the conversation to a new file: .json for messages, else a transcript
-/quit        leave (so does Ctrl-D)
-Ctrl-C       stop the answer"""
+/help          this list
+/retry         answer the last question anew
+/undo          take the last question and its answer back
+/reset         forget the conversation
+/system TEXT   what the model is told first, from now on; without TEXT, nothing
+/save FILE     write the conversation to a new file: .json for messages, else a transcript
+/load FILE     go on with a conversation that was saved as .json
+/quit          leave (so do /bye and Ctrl-D)
+Ctrl-C         stop the answer"""
+_ROLES = ("system", "user", "assistant")
 
 
 class Chat:
@@ -62,7 +67,7 @@ class Chat:
             except KeyboardInterrupt:
                 print("\n/quit or Ctrl-D leaves.")
                 continue
-            if line == "/quit":
+            if line in ("/quit", "/bye", "/exit"):
                 return 0
             if line.startswith("/"):
                 self._command(line)
@@ -71,15 +76,38 @@ class Chat:
 
     def _command(self, line: str) -> None:
         name, _, argument = line.partition(" ")
+        argument = argument.strip()
         if name == "/help":
             print(HELP)
         elif name == "/reset":
             self.messages = list(self._opening)
             print("The conversation is forgotten.")
+        elif name == "/retry":
+            question = self._take_back()
+            if question is not None:
+                self._answer(question)
+        elif name == "/undo":
+            if self._take_back() is not None:
+                print("The last question and its answer are forgotten.")
+        elif name == "/system":
+            rest = self.messages[len(self._opening) :]
+            self._opening = [{"role": "system", "content": argument}] if argument else []
+            self.messages = [*self._opening, *rest]
         elif name == "/save":
-            print(self._save(argument.strip()))
+            print(self._save(argument))
+        elif name == "/load":
+            print(self._load(argument))
         else:
             print(f"{name}: unknown command; /help lists them")
+
+    def _take_back(self) -> str | None:
+        """The last question, which is forgotten with its answer; None, and a word of it, where there is none."""
+        if len(self.messages) - len(self._opening) < 2:
+            print("Nothing has been asked yet.")
+            return None
+        question = self.messages[-2]["content"]
+        del self.messages[-2:]
+        return question
 
     def _save(self, name: str) -> str:
         if not name:
@@ -94,6 +122,22 @@ class Chat:
         except (OSError, ValueError, RuntimeError) as e:  # RuntimeError: ~NAME of nobody
             return f"{name}: not saved: {(e.strerror if isinstance(e, OSError) else None) or e}"
         return f"saved {len(self.messages)} messages to {path}"
+
+    def _load(self, name: str) -> str:
+        if not name:
+            return "/load needs a file name"
+        try:
+            messages = parse_json(read_small(Path(name).expanduser()))
+            if not isinstance(messages, list) or not all(map(_is_message, messages)):
+                raise ValueError("expected a list of messages with role and content, as /save FILE.json writes them")
+            first = len(messages) and messages[0]["role"] == "system"
+            roles = [message["role"] for message in messages[first:]]
+            if roles != ["user", "assistant"] * (len(roles) // 2):
+                raise ValueError("expected questions and answers in turns")
+        except (OSError, ValueError, RuntimeError) as e:  # RuntimeError: ~NAME of nobody
+            return f"{name}: not loaded: {(e.strerror if isinstance(e, OSError) else None) or e}"
+        self._opening, self.messages = messages[:first], messages
+        return f"{len(messages)} messages; the last: {one_line(messages[-1]['content'], 60) if messages else 'none'}"
 
     def _answer(self, text: str) -> None:
         self.messages.append({"role": "user", "content": text})
@@ -140,6 +184,12 @@ class Chat:
                 yield from event.parts
         if self._timings and stream.completion is not None:
             print(f"\n{stream.completion.profile.table()}", end="", file=sys.stderr)
+
+
+def _is_message(value: object) -> bool:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        return False
+    return value.get("role") in _ROLES and "content" in value
 
 
 def _next_line() -> str:

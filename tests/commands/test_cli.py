@@ -293,6 +293,32 @@ def test_a_chat_keeps_history_saves_it_and_resets(hybrid_store: Path, tmp_path: 
     assert "/save FILE" in result.stdout
 
 
+def test_a_chat_takes_back_asks_again_and_goes_on_with_what_was_saved(hybrid_store: Path, tmp_path: Path) -> None:
+    def chat(*lines: str) -> str:
+        result = smallthinker(
+            "chat", "-m", hybrid_store, "--max-tokens", "5", "--seed", "3", stdin="\n".join(lines), cwd=tmp_path
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def saved(name: str) -> list[tuple[str, str]]:
+        return [(m["role"], m["content"]) for m in json.loads((tmp_path / name).read_text())]
+
+    first = chat("/retry", "/system Be brief.", "hello", "/save a.json", "again", "/undo", "/save b.json", "/retry",
+                 "/save c.json", "/system", "/undo", "/undo", "/save d.json", "/bye", "never reached")  # fmt: skip
+    assert first.count("Nothing has been asked yet.") == 2
+    assert saved("a.json") == saved("b.json") == saved("c.json")  # the same seed: the same answer
+    assert [role for role, _ in saved("a.json")] == ["system", "user", "assistant"] and saved("d.json") == []
+    chat("/load a.json", "again", "/save e.json", "/reset", "/save f.json")
+    assert saved("e.json")[:3] == saved("a.json") and len(saved("e.json")) == 5
+    assert saved("f.json") == saved("a.json")[:1]
+    (tmp_path / "odd.json").write_text('[{"role": "assistant", "content": "x"}]')
+    (tmp_path / "broken.json").write_text('[{"role": "user"}]')
+    told = chat("/load", "/load nowhere.json", "/load odd.json", "/load broken.json", "hello")
+    assert "/load needs a file name" in told and "nowhere.json: not loaded" in told
+    assert "questions and answers in turns" in told and "role and content" in told
+
+
 def test_a_chat_that_outgrows_its_context_forgets_the_oldest_turn(hybrid_store: Path) -> None:
     turns = "\n".join(["x" * 60] * 8)
     result = smallthinker("chat", "-m", hybrid_store, "--context", "256", "--max-tokens", "20", stdin=turns)
