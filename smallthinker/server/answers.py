@@ -6,8 +6,11 @@ An answer that nobody waits for is cancelled at once: when the client leaves, wh
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request as HttpRequest
@@ -23,6 +26,7 @@ from smallthinker.text.chat_prompt import AnswerFormat
 Result = TypeVar("Result")
 # Some clients give up on a connection that says nothing while a long prompt is computed.
 PING_SEC = 10.0
+_TOLD_SEC = 0.25  # between two words of a prompt's progress
 
 
 @dataclass(frozen=True)
@@ -37,24 +41,48 @@ class WantedAnswer:
     chat: AnswerFormat | None = None
 
 
-class Answers:
-    """Iterate for (number of the answer, Token or Finished), and None when nothing has come for a while."""
+@dataclass(frozen=True)
+class PromptRead:
+    """How many of the tokens of an answer's prompt have been computed."""
 
-    def __init__(self, service: Service, asked: Sequence[WantedAnswer], timeout_sec: float, client: str) -> None:
-        """Queue them, as one request of this client's.
+    number: int
+    done: int
+    total: int
+
+    def to_dict(self) -> dict[str, int]:
+        """As llama.cpp's server has it, but that an answer's number is told, too."""
+        return {"index": self.number, "processed": self.done, "total": self.total}
+
+
+class Answers:
+    """Iterate for (number of the answer, Token or Finished), PromptRead, and None when nothing has come for a while."""
+
+    def __init__(
+        self,
+        service: Service,
+        asked: Sequence[WantedAnswer],
+        timeout_sec: float,
+        client: str,
+        *,
+        tells_progress: bool = False,
+    ) -> None:
+        """Queue them, as one request of this client's. tells_progress: of the prompts.
 
         Raises QueueFullError, ContextLengthError and RequestError; then none of them runs."""
         self._service, self._timeout_sec = service, timeout_sec
         self.requests: list[Request] = []
         self._stopped: set[int] = set()
+        self._hear: Callable[[PromptRead], object] = lambda read: None
+        self._told = 0.0
         try:
-            for one in asked:
+            for number, one in enumerate(asked):
                 self.requests.append(
                     service.llm.scheduler.submit(
                         one.prompt,
                         one.params,
                         logits_processor=one.make_processor(),
                         logprobs=one.logprobs,
+                        on_prefill=partial(self._prefilled, number) if tells_progress else None,
                         timeout_sec=timeout_sec,
                         client=client,
                         batch=id(self),
@@ -64,6 +92,14 @@ class Answers:
         except BaseException:
             self.close()
             raise
+
+    def _prefilled(self, number: int, done: int, total: int) -> None:
+        """On the thread that computes."""
+        now = time.monotonic()
+        if done == total or now - self._told >= _TOLD_SEC:
+            self._told = now
+            with suppress(RuntimeError):  # the loop has ended
+                self._hear(PromptRead(number, done, total))
 
     def close(self) -> None:
         """Cancel what isn't finished."""
@@ -76,10 +112,11 @@ class Answers:
         self._stopped.add(number)
         self.requests[number].cancel()
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Token | Finished] | None]:
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Token | Finished] | PromptRead | None]:
         """Raises ApiError when time is over or the server shuts down, and whatever broke an answer."""
-        arrived: asyncio.Queue[tuple[int, Token | Finished | Exception] | None] = asyncio.Queue()
+        arrived: asyncio.Queue[tuple[int, Token | Finished | Exception] | PromptRead | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
+        self._hear = lambda read: loop.call_soon_threadsafe(arrived.put_nowait, read)
 
         async def pump(number: int, request: Request) -> None:
             try:
@@ -98,8 +135,8 @@ class Answers:
                     news = await arrived.get()
                 finally:
                     silence.cancel()
-                if news is None:
-                    yield None
+                if not isinstance(news, tuple):
+                    yield news
                     continue
                 number, event = news
                 if isinstance(event, Exception):

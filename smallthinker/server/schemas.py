@@ -102,6 +102,7 @@ class Sampling(TextRequest):
     """What `chat/completions` and `completions` share."""
 
     stream_options: StreamOptions | None = None
+    return_progress: bool = False  # as llama.cpp's server has it
     n: Count | None = None
     top_k: int | None = None
     min_p: float | None = None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 
 import httpx
 import pytest
 from openai import APIError, BadRequestError, NotFoundError, OpenAI
 from running import NAME, Running, say
+
+from smallthinker.server import answers
 
 TEXT: dict[str, Any] = {"model": NAME, "prompt": "The sea was", "temperature": 0, "max_tokens": 10}
 INPUT: dict[str, Any] = {"model": NAME, "input": "Who is it?", "temperature": 0, "max_output_tokens": 10}
@@ -51,6 +54,29 @@ def test_a_continuation_streams_with_its_usage_at_the_end(client: OpenAI) -> Non
     assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == whole.choices[0].text
     assert chunks[-2].choices[0].finish_reason == "length"
     assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 10
+
+
+@pytest.mark.parametrize("form", ["chat", "text"])
+def test_a_stream_tells_how_far_the_prompt_has_been_read_if_asked(
+    form: str, client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "_TOLD_SEC", 0.0)
+    words = f"Who is it, and where is number {time.monotonic_ns()}? " * 20  # nothing of it has been computed before
+
+    def asked(**more: Any) -> list[Any]:
+        options: dict[str, Any] = {"model": NAME, "temperature": 0, "max_tokens": 3, "stream": True, **more}
+        if form == "text":
+            return list(client.completions.create(prompt=words, **options))
+        return list(client.chat.completions.create(messages=[{"role": "user", "content": words}], **options))
+
+    chunks = asked(extra_body={"return_progress": True}, stream_options={"include_usage": True})
+    told = [chunk.prompt_progress for chunk in chunks if hasattr(chunk, "prompt_progress")]
+    total = chunks[-1].usage.prompt_tokens
+    assert [one["processed"] for one in told] == sorted({one["processed"] for one in told})
+    assert len(told) > 1 and told[-1] == {"index": 0, "processed": total, "total": total}
+    assert not any(hasattr(chunk, "prompt_progress") for chunk in asked())
+    with pytest.raises(BadRequestError, match="return_progress"):
+        asked(stream=False, extra_body={"return_progress": True})
 
 
 def test_echo_begins_with_the_prompt(client: OpenAI, server: Running) -> None:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from smallthinker.generation.answer import Completion, Finished, Token
 from smallthinker.server.access.clients import client_of
-from smallthinker.server.answers import PING_SEC, Answers, WantedAnswer, respond, unless_gone, with_seeds
+from smallthinker.server.answers import PING_SEC, Answers, PromptRead, WantedAnswer, respond, unless_gone, with_seeds
 from smallthinker.server.errors import bad_request, end_of_stream
 from smallthinker.server.openai.logprobs import chat_logprobs
 from smallthinker.server.openai.usage import Usage, timings
@@ -32,7 +32,13 @@ async def chat_completions(request: Request) -> Response:
     async with service.bodies.read(request, ChatRequest) as asked:
         service.check_model(asked.model)
         chat = await unless_gone(request, service.prepare(client, _prepare, service, asked))
-    answers = Answers(service, with_seeds(chat.asked, chat.n), service.timeout(asked.timeout), client)
+    answers = Answers(
+        service,
+        with_seeds(chat.asked, chat.n),
+        service.timeout(asked.timeout),
+        client,
+        tells_progress=asked.return_progress,
+    )
     return await respond(request, answers, chat, stream=asked.stream)
 
 
@@ -129,7 +135,7 @@ class _Chat:
     async def whole(self, answers: Answers) -> dict[str, Any]:
         completions: dict[int, Completion] = {}
         async for item in answers:
-            if item is None:
+            if not isinstance(item, tuple):
                 continue
             number, event = item
             choice = self._choices[number]
@@ -158,8 +164,8 @@ class _Chat:
             for number in range(self.n):
                 yield self._chunk(number, {"role": "assistant", "content": ""})
             async for item in answers:
-                if item is None:
-                    yield PING
+                if not isinstance(item, tuple):
+                    yield PING if item is None else self._progress(item)
                     continue
                 number, event_ = item
                 choice = self._choices[number]
@@ -210,6 +216,10 @@ class _Chat:
         choice = {"index": number, "delta": delta, "finish_reason": reason, "logprobs": logprobs}
         chunk = self._head("chat.completion.chunk") | {"choices": [choice]}
         return event(chunk | {"usage": None} if self.usage_wanted else chunk)
+
+    def _progress(self, read: PromptRead) -> bytes:
+        said = {"choices": [], "prompt_progress": read.to_dict()}
+        return event(self._head("chat.completion.chunk") | said | ({"usage": None} if self.usage_wanted else {}))
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self.service.name}

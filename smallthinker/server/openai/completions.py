@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from smallthinker.generation.answer import Completion, Finished, Token, TokenLogprobs
 from smallthinker.server.access.clients import client_of
-from smallthinker.server.answers import Answers, WantedAnswer, respond, unless_gone, with_seeds
+from smallthinker.server.answers import Answers, PromptRead, WantedAnswer, respond, unless_gone, with_seeds
 from smallthinker.server.errors import bad_request, end_of_stream
 from smallthinker.server.openai.logprobs import finite, token_text
 from smallthinker.server.openai.usage import Usage, timings
@@ -34,7 +34,9 @@ async def completions(request: Request) -> Response:
     async with service.bodies.read(request, CompletionRequest) as asked:
         service.check_model(asked.model)
         texts = await unless_gone(request, service.prepare(client, _prepare, service, asked))
-    answers = Answers(service, texts.asked, service.timeout(asked.timeout), client)
+    answers = Answers(
+        service, texts.asked, service.timeout(asked.timeout), client, tells_progress=asked.return_progress
+    )
     return await respond(request, answers, texts, stream=asked.stream)
 
 
@@ -95,7 +97,7 @@ class _Texts:
     async def whole(self, answers: Answers) -> dict[str, Any]:
         found: dict[int, Completion] = {}
         async for item in answers:
-            if item is not None and isinstance(item[1], Finished):
+            if isinstance(item, tuple) and isinstance(item[1], Finished):
                 found[item[0]] = item[1].completion
         choices = [
             self._choice(number, self.echoes[number] + done.text, _reason(done), done.logprobs, 0)
@@ -113,8 +115,8 @@ class _Texts:
                 if echo:
                     yield self._chunk(number, echo)
             async for item in answers:
-                if item is None:
-                    yield PING
+                if not isinstance(item, tuple):
+                    yield PING if item is None else self._progress(item)
                     continue
                 number, event_ = item
                 if isinstance(event_, Token) and event_.logprobs is not None:
@@ -140,6 +142,10 @@ class _Texts:
         for first in range(0, len(self.asked), self.n):
             usage += Usage.of([found[number] for number in range(first, first + self.n)])
         return usage
+
+    def _progress(self, read: PromptRead) -> bytes:
+        said = {"choices": [], "prompt_progress": read.to_dict()}
+        return event(self._head() | said | ({"usage": None} if self.usage_wanted else {}))
 
     def _chunk(
         self,

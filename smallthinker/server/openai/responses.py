@@ -92,7 +92,7 @@ class _Answer:
     async def whole(self, answers: Answers) -> dict[str, Any]:
         completion: Completion | None = None
         async for item in answers:
-            if item is not None:
+            if isinstance(item, tuple):
                 self._take(item[1])
                 completion = item[1].completion if isinstance(item[1], Finished) else None
         assert completion is not None
@@ -105,7 +105,7 @@ class _Answer:
             yield items.event("response.created", response=self._response(None))
             yield items.event("response.in_progress", response=self._response(None))
             async for item in answers:
-                if item is None:
+                if not isinstance(item, tuple):
                     yield PING
                     continue
                 for event in self._take(item[1]):

@@ -65,6 +65,8 @@ def choices(asked: Sampling, limits: Limits) -> int:
         raise bad_request(f"n: at most {limits.choices} are taken, found {n}", "n")
     if asked.stream_options is not None and not asked.stream:
         raise bad_request("stream_options: has no meaning without stream", "stream_options")
+    if asked.return_progress and not asked.stream:
+        raise bad_request("return_progress: has no meaning without stream", "return_progress")
     return n
 
 
