@@ -70,7 +70,7 @@ def sum_of_lanes(x: F32) -> F32:
     of = x.reshape(*x.shape[:-1], 4, 8)
     lane = ((of[..., 0, :] + of[..., 1, :]) + of[..., 2, :]) + of[..., 3, :]
     half = lane[..., :4] + lane[..., 4:]
-    total: F32 = (half[..., 0] + half[..., 2]) + (half[..., 1] + half[..., 3])
+    total: F32 = (half[..., 0] + half[..., 1]) + (half[..., 2] + half[..., 3])
     return total
 
 
