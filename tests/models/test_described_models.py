@@ -23,6 +23,7 @@ from smallthinker.expert_store.format import ALWAYS_F32, Formats
 from smallthinker.models import description as d
 from smallthinker.models.registry import parse_model, to_config
 from smallthinker.models.tensors import tensors
+from smallthinker.router import look_ahead as look_ahead_module
 
 # Of the logits' range at a position; int8 activations, which formats of blocks have, make the larger one.
 TOLERANCE, TOLERANCE_OF_BLOCKS = 3e-3, 6e-2
@@ -268,7 +269,10 @@ def late_model(layers: int = 3) -> d.Model:
     return d.Model("described", 300, 64, 256, (layer,) * layers, norm, d.Head(True), tokens)
 
 
-def test_a_router_behind_attention_is_asked_before_it_and_its_guesses_are_read(tmp_path: Path) -> None:
+def test_a_router_behind_attention_is_asked_before_it_and_its_guesses_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(look_ahead_module, "_HOPE", 0.6)  # of random weights, few of the first guesses are right
     store, _ = stored(late_model(1), Formats("f16"), tmp_path)
     tokens = np.random.default_rng(0).integers(0, 256, 100).tolist()
     found = {}
