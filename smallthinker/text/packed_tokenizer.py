@@ -7,6 +7,7 @@ the library's tokens and offsets: whoever packs a vocabulary compares the two (`
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -35,8 +36,6 @@ class PackedTokenizer:
 
     def __init__(self, vocabulary: PackedVocabulary) -> None:
         """Raises ValueError where the vocabulary contradicts itself, and what the library raises for the rest of it."""
-        import json
-
         from tokenizers import AddedToken, Tokenizer, models
 
         self._bpe = Bpe(
@@ -46,17 +45,19 @@ class PackedTokenizer:
             fuses_unknown=vocabulary.fuses_unknown,
             ignores_merges=vocabulary.ignores_merges,
         )
-        self._words, self._size, self.beginning = vocabulary.arrays["sorted"], vocabulary.size, vocabulary.beginning
+        self._words, self.beginning = vocabulary.arrays["sorted"], vocabulary.beginning
+        self.size = vocabulary.size  # one more than the highest id
         rest = Tokenizer.from_str(json.dumps(vocabulary.rest))
         self.normalizer, self.pre_tokenizer, self.decoder = rest.normalizer, rest.pre_tokenizer, rest.decoder
         self._added = {
             token["id"]: AddedToken(**{k: v for k, v in token.items() if k != "id"}) for token in vocabulary.added
         }
         self._special = {token.content for token in self._added.values() if token.special}
-        self._id_of = {token.content: id for id, token in self._added.items()}
         # Finds added tokens in a text: all else is one unknown word.
         self._finder = Tokenizer(models.WordLevel({"\0": 0}, unk_token="\0"))
         self._finder.add_tokens(list(self._added.values()))  # all at once: each call makes the automaton anew
+        # by its own ids: what it found may have the spaces beside a token, too
+        self._id_of = {self._finder.token_to_id(token.content): id for id, token in self._added.items()}
 
     @property
     def model(self) -> PackedTokenizer:
@@ -73,8 +74,8 @@ class PackedTokenizer:
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
         found = self._finder.encode(text, add_special_tokens=False)
-        for token, (start, end) in zip(found.tokens, found.offsets, strict=True):
-            id = self._id_of.get(token)
+        for number, (start, end) in zip(found.ids, found.offsets, strict=True):
+            id = self._id_of.get(number)
             if id is not None:
                 ids.append(id)
                 offsets.append((start, end))
@@ -93,11 +94,6 @@ class PackedTokenizer:
 
     def id_to_token(self, id: int) -> str | None:
         return self._bpe.text(id)
-
-    @property
-    def size(self) -> int:
-        """One more than the highest id."""
-        return self._size
 
     def get_vocab(self, with_added_tokens: bool = False) -> dict[str, int]:
         """Of the words, without added tokens."""
@@ -126,12 +122,16 @@ def encode_words(tokenizer: Any, text: str, tokenize: Any, *, is_first: bool) ->
 
 
 def agree(packed: PackedTokenizer, library: Any) -> bool:
-    """Whether both make the same of hard texts and of texts of random tokens, there and back."""
-    return all(_encoded(packed, text) == _encoded(library, text) for text in _HARD_TEXTS) and all(
-        packed.decode(ids) == (text := library.decode(ids, skip_special_tokens=True))
-        and _encoded(packed, text) == _encoded(library, text)
-        for ids in _random_ids(packed.size)
-    )
+    """Whether both make the same of hard texts, of added tokens between spaces and letters, and of texts of random
+    tokens, there and back."""
+    added = [token.content for token in packed.get_added_tokens_decoder().values()][:_COMPARED_TEXTS]
+    texts = [*_HARD_TEXTS, *(f"a {word} \n{word}b{word}" for word in added)]
+    for ids in _random_ids(packed.size):
+        text = library.decode(ids, skip_special_tokens=True)
+        if packed.decode(ids) != text:
+            return False
+        texts.append(text)
+    return all(_encoded(packed, text) == _encoded(library, text) for text in texts)
 
 
 def _encoded(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:

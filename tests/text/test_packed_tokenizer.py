@@ -7,7 +7,7 @@ from pathlib import Path
 
 import gguf_vocabularies
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from many_texts import many_texts
 from tokenizer_files import CONTROL, FAMILIES, SPACES, byte_level, write
@@ -93,6 +93,8 @@ def is_packed(tokenizer: Tokenizer) -> bool:
 
 
 @given(TEXTS)
+@example(" <|sys|>")
+@example("the cat<|end|> \n sat <|sys|> x")
 def test_tokens_and_offsets_are_the_librarys(both: tuple[PackedTokenizer, HFTokenizer], text: str) -> None:
     packed, library = both
     expected = library.encode(text, add_special_tokens=False)
