@@ -46,8 +46,7 @@ class GgufStore(Store):
 
     def __init__(self, path: Path) -> None:
         """Raises CheckpointError, ConfigError."""
-        self.path = path  # where hints are looked for
-        self._source = source = GgufCheckpoint(path, in_one_piece, _kept_facts(self.hint_path(_FACTS_FILE)))
+        self._source = source = GgufCheckpoint(path, in_one_piece, _kept_facts(_hints_of(path) / _FACTS_FILE))
         try:
             super().__init__(path, source.config, formats_in(source.model))
             self._records = GgufRecords(source.model, self.formats, source.files)
@@ -129,8 +128,7 @@ class GgufStore(Store):
         return [zlib.crc32(bytes(self.dense(name)).ljust(self.dense_spec(name).nbytes, b"\0")) for name in names]
 
     def hint_path(self, name: str) -> Path:
-        real = str(self.path.resolve()).encode("utf-8", "surrogateescape")
-        return host.cache_folder() / sha256(real).hexdigest()[:32] / name
+        return _hints_of(self.path) / name
 
     def write_hint(self, name: str, data: bytes) -> bool:
         path = self.hint_path(name)
@@ -160,6 +158,12 @@ class _SmallFiles(SmallFiles):
 
     def digest(self, name: str) -> str:
         return f"gguf {self._digest}" if name == TOKENIZER_FILE else super().digest(name)
+
+
+def _hints_of(path: Path) -> Path:
+    """The folder of what is learned of a file: nothing is ever written beside it."""
+    real = str(path.resolve()).encode("utf-8", "surrogateescape")
+    return host.cache_folder() / sha256(real).hexdigest()[:32]
 
 
 def _kept_facts(path: Path) -> tuple[str, TokenizerFacts] | None:

@@ -60,11 +60,11 @@ def formats_of(model: Model, quant: str) -> Formats:
     if quant == DEFAULT_QUANT:
         quant = _four_bits(model)
     roles: Mapping[str, Quant] = MIXES.get(quant) or {"": check_quant(quant)}
-    matrices, of = _matrices(model), dict[str, Quant]()
+    matrices, of, live = _matrices(model), dict[str, Quant](), _layers_of_live_neurons(model)
     for tensor in matrices:
         role = HEAD if tensor.role == head_role(model) else tensor.role
         wanted = roles.get(role, roles[""])
-        if quant in MIXES and role in EXPERT_ROLES and _skips_neurons(model, tensor):
+        if quant in MIXES and role in EXPERT_ROLES and tensor.layer in live:
             wanted = _OF_NEURONS.get(wanted, wanted)
         is_whole = tensor.shape[-1] % column_multiple(wanted) == 0
         of[tensor.name] = wanted if is_whole else _OF_SMALL_BLOCKS.get(wanted, wanted)
@@ -133,16 +133,13 @@ def _matrices(model: Model) -> list[Tensor]:
 def _four_bits(model: Model) -> str:
     """Blocks of 256 lose half of what q4_0 loses. But they can't lie as rows, of which dead neurons' stay unread, and
     columns that are no multiple of 256 can't have them."""
-    layouts = filter(None, record_layouts(model, Formats("q4_0")))
-    has_rows = any(section.layout == "rows" for layout in layouts for section in layout.sections)
-    return "q4_0" if has_rows or model.hidden_size % column_multiple("q4_k") else "q4_k_s"
+    return "q4_0" if _layers_of_live_neurons(model) or model.hidden_size % column_multiple("q4_k") else "q4_k_s"
 
 
-def _skips_neurons(model: Model, tensor: Tensor) -> bool:
-    """Whether only the live neurons of the tensor's layer are read, of formats that can lie in rows."""
-    assert tensor.layer is not None
-    layout = record_layouts(model, Formats("q4_0"))[tensor.layer]
-    return layout is not None and any(section.layout == "rows" for section in layout.sections)
+def _layers_of_live_neurons(model: Model) -> frozenset[int]:
+    """Those of which only live neurons are read, of formats that can lie in rows."""
+    layouts = enumerate(record_layouts(model, Formats("q4_0")))
+    return frozenset(at for at, layout in layouts if layout and any(part.layout == "rows" for part in layout.sections))
 
 
 def _own_format(source: WeightSource, tensor: Tensor) -> Quant | None:

@@ -154,10 +154,10 @@ class ForwardPass:
         on_layer: Callable[[int], None],
     ) -> Floats:
         began, waited, wanted = self._clock(), self.experts.stall_sec, self.experts.wanted
-        before = self.experts.counters()
         step = self.arithmetic.begin(spans)
         self._held_tokens = step.tokens if held else 0
         look = self.look_ahead if step.tokens < MANY_TOKENS else None
+        before = None if look is None or held else self.experts.counters()
         if look is not None:
             look.begin_token(several=step.tokens > 1)
         layer, asked = 0, -1  # asked: whose own experts have been guessed
@@ -178,7 +178,7 @@ class ForwardPass:
             state.advance(n)
         if not held:
             self.experts.step(step.tokens)
-        if look is not None and not held:
+        if look is not None and before is not None:
             each, waited = 1 / step.tokens, self.experts.stall_sec - waited
             took = self._clock() - began
             look.trial.token(took * each, waited * each, self.experts.wanted - wanted)
