@@ -115,7 +115,8 @@ def test_a_plan_reads_headers_alone_and_counts_the_file_once(hub: FakeHub, files
 def test_the_memory_in_the_plan_is_what_the_file_takes_where_it_lies(
     hub: FakeHub, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host, "resident_bytes", lambda: 50 << 20)  # else each moment has something else
+    for name in ("resident_bytes", "peak_memory_bytes"):
+        monkeypatch.setattr(host, name, lambda: 50 << 20)  # else each moment has something else
     pull = Pull(connect(hub), tmp_path / "models", gguf="*Q8_0*")
     with Engine(pull.run(), memory=pull.plan.needs.full_bytes) as engine:
         assert engine.plan.slots == engine.config.num_records
