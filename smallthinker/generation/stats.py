@@ -121,7 +121,7 @@ class GenerationStats:
             f"{rounded(self.bytes_read_per_token / MIB)} MiB read per token, "
             f"{self._roofline()}peak memory {self.peak_memory_bytes / MIB:.0f} MiB"
             f"{'' if self.storage is None else f'; the disk is emulated: {self.storage}'}"
-            f"{'; ' + self.speculation.line() if self.speculation.accepted else ''}"
+            f"{'; ' + self.speculation.line() if self.speculation.batches else ''}"
             f"{'' if self.lossy_head is None else '; ' + self.lossy_head.line()}"
         )
 
