@@ -95,6 +95,10 @@ class RequestError(SmallThinkerError, ValueError):
     """A sampling or generation parameter is out of range."""
 
 
+class ModelNotFoundError(SmallThinkerError, LookupError):
+    """No model has that name; the message says which there are."""
+
+
 class QueueFullError(SmallThinkerError):
     """More requests are waiting than may wait; `retry_after_sec` is a guess of when there will be room."""
 
