@@ -23,6 +23,7 @@ if not (_HERE / "router").is_dir():
     __path__ = list(_spec.submodule_search_locations)
 
 if TYPE_CHECKING:
+    __version__: str
     from smallthinker.async_llm import AsyncLLM, AsyncTextStream
     from smallthinker.errors import QueueFullError, SmallThinkerError
     from smallthinker.generation.answer import Completion, Finished, GenerationParams, Token, TokenLogprobs
@@ -66,11 +67,16 @@ __all__ = [
     "TextStream",
     "Token",
     "TokenLogprobs",
+    "__version__",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Exports are imported when first used: `import smallthinker` costs nothing until a model is needed."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version(__name__)
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

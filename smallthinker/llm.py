@@ -21,6 +21,7 @@ from smallthinker.arguments import is_list, refuse, token_ids
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
 from smallthinker.expert_store.device.storage_profile import StorageProfile
+from smallthinker.expert_store.store import Store
 from smallthinker.generation.answer import Completion, GenerationParams, LogitsProcessor
 from smallthinker.generation.request import Request
 from smallthinker.generation.scheduler import Scheduler
@@ -180,6 +181,11 @@ class LLM:
     def storage_warning(self) -> str | None:
         """Why the emulated disk may be slower than its profile says, in one line; None where nothing is known of it."""
         return self._engine.storage_warning
+
+    @property
+    def store(self) -> Store:
+        """The files that it is loaded from."""
+        return self._engine.store
 
     @property
     def notes(self) -> tuple[str, ...]:

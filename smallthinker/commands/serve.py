@@ -1,4 +1,4 @@
-"""`smallthinker serve`: a model for other programs, by the OpenAI protocol, and a page to chat with it."""
+"""`smallthinker serve`: a model for other programs, by the protocols of OpenAI and of Ollama, and a chat page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
         commands,
         "serve",
         handle,
-        "answer other programs by the OpenAI protocol, and show a chat page",
+        "answer other programs by the protocols of OpenAI and Ollama, and show a chat page",
         "smallthinker serve ./4b-store --memory 1GiB --port 8080",
     )
     parser.add_argument("store", nargs="?", metavar="MODEL", help="a store (default: the bundled demo model)")

@@ -20,7 +20,7 @@ from smallthinker.generation.answer import Completion, Finished, GenerationParam
 from smallthinker.generation.request import Request
 from smallthinker.server.errors import shutting_down, timed_out
 from smallthinker.server.service import Service
-from smallthinker.server.sse import EventStream
+from smallthinker.server.sse import EVENTS, EventStream
 from smallthinker.text.chat_prompt import AnswerFormat
 
 Result = TypeVar("Result")
@@ -180,10 +180,12 @@ class Form(Protocol):
     def stream(self, answers: Answers) -> AsyncIterator[bytes]: ...
 
 
-async def respond(request: HttpRequest, answers: Answers, form: Form, *, stream: bool) -> Response:
-    """The answers in this form, as events or in one piece. However that ends, none of them is computed any longer."""
+async def respond(
+    request: HttpRequest, answers: Answers, form: Form, *, stream: bool, media_type: str = EVENTS
+) -> Response:
+    """The answers in this form, as a stream or in one piece. However that ends, none of them is computed any longer."""
     if stream:
-        return EventStream(form.stream(answers), answers.close)
+        return EventStream(form.stream(answers), answers.close, media_type)
     try:
         return JSONResponse(await unless_gone(request, form.whole(answers)))
     finally:

@@ -17,12 +17,16 @@ from smallthinker.server.access.request_limit import RequestLimit
 from smallthinker.server.access.safety import Safety
 from smallthinker.server.answers import ClientGoneError
 from smallthinker.server.errors import ApiError, on_error
+from smallthinker.server.ollama import answers as ollama
+from smallthinker.server.ollama import models as ollama_models
 from smallthinker.server.openai.chat_completions import chat_completions
 from smallthinker.server.openai.completions import completions
 from smallthinker.server.openai.responses import responses
 from smallthinker.server.page_file import Page
 from smallthinker.server.service import Service
 from smallthinker.server.settings import Settings
+
+_NOT_HERE = ("pull", "push", "create", "copy", "delete")  # of Ollama's
 
 
 def create_app(llm: LLM, name: str, settings: Settings) -> Starlette:
@@ -47,6 +51,13 @@ def create_app(llm: LLM, name: str, settings: Settings) -> Starlette:
             Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/responses", responses, methods=["POST"]),
             Route("/v1/tokenize", info.tokenize, methods=["POST"]),
+            Route("/api/chat", ollama.chat, methods=["POST"]),
+            Route("/api/generate", ollama.generate, methods=["POST"]),
+            Route("/api/tags", ollama_models.tags),
+            Route("/api/show", ollama_models.show, methods=["POST"]),
+            Route("/api/ps", ollama_models.running),
+            Route("/api/version", ollama_models.version),
+            *(Route(f"/api/{name}", ollama_models.unsupported, methods=["POST", "DELETE"]) for name in _NOT_HERE),
             Route("/health", info.health),
             Route("/metrics", info.metrics),
             Route("/api/stats", info.stats),

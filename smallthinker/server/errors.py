@@ -22,6 +22,7 @@ from smallthinker.errors import (
 )
 
 _log = logging.getLogger("uvicorn.error")
+OLLAMA = "/api/"  # where its endpoints are
 # The official clients repeat a request after 408, 409, 429 and 5xx; here that would only compute the same again.
 DONT_REPEAT = {"x-should-retry": "false"}
 
@@ -44,8 +45,10 @@ class ApiError(SmallThinkerError):
         self.status, self.headers = status, headers
         self.body: dict[str, Any] = {"error": {"message": message, "type": type, "param": param, "code": code}}
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.body, self.status, self.headers)
+    def response(self, path: str) -> JSONResponse:
+        """path: of the request; Ollama's endpoints have an error's text alone."""
+        body = {"error": str(self)} if path.startswith(OLLAMA) else self.body
+        return JSONResponse(body, self.status, self.headers)
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
@@ -100,7 +103,8 @@ def end_of_stream(error: Exception) -> dict[str, Any]:
 
 async def on_error(request: Request, error: Exception) -> JSONResponse:
     """Starlette's handler of every exception; what nobody expected it raises again, and uvicorn logs that."""
+    path = request.url.path
     if isinstance(error, HTTPException):  # of the router: no such path, or not with this method
-        what = f"{request.method} {request.url.path}: {error.detail.lower()}"
-        return ApiError(error.status_code, what, code="not_found", headers=error.headers).response()
-    return as_api_error(error).response()
+        what = f"{request.method} {path}: {error.detail.lower()}"
+        return ApiError(error.status_code, what, code="not_found", headers=error.headers).response(path)
+    return as_api_error(error).response(path)

@@ -48,7 +48,7 @@ class Service:
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError 404 for a model that isn't here."""
-        if name is not None and name != self.name:
+        if name is not None and name not in (self.name, f"{self.name}:latest"):  # as Ollama's clients name it
             shown = name if len(name) <= 64 else name[:64] + "..."
             raise ApiError(
                 404, f"model: this server has {self.name!r}, not {shown!r}", param="model", code="model_not_found"

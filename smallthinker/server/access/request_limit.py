@@ -26,7 +26,7 @@ class RequestLimit:
             return
         client = client_of(scope)
         if not self._places.take(client):
-            await _too_many(self._places).response()(scope, receive, send)
+            await _too_many(self._places).response(scope["path"])(scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)

@@ -36,7 +36,7 @@ class Safety:
             return
         refused = self._refusal(Headers(scope=scope), scope["path"], scope["method"])
         if refused is not None:
-            await refused.response()(scope, receive, send)
+            await refused.response(scope["path"])(scope, receive, send)
             return
 
         async def with_headers(message: Message) -> None:

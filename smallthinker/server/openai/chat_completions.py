@@ -14,12 +14,11 @@ from starlette.responses import Response
 from smallthinker.generation.answer import Completion, Finished, Token
 from smallthinker.server.access.clients import client_of
 from smallthinker.server.answers import PING_SEC, Answers, PromptRead, WantedAnswer, respond, unless_gone, with_seeds
-from smallthinker.server.errors import bad_request, end_of_stream
+from smallthinker.server.errors import end_of_stream
+from smallthinker.server.openai.chat_request import wanted_chat
 from smallthinker.server.openai.logprobs import chat_logprobs
 from smallthinker.server.openai.usage import Usage, timings
-from smallthinker.server.prompts import chat_prompt
-from smallthinker.server.sampling.constraints import chat_constraint, chosen_functions
-from smallthinker.server.sampling.options import choices, generation_params, processor_maker
+from smallthinker.server.sampling.options import choices
 from smallthinker.server.schemas import ChatRequest
 from smallthinker.server.service import Service
 from smallthinker.server.sse import DONE, PING, event
@@ -43,40 +42,11 @@ async def chat_completions(request: Request) -> Response:
 
 
 def _prepare(service: Service, asked: ChatRequest) -> _Chat:
-    """On a worker thread: the prompt, the grammar, and every check. Raises ApiError and SmallThinkerErrors."""
-    llm, limits = service.llm, service.settings.limits
-    n = choices(asked, limits)
-    if asked.max_tokens is not None and asked.max_completion_tokens is not None:
-        raise bad_request("max_tokens: give either this or max_completion_tokens", "max_tokens")
-    if asked.top_logprobs is not None and not asked.logprobs:
-        raise bad_request("top_logprobs: has no meaning without logprobs", "top_logprobs")
-    values = dict(asked.chat_template_kwargs or {})
-    thinking = values.pop("enable_thinking", None) if asked.enable_thinking is None else asked.enable_thinking
-    if thinking is not None and not isinstance(thinking, bool):
-        raise bad_request("enable_thinking: expected true or false", "chat_template_kwargs.enable_thinking")
-    tools = chosen_functions(asked, service)
-    prompt = chat_prompt(
-        llm,
-        limits,
-        asked.messages,
-        tools=tools,
-        thinking=thinking,
-        effort=asked.reasoning_effort,
-        template_values=values,
-    )
-    answer, constraint = chat_constraint(asked, tools, service, prompt.answer)
-    params = generation_params(
-        asked.model_dump(),
-        limits,
-        prompt_tokens=len(prompt.ids),
-        context=llm.plan.context,
-        max_tokens=asked.max_completion_tokens or asked.max_tokens,
-    )
-    make_processor = processor_maker(asked, llm, limits, constraint)
-    logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
+    """On a worker thread. Raises ApiError and SmallThinkerErrors."""
+    n = choices(asked, service.settings.limits)
     return _Chat(
         service,
-        WantedAnswer(prompt.ids, params, logprobs, make_processor, answer),
+        wanted_chat(service, asked),
         n,
         one_call=asked.parallel_tool_calls is False,
         usage_wanted=asked.stream_options is not None and asked.stream_options.include_usage,

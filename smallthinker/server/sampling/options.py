@@ -13,7 +13,7 @@ from smallthinker.server.sampling.logits import Bias, Penalties, in_turn
 from smallthinker.server.schemas import Sampling
 from smallthinker.server.settings import Limits
 
-_PASSED_ON = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty")
+_PASSED_ON = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "repeat_last_n")
 
 
 def generation_params(
