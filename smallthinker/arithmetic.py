@@ -202,6 +202,10 @@ class Arithmetic:
         normed = self._head.normed(x)
         return self._head.logits(normed) if self._logits is None else self._logits(normed)
 
+    def normed(self, x: Floats) -> Floats:
+        """States [T, d] behind the final norm."""
+        return self._head.normed(x)
+
     def release_scratch(self) -> None:
         """Free what a large step left; the next takes what it needs."""
         self.pool.release_scratch()

@@ -5,14 +5,19 @@ Nothing blocks the event loop: the model computes on a thread of its own, and lo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from smallthinker.generation.answer import Completion
+from smallthinker.generation.embedding import Pooling
 from smallthinker.generation.request import Request
-from smallthinker.llm import LLM, CallOptions, Prompt
+from smallthinker.llm import LLM, CallOptions, Prompt, embedding_of
 from smallthinker.options import EngineChanges, EngineOptions
 from smallthinker.text.tokenizer import Message
 
@@ -94,6 +99,18 @@ class AsyncLLM:
     def stream(self, prompt: Prompt, **options: Unpack[CallOptions]) -> AsyncTextStream:
         """See `LLM.stream`; returns at once."""
         return AsyncTextStream(self.llm.submit(prompt, **options))
+
+    async def embed(
+        self, texts: str | Sequence[str], *, pooling: Pooling = "mean", timeout_sec: float | None = None
+    ) -> npt.NDArray[np.float32]:
+        """See `LLM.embed`. When the task is cancelled, so are the texts that wait."""
+        found: list[npt.NDArray[np.float32]] = []
+        for requests in self.llm.submit_embeddings(texts, pooling=pooling, timeout_sec=timeout_sec):
+            with contextlib.ExitStack() as stack:
+                for request in requests:
+                    stack.callback(request.cancel)
+                found += [embedding_of(await request.aresult()) for request in requests]
+        return np.stack(found) if found else np.empty((0, self.llm.config.hidden_size), np.float32)
 
     def tokenize(self, text: str, *, special_tokens: bool = False) -> list[int]:
         return self.llm.tokenize(text, special_tokens=special_tokens)

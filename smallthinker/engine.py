@@ -9,8 +9,8 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -208,6 +208,7 @@ class Engine:
                 likeliest = np.argsort(-hot, kind="stable")[: min(stay, self.plan.most_slots)]
                 self.experts.preload(np.sort(likeliest).tolist())
             self._resources = resources.pop_all()
+        self._observers = Observers()
         self._shared: tuple[tuple[int, ...], int, int] = ((), 0, self._watch.target)
         self._planned_slots = self.plan.most_slots  # beside the contexts and the scratch of the last step
         self.least_slots = self.plan.most_slots
@@ -260,14 +261,21 @@ class Engine:
             raise RequestError(f"prompt: token id {bad} is outside the vocabulary of {self.config.vocab_size}")
         self.check_fits(len(tokens), 0)
 
-    def open(self, prompt: Sequence[int]) -> tuple[Conversation, int]:
+    def open(self, prompt: Sequence[int], *, anew: bool = False) -> tuple[Conversation, int]:
         """A conversation for a prompt that `check_prompt` has passed, to be handed to `step` and in the end to `keep`;
-        and how many of the prompt's tokens it holds already. At most `plan.sequences` may be open."""
-        return self._conversations.open(prompt)
+        and how many of the prompt's tokens it holds already: none if it is to begin anew. At most `plan.sequences` may
+        be open."""
+        return self._conversations.open(() if anew else prompt)
 
     def keep(self, conversation: Conversation) -> None:
         """It ends here. A later prompt that begins like it computes only what is new."""
         self._conversations.keep(conversation)
+
+    def discard(self, conversation: Conversation) -> None:
+        """It ends here, and nobody will go on with it: the next to make room."""
+        conversation.rewind(0)
+        self._conversations.keep(conversation)
+        conversation.last_used = 0
 
     def step(
         self,
@@ -275,18 +283,21 @@ class Engine:
         *,
         cancelled: Callable[[], bool] = never,
         on_layer: Callable[[int], None] = ignore,
+        on_states: Callable[[npt.NDArray[np.float32]], None] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Append tokens to open conversations, each another, all in one step -> logits [conversations, V] after the
         last of each, the same bits as in a step of its own.
 
         A conversation gets at most `plan.chunk` tokens, all together as many or one for each. on_layer: as in
-        `ForwardPass.step`. Raises CancelledError when `cancelled()` turns true (nothing has been appended then),
-        StoreReadError. A number beyond the KV cache's range is no error here, where it would be one for the others:
-        `SequenceState.check_range` tells.
+        `ForwardPass.step`. on_states: shown the states [T, d] of all tokens behind the final norm.
+
+        Raises CancelledError when `cancelled()` turns true (nothing has been appended then), StoreReadError. A number
+        beyond the KV cache's range is no error here, where it would be one for the others: `SequenceState.check_range`
+        tells.
         """
         self._home.check()
         tokens = sum(len(new) for _, new in spans)
-        with self._computing:
+        with self._computing, self._shown(on_states):
             self._share_memory(spans, tokens)
             logits = self._forward.step([(c.state, new) for c, new in spans], cancelled=cancelled, on_layer=on_layer)
         for conversation, new in spans:
@@ -375,7 +386,26 @@ class Engine:
 
     def observe(self, observers: Observers | None) -> None:
         """Show these what is computed from now on; None ends that."""
-        self._forward.observe(observers or Observers())
+        self._observers = observers or Observers()
+        self._forward.observe(self._observers)
+
+    @contextmanager
+    def _shown(self, on_states: Callable[[npt.NDArray[np.float32]], None] | None) -> Iterator[None]:
+        """Within, the final states are shown as the head takes them."""
+        if on_states is None:
+            yield
+            return
+        others, normed = self._observers.final or ignore, self._arithmetic.normed
+
+        def final(x: npt.NDArray[np.float32]) -> None:
+            others(x)
+            on_states(normed(x))
+
+        self._forward.observe(self._observers._replace(final=final))
+        try:
+            yield
+        finally:
+            self._forward.observe(self._observers)
 
     def router_weights(self, layer: int) -> npt.NDArray[np.float32]:
         """The router's matrix [E, d] of a layer."""

@@ -5,6 +5,7 @@ Prints nothing, installs no signal handlers, keeps no global state: several mode
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -19,10 +20,11 @@ import numpy.typing as npt
 from smallthinker import arguments
 from smallthinker.arguments import is_list, refuse, token_ids
 from smallthinker.engine import Engine
-from smallthinker.errors import RequestError
+from smallthinker.errors import CancelledError, RequestError
 from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
 from smallthinker.generation.answer import Completion, GenerationParams, LogitsProcessor
+from smallthinker.generation.embedding import Pooling
 from smallthinker.generation.request import Request
 from smallthinker.generation.scheduler import Scheduler
 from smallthinker.generation.speculation.proposer import proposer_of
@@ -35,6 +37,7 @@ from smallthinker.text.tokenizer import Message, Tokenizer
 
 # The collector may drop an LLM on a thread that holds a lock which the LLM's own needs to end: the longest to wait.
 _DROPPED_SEC = 5.0
+_EMBEDDED_AT_ONCE = 16  # texts of one call in the queue, where others wait, too
 DEMO_STORE = Path(__file__).parent / "demo"
 
 if TYPE_CHECKING:
@@ -113,6 +116,13 @@ class TextStream:
 
     def __del__(self) -> None:
         self.close()
+
+
+def embedding_of(completion: Completion) -> npt.NDArray[np.float32]:
+    """Raises CancelledError where the text has not been read to its end."""
+    if completion.embedding is None:
+        raise CancelledError(f"embedding: the text was not read to its end: {completion.finish_reason}")
+    return completion.embedding
 
 
 class LLM:
@@ -264,6 +274,51 @@ class LLM:
         )
         request.hold(self)
         return request
+
+    def embed(
+        self, texts: str | Sequence[str], *, pooling: Pooling = "mean", timeout_sec: float | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Texts as vectors, float32 [texts, hidden_size], each of length 1, so that their products are cosines: the
+        mean of the states behind the model's final norm over the text's tokens, or with `pooling="last"` the last
+        token's, which alone has seen all the others. The same bits however the texts are asked for.
+
+        timeout_sec: for each, waiting included. Raises ContextLengthError, RequestError for a text without a token,
+        QueueFullError, CancelledError, StoreReadError.
+        """
+        found: list[npt.NDArray[np.float32]] = []
+        for requests in self.submit_embeddings(texts, pooling=pooling, timeout_sec=timeout_sec):
+            with contextlib.ExitStack() as stack:
+                for request in requests:
+                    stack.callback(request.cancel)
+                found += [embedding_of(request.result()) for request in requests]
+        return np.stack(found) if found else np.empty((0, self.config.hidden_size), np.float32)
+
+    def submit_embeddings(
+        self, texts: str | Sequence[str], *, pooling: Pooling = "mean", timeout_sec: float | None = None
+    ) -> Iterator[list[Request]]:
+        """The same as requests, some at a time, each to be waited for before the next: see `embedding_of`."""
+        self.scheduler.home.check()
+        named = arguments.texts("texts", texts)
+        prompts = [self._engine.tokenizer.encode_prompt(text) for text in named]
+        for at, prompt in enumerate(prompts):
+            if not prompt:
+                raise RequestError(f"texts.{at}: expected text, found nothing")
+            self._engine.check_fits(len(prompt), 1)
+        size = min(_EMBEDDED_AT_ONCE, self._engine.options.max_waiting)
+        for first in range(0, len(prompts), size):
+            requests: list[Request] = []
+            try:
+                for prompt in prompts[first : first + size]:
+                    request = self.scheduler.submit(
+                        prompt, GenerationParams(), pooling=pooling, timeout_sec=timeout_sec
+                    )
+                    request.hold(self)
+                    requests.append(request)
+            except BaseException:
+                for request in requests:
+                    request.cancel()
+                raise
+            yield requests
 
     def tokenize(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """special_tokens: names of such in the text stand for them. Raises RequestError."""

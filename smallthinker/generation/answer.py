@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -99,7 +99,8 @@ class Call:
 class Completion:
     """A finished answer. `text` is without the stop string, `token_ids` without the end-of-text token; `logprobs` has
     an entry for each of `token_ids`, if they were asked for. Of a chat's answer `text` is what is said, `reasoning`
-    what was thought before, and `calls` the functions that are to be called."""
+    what was thought before, and `calls` the functions that are to be called. `embedding` [hidden_size]: of a text that
+    was only read, see `LLM.embed`."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -109,6 +110,7 @@ class Completion:
     logprobs: tuple[TokenLogprobs, ...] | None = None
     reasoning: str = ""
     calls: tuple[Call, ...] = ()
+    embedding: npt.NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

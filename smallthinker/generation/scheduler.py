@@ -24,6 +24,7 @@ from smallthinker.errors import CancelledError, QueueFullError, RequestError
 from smallthinker.forks import Home
 from smallthinker.forward import ignore
 from smallthinker.generation.answer import Answer, GenerationParams, LogitsProcessor
+from smallthinker.generation.embedding import Embedding, Pooling
 from smallthinker.generation.request import Request
 from smallthinker.generation.speculation.proposer import Proposer, proposer_of
 from smallthinker.generation.stats import SchedulerStats, Totals
@@ -122,6 +123,7 @@ class Scheduler:
         client: Hashable = None,
         batch: Hashable = None,
         chat: AnswerFormat | None = None,
+        pooling: Pooling | None = None,
     ) -> Request:
         """Queue a request; returns at once.
 
@@ -131,7 +133,8 @@ class Scheduler:
         half of the layers of ten tokens are five.
         client, batch: whose it is, and what it was asked for with; see `turns`. Where the queue is full of one client's
         requests, its last makes room for another's, and fails with QueueFullError. chat: how a chat's answer is read,
-        see `text.chat_prompt`; None for text that is only continued.
+        see `text.chat_prompt`; None for text that is only continued. pooling: nothing is written, the
+        completion has the prompt's embedding.
 
         Raises QueueFullError, ForkedError, and ContextLengthError and RequestError for what can never be computed.
         """
@@ -139,9 +142,12 @@ class Scheduler:
         if timeout_sec is not None:
             timeout_sec = number("timeout_sec", timeout_sec, lambda sec: sec > 0, "a number above 0, or None")
         callback("on_prefill", on_prefill)
-        answer = Answer(
-            self._engine, prompt_ids, params, logits_processor=logits_processor, logprobs=logprobs, chat=chat
-        )
+        if pooling is not None:
+            answer: Answer = Embedding(self._engine, prompt_ids, pooling)
+        else:
+            answer = Answer(
+                self._engine, prompt_ids, params, logits_processor=logits_processor, logprobs=logprobs, chat=chat
+            )
         deadline = None if timeout_sec is None else time.monotonic() + timeout_sec
         with self._changed:
             if self._closed:
@@ -277,7 +283,7 @@ class Scheduler:
 
     def _begin(self, entry: _Entry) -> None:
         entry.request.state, entry.began = "running", time.monotonic()
-        entry.conversation, reused = self._engine.open(entry.answer.prompt)
+        entry.conversation, reused = self._engine.open(entry.answer.prompt, anew=isinstance(entry.answer, Embedding))
         entry.answer.begin(reused)
         self._totals.prompt_tokens += len(entry.answer.prompt)
         self._totals.reused_tokens += reused
@@ -316,9 +322,21 @@ class Scheduler:
             for entry, tokens in spans:
                 entry.tell(len(entry.opened.tokens) + len(tokens) * done // layers)
 
+        def on_states(states: npt.NDArray[np.float32]) -> None:
+            ends = itertools.accumulate(len(tokens) for _, tokens in spans)
+            for (entry, tokens), end in zip(spans, ends, strict=True):
+                if isinstance(entry.answer, Embedding):
+                    entry.answer.see(states[end - len(tokens) : end])
+
+        pools = any(isinstance(entry.answer, Embedding) for entry, _ in spans)
         try:
             parts = [(entry.opened, tokens) for entry, tokens in spans]
-            logits = self._engine.step(parts, cancelled=cancelled, on_layer=on_layer if reading else ignore)
+            logits = self._engine.step(
+                parts,
+                cancelled=cancelled,
+                on_layer=on_layer if reading else ignore,
+                on_states=on_states if pools else None,
+            )
         except CancelledError:
             return
         except Exception as error:  # of the disk, say: whoever waits for this step has to be told
@@ -411,4 +429,4 @@ class Scheduler:
             if entry.conversation is not None:
                 self._totals.answer_sec += time.monotonic() - entry.began
         if entry.conversation is not None:
-            self._engine.keep(entry.conversation)
+            (self._engine.discard if isinstance(entry.answer, Embedding) else self._engine.keep)(entry.conversation)

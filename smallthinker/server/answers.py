@@ -17,6 +17,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from smallthinker.generation.answer import Completion, Finished, GenerationParams, LogitsProcessor, Token
+from smallthinker.generation.embedding import Pooling
 from smallthinker.generation.request import Request
 from smallthinker.server.errors import shutting_down, timed_out
 from smallthinker.server.service import Service
@@ -32,13 +33,14 @@ _TOLD_SEC = 0.25  # between two words of a prompt's progress
 @dataclass(frozen=True)
 class WantedAnswer:
     """One answer to be computed. make_processor: called once for each answer, since processors keep a state. chat: how
-    a chat's answer is read."""
+    a chat's answer is read. pooling: nothing is written, the completion has the prompt's embedding."""
 
     prompt: Sequence[int]
     params: GenerationParams
     logprobs: int | None = None
     make_processor: Callable[[], LogitsProcessor | None] = lambda: None
     chat: AnswerFormat | None = None
+    pooling: Pooling | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Answers:
                         client=client,
                         batch=id(self),
                         chat=one.chat,
+                        pooling=one.pooling,
                     )
                 )
         except BaseException:

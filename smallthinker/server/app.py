@@ -18,9 +18,11 @@ from smallthinker.server.access.safety import Safety
 from smallthinker.server.answers import ClientGoneError
 from smallthinker.server.errors import ApiError, on_error
 from smallthinker.server.ollama import answers as ollama
+from smallthinker.server.ollama import embeddings as ollama_embeddings
 from smallthinker.server.ollama import models as ollama_models
 from smallthinker.server.openai.chat_completions import chat_completions
 from smallthinker.server.openai.completions import completions
+from smallthinker.server.openai.embeddings import embeddings
 from smallthinker.server.openai.responses import responses
 from smallthinker.server.page_file import Page
 from smallthinker.server.service import Service
@@ -50,9 +52,12 @@ def create_app(llm: LLM, name: str, settings: Settings) -> Starlette:
             Route("/v1/chat/completions", chat_completions, methods=["POST"]),
             Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/responses", responses, methods=["POST"]),
+            Route("/v1/embeddings", embeddings, methods=["POST"]),
             Route("/v1/tokenize", info.tokenize, methods=["POST"]),
             Route("/api/chat", ollama.chat, methods=["POST"]),
             Route("/api/generate", ollama.generate, methods=["POST"]),
+            Route("/api/embed", ollama_embeddings.embed_texts, methods=["POST"]),
+            Route("/api/embeddings", ollama_embeddings.embed_prompt, methods=["POST"]),
             Route("/api/tags", ollama_models.tags),
             Route("/api/show", ollama_models.show, methods=["POST"]),
             Route("/api/ps", ollama_models.running),

@@ -139,6 +139,16 @@ class CompletionRequest(Sampling):
     best_of: Literal[1] | None = None
 
 
+class EmbeddingRequest(Strict):
+    model: str | None = None
+    input: str | list[str] | list[int] | list[list[int]]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Count | None = None
+    pooling: Literal["mean", "last"] = "mean"  # an addition of this server's
+    timeout: Annotated[float, Field(gt=0)] | None = None
+    user: str | None = None  # changes nothing
+
+
 class TokenizeRequest(Strict):
     model: str | None = None
     prompt: str | None = None

@@ -34,6 +34,7 @@ class Limits:
     body_sec: float = 30.0
     messages: int = 2048
     prompts: int = 16
+    inputs: int = 2048
     choices: int = 16
     stops: int = 16
     stop_characters: int = 256

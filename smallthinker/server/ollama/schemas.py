@@ -83,6 +83,16 @@ class GenerateRequest(TextRequest):
     template: str | None = None
 
 
+class EmbedRequest(OllamaRequest):
+    input: str | list[str]
+    truncate: bool = True
+    dimensions: Count | None = None
+
+
+class EmbeddingsRequest(OllamaRequest):
+    prompt: str
+
+
 class ShowRequest(Strict):
     model: str | None = None
     name: str | None = None  # of older clients

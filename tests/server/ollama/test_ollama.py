@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import ollama
 import pytest
 from running import NAME, Running, say
@@ -194,6 +195,20 @@ def test_the_model_is_listed_and_shown(client: ollama.Client, server: Running) -
     assert versions["smallthinker"] == smallthinker.__version__
     assert [part.isdecimal() for part in versions["version"].split(".")] == [True] * 3
     assert server.http.head("/").status_code == 200  # how clients ask whether anybody is there
+
+
+def test_texts_become_vectors(client: ollama.Client, server: Running) -> None:
+    texts = ["The sea was calm.", "It was night."]
+    expected = server.llm.embed(texts)
+    found = client.embed(model=NAME, input=texts)
+    assert np.array_equal(np.array(found.embeddings, np.float32), expected)
+    assert found.prompt_eval_count == sum(len(server.llm.tokenizer.encode_prompt(text)) for text in texts)
+    older = client.embeddings(model=NAME, prompt=texts[0]).embedding
+    assert np.array_equal(np.array(older, np.float32), expected[0])
+    long = client.embed(model=NAME, input="the sea " * 5000)  # cut to what the context holds
+    assert long.prompt_eval_count == server.llm.plan.context - 1
+    with pytest.raises(ollama.ResponseError, match="context"):
+        client.embed(model=NAME, input="the sea " * 5000, truncate=False)
 
 
 def test_a_tag_may_follow_the_name_and_another_name_is_not_found(client: ollama.Client) -> None:
