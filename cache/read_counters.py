@@ -13,7 +13,8 @@ class CacheCounters:
     there in time), late (read ahead, still under way), a miss. Bytes: `certain_bytes` for misses, `useful_bytes`
     guessed or late, `late_bytes` the latter alone, `wasted_bytes` for guesses that nobody wanted, `preloaded_bytes`
     because an earlier run had used them much, `reread_bytes` of all those for experts that had been evicted.
-    `stall_sec` waited with nothing to compute; `busy_sec` had a read under way."""
+    `stall_sec` waited with nothing to compute; `busy_sec` had a read under way; `repeated_reads` failed, or brought
+    what wasn't what its checksum says, and were done again."""
 
     hits: int = 0
     guessed: int = 0
@@ -28,6 +29,7 @@ class CacheCounters:
     reread_bytes: int = 0
     stall_sec: float = 0.0
     busy_sec: float = 0.0
+    repeated_reads: int = 0
 
     @property
     def bytes_read(self) -> int:
@@ -96,4 +98,5 @@ class CacheStats:
             reread_bytes=self._rereads * each,
             stall_sec=self.stall_sec,
             busy_sec=reads.busy_sec,
+            repeated_reads=reads.repeated_reads,
         )

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import mmap
 import os
-import zlib
+from bisect import bisect_right
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker import host
+from smallthinker import _storage, host
 from smallthinker.errors import StoreFormatError, StoreReadError, one_line
 from smallthinker.expert_store.device.pacing import SequentialThrottle
 from smallthinker.expert_store.device.storage_profile import StorageProfile
@@ -32,7 +33,7 @@ from smallthinker.expert_store.format import (
 )
 from smallthinker.expert_store.header import fault
 from smallthinker.expert_store.progress import Progress, silent
-from smallthinker.expert_store.records import Records, Stage
+from smallthinker.expert_store.records import Records, Stage, Sums
 from smallthinker.expert_store.store import Store
 from smallthinker.files import SmallFiles, is_folder, is_there, open_regular, write_hint
 from smallthinker.host import pages
@@ -90,7 +91,7 @@ class FolderStore(Store):
 
     def records(self, chunk_bytes: int) -> Records:
         if not self.is_compressed:
-            return self.plain_records()
+            return replace(self.plain_records(), name_at=self._name_at, sums=self._sums())
         from smallthinker.expert_store.compression import Unpacker, decompressor_bytes  # and zstandard
 
         file, most = self.experts_file, max(tensor.nbytes for tensor in self.experts_file.tensors)
@@ -98,7 +99,18 @@ class FolderStore(Store):
         unpack = Unpacker(self.quant, self.record_bytes)
         stage = Stage(unpack, COMPRESSION, most + decompressor_bytes(self.quant, self.record_bytes))
         ends = [*offsets, offsets[-1] + file.tensors[-1].nbytes]
-        return Records.whole(file.path, file.file_bytes, self.record_bytes, ends, stage)
+        whole = Records.whole(file.path, file.file_bytes, self.record_bytes, ends, stage)
+        return replace(whole, name_at=self._name_at, sums=self._sums())
+
+    def _sums(self) -> Sums:
+        """A record is one piece."""
+        expected = np.fromiter((tensor.crc32 for tensor in self.experts_file.tensors), np.uint32)
+        return Sums(np.arange(len(expected) + 1, dtype=np.int64), expected)
+
+    def _name_at(self, file: int, offset: int) -> str:
+        tensors = self.experts_file.tensors
+        at = bisect_right(tensors, offset, key=lambda tensor: tensor.offset) - 1
+        return f"{tensors[at].spec.name}: " if at >= 0 else ""
 
     def plain_records(self) -> Records:
         file = self.experts_file
@@ -126,9 +138,7 @@ class FolderStore(Store):
                 for tensor in file.tensors:
                     crc = _crc32(source, tensor)
                     if crc != tensor.crc32:
-                        name = f"checksum of tensor '{tensor.spec.name}'"
-                        remedy = "the file changed since it was written: copy or convert it again"
-                        raise fault(file.path, tensor.offset, name, f"{tensor.crc32:08x}", f"{crc:08x}", remedy)
+                        raise _wrong(file, tensor, crc)
                     progress(done + tensor.offset + tensor.nbytes, total, tensor.spec.name)
             done += file.file_bytes
 
@@ -138,14 +148,16 @@ class FolderStore(Store):
         progress: Progress,
         storage: StorageProfile | None,
         reserved: Callable[[npt.NDArray[np.uint8]], None],
+        verify: bool,
     ) -> npt.NDArray[np.uint8]:
-        return self._map_dense() if mode == "mapped" else self._read_dense(progress, storage, reserved)
+        return self._map_dense() if mode == "mapped" else self._read_dense(progress, storage, reserved, verify)
 
     def _read_dense(
         self,
         progress: Progress,
         storage: StorageProfile | None,
         reserved: Callable[[npt.NDArray[np.uint8]], None],
+        verify: bool,
     ) -> npt.NDArray[np.uint8]:
         throttle = None if storage is None else SequentialThrottle(storage)
         memory = pages.weights_buffer(self.dense_bytes)
@@ -160,7 +172,22 @@ class FolderStore(Store):
                 if throttle is not None:
                     throttle.arrived(wanted)
                 progress(start + wanted, self.dense_bytes, DENSE_FILE)
+        if verify:
+            self._check_dense(view)
         return self._frozen(memory)
+
+    def _check_dense(self, memory: memoryview) -> None:
+        """What isn't what its checksum says is read once more from the disk itself. Raises StoreReadError."""
+        file = self.dense_file
+        for tensor in file.tensors:
+            start = tensor.offset - file.data_start
+            view = memory[start : start + tensor.nbytes]
+            if _storage.crc32(view) == tensor.crc32:
+                continue
+            with _Sequential(file, drop=True) as source:
+                crc = _crc32(source, tensor, view)
+            if crc != tensor.crc32:
+                raise StoreReadError(str(_wrong(file, tensor, crc)))
 
     def _map_dense(self) -> npt.NDArray[np.uint8]:
         path, expected = self.dense_file.path, self.dense_file.file_bytes
@@ -183,15 +210,18 @@ class FolderStore(Store):
 class _Sequential:
     """Reads a file once through, past the page cache where possible, else dropping behind.
 
-    `from_cache` takes what the page cache holds anyway from there, and leaves it there.
+    `from_cache` takes what the page cache holds anyway from there, and leaves it there; `drop` lets it hold nothing of
+    the file before.
     """
 
-    def __init__(self, file: StoreFile, from_cache: bool = False) -> None:
+    def __init__(self, file: StoreFile, from_cache: bool = False, drop: bool = False) -> None:
         self._path = file.path
         self._fd = self._cached_fd = -1
         try:
             direct = host.open_direct(file.path)
             self._fd = host.open_buffered(file.path) if direct is None else direct
+            if drop:
+                host.drop_file_cache(self._fd, 0, 0)
             self._cached_fd = host.open_buffered(file.path) if from_cache else -1
         except OSError as e:
             self._close()
@@ -230,13 +260,22 @@ class _Sequential:
             host.drop_file_cache(self._fd, offset, len(into))
 
 
-def _crc32(source: _Sequential, tensor: StoredTensor) -> int:
+def _wrong(file: StoreFile, tensor: StoredTensor, crc: int) -> StoreFormatError:
+    name = f"checksum of tensor '{tensor.spec.name}', bytes {tensor.offset} to {tensor.offset + tensor.nbytes}"
+    remedy = "the file changed since it was written, or the disk fails: check the disk, copy or convert it again"
+    return fault(file.path, tensor.offset, name, f"{tensor.crc32:08x}", f"{crc:08x}", remedy)
+
+
+def _crc32(source: _Sequential, tensor: StoredTensor, into: memoryview | None = None) -> int:
+    """into: gets what is read, too."""
     crc, position, stop = 0, tensor.offset, tensor.offset + tensor.nbytes
     while position < stop:
         skip = position % host.DIRECT_ALIGN  # dense tensors start on cache lines, reads on pages
         wanted = min(len(source.buffer), skip + stop - position)
         source.read(position - skip, source.buffer[: host.whole_pages(wanted)], wanted)
-        crc = zlib.crc32(source.buffer[skip:wanted], crc)
+        crc = _storage.crc32(source.buffer[skip:wanted], crc)
+        if into is not None:
+            into[position - tensor.offset :][: wanted - skip] = source.buffer[skip:wanted]
         position += wanted - skip
     return crc
 

@@ -88,6 +88,7 @@ class GgufStore(Store):
         progress: Progress,
         storage: StorageProfile | None,
         reserved: Callable[[U8], None],
+        verify: bool,
     ) -> U8:
         throttle = None if storage is None else SequentialThrottle(storage)
         memory = np.frombuffer(pages.weights_buffer(self.dense_bytes), np.uint8)[: self.dense_bytes]

@@ -20,6 +20,7 @@ from smallthinker.expert_store.records import Records
 from smallthinker.expert_store.store import Store
 
 NativeKind = Literal["direct", "mmap", "buffered"]
+Verify = Literal["first", "always", "never"]
 STAGE_THREADS = 4  # that read, and decompress or repack
 
 
@@ -30,7 +31,8 @@ class NativeQueue:
     direct: past the page cache (O_DIRECT). mmap: copied out of a map. buffered: ordinary reads; works everywhere. What
     the page cache holds is taken from there; nothing is left there that wasn't there before. Each chunk in flight has a
     thread. What goes through a stage is read in whole pieces: a thread reads one, and decompresses or repacks it into
-    its slot while others read.
+    its slot while others read. What can't be read, is refused by the stage or isn't what its checksum says is read once
+    more, past the page cache.
     """
 
     def __init__(
@@ -43,16 +45,18 @@ class NativeQueue:
         depth: int,
         speculative_depth: int = 1,
         pace: _storage.Device | None = None,
+        verify: Verify = "first",
     ) -> None:
         """slots: uint8 [slots, record_bytes], aligned to 4096 bytes; kept alive until the queue is closed or gone.
 
         chunk_bytes: of one read, a multiple of 4096. depth: chunks in flight, at most 64; speculative_depth: as long as
-        only speculative ones wait. pace: a slower device, before which no chunk comes back. Raises StoreReadError where
-        the file can't be opened, changed its size, or the system refuses this kind; ValueError.
+        only speculative ones wait. pace: a slower device, before which no chunk comes back. verify: when bytes are
+        compared with the checksums that the files have. Raises StoreReadError where the file can't be opened, changed
+        its size, or the system refuses this kind; ValueError.
         """
         records = source if isinstance(source, Records) else source.records(chunk_bytes)
         self._paths, stage = [path for path, _ in records.files], records.stage
-        self._name_at = records.name_at
+        self._name_at, sums = records.name_at, None if verify == "never" else records.sums
         try:
             raw = _storage.ReadQueue(
                 [(os.fsencode(path), nbytes) for path, nbytes in records.files],  # a name need not be UTF-8
@@ -67,6 +71,9 @@ class NativeQueue:
                 pace=pace,
                 stage=None if stage is None else stage.run,
                 threads=max(STAGE_THREADS, depth),
+                sums=None if sums is None else sums.expected,
+                sum_starts=[0] if sums is None else sums.starts,
+                sum_always=verify == "always",
             )
         except _storage.ReadError as e:
             raise self._error(*e.args) from None

@@ -12,7 +12,7 @@ from smallthinker.errors import StoreReadError
 from smallthinker.expert_store.device.disk_profile import DiskProfile
 from smallthinker.expert_store.device.pacing import random_device
 from smallthinker.expert_store.device.storage_profile import StorageProfile
-from smallthinker.expert_store.native_queue import STAGE_THREADS, NativeKind, NativeQueue
+from smallthinker.expert_store.native_queue import STAGE_THREADS, NativeKind, NativeQueue, Verify
 from smallthinker.expert_store.records import Records
 from smallthinker.expert_store.store import Store
 from smallthinker.host import pages
@@ -26,12 +26,13 @@ def open_queue(
     slots: npt.NDArray[np.uint8],
     profile: DiskProfile | None = None,
     storage: StorageProfile | None = None,
+    verify: Verify = "first",
 ) -> NativeQueue:
     """Open the reader of that kind; auto: the profile's, or buffered where the system refuses that one now.
 
     slots: uint8 [slots, record_bytes], aligned to 4096 bytes (`host.aligned_buffer`). profile: what `probe` found
     (`disk_profile.DiskProfile`); its sizes of chunks and depths hold for every kind. None takes the assumed one.
-    storage: a slower device to emulate. Raises StoreReadError, ValueError.
+    storage: a slower device to emulate. verify: as `NativeQueue`. Raises StoreReadError, ValueError.
     """
     profile = profile or DiskProfile()
     depth = STAGE_THREADS if store.is_compressed else profile.depth
@@ -45,6 +46,7 @@ def open_queue(
             depth=depth if storage is None else min(depth, storage.queue_depth),
             speculative_depth=profile.speculative_depth,
             pace=None if storage is None else random_device(storage),
+            verify=verify,
         )
 
     if kind != "auto":

@@ -23,7 +23,8 @@ class FinishedRead(NamedTuple):
 class ReadCounters:
     """Since the queue was opened. A read counts when `poll` or `wait` tells of it, as what it was by then, if the
     record is whole; `withdrawn_bytes` were read for nothing, by reads that were cancelled or drained half-way.
-    `busy_sec`: time with at least one read under way at the disk."""
+    `busy_sec`: time with at least one read under way at the disk. `repeated_reads`: of a chunk that couldn't be read,
+    or of bytes that weren't what their checksum says."""
 
     certain_reads: int = 0
     certain_bytes: int = 0
@@ -31,6 +32,7 @@ class ReadCounters:
     speculative_bytes: int = 0
     withdrawn_bytes: int = 0
     busy_sec: float = 0.0
+    repeated_reads: int = 0
 
 
 class ReadQueue(Protocol):

@@ -26,6 +26,14 @@ class Stage(NamedTuple):
     nbytes: int = 0
 
 
+class Sums(NamedTuple):
+    """CRC-32 of what lies in the files: of some pieces of one record each. starts: int64 [sums + 1], of each its first
+    piece, and behind the last one's the end. expected: uint32 [sums]."""
+
+    starts: npt.NDArray[np.int64]
+    expected: npt.NDArray[np.uint32]
+
+
 @dataclass(frozen=True)
 class Records:
     """What is read into slots of `record_bytes`.
@@ -34,6 +42,7 @@ class Records:
     and what tells the stage what to make of it: without a stage, where in the slot it goes; offsets and lengths are
     multiples of 4096 then, and the queue cuts pieces into chunks. starts: int64 [records + 1], each record's first
     piece, and behind the last one's the end. name_at: what messages about a byte of the n-th file begin with.
+    sums: what the pieces are checked by.
     """
 
     files: tuple[tuple[Path, int], ...]
@@ -42,6 +51,7 @@ class Records:
     starts: npt.NDArray[np.int64]
     stage: Stage | None = None
     name_at: Callable[[int, int], str] | None = None
+    sums: Sums | None = None
 
     @classmethod
     def in_turn(cls, path: Path, file_bytes: int, first_offset: int, record_bytes: int, num_records: int) -> Records:
@@ -71,7 +81,8 @@ class Records:
     @property
     def table_bytes(self) -> int:
         """Memory of the table, here and in the queue."""
-        return 2 * (self.pieces.nbytes + self.starts.nbytes)
+        sums = 0 if self.sums is None else self.sums.starts.nbytes + 3 * self.sums.expected.nbytes
+        return 5 * self.pieces.nbytes // 2 + 2 * self.starts.nbytes + sums
 
     @property
     def max_piece_bytes(self) -> int:

@@ -118,6 +118,7 @@ class Store(ABC):
         progress: Progress | None = None,
         storage: StorageProfile | None = None,
         reserved: Callable[[U8], None] = lambda memory: None,
+        verify: bool = True,
     ) -> None:
         """Bring the dense weights into memory; again, nothing happens.
 
@@ -125,10 +126,11 @@ class Store(ABC):
         middle of a token; costs `dense_bytes`. mapped: starts at once, pages come from the file when first touched,
         where the file holds them as the kernels read them. storage: a slower device to emulate while reading; a map is
         read by the system, whenever it likes. reserved: gets the memory, uint8 [dense_bytes], before it is read into.
+        verify: what is read is compared with the files' checksums, where they have some.
         Raises StoreReadError.
         """
         if self._dense is None:
-            self._dense = self._load_dense(mode, progress or silent, storage, reserved)
+            self._dense = self._load_dense(mode, progress or silent, storage, reserved, verify)
 
     def dense(self, name: str) -> U8 | npt.NDArray[np.float32]:
         """A read-only view of a dense tensor, 64-byte aligned: uint8 [packed bytes] of a matrix as the kernels take
@@ -150,6 +152,7 @@ class Store(ABC):
         progress: Progress,
         storage: StorageProfile | None,
         reserved: Callable[[U8], None],
+        verify: bool,
     ) -> U8:
         """All dense tensors, one after another as in `dense_table`, uint8 [dense_bytes], read-only."""
 

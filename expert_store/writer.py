@@ -7,7 +7,6 @@ a tensor come from; whole-or-nothing is `folder`'s, sizes and names are `format`
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from types import TracebackType
 
 import numpy as np
 
-from smallthinker import host
+from smallthinker import _storage, host
 from smallthinker.errors import StoreWriteError
 from smallthinker.expert_store.compression import Compressor
 from smallthinker.expert_store.folder import AtomicFolder
@@ -76,11 +75,11 @@ class TensorFileWriter:
             written += len(data)
             if written > nbytes:
                 raise ValueError(f"{name}: expected {nbytes} bytes, found more")
-            crc = zlib.crc32(data, crc)
+            crc = _storage.crc32(data, crc)
             self._put(data)
         padding = bytes(0 if self._can_shrink else nbytes - written)
         self._put(padding)
-        self._crcs.append(zlib.crc32(padding, crc))
+        self._crcs.append(_storage.crc32(padding, crc))
         self._sizes.append(written + len(padding))
 
     def finish(self) -> None:

@@ -11,6 +11,10 @@ import numpy.typing as npt
 class ReadError(Exception):
     """A file can't be opened or read this way. args: (offset in it or -1, what happened, its number)."""
 
+def crc32(data: Any, crc: int = 0, *, by_tables: bool = False) -> int:
+    """As zlib's, several times as fast. by_tables: as on a processor that has no help. Raises ValueError for memory
+    with gaps."""
+
 class Device:
     """What a read may cost at least."""
 
@@ -70,6 +74,9 @@ class ReadQueue:
         pace: Device | None = None,
         stage: Callable[[memoryview, memoryview], None] | Any | None = None,
         threads: int = 1,
+        sums: npt.NDArray[np.uint32] | None = None,
+        sum_starts: npt.NDArray[np.int64] | Sequence[int] = (0,),
+        sum_always: bool = False,
     ) -> None:
         """files: paths and sizes; pieces, starts: as `expert_store.records.Records` has them.
 
@@ -81,6 +88,9 @@ class ReadQueue:
         with that; then each record is one piece. Or a capsule of `_kernels`, which is called without Python's lock.
         Called by several of as many `threads`, which read whole pieces and hold one each in memory besides. Raises
         ReadError; ValueError for what doesn't fit.
+
+        sums, sum_starts: as `expert_store.records.Sums` has them; each is checked until it was found right once, or
+        sum_always. What fails or isn't right is read again, past the page cache.
         """
 
     @property
@@ -101,7 +111,7 @@ class ReadQueue:
         """The same, at least one; Ctrl-C ends it. Raises ValueError when nothing is under way."""
 
     def drain(self) -> None: ...
-    def counters(self) -> tuple[int, int, int, int, int, float]:
+    def counters(self) -> tuple[int, int, int, int, int, float, int]:
         """The fields of `read_queue.ReadCounters`."""
 
     def close(self) -> None: ...

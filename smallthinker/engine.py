@@ -149,7 +149,7 @@ class Engine:
             )
             self._spare = SpareMemory(self.plan.budget_bytes, store.record_bytes, self.plan.most_slots, most)
             slots = allocate_slots(self.plan.most_slots + self._spare.most, store.record_bytes)
-            self._queue = open_queue(options.reader, store, slots, profile, self.storage)
+            self._queue = open_queue(options.reader, store, slots, profile, self.storage, options.verify)
             resources.callback(self._queue.close)
             self.threads = options.threads or host.physical_cores()
             experts = self.config.experts_of_layers
@@ -165,7 +165,12 @@ class Engine:
             self._current: Conversation | None = None
             self._huge_pages = HugePages(self.experts)
             resources.callback(self._huge_pages.close)
-            store.load_dense(progress=options.progress, storage=self.storage, reserved=self._huge_pages.go_ahead)
+            store.load_dense(
+                progress=options.progress,
+                storage=self.storage,
+                reserved=self._huge_pages.go_ahead,
+                verify=options.verify != "never",
+            )
             if is_tight:
                 host.drop_library_pages()  # once more: what was still being read ahead the first time
             self.lossy_head: LossyHead | None = None

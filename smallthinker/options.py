@@ -16,6 +16,7 @@ from smallthinker.cache.kv_ring import QUANTS as KV_QUANTS
 from smallthinker.cache.kv_ring import KvKind
 from smallthinker.errors import RequestError
 from smallthinker.expert_store.device.storage_profile import StorageProfile
+from smallthinker.expert_store.native_queue import Verify
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind
 from smallthinker.lossy_head import DEFAULT_THRESHOLD
@@ -40,6 +41,8 @@ class EngineOptions:
     reader: how experts are read; 'auto' as a probe of the disk found best.
     storage: a slower disk to emulate: a bundled profile's name ('emmc'), a file that `smallthinker probe` wrote, or a
     StorageProfile. Reads take as long as from that one, from the page cache as well.
+    verify: compare what is read with the model's checksums, where it has some: 'first', each byte as it is read for the
+    first time; 'always', at every read; 'never'.
     prefetch, look_ahead: ask for a layer's experts before its attention, and read what the next layer will likely want
     in the disk's idle time; off to measure what they are worth. predictor: guess with the store's, if it has one.
     chunk, max_slots: tokens of a prompt's step and experts in memory, instead of what the plan would choose.
@@ -62,6 +65,7 @@ class EngineOptions:
     kv: KvKind = "f16"
     threads: int | None = None
     reader: QueueKind = "auto"
+    verify: Verify = "first"
     storage: StorageProfile | str | Path | None = None
     prefetch: bool = True
     look_ahead: bool = True
@@ -98,6 +102,7 @@ class EngineOptions:
         choice("kv", self.kv, KV_QUANTS)
         choice("speculation", self.speculation, get_args(Speculation))
         choice("reader", self.reader, get_args(QueueKind))
+        choice("verify", self.verify, get_args(Verify))
         for name in ("prefetch", "look_ahead", "predictor", "hot_set"):
             checked[name] = flag(name, getattr(self, name))
         for name in ("lossy_head", "kv_dir", "storage", "draft"):
@@ -147,6 +152,7 @@ class EngineChanges(TypedDict, total=False):
     kv: KvKind
     threads: int | None
     reader: QueueKind
+    verify: Verify
     storage: StorageProfile | str | Path | None
     prefetch: bool
     look_ahead: bool

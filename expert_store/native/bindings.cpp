@@ -72,7 +72,7 @@ py::list told(const ReadQueue::Ended& ended) {
 
 py::tuple counted(const Counters& c) {
   return py::make_tuple(c.certain_reads, c.certain_bytes, c.speculative_reads, c.speculative_bytes, c.withdrawn_bytes,
-                        c.busy_sec);
+                        c.busy_sec, c.repeated_reads);
 }
 
 std::unique_ptr<SimulatedQueue> make_simulated(const Device& device, int64_t record_bytes, int64_t chunk_bytes, int depth,
@@ -138,6 +138,25 @@ std::vector<Piece> make_pieces(const py::array_t<int64_t, py::array::c_style | p
   return pieces;
 }
 
+using Sums = py::array_t<uint32_t, py::array::c_style | py::array::forcecast>;
+
+std::optional<Checksums> make_checksums(const std::optional<Sums>& sums, const std::vector<int64_t>& starts, bool always,
+                                        Records& records) {
+  if (!sums) return std::nullopt;
+  check("sums", sums->size(), int64_t(starts.size()) - 1, int64_t(starts.size()) - 1);
+  records.cover(starts);
+  return Checksums(std::vector<uint32_t>(sums->data(), sums->data() + sums->size()), always);
+}
+
+uint32_t checksum(const py::buffer& data, uint32_t crc, bool by_tables) {
+  const py::buffer_info info = data.request();
+  const auto* const bytes = static_cast<const uint8_t*>(info.ptr);
+  if (!PyBuffer_IsContiguous(info.view(), 'C')) throw py::value_error("data: expected contiguous bytes");
+  const int64_t count = info.size * info.itemsize;
+  const py::gil_scoped_release unlocked;
+  return by_tables ? crc32_by_tables(bytes, count, crc) : crc32(bytes, count, crc);
+}
+
 // The queue and what it writes into. Members go in reverse order: the threads end before the slots may.
 class BoundQueue {
  public:
@@ -145,7 +164,8 @@ class BoundQueue {
 
   BoundQueue(const std::vector<std::pair<std::string, int64_t>>& files, int64_t record_bytes, const Table& pieces,
              std::vector<int64_t> starts, py::array slots, const std::string& kind, int64_t chunk_bytes, int depth,
-             int speculative_depth, std::optional<Device> pace, py::object stage, int threads)
+             int speculative_depth, std::optional<Device> pace, py::object stage, int threads,
+             const std::optional<Sums>& sums, const std::vector<int64_t>& sum_starts, bool sum_always)
       : slots_(std::move(slots)), stage_(std::move(stage)) {
     check("record_bytes", record_bytes, kAlign, int64_t{1} << 31, kAlign);  // one read's length fits every system
     check("chunk_bytes", chunk_bytes, kAlign, int64_t{1} << 31, kAlign);
@@ -157,6 +177,7 @@ class BoundQueue {
     const int64_t cut_bytes = stage_.is_none() ? chunk_bytes : Records::kWholePieces;
     Records records(make_pieces(pieces), std::move(starts), file_bytes, record_bytes, cut_bytes);
     std::optional<Stage> made = make_stage(stage_, threads, records, record_bytes);
+    std::optional<Checksums> checksums = make_checksums(sums, sum_starts, sum_always, records);
     const Limits limits{depth, speculative_depth};
     const Kind parsed = parse_kind(kind);
     const int64_t num_slots = slots_.shape(0);
@@ -168,7 +189,7 @@ class BoundQueue {
         opened.push_back(std::make_unique<StoreFile>(files[size_t(number)].first, file_bytes[size_t(number)], parsed));
       }
       queue_.reset(new ReadQueue(std::move(opened), std::move(records), memory, num_slots, record_bytes, limits, pace,
-                                 std::move(made)));
+                                 std::move(made), std::move(checksums)));
     } catch (Fault& fault) {
       fault.file = number;
       raise_fault(fault);
@@ -245,6 +266,7 @@ PYBIND11_MODULE(_storage, m) {
   translate_forked();
   read_error = PyErr_NewException("smallthinker._storage.ReadError", PyExc_Exception, nullptr);
   m.attr("ReadError") = py::reinterpret_borrow<py::object>(read_error);
+  m.def("crc32", &checksum, py::arg("data"), py::arg("crc") = 0, py::kw_only(), py::arg("by_tables") = false);
   py::class_<Device>(m, "Device")
       .def(py::init(&make_device), py::kw_only(), py::arg("bytes_per_sec"), py::arg("requests_per_sec"),
            py::arg("latency_sec"));
@@ -264,10 +286,11 @@ PYBIND11_MODULE(_storage, m) {
   py::class_<BoundQueue>(m, "ReadQueue")
       .def(py::init<const std::vector<std::pair<std::string, int64_t>>&, int64_t, const BoundQueue::Table&,
                     std::vector<int64_t>, py::array, const std::string&, int64_t, int, int, std::optional<Device>,
-                    py::object, int>(),
+                    py::object, int, const std::optional<Sums>&, const std::vector<int64_t>&, bool>(),
            py::arg("files"), py::kw_only(), py::arg("record_bytes"), py::arg("pieces"), py::arg("starts"),
            py::arg("slots"), py::arg("kind"), py::arg("chunk_bytes"), py::arg("depth"), py::arg("speculative_depth"),
-           py::arg("pace") = py::none(), py::arg("stage") = py::none(), py::arg("threads") = 1)
+           py::arg("pace") = py::none(), py::arg("stage") = py::none(), py::arg("threads") = 1,
+           py::arg("sums") = py::none(), py::arg("sum_starts") = std::vector<int64_t>{0}, py::arg("sum_always") = false)
       .def_property_readonly("kind", &BoundQueue::kind)
       .def_property_readonly("is_own_thread", &BoundQueue::is_own_thread)
       .def("submit", &BoundQueue::submit, py::arg("record"), py::arg("slot"), py::arg("speculative"))

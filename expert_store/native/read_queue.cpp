@@ -1,6 +1,7 @@
 #include "read_queue.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -27,7 +28,8 @@ thread_local const ReadQueue* working_for = nullptr;
 }  // namespace
 
 ReadQueue::ReadQueue(std::vector<std::unique_ptr<StoreFile>> files, Records records, uint8_t* slots, int64_t num_slots,
-                     int64_t record_bytes, const Limits& limits, std::optional<Device> pace, std::optional<Stage> stage)
+                     int64_t record_bytes, const Limits& limits, std::optional<Device> pace, std::optional<Stage> stage,
+                     std::optional<Checksums> checksums)
     : kind_(files.front()->kind()),
       files_(std::move(files)),
       records_(std::move(records)),
@@ -37,7 +39,9 @@ ReadQueue::ReadQueue(std::vector<std::unique_ptr<StoreFile>> files, Records reco
       stage_(std::move(stage)),
       schedule_([this](int64_t record, int64_t number) { return records_.chunk(record, number).bytes; }, limits) {
   if (pace) pace_.emplace(*pace);
-  const int threads = stage_ ? stage_->threads : limits.depth;
+  checksums_ = std::move(checksums);
+  // One more than are at the disk, so that it isn't idle while a chunk is added up.
+  const int threads = stage_ ? stage_->threads : limits.depth + (checksums_ ? 1 : 0);
   const int64_t room = whole_blocks(records_.max_piece_bytes()) + kAlign;  // wherever a piece begins in a block
   if (stage_) {
     const int64_t bytes = (threads * room + kHugePage - 1) / kHugePage * kHugePage;
@@ -65,6 +69,10 @@ void ReadQueue::submit(int64_t record, int64_t slot, bool speculative) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (closing_) throw Closed{};
   schedule_.submit(record, slot, speculative);
+  if (checksums_) {
+    const auto [begin, end] = records_.sums(record);
+    for (int64_t sum = begin; sum < end; ++sum) checksums_->begin(sum);
+  }
   wake_if_there_is_work();
 }
 
@@ -141,6 +149,63 @@ void ReadQueue::give_back(const Chunk& chunk, std::optional<Fault> fault, bool w
   ended_.notify_one();
 }
 
+// A chunk from the disk, to where it is added up: a stage's memory, else its slot.
+std::optional<Fault> ReadQueue::bring(const Piece& at, uint8_t* stored, uint8_t* slot, bool again) const {
+  const int64_t before = at.offset % kAlign;  // reads begin on a block
+  const StoreFile& file = *files_[size_t(at.file)];
+  uint8_t* const into = stage_ ? stored : slot + at.what;
+  auto fault = again ? file.read_again(at.offset - before, before + at.bytes, into)
+                     : file.read(at.offset - before, before + at.bytes, into);
+  if (fault) fault->file = at.file;
+  return fault;
+}
+
+std::optional<Fault> ReadQueue::finish(const Piece& at, uint8_t* stored, uint8_t* slot) const {
+  if (!stage_) return std::nullopt;
+  if (auto what = stage_->run(at, stored + at.offset % kAlign, slot)) return Fault{at.offset, *std::move(what), at.file};
+  return std::nullopt;
+}
+
+std::optional<Fault> ReadQueue::bring_again(const Piece& at, uint8_t* stored, uint8_t* slot, uint32_t* part) const {
+  if (auto fault = bring(at, stored, slot, true)) return fault;
+  *part = part_of_sum(at, stored, slot);
+  return finish(at, stored, slot);
+}
+
+uint32_t ReadQueue::part_of_sum(const Piece& at, const uint8_t* stored, const uint8_t* slot) const {
+  return crc32_before(crc32(stage_ ? stored + at.offset % kAlign : slot + at.what, at.bytes), at.behind);
+}
+
+// Once all of a record has arrived: whether it is what its checksums say, perhaps when it is read again.
+std::optional<Fault> ReadQueue::check_record(const Read& read, uint8_t* stored, std::unique_lock<std::mutex>& lock) {
+  uint8_t* const slot = slots_ + read.slot * record_bytes_;
+  const auto [begin, end] = records_.sums(read.record);
+  for (int64_t sum = begin; sum < end; ++sum) {
+    if (!checksums_->wants(sum) || checksums_->check(sum)) continue;
+    schedule_.count_repeat();
+    checksums_->begin(sum);
+    std::optional<Piece> first;
+    for (int64_t number = 0;; ++number) {
+      const Piece at = records_.chunk(read.record, number);
+      if (at.bytes == 0) break;
+      if (at.sum != sum) continue;
+      if (!first) first = at;
+      uint32_t part = 0;
+      lock.unlock();
+      auto fault = bring_again(at, stored, slot, &part);
+      lock.lock();
+      if (fault) return fault;
+      checksums_->add(sum, part);
+    }
+    if (checksums_->check(sum)) continue;
+    char what[120];
+    std::snprintf(what, sizeof what, "checksum of what begins here: expected %08x, found %08x, also when read again",
+                  checksums_->expected(sum), checksums_->found(sum));
+    return Fault{first->offset, what, first->file};
+  }
+  return std::nullopt;
+}
+
 // The life of a thread that reads one chunk after the other.
 void ReadQueue::work(uint8_t* stored) {
   working_for = this;
@@ -152,29 +217,43 @@ void ReadQueue::work(uint8_t* stored) {
     const std::optional<Chunk> chunk = schedule_.take();
     if (!chunk) return;  // closing, and nothing is left to take
     wake_if_there_is_work();
-    const Piece at = records_.chunk(chunk->read->record, chunk->number);
-    const int64_t before = at.offset % kAlign;  // reads begin on a block
-    uint8_t* const slot = slots_ + chunk->read->slot * record_bytes_;
+    const Read& read = *chunk->read;
+    const Piece at = records_.chunk(read.record, chunk->number);
+    const bool is_summed = checksums_ && checksums_->wants(at.sum);
+    uint8_t* const slot = slots_ + read.slot * record_bytes_;
     // A device that has more to do goes on at once, however late this thread woke up for the last chunk's end.
-    const double start = had_to_wait ? seconds(Clock::now()) : std::max(ended, seconds(chunk->read->submitted));
+    const double start = had_to_wait ? seconds(Clock::now()) : std::max(ended, seconds(read.submitted));
     const double due = pace_ ? pace_->due(start, at.bytes) : 0;
     lock.unlock();
-    std::optional<Fault> fault =
-        files_[size_t(at.file)]->read(at.offset - before, before + at.bytes, stage_ ? stored : slot + at.what);
-    if (fault) fault->file = at.file;
+    std::optional<Fault> fault = bring(at, stored, slot, false);
     lock.lock();
+    if (fault && !closing_) {
+      schedule_.count_repeat();
+      lock.unlock();
+      fault = bring(at, stored, slot, true);
+      lock.lock();
+    }
     if (pace_) {
       ended = std::max(due, seconds(Clock::now()));
       closed_.wait_until(lock, point(due), [this] { return closing_; });
     }
-    const bool is_staged = stage_ && !fault && !closing_;
+    const bool is_staged = (stage_ || is_summed) && !fault && !closing_;
     if (is_staged) {
       schedule_.begin_stage();
       wake_if_there_is_work();
       lock.unlock();
-      if (auto what = stage_->run(at, stored + before, slot)) fault = Fault{at.offset, *std::move(what), at.file};
+      uint32_t part = is_summed ? part_of_sum(at, stored, slot) : 0;
+      fault = finish(at, stored, slot);
+      const bool was_refused = fault.has_value();
+      if (was_refused) fault = bring_again(at, stored, slot, &part);
       lock.lock();
       ended = seconds(Clock::now());  // meanwhile the device worked for other threads
+      if (was_refused) schedule_.count_repeat();
+      if (is_summed && !fault) {
+        checksums_->add(at.sum, part);
+        const bool is_last = read.in_flight == 1 && read.next_bytes == 0 && !read.fault;
+        if (is_last) fault = check_record(read, stored, lock);
+      }
     }
     give_back(*chunk, std::move(fault), is_staged);
   }

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../../kernels/forks.h"
+#include "checksums.h"
 #include "pace.h"
 #include "records.h"
 #include "schedule.h"
@@ -35,9 +36,11 @@ class ReadQueue {
   struct Closed {};  // thrown by submit
 
   // `slots` is [num_slots, record_bytes] and outlives the queue. `pace`: no chunk comes back before that device would have
-  // brought it.
+  // brought it. `checksums`: of what `records` is covered with. What can't be read, or isn't what they say, is read once
+  // more past the page cache, in the thread that noticed.
   ReadQueue(std::vector<std::unique_ptr<StoreFile>> files, Records records, uint8_t* slots, int64_t num_slots,
-            int64_t record_bytes, const Limits& limits, std::optional<Device> pace, std::optional<Stage> stage);
+            int64_t record_bytes, const Limits& limits, std::optional<Device> pace, std::optional<Stage> stage,
+            std::optional<Checksums> checksums);
   ~ReadQueue();
   ReadQueue(const ReadQueue&) = delete;
   ReadQueue& operator=(const ReadQueue&) = delete;
@@ -57,6 +60,11 @@ class ReadQueue {
 
  private:
   void work(uint8_t* stored);
+  std::optional<Fault> bring(const Piece& at, uint8_t* stored, uint8_t* slot, bool again) const;
+  std::optional<Fault> finish(const Piece& at, uint8_t* stored, uint8_t* slot) const;
+  std::optional<Fault> bring_again(const Piece& at, uint8_t* stored, uint8_t* slot, uint32_t* part) const;
+  uint32_t part_of_sum(const Piece& at, const uint8_t* stored, const uint8_t* slot) const;
+  std::optional<Fault> check_record(const Read& read, uint8_t* stored, std::unique_lock<std::mutex>& lock);
   void give_back(const Chunk& chunk, std::optional<Fault> fault, bool was_staged);
   void wake_if_there_is_work();
 
@@ -73,6 +81,7 @@ class ReadQueue {
   std::condition_variable work_, ended_, idle_, closed_;
   Schedule schedule_;
   std::optional<Pace> pace_;
+  std::optional<Checksums> checksums_;
   bool closing_ = false;
   std::atomic<bool> has_ended_{false};  // also looked at without the lock: `poll` is called far more often than it tells
   std::vector<std::thread> threads_;

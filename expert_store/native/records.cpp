@@ -58,6 +58,29 @@ void Records::check(const std::vector<int64_t>& file_bytes, int64_t record_bytes
   }
 }
 
+void Records::cover(const std::vector<int64_t>& sum_starts) {
+  const int64_t num_pieces = int64_t(pieces_.size());
+  if (sum_starts.empty() || sum_starts.front() != 0 || sum_starts.back() != num_pieces) {
+    fail("sum_starts: expected 0 to the number of pieces, " + std::to_string(num_pieces));
+  }
+  size_t record = 0;
+  for (size_t sum = 0; sum + 1 < sum_starts.size(); ++sum) {
+    const int64_t begin = sum_starts[sum], end = sum_starts[sum + 1];
+    if (begin == starts_[record + 1]) ++record;
+    if (end <= begin || end > starts_[record + 1]) fail("sum_starts: expected at least one piece each, of one record");
+    int64_t behind = 0;
+    for (int64_t i = end; i-- > begin;) {
+      pieces_[size_t(i)].sum = int64_t(sum);
+      pieces_[size_t(i)].behind = behind;
+      behind += pieces_[size_t(i)].bytes;
+    }
+  }
+}
+
+std::pair<int64_t, int64_t> Records::sums(int64_t record) const {
+  return {pieces_[size_t(starts_[size_t(record)])].sum, pieces_[size_t(starts_[size_t(record) + 1] - 1)].sum + 1};
+}
+
 int64_t Records::max_piece_bytes() const {
   int64_t most = 0;
   for (const Piece& piece : pieces_) most = std::max(most, piece.bytes);
@@ -70,7 +93,9 @@ Piece Records::chunk(int64_t record, int64_t number) const {
     const int64_t chunks = (piece.bytes - 1) / chunk_bytes_ + 1;
     if (number < chunks) {
       const int64_t begin = number == 0 ? 0 : number * chunk_bytes_;
-      return {piece.file, piece.offset + begin, std::min(chunk_bytes_, piece.bytes - begin), piece.what + begin};
+      const int64_t bytes = std::min(chunk_bytes_, piece.bytes - begin);
+      const int64_t behind = piece.behind + piece.bytes - begin - bytes;
+      return {piece.file, piece.offset + begin, bytes, piece.what + begin, piece.sum, behind};
     }
     number -= chunks;
   }

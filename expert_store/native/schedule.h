@@ -47,6 +47,7 @@ struct Counters {
   int64_t certain_reads = 0, certain_bytes = 0;
   int64_t speculative_reads = 0, speculative_bytes = 0;
   int64_t withdrawn_bytes = 0;
+  int64_t repeated_reads = 0;  // of a chunk, or of what has one checksum, because the first one failed or was wrong
   double busy_sec = 0;  // with at least one chunk in flight
 };
 
@@ -62,6 +63,7 @@ class Schedule {
   bool can_take() const { return next_queue() != nullptr; }
   std::optional<Chunk> take();
   void begin_stage();  // a chunk that was taken has left the disk, and is given back once it has been through the stage
+  void count_repeat() { ++counters_.repeated_reads; }
   void give_back(const Chunk& chunk, std::optional<Fault> fault, bool was_staged);
 
   bool empty() const { return reads_.empty(); }

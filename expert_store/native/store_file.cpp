@@ -80,6 +80,11 @@ std::optional<Fault> StoreFile::read(int64_t offset, int64_t bytes, uint8_t* int
   return read_handle(direct_, offset, bytes, into);
 }
 
+std::optional<Fault> StoreFile::read_again(int64_t offset, int64_t bytes, uint8_t* into) const {
+  os::drop_cached(buffered_, offset, whole_blocks(bytes));
+  return kind_ == Kind::direct ? read_handle(direct_, offset, bytes, into) : read(offset, bytes, into);
+}
+
 bool StoreFile::is_cached(int64_t offset, int64_t bytes) const { return os::is_cached(buffered_, offset, bytes); }
 
 std::optional<Fault> StoreFile::read_handle(Handle handle, int64_t offset, int64_t bytes, uint8_t* into) const {

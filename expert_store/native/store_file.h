@@ -63,6 +63,8 @@ class StoreFile {
   // Brings all `bytes`, or says why not. Offset and address are multiples of kAlign; there is room for whole ones of them,
   // in which anything may lie afterwards.
   std::optional<Fault> read(int64_t offset, int64_t bytes, uint8_t* into) const;
+  // The same from the disk itself, whatever the page cache has.
+  std::optional<Fault> read_again(int64_t offset, int64_t bytes, uint8_t* into) const;
 
  private:
   // What a read that brought nothing at `offset` means, with `missing` bytes to come.

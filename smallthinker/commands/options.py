@@ -155,6 +155,12 @@ def add_running(group: Group) -> None:
         default="auto",
         help="how experts are read (default: auto, as a probe of the disk found best)",
     )
+    group.add_argument(
+        "--verify",
+        choices=["first", "always", "never"],
+        default="first",
+        help="compare what is read of a model with its checksums: the first time (default), always or never",
+    )
 
 
 def add_speculation(group: Group) -> None:

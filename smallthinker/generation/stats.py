@@ -121,9 +121,15 @@ class GenerationStats:
             f"{rounded(self.bytes_read_per_token / MIB)} MiB read per token, "
             f"{self._roofline()}peak memory {self.peak_memory_bytes / MIB:.0f} MiB"
             f"{'' if self.storage is None else f'; the disk is emulated: {self.storage}'}"
+            f"{self._repeats()}"
             f"{'; ' + self.speculation.line() if self.speculation.batches else ''}"
             f"{'' if self.lossy_head is None else '; ' + self.lossy_head.line()}"
         )
+
+    def _repeats(self) -> str:
+        """Of reads, where there were any: a disk or a cable is about to fail."""
+        repeats = self.prefill_experts.repeated_reads + self.decode_experts.repeated_reads
+        return f"; {repeats} reads failed or were wrong and were repeated" if repeats else ""
 
     def _roofline(self) -> str:
         """Only where reads happened: in memory, arithmetic is nearly all there is, and the share says nothing."""

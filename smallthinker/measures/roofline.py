@@ -142,6 +142,7 @@ class Phase:
             "wasted_bytes": experts.wasted_bytes,
             "reread_bytes": experts.reread_bytes,
             "busy_sec": experts.busy_sec,
+            "repeated_reads": experts.repeated_reads,
             "disk_bytes_per_sec_probed": self.disk_bytes_per_sec_probed,
             "disk_bytes_per_sec_seen": self.disk_bytes_per_sec_seen,
             "disk_bytes_per_sec_allowed": self.disk_bytes_per_sec_allowed,

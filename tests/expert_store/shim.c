@@ -14,8 +14,16 @@ static long setting(const char* name, long otherwise) {
   return text == NULL ? otherwise : atol(text);
 }
 
+// Whether a fault strikes: SHIM_TIMES of them do, all if it isn't set.
+static int strikes(void) {
+  static long struck;
+  return __atomic_fetch_add(&struck, 1, __ATOMIC_RELAXED) < setting("SHIM_TIMES", INT32_MAX);
+}
+
+static int has(off_t byte, off_t offset, ssize_t bytes) { return byte != -1 && byte >= offset && byte < offset + bytes; }
+
 // SHIM_GATE: every read first takes a byte from this pipe. SHIM_SHORT: no more bytes at once. SHIM_EIO: this offset is
-// broken. SHIM_EINTR: the first read is interrupted.
+// broken. SHIM_FLIP: this offset's byte comes with a bit flipped. SHIM_EINTR: the first read is interrupted.
 ssize_t pread(int fd, void* into, size_t bytes, off_t offset) {
   static ssize_t (*real)(int, void*, size_t, off_t);
   if (real == NULL) real = (ssize_t(*)(int, void*, size_t, off_t))dlsym(RTLD_NEXT, "pread");
@@ -30,7 +38,7 @@ ssize_t pread(int fd, void* into, size_t bytes, off_t offset) {
     errno = EINTR;
     return -1;
   }
-  if (broken >= offset && broken < offset + (off_t)bytes && broken != -1) {
+  if (has(broken, offset, bytes) && strikes()) {
     if (broken > offset) bytes = broken - offset;  // up to the broken block
     else {
       errno = EIO;
@@ -38,7 +46,10 @@ ssize_t pread(int fd, void* into, size_t bytes, off_t offset) {
     }
   }
   if (most > 0 && bytes > (size_t)most) bytes = most;
-  return real(fd, into, bytes, offset);
+  const ssize_t count = real(fd, into, bytes, offset);
+  const off_t flipped = setting("SHIM_FLIP", -1);
+  if (has(flipped, offset, count) && strikes()) ((unsigned char*)into)[flipped - offset] ^= 1;
+  return count;
 }
 
 ssize_t pread64(int fd, void* into, size_t bytes, off_t offset) { return pread(fd, into, bytes, offset); }

@@ -36,3 +36,33 @@ def test_dense_weights_cut_after_opening_are_an_error(opened: Store, mode: str) 
         file.truncate(opened.dense_file.file_bytes - 4096)
     with pytest.raises(StoreReadError, match=r"dense\.safetensors"):
         opened.load_dense(mode)  # type: ignore[arg-type]
+
+
+def test_dense_weights_that_are_wrong_once_are_read_again_and_refused_if_they_stay_so(
+    tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(tiny_store) as store:
+        tensor, whole, path = store.dense_file.tensors[1], store.dense_file.path.read_bytes(), store.dense_file.path
+    read_at, wrong = host.read_at, [tensor.offset]
+
+    def read_badly(fd: int, into: memoryview, offset: int) -> int:
+        count = read_at(fd, into, offset)
+        if wrong and offset <= wrong[0] < offset + count:
+            into[wrong.pop() - offset] ^= 1
+        return count
+
+    with Store.open(tiny_store) as store, monkeypatch.context() as patch:
+        patch.setattr(host, "read_at", read_badly)
+        store.load_dense()
+        assert not wrong
+        assert store.dense(tensor.spec.name).tobytes() == whole[tensor.offset :][: tensor.spec.content_bytes]
+    damaged = bytearray(whole)
+    damaged[tensor.offset + tensor.nbytes - 1] ^= 1  # padding, which nothing computes with, is looked at, too
+    path.write_bytes(damaged)
+    with Store.open(tiny_store) as store:
+        where = f"byte {tensor.offset}: checksum of tensor '{tensor.spec.name}', bytes {tensor.offset} to "
+        with pytest.raises(
+            StoreReadError, match=f"{where}{tensor.offset + tensor.nbytes}: expected {tensor.crc32:08x}"
+        ):
+            store.load_dense()
+        store.load_dense(verify=False)

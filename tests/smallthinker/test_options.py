@@ -23,6 +23,7 @@ KINDS = st.fixed_dictionaries(
         "context": st.integers(1, 1 << 20),
         "kv": st.sampled_from(["f16", "q8"]),
         "reader": st.sampled_from(["auto", "direct", "mmap", "buffered"]),
+        "verify": st.sampled_from(["first", "always", "never"]),
         "threads": st.integers(1, 256),
         "prefetch": st.booleans(),
         "storage": st.sampled_from(["emmc", Path("disk.toml"), load_profile("emmc")]),

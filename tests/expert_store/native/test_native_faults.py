@@ -42,7 +42,7 @@ with opened_keeper(kind, store, slots, depth=3) as queue:
     error = told.pop(3)
     assert isinstance(error, StoreReadError)
     assert str(error) == (
-        f"{{store.experts_file.path}}: byte {broken}: cannot read: Input/output error; "
+        f"{{store.experts_file.path}}: byte {broken}: layers.0.experts.3: cannot read: Input/output error; "
         "check the disk, copy or convert it again"
     ), error
     assert all(error is None for error in told.values())
@@ -51,6 +51,23 @@ with opened_keeper(kind, store, slots, depth=3) as queue:
         kind,
         SHIM_EIO=broken,
     )
+
+
+@pytest.mark.parametrize("kind", GATED)
+@pytest.mark.parametrize("fault", ["SHIM_EIO", "SHIM_FLIP"])
+def test_what_fails_or_is_wrong_once_is_read_again_and_counted(
+    kind: str, fault: str, store: Store, behind_shim: Callable[..., None]
+) -> None:
+    script = """
+with opened_keeper(kind, store, slots, depth=3) as queue:
+    for record in range(12):
+        queue.submit(record, record)
+    assert all(error is None for _, error in hear(queue, 12))
+    for record in range(12):
+        assert slots[record].tobytes() == record_bytes(store, record)
+    assert queue.counters().repeated_reads == 1
+"""
+    behind_shim(script, kind, SHIM_TIMES=1, **{fault: store.record_offset(3) + 4096})
 
 
 @pytest.mark.parametrize("kind", NATIVE)
