@@ -94,7 +94,7 @@ class SequenceState:
             return
         (layer, value), kind = self.overflow, self.shape.kind
         q8_holds_it = kind == "f16" and value < LARGEST["q8"] and self.shape.can_be("q8")
-        remedy = "kv q8 holds it" if q8_holds_it else "check the store with `smallthinker inspect --verify`"
+        remedy = "kv q8 holds it" if q8_holds_it else "check the store with `smallthinker verify`"
         raise RequestError(
             f"kv: expected keys and values of at most {LARGEST[kind]}, the largest number in {kind}, found "
             f"{value:.6g} in layer {layer}; {remedy}"

@@ -34,7 +34,7 @@ from smallthinker.expert_store.format import (
 from smallthinker.expert_store.header import fault
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.records import Records, Stage, Sums
-from smallthinker.expert_store.store import Store
+from smallthinker.expert_store.store import Store, Verified
 from smallthinker.files import SmallFiles, is_folder, is_there, open_regular, write_hint
 from smallthinker.host import pages
 from smallthinker.models.description import Model
@@ -129,7 +129,7 @@ class FolderStore(Store):
     def write_hint(self, name: str, data: bytes) -> bool:
         return write_hint(self.path / name, data)
 
-    def verify(self, progress: Progress | None = None) -> None:
+    def verify(self, progress: Progress | None = None) -> Verified:
         progress = progress or silent
         total = self.dense_file.file_bytes + self.experts_file.file_bytes
         done = 0
@@ -141,6 +141,7 @@ class FolderStore(Store):
                         raise _wrong(file, tensor, crc)
                     progress(done + tensor.offset + tensor.nbytes, total, tensor.spec.name)
             done += file.file_bytes
+        return Verified(total, len(self.dense_file.tensors) + len(self.experts_file.tensors))
 
     def _load_dense(
         self,

@@ -30,7 +30,7 @@ from smallthinker.expert_store.records import Records
 from smallthinker.expert_store.sources.gguf_checkpoint import GgufCheckpoint
 from smallthinker.expert_store.sources.gguf_records import GgufRecords, in_one_piece
 from smallthinker.expert_store.sources.gguf_tokenizer.tokenizer import TokenizerFacts
-from smallthinker.expert_store.store import Store
+from smallthinker.expert_store.store import Store, Verified
 from smallthinker.files import SmallFiles, parse_json, read_small, write_hint
 from smallthinker.host import pages
 from smallthinker.models.tensors import ROUTER
@@ -117,7 +117,7 @@ class GgufStore(Store):
         self._source.drop_cached()  # the budget has no room for it, and experts are read past the cache
         return frozen
 
-    def verify(self, progress: Progress | None = None) -> None:
+    def verify(self, progress: Progress | None = None) -> Verified:
         raise ConfigError(f"{self.path}: a GGUF file has no checksums; compare the whole file's with its publisher's")
 
     def identity(self) -> str:

@@ -13,10 +13,7 @@ from smallthinker.models.tensors import num_parameters
 
 
 def describe(store: Store) -> dict[str, Any]:
-    """Shapes, bytes of each part, experts and quantisation of a store: only text, numbers, lists and dictionaries.
-
-    "checksums" is "not checked": `Store.verify` is what checks them.
-    """
+    """Shapes, bytes of each part, experts and quantisation of a store: only text, numbers, lists and dictionaries."""
     config = store.config
     parts = next({part.role: part.offset for part in layout.sections} for layout in store.record_layouts if layout)
     dense: dict[str, int] = {}
@@ -33,7 +30,6 @@ def describe(store: Store) -> dict[str, Any]:
         "engine_version": store.engine_version,
         "quant": store.quant,
         "other_formats": dict(store.formats.others),
-        "checksums": "not checked",
         "parameters": num_parameters(config),
         "model": to_config(config),
         "shape": {

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,14 @@ GGUF_SUFFIX = ".gguf"
 def is_gguf(path: Path) -> bool:
     """Whether a path means a GGUF file, or its first part, and not a folder."""
     return path.suffix.lower() == GGUF_SUFFIX and not is_folder(path)
+
+
+class Verified(NamedTuple):
+    """What was read and found whole, and how many checksums say so. notes: what they don't."""
+
+    nbytes: int
+    checksums: int
+    notes: tuple[str, ...] = ()
 
 
 class Store(ABC):
@@ -166,10 +174,10 @@ class Store(ABC):
         """Places in the experts' file of about a record's size, as they lie: what a probe reads of the disk."""
 
     @abstractmethod
-    def verify(self, progress: Progress | None = None) -> None:
+    def verify(self, progress: Progress | None = None) -> Verified:
         """Read the files in full, past the page cache, and compare every checksum that they have.
 
-        Raises StoreFormatError that names file, tensor and offset; StoreReadError; ConfigError where there are none.
+        Raises StoreFormatError that names file, tensor and bytes; StoreReadError.
         """
 
     @abstractmethod

@@ -19,6 +19,7 @@ from smallthinker.commands import (
     serve,
     synth,
     trace,
+    verify,
 )
 
 # in the order of --help
@@ -29,6 +30,7 @@ COMMANDS = (
     pull,
     convert,
     inspect,
+    verify,
     plan,
     doctor,
     probe,

@@ -6,18 +6,16 @@ import argparse
 import json
 from pathlib import Path
 
-from smallthinker.commands.options import Commands, ProgressBar, add_command
+from smallthinker.commands.options import Commands, add_command, renamed
 
 
 def add(commands: Commands) -> None:
-    parser = add_command(
-        commands, "inspect", handle, "show what a store holds", "smallthinker inspect ./4b-store --verify"
-    )
+    parser = add_command(commands, "inspect", handle, "show what a store holds", "smallthinker inspect ./4b-store")
     parser.add_argument(
         "store", metavar="STORE", type=Path, nargs="?", help="a store or .gguf file (default: the demo model)"
     )
-    parser.add_argument("--verify", action="store_true", help="read everything and compare checksums")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    renamed(parser, "--verify", "a command: smallthinker verify STORE")
 
 
 def handle(args: argparse.Namespace) -> int:
@@ -27,11 +25,6 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.llm import DEMO_STORE
 
     with Store.open(args.store or DEMO_STORE) as store:
-        if args.verify:
-            with ProgressBar("verifying") as progress:
-                store.verify(progress)
         facts = describe(store)
-        if args.verify:
-            facts["checksums"] = "verified"
         print(json.dumps(facts) if args.json else inspection_text(facts))
     return 0

@@ -22,7 +22,6 @@ def inspection_text(facts: dict[str, Any]) -> str:
     rows = {
         "format": facts["format"] + (f", written by {facts['engine_version']}" if facts["engine_version"] else ""),
         "weights": f"{facts['quant']}, {facts['bits_per_parameter']:.2f} bits a parameter",
-        "checksums": facts["checksums"],
         "parameters": f"{facts['parameters']:,}",
         "family": shape["family"],
         "shape": f"{shape['layers']} layers, hidden {shape['hidden']}, vocabulary {shape['vocabulary']} ({head})",

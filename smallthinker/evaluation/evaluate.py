@@ -242,7 +242,7 @@ def _perplexity(windows: Windows, nats: F64) -> Perplexity:
     if np.isnan(nats).any():
         raise RequestError(
             f"the model's logits are no numbers at {int(np.isnan(nats).sum())} of {len(nats)} places; "
-            "see whether the store is whole: smallthinker inspect STORE --verify"
+            "see whether the store is whole: smallthinker verify STORE"
         )
     return Perplexity(
         len(nats),

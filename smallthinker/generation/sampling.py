@@ -64,6 +64,6 @@ def no_token(logits: Logits) -> RequestError:
     if np.isnan(logits).any():
         return RequestError(
             "logits: expected numbers, found NaN, from a logits processor or from damaged weights; "
-            "`smallthinker inspect --verify` checks a store"
+            "`smallthinker verify` checks a store"
         )
     return RequestError("logits: the logits processor allows no token at all")

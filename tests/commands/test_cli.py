@@ -147,9 +147,9 @@ def test_convert_then_inspect_then_run(checkpoint: Path, tmp_path: Path) -> None
     result = smallthinker("convert", checkpoint, store, "--quant", "q8_0")
     assert result.returncode == 0
     assert result.stdout.startswith(f"{store}: q8_0, ")
-    facts = json.loads(smallthinker("inspect", store, "--verify", "--json").stdout)
+    facts = json.loads(smallthinker("inspect", store, "--json").stdout)
     assert facts["quant"] == "q8_0"
-    assert facts["checksums"] == "verified"
+    assert json.loads(smallthinker("verify", store, "--json").stdout)["whole"] is True
     assert "q8_0" in smallthinker("inspect", store).stdout
     assert smallthinker("run", "-m", store, "--max-tokens", "3", "x").returncode == 0
     again = smallthinker("convert", checkpoint, store)
@@ -350,7 +350,13 @@ def test_a_damaged_store_is_found_by_verify_with_tensor_and_offset(hybrid_store:
         experts.seek(-4096, os.SEEK_END)
         experts.write(b"damage")
     assert smallthinker("inspect", damaged).returncode == 0
-    assert_one_clear_error(smallthinker("inspect", damaged, "--verify"), "layers.3.experts.7", "checksum", "byte")
+    found = smallthinker("verify", damaged)
+    assert (found.returncode, found.stdout) == (1, "")
+    assert re.search(
+        r"experts\.safetensors: byte (\d+): checksum of tensor 'layers\.3\.experts\.7', bytes \1 to \d+: ", found.stderr
+    )
+    assert re.search(r"expected [0-9a-f]{8}, found [0-9a-f]{8}; .*again\n$", found.stderr)
+    assert "smallthinker verify" in smallthinker("inspect", damaged, "--verify").stderr
 
 
 def test_no_command_shows_the_help() -> None:

@@ -204,7 +204,7 @@ def test_a_store_and_a_trace_under_names_that_are_no_utf8_work(
 ) -> None:
     store, trace = str(tmp_path / "st\udcffre"), str(tmp_path / "tr\udcffce")
     for command in ("convert checkpoint {0}", "run -m {0} --max-tokens 1 x", "trace {0} --text text -o {1}",
-                    "inspect {0} --verify", "cache-sim {1}", "plan {0} --storage emmc --trace {1}"):  # fmt: skip
+                    "inspect {0}", "verify {0}", "cache-sim {1}", "plan {0} --storage emmc --trace {1}"):  # fmt: skip
         assert main([argument.format(store, trace) for argument in command.split(" ")]) == 0, capsys.readouterr()
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from smallthinker import _kernels, host
 from smallthinker._storage import Device
 from smallthinker.errors import StoreReadError
 from smallthinker.expert_store.compression import Decompressor
-from smallthinker.expert_store.native_queue import NativeQueue
+from smallthinker.expert_store.native_queue import NativeQueue, Verify
 from smallthinker.expert_store.read_queue import ReadQueue
 from smallthinker.expert_store.records import Records, Stage
 from smallthinker.expert_store.store import Store
@@ -38,6 +39,7 @@ def open_keeper(
     chunk_bytes: int = 4096,
     depth: int = 2,
     speculative: int = 1,
+    verify: Verify = "first",
 ) -> ReadQueue:
     pace = None
     source: Store | Records = store
@@ -54,6 +56,7 @@ def open_keeper(
             depth=depth,
             speculative_depth=speculative,
             pace=pace,
+            verify=verify,
         )
     except StoreReadError as e:
         if kind == "direct" and "use the" in str(e):
@@ -73,7 +76,7 @@ def staged(store: Store, run: Callable[[memoryview, memoryview], None] | None = 
 
 
 @contextmanager
-def opened_keeper(kind: str, store: Store, slots: npt.NDArray[np.uint8], **settings: int) -> Iterator[ReadQueue]:
+def opened_keeper(kind: str, store: Store, slots: npt.NDArray[np.uint8], **settings: Any) -> Iterator[ReadQueue]:
     queue = open_keeper(kind, store, slots, **settings)
     try:
         yield queue

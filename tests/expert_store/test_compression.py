@@ -92,7 +92,9 @@ def test_the_command_line_compresses_on_request_and_says_what_came_of_it(
         assert Store.open(tmp_path / name).is_compressed == (name != "plain")
     for name, expected in (("plain", "compression none"), ("one", "compression zstd, 24 of 24 experts")):
         capsys.readouterr()
-        assert main(["inspect", str(tmp_path / name), "--verify"]) == 0
+        assert main(["verify", str(tmp_path / name)]) == 0
+        assert "whole" in capsys.readouterr().out
+        assert main(["inspect", str(tmp_path / name)]) == 0
         assert expected in capsys.readouterr().out
     assert main(["convert", checkpoint, str(tmp_path / "no"), "--compress", "99"]) == 2
     assert "level from 1 to 19, found 99" in capsys.readouterr().err

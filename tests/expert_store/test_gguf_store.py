@@ -304,7 +304,7 @@ def test_a_plan_is_the_one_that_the_engine_makes_and_notes_are_told(
     assert f"note: {path}: smallthinker.attention.sliding_window" in capsys.readouterr().err
     assert main(["inspect", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["format"] == "GGUF"
-    assert main(["inspect", str(path), "--verify"]) == 2
+    assert main(["verify", str(path)]) == 2
     assert "has no checksums" in capsys.readouterr().err
 
 

@@ -62,7 +62,7 @@ def test_what_no_cache_holds_is_said_without_that_advice(make_store: MakeStore) 
     for kind in ("f16", "q8"):
         with (
             LLM(store, kv=kind) as llm,
-            pytest.raises(RequestError, match=f"largest number in {kind}.*inspect --verify"),
+            pytest.raises(RequestError, match=f"largest number in {kind}.*smallthinker verify"),
         ):  # type: ignore[arg-type]
             llm.generate(LOUD, max_tokens=8)
 

@@ -15,7 +15,7 @@ from shimmed import GATED
 def test_certain_reads_overtake_speculative_ones_even_half_way(kind: str, behind_shim: Callable[..., None]) -> None:
     behind_shim(
         """
-with opened_keeper(kind, store, slots, depth=1) as queue, shut():
+with opened_keeper(kind, store, slots, verify="never", depth=1) as queue, shut():
     queue.submit(1, 0, speculative=True)
     until(lambda: reading() == 1)  # its first chunk of three
     for slot, record in enumerate((2, 3, 4), 1):
@@ -41,7 +41,7 @@ with opened_keeper(kind, store, slots, depth=1) as queue, shut():
 def test_a_read_under_way_stops_at_its_next_chunk_when_cancelled(kind: str, behind_shim: Callable[..., None]) -> None:
     behind_shim(
         """
-with opened_keeper(kind, store, slots, depth=1) as queue, shut():
+with opened_keeper(kind, store, slots, verify="never", depth=1) as queue, shut():
     queue.submit(1, 0)
     until(lambda: reading() == 1)
     queue.submit(2, 1)
@@ -64,7 +64,7 @@ with opened_keeper(kind, store, slots, depth=1) as queue, shut():
     let(3)
     assert queue.wait() == [(4, None)]
 # the only chunk is under way: the record comes whole
-with opened_keeper(kind, store, slots, chunk_bytes=WHOLE, depth=1) as queue, shut():
+with opened_keeper(kind, store, slots, verify="never", chunk_bytes=WHOLE, depth=1) as queue, shut():
     queue.submit(5, 0)
     until(lambda: reading() == 1)
     assert not queue.cancel(5)
@@ -80,7 +80,7 @@ with opened_keeper(kind, store, slots, chunk_bytes=WHOLE, depth=1) as queue, shu
 def test_no_more_chunks_are_in_flight_than_allowed(kind: str, behind_shim: Callable[..., None]) -> None:
     behind_shim(
         """
-with opened_keeper(kind, store, slots, chunk_bytes=1 << 20, depth=4, speculative=2) as queue, shut():
+with opened_keeper(kind, store, slots, verify="never", chunk_bytes=1 << 20, depth=4, speculative=2) as queue, shut():
     for record in range(3):
         queue.submit(record, record, speculative=True)
     until(lambda: reading() == 2)
@@ -141,7 +141,7 @@ main = Path(f"/proc/self/task/{os.getpid()}/stat")
 def interrupt():
     until(lambda: all(main.read_text().rsplit(")")[1].split()[0] == "S" for _ in range(50)))
     os.kill(os.getpid(), signal.SIGINT)
-with opened_keeper(kind, store, slots, depth=1) as queue, shut():
+with opened_keeper(kind, store, slots, verify="never", depth=1) as queue, shut():
     queue.submit(1, 0)
     threading.Thread(target=interrupt).start()
     try:

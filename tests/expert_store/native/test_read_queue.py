@@ -189,13 +189,14 @@ def test_an_error_names_the_byte_and_the_other_reads_go_on(kind: str, tiny_store
         assert isinstance(error, StoreReadError)
         assert str(store.experts_file.path) in str(error)
         if kind == "mmap":  # looks at the file's size before each touch, so the intact record isn't read either
-            assert f"byte {store.record_offset(0)}: expected a file of" in str(told[0])
+            assert f"byte {store.record_offset(0)}: layers.0.experts.0: expected a file of" in str(told[0])
         else:
             assert told[0] is None
         at = store.record_offset(last) + (0 if kind == "mmap" else 4096)
         size = store.experts_file.file_bytes
         found = store.record_offset(last) + 5000
-        assert f"byte {at}: expected a file of {size} bytes, found {found}: it changed since opening" in str(error)
+        name = "" if kind == "staged" else f"{store.experts_file.tensors[last].spec.name}: "
+        assert f"byte {at}: {name}expected a file of {size} bytes, found {found}: it changed since" in str(error)
         assert queue.counters().certain_reads == (0 if kind == "mmap" else 1)
 
 
