@@ -14,12 +14,33 @@
 namespace smallthinker {
 
 namespace {
-#if SMALLTHINKER_COMPILES_AVXVNNI
-// Not __builtin_cpu_supports: not every compiler that knows the instructions knows their name there. Their registers
-// are those of AVX2, so whoever asks after finding AVX2 knows that the system saves them.
-bool has_avxvnni() {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 4 & 1) != 0;
+#if SMALLTHINKER_X86
+struct X86Features {
+  bool avx2 = false, avxvnni = false, avx512 = false;
+};
+
+// Not __builtin_cpu_supports: with zig and others that bring LLVM's runtime it says no to everything, and compilers
+// disagree on names. A feature counts if the system saves its registers, too.
+X86Features find_features() {
+  X86Features found;
+  unsigned eax, ebx, ecx, edx;
+  const auto bit = [](unsigned word, int at) { return (word >> at & 1) != 0; };
+  if (__get_cpuid_count(1, 0, &eax, &ebx, &ecx, &edx) == 0 || !bit(ecx, 27)) return found;  // no OSXSAVE
+  const bool fma = bit(ecx, 12) && bit(ecx, 28) && bit(ecx, 29);                            // with AVX and F16C
+  unsigned saved, high;
+  __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+  if (!fma || (saved & 0x06) != 0x06 || __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return found;
+  found.avx2 = bit(ebx, 5);
+#if defined(__APPLE__)
+  const bool saves_zmm = true;  // from their first use on: until then the bits are off
+#else
+  const bool saves_zmm = (saved & 0xe0) == 0xe0;
+#endif
+  const bool f = bit(ebx, 16), dq = bit(ebx, 17), bw = bit(ebx, 30), vl = bit(ebx, 31), vnni = bit(ecx, 11);
+  found.avx512 = found.avx2 && saves_zmm && f && dq && bw && vl && vnni;
+  const bool has_more = eax >= 1;  // a second page of leaf 7
+  found.avxvnni = found.avx2 && has_more && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && bit(eax, 4);
+  return found;
 }
 #endif
 
@@ -100,18 +121,12 @@ int64_t down_scratch_bytes(Quant quant, int64_t cols, int64_t tokens) {
 std::vector<const Isa*> available_isas() {
   std::vector<const Isa*> isas{&isa_portable()};
 #if SMALLTHINKER_X86
-  __builtin_cpu_init();
-  // F16C isn't asked for: compilers disagree on its name, and every CPU with AVX2 has it.
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    isas.push_back(&isa_avx2());
+  const X86Features has = find_features();
+  if (has.avx2) isas.push_back(&isa_avx2());
 #if SMALLTHINKER_COMPILES_AVXVNNI
-    if (has_avxvnni()) isas.push_back(&isa_avx2vnni());
+  if (has.avxvnni) isas.push_back(&isa_avx2vnni());
 #endif
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")) {
-      isas.push_back(&isa_avx512());
-    }
-  }
+  if (has.avx512) isas.push_back(&isa_avx512());
 #elif SMALLTHINKER_NEON
   if (has_dot_product()) isas.push_back(&isa_neon());
 #endif
