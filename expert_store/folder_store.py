@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import _storage, host
+from smallthinker.demo import refuse_missing_demo
 from smallthinker.errors import StoreFormatError, StoreReadError, one_line
 from smallthinker.expert_store.device.pacing import SequentialThrottle
 from smallthinker.expert_store.device.storage_profile import StorageProfile
@@ -283,6 +284,7 @@ def _crc32(source: _Sequential, tensor: StoredTensor, into: memoryview | None = 
 
 def _check_folder(path: Path) -> None:
     if not is_folder(path):
+        refuse_missing_demo(path)
         found = "a file" if is_there(path) else "nothing"
         raise StoreFormatError(
             f"{path}: expected a store (a folder), found {found}; give the folder that was converted"

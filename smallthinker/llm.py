@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from smallthinker import arguments
 from smallthinker.arguments import is_list, refuse, token_ids
+from smallthinker.demo import DEMO_STORE as DEMO_STORE
 from smallthinker.engine import Engine
 from smallthinker.errors import CancelledError, RequestError
 from smallthinker.expert_store.device.storage_profile import StorageProfile
@@ -38,7 +39,6 @@ from smallthinker.text.tokenizer import Message, Tokenizer
 # The collector may drop an LLM on a thread that holds a lock which the LLM's own needs to end: the longest to wait.
 _DROPPED_SEC = 5.0
 _EMBEDDED_AT_ONCE = 16  # texts of one call in the queue, where others wait, too
-DEMO_STORE = Path(__file__).parent / "demo"
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

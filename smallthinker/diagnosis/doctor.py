@@ -69,6 +69,9 @@ def _instruction_sets(findings: list[Finding]) -> dict[str, Any] | None:
     if chosen != available[-1]:
         what = f"SMALLTHINKER_ISA forces the {chosen} kernels, this CPU can run {available[-1]}"
         findings.append(Finding("warning", what, "unset SMALLTHINKER_ISA"))
+    elif _kernels.built_isas() == ["portable"]:
+        what = f"this build has no fast kernels ({_kernels.COMPILER} compiled it); expect a fraction of the speed"
+        findings.append(Finding("warning", what, "install a wheel, or compile with GCC or clang"))
     elif chosen == "portable":
         what = "this CPU has none of the instruction sets that the fast kernels need; expect a fraction of the speed"
         findings.append(Finding("warning", what, "use a CPU with AVX2 or NEON, or a virtual machine that shows it"))
@@ -152,8 +155,12 @@ def _judge_disk(disk: DiskFacts, is_store: bool, findings: list[Finding]) -> Non
 
 def _answer_once(findings: list[Finding]) -> None:
     """One token of the bundled model: nothing else shows that kernels, threads, files and memory all work."""
-    from smallthinker.llm import LLM
+    from smallthinker.demo import DEMO_REMEDY
+    from smallthinker.llm import DEMO_STORE, LLM
 
+    if not DEMO_STORE.exists():
+        findings.append(Finding("warning", "no answer was tried: the demo model isn't installed", DEMO_REMEDY))
+        return
     try:
         with LLM() as llm:
             llm.generate("Once upon a time", max_tokens=1, seed=0)

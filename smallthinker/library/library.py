@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from smallthinker.demo import DEMO_STORE, refuse_missing_demo
 from smallthinker.errors import ModelNotFoundError, RequestError, StoreWriteError, shown
 from smallthinker.files import read_small, write_whole
 from smallthinker.library.folder import DEMO, KEPT, LibraryModel, model_at, models_folder, models_in
@@ -31,8 +32,8 @@ class Library:
         self.folder = models_folder() if folder is None else Path(folder)
 
     def models(self) -> list[LibraryModel]:
-        """The demo, then all others by name."""
-        found = {model.name: model for model in (_demo(), *models_in(self.folder))}
+        """The demo, where it is installed, then all others by name."""
+        found = {model.name: model for model in (*_demo(), *models_in(self.folder))}
         for alias, target in self._aliases():
             if alias in found:  # a file of that name has come since
                 continue
@@ -41,8 +42,8 @@ class Library:
                 found[target] = replace(model, aliases=(*model.aliases, alias))
             elif (there := model_at(Path(target))) is not None:
                 found[alias] = replace(there, name=alias, is_outside=True)
-        demo, *others = (replace(model, last_used=self._last_used(model.name)) for model in found.values())
-        return [demo, *sorted(others, key=lambda model: (model.name.casefold(), model.name))]
+        models = (replace(model, last_used=self._last_used(model.name)) for model in found.values())
+        return sorted(models, key=lambda model: (model.name != DEMO, model.name.casefold(), model.name))
 
     def find(self, name: str) -> LibraryModel:
         """By its name or an alias, in letters of either case where that is clear. Raises ModelNotFoundError, which says
@@ -50,6 +51,8 @@ class Library:
         model = self.named(name)
         if model is not None:
             return model
+        if name.casefold() == DEMO:
+            refuse_missing_demo(DEMO_STORE)
         names = self.names()
         close = self.close_to(name)
         hint = f"; did you mean {close}?" if close else ""
@@ -136,10 +139,10 @@ class Library:
         return self.folder / KEPT / what / quote(name, safe=" ()[]+,=@!~")
 
 
-def _demo() -> LibraryModel:
-    from smallthinker.llm import DEMO_STORE
-
-    return LibraryModel(DEMO, DEMO_STORE, "store", tuple(p for p in DEMO_STORE.iterdir() if p.is_file()))
+def _demo() -> list[LibraryModel]:
+    if not DEMO_STORE.is_dir():
+        return []
+    return [LibraryModel(DEMO, DEMO_STORE, "store", tuple(p for p in DEMO_STORE.iterdir() if p.is_file()))]
 
 
 def _is_same(a: Path, b: Path) -> bool:

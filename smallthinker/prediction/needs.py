@@ -12,6 +12,7 @@ from pathlib import Path
 
 from smallthinker import host
 from smallthinker.cache.kv_ring import KvKind
+from smallthinker.demo import refuse_missing_demo
 from smallthinker.errors import ConfigError, MemoryBudgetError, RequestError
 from smallthinker.expert_store.format import (
     CONFIG_FILE,
@@ -104,6 +105,7 @@ def find_model(name: str, quant: str | None = None) -> PlannedModel:
     if is_gguf(path):  # one that isn't there, too: the error is about a file
         return _gguf_model(path, quant)
     if not is_there(path):
+        refuse_missing_demo(path)
         shapes = "" if path.name != name else f"{', '.join(PUBLISHED)}, "  # a path can't be meant for one
         raise ConfigError(
             f"{name}: expected {shapes}a config.json, a .gguf file, or the folder of a checkpoint or a store, found "
