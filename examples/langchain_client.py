@@ -11,9 +11,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI
 
 # a server with one model answers for any name
-model = ChatOpenAI(
-    base_url=f"{sys.argv[1]}/v1", api_key="unused", model="smallthinker-demo", temperature=0, max_tokens=40
-)
+model = ChatOpenAI(base_url=f"{sys.argv[1]}/v1", api_key="unused", model="demo", temperature=0, max_tokens=40)
 prompt = ChatPromptTemplate.from_messages([("system", "You tell of {place}."), ("user", "{question}")])
 chain = prompt | model | StrOutputParser()
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 
 
+def size(nbytes: float) -> str:
+    """Bytes as people read them."""
+    return f"{nbytes / 2**30:,.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:,.1f} MiB"
+
+
 def rounded(value: float, digits: int = 3) -> str:
     """So many digits, however small it is, and never an exponent: 0.0123, 1.23, 123, 12,345."""
     if value == 0 or not abs(value) < 1e15:

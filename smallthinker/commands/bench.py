@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from smallthinker.commands.models import DEFAULT, KINDS, add_model_option, find_model
 from smallthinker.commands.options import (
     EXIT_INTERRUPTED,
     Commands,
@@ -19,7 +20,7 @@ from smallthinker.commands.options import (
     renamed,
     whole,
 )
-from smallthinker.errors import one_line
+from smallthinker.errors import one_line, shown
 from smallthinker.terminal import bar_stream
 
 _USAGE = """smallthinker bench [MODEL] [options]
@@ -46,7 +47,8 @@ def add(commands: Commands) -> None:
     )
     parser.usage = _USAGE
     add = parser.add_argument
-    add("what", metavar="MODEL", nargs="*", help="a store (default: demo, the bundled model); or: compare A B")
+    add("what", metavar="MODEL", nargs="*", help=f"{KINDS} ({DEFAULT}); or: compare A B")
+    add_model_option(parser)
     add("--submit", metavar="FILE", type=Path, help="check a results file and print its row for the project's table")
     add("--json", action="store_true", help="print one JSON object")
     add = parser.add_argument_group("what to measure").add_argument
@@ -106,24 +108,24 @@ def handle(args: argparse.Namespace) -> int:
         if len(args.what) != 3:
             raise RequestError(f"compare: expected two results files or folders, found {len(args.what) - 1}")
         return _compare(Path(args.what[1]), Path(args.what[2]), args.json)
-    if len(args.what) > 1:
-        raise RequestError(f"expected one model, or: compare A B; found {len(args.what)} words")
-    return _measure(args)
+    words = [*args.what, *([] if args.model is None else [args.model])]
+    if len(words) > 1:
+        raise RequestError(f"MODEL: expected one model, or: compare A B; found {', '.join(map(shown, words))}")
+    return _measure(args, find_model(words[0] if words else None))
 
 
 def _notice(text: str) -> None:
     print(f"smallthinker bench: {text}", file=sys.stderr)
 
 
-def _measure(args: argparse.Namespace) -> int:
+def _measure(args: argparse.Namespace, store: Path) -> int:
     from smallthinker.benchmark.request import BenchRequest, plan
     from smallthinker.benchmark.results import begin, cell_of
     from smallthinker.benchmark.views.all_views import check_folder, write_views
-    from smallthinker.llm import DEMO_STORE
 
     defaults = _QUICK if args.quick else _DEFAULTS
     request = BenchRequest(
-        store=DEMO_STORE if args.what in ([], ["demo"]) else Path(args.what[0]),
+        store=store,
         memory=args.memory or [],
         profiles=args.storage,
         prompts=args.prompt or [defaults.prompt],

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from smallthinker.commands.models import KINDS, add_model, find_model, model_word
 from smallthinker.commands.options import (
     Commands,
     ProgressBar,
@@ -16,6 +17,7 @@ from smallthinker.commands.options import (
     read_text,
     whole,
 )
+from smallthinker.errors import RequestError
 
 
 def add(commands: Commands) -> None:
@@ -26,12 +28,7 @@ def add(commands: Commands) -> None:
         "learn from a text which experts are worth reading early",
         "smallthinker calibrate ./4b-store --text book.txt",
     )
-    parser.add_argument(
-        "store",
-        metavar="STORE",
-        type=Path,
-        help="a store or a .gguf file",
-    )
+    add_model(parser, KINDS, "needed: what is learned is kept with it")
     parser.add_argument(
         "--text", metavar="FILE", type=Path, required=True, help="text like what the model will write, UTF-8"
     )
@@ -46,13 +43,17 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.expert_store.format import PREDICTOR_FILE
     from smallthinker.files import is_there
 
-    old = args.store / PREDICTOR_FILE
+    word = model_word(args)
+    if word is None:
+        raise RequestError("MODEL: expected the model to learn for, found none; smallthinker list names those here")
+    store = find_model(word)
+    old = store / PREDICTOR_FILE
     if args.force and is_there(old):
         check_out(old, [args.text], force=True)
     text = read_text(args.text)
     with ProgressBar("recording", "token") as recording, ProgressBar("learning", "pair") as training:
         result = calibrate(
-            args.store,
+            store,
             text,
             engine_options(args),
             tokens=args.tokens,

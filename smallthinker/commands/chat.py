@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from smallthinker.commands.models import add_model, find_model, load, model_word, tell_of_demo
 from smallthinker.commands.options import (
     Commands,
     add_chat_options,
@@ -12,16 +13,14 @@ from smallthinker.commands.options import (
     add_sampling_options,
     chat_options,
     generation_options,
-    load,
 )
-from smallthinker.errors import RequestError, shown
 
 
 def add(commands: Commands) -> None:
     parser = add_command(
         commands, "chat", handle, "talk with a model", "smallthinker chat model.gguf --memory 1GiB --temperature 0.7"
     )
-    parser.add_argument("store", nargs="?", metavar="MODEL", help="a store or .gguf file, as with -m")
+    add_model(parser)
     add_chat_options(parser, "show them before the answer")
     add_model_options(parser)
     add_sampling_options(parser)
@@ -30,11 +29,11 @@ def add(commands: Commands) -> None:
 def handle(args: argparse.Namespace) -> int:
     from smallthinker.chat import Chat
 
-    if args.store is not None:
-        if args.model is not None:
-            raise RequestError(f"MODEL: expected one model, found {shown(args.model)} and {shown(args.store)}")
-        args.model = args.store
-    with load(args) as llm:
+    word = model_word(args)
+    path = find_model(word)
+    if word is None:
+        tell_of_demo()
+    with load(args, path) as llm:
         return Chat(
             llm,
             generation_options(args),

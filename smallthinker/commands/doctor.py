@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
+from smallthinker.commands.models import add_model_option, find_model_or_folder, model_word
 from smallthinker.commands.options import EXIT_USAGE, Commands, add_command
 
 
@@ -18,14 +18,16 @@ def add(commands: Commands) -> None:
         "smallthinker doctor ./4b-store",
     )
     parser.add_argument(
-        "path",
-        metavar="PATH",
+        "word",
+        metavar="MODEL",
         nargs="?",
-        type=Path,
-        help="a store, to see whether it fits, or a folder whose disk is looked at (default: the current folder)",
+        help="a model, to see whether it fits, or a folder whose disk is looked at (default: the current folder)",
     )
+    add_model_option(parser)
     parser.add_argument(
-        "--report", action="store_true", help="print a block for a bug report instead, without paths and names"
+        "--report",
+        action="store_true",
+        help="print what a bug report needs instead, ready to paste, without paths and names",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -34,7 +36,7 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.diagnosis.doctor import diagnose
     from smallthinker.diagnosis.report import diagnosis_text, report_block
 
-    facts = diagnose(args.path)
+    facts = diagnose(find_model_or_folder(model_word(args)))
     if args.json:
         print(json.dumps(facts | {"report": report_block(facts)}))
     else:

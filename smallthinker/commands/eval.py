@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from smallthinker.commands.models import DEFAULT, KINDS, add_model, add_model_option, find_model, model_word
 from smallthinker.commands.options import (
     Commands,
     ProgressBar,
@@ -17,6 +18,7 @@ from smallthinker.commands.options import (
     read_text,
     whole,
 )
+from smallthinker.errors import RequestError
 
 
 def add(commands: Commands) -> None:
@@ -34,9 +36,7 @@ def add(commands: Commands) -> None:
         "bits per byte and perplexity of a text",
         "smallthinker eval perplexity ./4b-store --text book.txt --tokens 10000 --memory 1GiB",
     )
-    one.add_argument(
-        "store", metavar="STORE", nargs="?", type=Path, help="a store or .gguf file (default: the demo model)"
-    )
+    add_model(one)
     _add_options(one)
     two = add_command(
         measures,
@@ -46,15 +46,13 @@ def add(commands: Commands) -> None:
         "smallthinker eval compare ./4b-q4 ./4b-f16 --text book.txt --tokens 10000",
     )
     two.add_argument(
-        "store", metavar="STORE", nargs="?", type=Path, help="a store or .gguf file (default: the demo model)"
+        "words",
+        metavar="MODEL",
+        nargs="*",
+        help=f"{KINDS} ({DEFAULT}); and a reference, the same model e.g. in f16, which always runs without lossy "
+        "switches (default: MODEL itself)",
     )
-    two.add_argument(
-        "reference",
-        metavar="REFERENCE",
-        nargs="?",
-        type=Path,
-        help="a store of the same model, e.g. in f16; always runs without lossy switches (default: STORE itself)",
-    )
+    add_model_option(two, "the same as the first MODEL")
     _add_options(two)
 
 
@@ -76,26 +74,25 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def _perplexity(args: argparse.Namespace) -> int:
     from smallthinker.evaluation.evaluate import perplexity
-    from smallthinker.llm import DEMO_STORE
 
+    store = find_model(model_word(args))
     text, options = read_text(args.text), engine_options(args)
     with ProgressBar("evaluating", "token") as progress:
-        result = perplexity(
-            args.store or DEMO_STORE, text, options, stride=args.stride, tokens=args.tokens, progress=progress
-        )
+        result = perplexity(store, text, options, stride=args.stride, tokens=args.tokens, progress=progress)
     print(json.dumps(result.to_dict()) if args.json else f"{result.text()}\n{result.scope()}")
     return 0
 
 
 def _compare(args: argparse.Namespace) -> int:
     from smallthinker.evaluation.evaluate import compare
-    from smallthinker.llm import DEMO_STORE
 
+    words = [*([] if args.model is None else [args.model]), *args.words]
+    if len(words) > 2:
+        raise RequestError(f"MODEL: expected a model and a reference, found {len(words)} words")
+    store, *references = [find_model(word) for word in words or [None]]
     text, options = read_text(args.text), engine_options(args)
-    store = args.store or DEMO_STORE
     with ProgressBar("comparing", "token") as progress:
-        result = compare(
-            store, args.reference or store, text, options, stride=args.stride, tokens=args.tokens, progress=progress
-        )
+        reference = references[0] if references else store
+        result = compare(store, reference, text, options, stride=args.stride, tokens=args.tokens, progress=progress)
     print(json.dumps(result.to_dict()) if args.json else result.text())
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -87,9 +86,15 @@ Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 Group: TypeAlias = "argparse._ArgumentGroup | argparse.ArgumentParser"
 
 
-def add_command(commands: Commands, name: str, handler: Any, summary: str, example: str) -> argparse.ArgumentParser:
+def add_command(
+    commands: Commands, name: str, handler: Any, summary: str, example: str, aliases: Sequence[str] = ()
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(
-        name, help=summary, description=summary[0].upper() + summary[1:] + ".", epilog=f"example: {example}"
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example: {example}",
+        aliases=aliases,
     )
     parser.set_defaults(handler=handler, parser=parser)
     return parser
@@ -111,7 +116,6 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     from smallthinker.expert_store.device.storage_profile import BUNDLED
 
     group = parser.add_argument_group("model")
-    group.add_argument("-m", "--model", metavar="STORE", help="a store or .gguf file (default: the demo model)")
     add_memory(group)
     group.add_argument(
         "--context", type=whole, metavar="N", help="tokens of prompt and answer together (default: at most 4096)"
@@ -263,30 +267,6 @@ def engine_options(args: argparse.Namespace, **more: Any) -> EngineOptions:
 
     given = {field.name: getattr(args, field.name, None) for field in fields(EngineOptions)}
     return EngineOptions(**{name: value for name, value in given.items() if value is not None} | more)
-
-
-def load(args: argparse.Namespace, **more: Any) -> LLM:
-    """The model that the options describe; `more` as in `engine_options`."""
-    from smallthinker.llm import LLM
-
-    llm = LLM(args.model, engine_options(args, **more))
-    if llm.storage is not None:
-        print(f"the disk is emulated: {llm.storage.name} ({llm.storage.summary})", file=sys.stderr)
-    for note in llm.notes:
-        print(f"note: {args.model}: {note}", file=sys.stderr)
-    if llm.storage_warning is not None:
-        print(f"warning: {llm.storage_warning}", file=sys.stderr)
-    if args.verbose:
-        print(llm.plan.table(), file=sys.stderr)
-    return llm
-
-
-def names_model(word: str) -> bool:
-    """Whether a word among others can only mean a model: no prompt begins so."""
-    from smallthinker.expert_store.format import DENSE_FILE
-    from smallthinker.expert_store.store import is_gguf
-
-    return is_gguf(Path(word)) or (Path(word) / DENSE_FILE).is_file()
 
 
 def generation_options(args: argparse.Namespace) -> GenerationOptions:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smallthinker.commands.models import DEFAULT, add_model, model_word
 from smallthinker.commands.options import SHAPE_FORMATS, Commands, ProgressBar, add_command, add_kv, renamed, whole
 
 if TYPE_CHECKING:
@@ -24,12 +26,11 @@ def add(commands: Commands) -> None:
         "predict what a model needs and how fast it would be, from its config.json alone",
         "smallthinker plan 4b --memory 512MiB 1GiB 2GiB --storage emmc",
     )
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        nargs="?",
-        help="a shape (4b, qwen3-30b-a3b, ...), a config.json, a .gguf file, or the folder of a checkpoint or a store "
-        "(default: the bundled demo model)",
+    add_model(
+        parser,
+        "a name (smallthinker list), a shape (4b, qwen3-30b-a3b, ...), a config.json, a .gguf file, or the folder of a "
+        "store or of a hub's weights",
+        DEFAULT,
     )
     parser.add_argument(
         "--memory",
@@ -69,7 +70,6 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker import host
     from smallthinker.errors import ContextLengthError, MemoryBudgetError, RequestError
     from smallthinker.figures import rounded
-    from smallthinker.llm import DEMO_STORE
     from smallthinker.memory_plan import choose_context, default_budget, parse_size
     from smallthinker.options import EngineOptions
     from smallthinker.prediction.advice import best_changes, recommended_bytes
@@ -83,7 +83,7 @@ def handle(args: argparse.Namespace) -> int:
     options = EngineOptions(kv=args.kv, threads=args.threads)
     if args.prompt < 1 or args.max_tokens < 1:
         raise RequestError("--prompt and --max-tokens: expected at least 1")
-    model = find_model(args.model or str(DEMO_STORE), args.quant)
+    model = find_model(_what(model_word(args)), args.quant)
     free = default_budget(host.held_bytes(), host.available_memory_bytes(), host.memory_limit_bytes())
     sizes = sorted(parse_size(size) for size in args.memory) if args.memory else [free]
     context = choose_context(model.config, args.context)
@@ -143,6 +143,28 @@ def handle(args: argparse.Namespace) -> int:
     if len(settings) < len(sizes):
         raise MemoryBudgetError(f"memory: {min(sizes) / 2**20:.0f} MiB is below the floor of {floor / 2**20:.0f} MiB")
     return 0
+
+
+def _what(word: str | None) -> str:
+    """What `prediction.needs.find_model` takes: of a name, the model's path; else what was given."""
+    from smallthinker.expert_store.format import CONFIG_FILE
+    from smallthinker.library import Library
+    from smallthinker.library.resolve import is_path, resolve
+    from smallthinker.models.published import published_shape
+
+    library = Library()
+    if word is None:
+        return str(resolve(None, library))
+    path = Path(word)
+    model = None if is_path(word) else library.named(word)
+    if model is not None:
+        if published_shape(word) is not None:
+            print(f"note: {word}: the model of that name at {model.path}, not the published shape", file=sys.stderr)
+            return str(model.path)
+        return str(model.path if model.kind == "checkpoint" else resolve(word, library))
+    if published_shape(word) is not None or path.is_file() or (path / CONFIG_FILE).is_file():
+        return word
+    return str(resolve(word, library))
 
 
 def _cannot_run(args: argparse.Namespace, report: object) -> str:

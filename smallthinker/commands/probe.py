@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smallthinker.commands.models import find_model_or_folder
 from smallthinker.commands.options import Commands, ProgressBar, add_command, check_out
 
 if TYPE_CHECKING:
@@ -24,11 +25,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "path",
         metavar="PATH",
-        type=Path,
         nargs="?",
-        default=Path(),
-        help="a folder, or a large file to read (default: the current folder). A folder's largest file is read, or a "
-        "temporary one is written",
+        help="a folder, a large file to read, or a model's name (default: the current folder). A folder's largest file "
+        "is read, or a temporary one is written",
     )
     parser.add_argument("-o", "--out", metavar="FILE", type=Path, help="write a profile, for --storage and `plan`")
     parser.add_argument("--force", action="store_true", help="replace FILE")
@@ -40,12 +39,12 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.expert_store.device.probe_file import probe_file
     from smallthinker.expert_store.device.storage_profile import LONGEST_NAME, save_profile_toml
 
-    out: Path | None = args.out
+    path, out = find_model_or_folder(args.path) or Path(), args.out
     if out is not None:
-        check_out(out, [args.path], args.force)
-    with ProgressBar("writing") as writing, probe_file(args.path, writing) as file:
+        check_out(out, [path], args.force)
+    with ProgressBar("writing") as writing, probe_file(path, writing) as file:
         if out is not None:
-            check_out(out, [args.path, file.path], args.force)
+            check_out(out, [path, file.path], args.force)
         with ProgressBar("measuring", "point") as measuring:
             is_name = out is not None and out.stem.isprintable() and len(out.stem) <= LONGEST_NAME
             name = out.stem if out is not None and is_name else "measured"

@@ -26,11 +26,15 @@ def add(commands: Commands) -> None:
         "pull",
         handle,
         "download a model from a hub: a GGUF file, or safetensors, of which a store is made; needs smallthinker[hub]",
-        "smallthinker pull PowerInfer/SmallThinker-4BA0.6B-Instruct ./4b-store --dry-run; "
-        "smallthinker pull OWNER/NAME-GGUF --list; smallthinker pull OWNER/NAME-GGUF ./models --quant q4_k_m",
+        "smallthinker pull smollm2-135m --dry-run; smallthinker pull OWNER/NAME-GGUF --list; "
+        "smallthinker pull OWNER/NAME-GGUF --quant q4_k_m",
     )
     parser.add_argument(
-        "repo", type=text, metavar="REPO", help="OWNER/NAME on the hub; only safetensors, GGUF, JSON are fetched"
+        "repo",
+        type=text,
+        metavar="NAME",
+        help="OWNER/NAME on the hub, or a short name as plan's (4b, smollm2-135m, ...: a wrong one names all), by "
+        "which it is called here then; only safetensors, GGUF, JSON are fetched",
     )
     parser.add_argument("--list", action="store_true", help="print what there is, with sizes and memory, and end")
     renamed(parser, "--file", "--gguf")
@@ -46,8 +50,8 @@ def add(commands: Commands) -> None:
         metavar="OUT",
         type=Path,
         nargs="?",
-        help="folder of the store, or for the GGUF file, which keeps its name and runs there (default: NAME-QUANT, or "
-        "NAME, in the working folder)",
+        help="folder of the store, or for the GGUF file, which keeps its name and runs there (default: one in the "
+        "models folder, whose models have names: smallthinker list)",
     )
     parser.add_argument(
         "--quant",
@@ -81,15 +85,21 @@ def add(commands: Commands) -> None:
 
 def handle(args: argparse.Namespace) -> int:
     from smallthinker.errors import RequestError
+    from smallthinker.hub.known import repository_of
     from smallthinker.hub.pull import Pull, listing
     from smallthinker.hub.repository import Hub
+    from smallthinker.library import Library
 
-    hub = Hub(args.repo, args.revision, args.endpoint)
+    repo = repository_of(args.repo)
+    alias = args.repo if repo != args.repo else None
+    hub = Hub(repo, args.revision, args.endpoint)
     if args.list:
         found = listing(hub, args.quant)
         print(json.dumps(found.to_dict()) if args.json else found.text())
         return 0
-    pull = Pull(hub, args.store, args.quant, args.force, args.gguf, args.memory)
+    library = Library()
+    folder = library.made() if args.store is None else None
+    pull = Pull(hub, args.store, args.quant, args.force, args.gguf, args.memory, folder, alias)
     plan = pull.plan
     if args.compress is not None and not pull.converts:
         raise RequestError("--compress: a GGUF file runs as it is; smallthinker convert makes a compressed store of it")
@@ -109,6 +119,8 @@ def handle(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command goes on with {pull.download}", file=sys.stderr)
         raise
+    if folder is not None and alias is not None:
+        library.set_alias(alias, plan.store)
     kept = pull.download if args.keep_download and pull.converts else None
     if args.json:
         print(json.dumps(plan.to_dict() | {"kept_download": None if kept is None else str(kept)}))

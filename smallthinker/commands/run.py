@@ -8,8 +8,19 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
+from smallthinker.commands.models import (
+    DEFAULT,
+    KINDS,
+    add_model_option,
+    find_model,
+    is_demo,
+    load,
+    model_among,
+    tell_of_demo,
+)
 from smallthinker.commands.options import (
     EXIT_INTERRUPTED,
     Commands,
@@ -19,8 +30,6 @@ from smallthinker.commands.options import (
     add_sampling_options,
     chat_options,
     generation_options,
-    load,
-    names_model,
     read_text,
     text,
 )
@@ -46,8 +55,9 @@ def add(commands: Commands) -> None:
         nargs="*",
         metavar="PROMPT",
         help="what to answer; files and what is piped in follow it; - stands for standard input; without -m, a first "
-        "word that is a store or a .gguf file is the model",
+        "word that is a model is that",
     )
+    add_model_option(parser, f"{KINDS} ({DEFAULT})")
     parser.add_argument(
         "--file", action="append", type=Path, default=[], metavar="FILE", help="a text to follow the prompt; repeatable"
     )
@@ -71,15 +81,18 @@ def add(commands: Commands) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
-    if args.model is None and args.prompt and names_model(args.prompt[0]):
-        args.model = args.prompt.pop(0)
-    prompt = _prompt(args)
+    word = args.model if args.model is not None else model_among(args.prompt, bool(args.file))
+    path = find_model(word)
+    prompt = _prompt(args, word)
+    if word is None:
+        tell_of_demo()
+    is_chat = not is_demo(path)
     from smallthinker.chat import interrupts_cancel
 
     with (
-        load(args) as llm,
+        load(args, path) as llm,
         contextlib.closing(PromptBar()) as bar,
-        _stream(args, llm, prompt, bar) as stream,
+        _stream(args, llm, prompt, bar, is_chat=is_chat) as stream,
         interrupts_cancel(llm),
     ):
         _print(stream, bar, shows_thoughts=args.thinking == "show")
@@ -96,7 +109,7 @@ def handle(args: argparse.Namespace) -> int:
         return EXIT_INTERRUPTED if stream.completion.finish_reason == "cancelled" else 0
 
 
-def _prompt(args: argparse.Namespace) -> str:
+def _prompt(args: argparse.Namespace, model: str | None) -> str:
     """Its parts, a blank line between them. Raises RequestError."""
     parts: list[str] = []
     for is_input, words in itertools.groupby(args.prompt, lambda word: word == "-"):
@@ -106,15 +119,15 @@ def _prompt(args: argparse.Namespace) -> str:
         parts.append(piped_input())
     parts = [part for part in parts if part]
     if not parts:
-        raise RequestError("PROMPT: expected a text, a --file, or something on standard input, found nothing")
+        talk = "" if model is None else f"; smallthinker chat {quote(model)} talks with it"
+        raise RequestError(f"PROMPT: expected a text, a --file, or something on standard input, found nothing{talk}")
     return "\n\n".join(parts)
 
 
-def _stream(args: argparse.Namespace, llm: LLM, prompt: str, bar: PromptBar) -> TextStream:
+def _stream(args: argparse.Namespace, llm: LLM, prompt: str, bar: PromptBar, *, is_chat: bool) -> TextStream:
     options = generation_options(args)
-    is_chat = args.model is not None and llm.tokenizer.has_chat_template
     raw = args.raw or args.special_tokens
-    if (is_chat and not raw) or (args.system is not None and not raw):
+    if (is_chat and llm.tokenizer.has_chat_template and not raw) or (args.system is not None and not raw):
         system = [{"role": "system", "content": args.system}] if args.system else []
         return llm.stream(
             [*system, {"role": "user", "content": prompt}], on_prefill=bar, **options, **chat_options(args, llm)

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smallthinker.commands.options import Commands, add_command, add_model_options, load, text, whole
+from smallthinker.commands.models import add_model, find_model, is_demo, load, model_word
+from smallthinker.commands.options import Commands, add_command, add_model_options, text, whole
 
 if TYPE_CHECKING:
     from smallthinker.server.settings import Settings
@@ -28,7 +29,7 @@ def add(commands: Commands) -> None:
         "answer other programs by the protocols of OpenAI and Ollama, and show a chat page",
         "smallthinker serve ./4b-store --memory 1GiB --port 8080",
     )
-    parser.add_argument("store", nargs="?", metavar="MODEL", help="a store (default: the bundled demo model)")
+    add_model(parser)
     group = parser.add_argument_group("server")
     group.add_argument("--host", type=text, default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     group.add_argument("--port", type=whole, default=8080, metavar="N", help="0 takes a free one (default: 8080)")
@@ -81,9 +82,7 @@ def add(commands: Commands) -> None:
 def handle(args: argparse.Namespace) -> int:
     from smallthinker.errors import RequestError, printable
 
-    if args.store is not None and args.model is not None:
-        raise RequestError("MODEL: give the store once, as MODEL or as --model")
-    args.model = args.model or args.store
+    word = model_word(args)
     try:
         from smallthinker.server.app import create_app
         from smallthinker.server.runner import Server, listen
@@ -91,16 +90,16 @@ def handle(args: argparse.Namespace) -> int:
     except ImportError as e:
         raise RequestError(f"serve needs {e.name}: pip install 'smallthinker[serve]'") from None
     from smallthinker.expert_store.store import Store
-    from smallthinker.llm import DEMO_STORE
+    from smallthinker.library import DEMO
 
     settings = _settings(args)
-    path = Path(args.model or DEMO_STORE)
-    name = args.name or ("smallthinker-demo" if args.model is None else path.resolve().name)
+    path = find_model(word)
+    name = args.name or (DEMO if is_demo(path) else path.resolve().name)
     name = printable(name)  # it goes into JSON and onto the terminal, and a folder's may be no text
     with listen(args.host, args.port) as sock:  # before the model is loaded: a port that is taken is told at once
         with Store.open(path) as store:
             reserved = reserved_bytes(settings.limits, store.config.vocab_size)
-        with load(args, reserved=reserved) as llm:
+        with load(args, path, reserved=reserved) as llm:
             app = create_app(llm, name, settings)
             server = Server(app, llm, grace_sec=args.grace, access_log=args.access_log)
             host, port = sock.getsockname()[:2]

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from smallthinker.commands.models import add_model, find_model, model_word
 from smallthinker.commands.options import (
     Commands,
     ProgressBar,
@@ -27,7 +28,7 @@ def add(commands: Commands) -> None:
         "record which experts the tokens of a text use, to choose a cache with cache-sim",
         "smallthinker trace ./4b-store --text book.txt -o book.trace --tokens 2000",
     )
-    parser.add_argument("store", metavar="STORE", nargs="?", help="a store or .gguf file (default: the demo model)")
+    add_model(parser)
     parser.add_argument("--text", metavar="FILE", type=Path, required=True, help="text to run through the model, UTF-8")
     parser.add_argument("-o", "--out", metavar="TRACE", type=Path, required=True, help="file to write")
     parser.add_argument("--tokens", type=whole, metavar="N", help="only the first N tokens (default: all)")
@@ -40,15 +41,15 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.calibration.tracing import record, split, usage_text
     from smallthinker.engine import Engine
     from smallthinker.errors import RequestError
-    from smallthinker.llm import DEMO_STORE
     from smallthinker.router.trace import save_trace, usage
 
     if args.tokens is not None and args.tokens < 1:
         raise RequestError(f"--tokens: expected at least 1, found {args.tokens}")
-    check_out(args.out, [args.text, Path(args.store or DEMO_STORE)], args.force)
+    store = find_model(model_word(args))
+    check_out(args.out, [args.text, store], args.force)
     text = read_text(args.text)
     options = engine_options(args)
-    with ProgressBar("tracing", "token") as progress, Engine(args.store or DEMO_STORE, options) as engine:
+    with ProgressBar("tracing", "token") as progress, Engine(store, options) as engine:
         tokens = engine.tokenizer.encode_prompt(text)[: args.tokens]
         trace = record(engine, split(tokens, engine.plan.context), progress)
     save_trace(trace, args.out, replace=args.force)

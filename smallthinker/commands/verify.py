@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 
+from smallthinker.commands.models import add_model, find_model, model_word
 from smallthinker.commands.options import Commands, ProgressBar, add_command
 
 EXIT_DAMAGED = 1
@@ -20,18 +20,15 @@ def add(commands: Commands) -> None:
         "read all of a model and compare it with its checksums; exit code 1 where it is damaged",
         "smallthinker verify ./4b-store",
     )
-    parser.add_argument(
-        "store", metavar="STORE", type=Path, nargs="?", help="a store or .gguf file (default: the demo model)"
-    )
+    add_model(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def handle(args: argparse.Namespace) -> int:
     from smallthinker.errors import StoreFormatError, StoreReadError, one_line
     from smallthinker.expert_store.store import Store
-    from smallthinker.llm import DEMO_STORE
 
-    with Store.open(args.store or DEMO_STORE) as store:
+    with Store.open(find_model(model_word(args), used=False)) as store:
         try:
             with ProgressBar("verifying") as progress:
                 found = store.verify(progress)

@@ -11,6 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from smallthinker.figures import size
 from smallthinker.hub.fit import Needs
 from smallthinker.hub.offers import Offer
 from smallthinker.hub.repository import HubFile
@@ -21,14 +22,16 @@ _BESIDE_WEIGHTS_BYTES = 64 << 20  # a store's headers and tokenizer, and what a 
 @dataclass(frozen=True)
 class PullPlan:
     """What would be fetched and written. store: what runs in the end: the folder of a store, or the first or only GGUF
-    file, which runs where it lies; store_bytes: what is written beside the download. quant: of most of its matrices.
-    present_bytes: of the download, those that are on this machine already. gguf_models: what the repository has, where
-    the first of `files` is one of them. memory_bytes: what a process here
-    may have. notes: what is taken for granted, since a GGUF file doesn't say it, and where it doesn't fit here."""
+    file, which runs where it lies; called: its name, if that is in the models folder; store_bytes: what is written
+    beside the download. quant: of most of its matrices. present_bytes: of the download, those that are on this machine
+    already. gguf_models: what the repository has, where the first of `files` is one of them. memory_bytes: what a
+    process here may have. notes: what is taken for granted, since a GGUF file doesn't say it, and where it doesn't fit
+    here."""
 
     repo: str
     commit: str
     store: Path
+    called: str | None
     quant: str
     files: tuple[HubFile, ...]
     download_bytes: int
@@ -53,6 +56,7 @@ class PullPlan:
             "download_bytes": self.download_bytes,
             "present_bytes": self.present_bytes,
             "store": str(self.store),
+            "name": self.called,
             "quant": self.quant,
             "store_bytes": self.store_bytes,
             "needed_bytes": self.needed_bytes,
@@ -68,7 +72,8 @@ class PullPlan:
     def run_command(self) -> str:
         """For a shell: with all that the model can use of the memory here, or where that isn't enough, the least."""
         budget = max(min(self.needs.full_bytes, self.memory_bytes), self.needs.floor_bytes)
-        return f'smallthinker run {quote(str(self.store))} --memory {budget >> 20}MiB "Why is the sea salt?"'
+        model = quote(self.called or str(self.store))
+        return f'smallthinker run {model} --memory {budget >> 20}MiB "Why is the sea salt?"'
 
     def text(self) -> str:
         present = f", {size(self.present_bytes)} of it here already" if self.present_bytes else ""
@@ -136,7 +141,3 @@ class Listing:
 
 def memory(needs: Needs) -> str:
     return f"{size(needs.floor_bytes)} at least, {size(needs.full_bytes)} with everything in memory"
-
-
-def size(nbytes: int) -> str:
-    return f"{nbytes / 2**30:,.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:,.1f} MiB"

@@ -29,15 +29,16 @@ from smallthinker.expert_store.own_formats import DEFAULT_QUANT, MADE, formats_o
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.sources.checkpoint import INDEX_FILE
 from smallthinker.expert_store.sources.checkpoint_settings import SETTINGS_FILES, read_config, settings_files
+from smallthinker.figures import size
 from smallthinker.hub.fit import ELSEWHERE, Described, Needs, free_memory_bytes, gguf_needs, read_offer
 from smallthinker.hub.offers import Offer, choices, offers
-from smallthinker.hub.plan import Listing, PullPlan, size
+from smallthinker.hub.plan import Listing, PullPlan
 from smallthinker.hub.repository import Hub, HubFile, part_of
+from smallthinker.library.folder import PULL_MARK, model_name
 from smallthinker.memory_plan import parse_size
 from smallthinker.models.description import Model
 
 _SMALL_FILES = (*SETTINGS_FILES, INDEX_FILE)
-_OURS = ".smallthinker-pull"  # in the folder of a download: the files in it are from a hub, and may be replaced
 _MOST_NAME_BYTES = 255
 
 
@@ -53,7 +54,8 @@ class Pull:
     """One repository on its way to one model that runs. Construction asks the hub and reads config.json or the header
     of the GGUF file, and writes nothing.
 
-    out: the store; None is NAME-QUANT in the working folder. Of a GGUF file the folder that it lies in; None is NAME.
+    out: the store; None is NAME-QUANT in `folder`. Of a GGUF file the folder that it lies in; None is NAME there.
+    folder: the models folder, where it can be called by its name afterwards, or `alias`; None is the working folder.
     quant: the store's weight format, or which GGUF file to take ("q4_k_m"). None takes what runs and fits: safetensors,
     else the GGUF file that loses little for its size. gguf: name or pattern of the GGUF file. memory: what the model
     shall run in; None is what a process here would take. force: replace a store that is there, at the end, or another
@@ -70,6 +72,8 @@ class Pull:
         force: bool = False,
         gguf: str | None = None,
         memory: str | float | None = None,
+        folder: Path | None = None,
+        alias: str | None = None,
     ) -> None:
         stored = _stored_quant(quant)
         self._hub, self._force = hub, force
@@ -83,10 +87,10 @@ class Pull:
             raise CheckpointError(f"{hub.repo}: has neither safetensors nor GGUF weights; {ELSEWHERE}")
         name = hub.repo.split("/")[-1]
         if allowed[0].kind == "gguf":
-            out = self.download = out or Path(name)
+            out = self.download = out or (folder or Path()) / name
             _check_folder(out)
         else:
-            out = out or Path(f"{name}-{stored}")
+            out = out or (folder or Path()) / f"{name}-{stored}"
             AtomicFolder(out, 0, ALL_FILES, force).check()
             self.download = out.with_name(f"{out.name}.download")
             if len(os.fsencode(self.download.name)) > _MOST_NAME_BYTES:
@@ -101,10 +105,12 @@ class Pull:
                 raise MemoryBudgetError(f"{hub.repo}: {why}; {remedy}", described.needs.floor_bytes)
             notes = (*notes, f"this {why}: it won't run here")
         files = (*self._small_files(), *self._offer.files)
+        store = out if described.formats is None else self._local(files[0])
         self.plan = PullPlan(
             repo=hub.repo,
             commit=hub.commit,
-            store=out if described.formats is None else self._local(files[0]),
+            store=store,
+            called=(alias or model_name(store)) if folder is not None and out.parent == folder else None,
             quant=stored if described.formats is None else described.formats.quant,
             files=files,
             download_bytes=sum(file.size for file in files),
@@ -168,7 +174,7 @@ class Pull:
         try:
             self.download.mkdir(exist_ok=True)
             if self.converts and (self._force or not any(self.download.iterdir())):
-                (self.download / _OURS).touch()
+                (self.download / PULL_MARK).touch()
             lock = host.lock_folder(self.download, wait=False)
         except OSError as e:
             raise StoreWriteError(f"{self.download}: cannot write: {e.strerror or e}") from e
@@ -203,7 +209,7 @@ class Pull:
     def _clear_small_files(self) -> bool:
         """Remove an earlier try's files of another model, which would be converted, too. Returns whether the folder's
         files are from a hub."""
-        is_ours = (self.download / _OURS).exists()
+        is_ours = (self.download / PULL_MARK).exists()
         for name in set(_SMALL_FILES) - {file.name for file in self.plan.files}:
             if not is_ours and (self.download / name).exists():
                 raise DownloadError(f"{self.download / name}: is no part of {self._hub.repo}; move it, or give --force")
@@ -220,12 +226,12 @@ class Pull:
     def finish(self, keep_download: bool = False) -> None:
         """Remove what was fetched for a store, and the folder if there is nothing else in it. A download that is kept
         is the user's own from now on: no later pull replaces or removes a file of it unasked."""
-        if not self.converts or not (self.download / _OURS).exists():
+        if not self.converts or not (self.download / PULL_MARK).exists():
             return
         names = set() if keep_download else {self._local(file).name for file in self.plan.files}
         with contextlib.suppress(OSError):
             for path in self.download.iterdir():
-                if path.name in (*names, _OURS) or path.suffix == ".part":
+                if path.name in (*names, PULL_MARK) or path.suffix == ".part":
                     path.unlink()
             self.download.rmdir()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from smallthinker.errors import RequestError
-from smallthinker.files import is_folder
+from smallthinker.files import is_folder, is_there
 
 VARIABLE = "SMALLTHINKER_MODELS"
 DEMO = "demo"
@@ -80,7 +80,7 @@ def models_folder() -> Path:
 def models_in(folder: Path) -> list[LibraryModel]:
     """All models, by name. Where two would have one name, the later has its folder's before it."""
     found: dict[str, LibraryModel] = {}
-    for model in _inside(folder, 0):
+    for model in models_under(folder):
         name = model.name
         if name in found or name == DEMO:
             name = f"{model.path.parent.name}/{name}"
@@ -89,12 +89,25 @@ def models_in(folder: Path) -> list[LibraryModel]:
     return [found[name] for name in sorted(found, key=lambda name: (name.casefold(), name))]
 
 
+def model_name(path: Path) -> str:
+    """What a store or a GGUF file is called, if no other is."""
+    name = _GGUF.fullmatch(path.name)
+    return path.name if name is None else name["stem"]
+
+
+def models_under(folder: Path) -> Iterator[LibraryModel]:
+    """All in a folder and the folders in it, as each is called by itself."""
+    return _inside(folder, 0)
+
+
 def model_at(path: Path) -> LibraryModel | None:
     """The one model that a path means: of a folder with one GGUF file, that."""
-    if not is_folder(path):
-        found = list(_gguf_models(path.parent, [path])) if path.suffix.lower() == ".gguf" and path.is_file() else []
-        return found[0] if found else None
-    found = [model for model in _inside(path, _DEPTH) if model.runs or model.path == path]
+    if is_folder(path):
+        found = [model for model in _inside(path, _DEPTH) if model.runs or model.path == path]
+    elif path.suffix.lower() == ".gguf" and is_there(path):
+        found = list(_gguf_models(path.parent, [path]))
+    else:
+        found = []
     return found[0] if len(found) == 1 else None
 
 

@@ -31,6 +31,14 @@ class Library:
     def __init__(self, folder: str | Path | None = None) -> None:
         self.folder = models_folder() if folder is None else Path(folder)
 
+    def made(self) -> Path:
+        """The folder, made if need be. Raises StoreWriteError."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise StoreWriteError(f"{self.folder}: cannot make the models folder: {e.strerror or e}") from e
+        return self.folder
+
     def models(self) -> list[LibraryModel]:
         """The demo, where it is installed, then all others by name."""
         found = {model.name: model for model in (*_demo(), *models_in(self.folder))}
@@ -55,9 +63,9 @@ class Library:
             refuse_missing_demo(DEMO_STORE)
         names = self.names()
         close = self.close_to(name)
-        hint = f"; did you mean {close}?" if close else ""
+        hint = f"; did you mean {close}? There" if close else "; there"
         listed = ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")
-        raise ModelNotFoundError(f"{shown(name)}: no model of that name{hint}; there are {listed} ({self.folder})")
+        raise ModelNotFoundError(f"{shown(name)}: no model of that name{hint} are {listed} ({self.folder})")
 
     def named(self, name: str) -> LibraryModel | None:
         """The same, None where there is none."""
@@ -83,7 +91,7 @@ class Library:
         if not self.folder.is_dir():
             return
         with contextlib.suppress(OSError):
-            model = next((m for m in self.models() if _is_same(m.path, path)), None)
+            model = self.kept_at(path)
             if model is not None:
                 kept = self._kept("used", model.name)
                 kept.parent.mkdir(parents=True, exist_ok=True)
@@ -95,15 +103,11 @@ class Library:
         _check_alias(alias)
         if any(alias.casefold() == model.name.casefold() for model in self.models() if not model.is_outside):
             raise RequestError(f"alias: {alias} is a model's own name already; choose another")
-        model = self.named(str(target))
-        if model is not None and not model.is_outside:
-            word = model.name
-        else:
-            path = (model.path if model is not None else Path(target)).absolute()
-            if model_at(path) is None:
-                self.find(str(target))  # raises
-                raise RequestError(f"alias: {path} is no model; give a name, a store or a .gguf file")
-            word = str(path)
+        model = self.named(str(target)) or self.kept_at(Path(target))
+        path = Path(target).absolute() if model is None else model.path
+        if model is None and model_at(path) is None:
+            self.find(str(target))  # raises
+        word = str(path) if model is None or model.is_outside else model.name
         kept = self._kept("aliases", alias)
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +115,10 @@ class Library:
         except OSError as e:
             raise StoreWriteError(f"{kept}: cannot write: {e.strerror or e}") from e
         return self.find(alias)
+
+    def has_alias(self, name: str) -> bool:
+        """Also one that names nothing any more."""
+        return self._kept("aliases", name).is_file()
 
     def remove_alias(self, alias: str) -> bool:
         """Whether there was one. Raises StoreWriteError."""
@@ -121,6 +129,17 @@ class Library:
         except OSError as e:
             raise StoreWriteError(f"{self._kept('aliases', alias)}: cannot remove: {e.strerror or e}") from e
         return True
+
+    def forget(self, model: LibraryModel) -> None:
+        """A model that is gone: its other names, and when it was used. Raises StoreWriteError."""
+        for alias in model.aliases:
+            self.remove_alias(alias)
+        with contextlib.suppress(OSError):
+            self._kept("used", model.name).unlink()
+
+    def kept_at(self, path: Path) -> LibraryModel | None:
+        """The model whose path this is."""
+        return next((model for model in self.models() if is_same(model.path, path)), None)
 
     def _aliases(self) -> Iterator[tuple[str, str]]:
         with contextlib.suppress(OSError):
@@ -145,7 +164,7 @@ def _demo() -> list[LibraryModel]:
     return [LibraryModel(DEMO, DEMO_STORE, "store", tuple(p for p in DEMO_STORE.iterdir() if p.is_file()))]
 
 
-def _is_same(a: Path, b: Path) -> bool:
+def is_same(a: Path, b: Path) -> bool:
     return os.path.realpath(a) == os.path.realpath(b)
 
 

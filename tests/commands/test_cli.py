@@ -188,12 +188,12 @@ print(heavy & set(sys.modules), file=sys.stderr)
 
 
 def test_a_missing_store_is_one_clear_error(tmp_path: Path) -> None:
-    assert_one_clear_error(smallthinker("run", "-m", tmp_path / "nowhere", "x"), "nowhere", "found nothing")
+    assert_one_clear_error(smallthinker("run", "-m", tmp_path / "nowhere", "x"), "nowhere: nothing is there", "list")
 
 
 def test_what_is_not_a_store_is_one_clear_error(checkpoint: Path, tmp_path: Path) -> None:
-    assert_one_clear_error(smallthinker("run", "-m", tmp_path, "x"), str(tmp_path), "missing")
-    assert_one_clear_error(smallthinker("run", "-m", checkpoint, "x"), "convert it first")
+    assert_one_clear_error(smallthinker("run", "-m", tmp_path, "x"), str(tmp_path), "a folder without a model")
+    assert_one_clear_error(smallthinker("run", "-m", checkpoint, "x"), "smallthinker convert")
 
 
 def test_a_truncated_store_is_one_clear_error(hybrid_store: Path, tmp_path: Path) -> None:

@@ -287,13 +287,13 @@ def test_what_nobody_foresaw_is_one_line_and_tells_more_if_asked(monkeypatch: py
         raise LookupError("\x1b[31m" + "x" * 10_000)
 
     monkeypatch.setattr("smallthinker.expert_store.store.Store.open", broken)
-    code, out, err = in_process("inspect", "somewhere")
+    code, out, err = in_process("show")
     assert (code, out) == (70, "")
     assert_one_line(err)
-    assert err.startswith("smallthinker inspect: error: internal error: LookupError: \\x1b[31mxxx")
+    assert err.startswith("smallthinker show: error: internal error: LookupError: \\x1b[31mxxx")
     assert "report" in err and "SMALLTHINKER_DEBUG=1" in err
     monkeypatch.setenv("SMALLTHINKER_DEBUG", "1")
-    code, _, err = in_process("inspect", "somewhere")
+    code, _, err = in_process("show")
     assert code == 70
     assert "Traceback" in err and "in broken" in err
     assert not CONTROL.search(err)

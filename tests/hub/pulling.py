@@ -30,7 +30,7 @@ def command(*args: str) -> list[str]:
 
 def environment(hub: FakeHub, folder: Path) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    return clean | {"HF_HOME": str(folder / "home"), "HF_ENDPOINT": hub.url}
+    return clean | {"HF_HOME": str(folder / "home"), "HF_ENDPOINT": hub.url, "SMALLTHINKER_MODELS": str(folder)}
 
 
 def smallthinker(hub: FakeHub, folder: Path, *args: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -260,7 +260,13 @@ def test_offline_a_gguf_file_in_the_cache_is_used(
 
 
 def smallthinker(hub: FakeHub, folder: Path, *args: str) -> Any:
-    env = {"HF_HOME": str(folder / "home"), "HF_ENDPOINT": hub.url, "PATH": "", "HOME": str(folder)}
+    env = {
+        "HF_HOME": str(folder / "home"),
+        "HF_ENDPOINT": hub.url,
+        "PATH": "",
+        "HOME": str(folder),
+        "SMALLTHINKER_MODELS": str(folder),
+    }
     return forked_command.smallthinker(*args, env=env, cwd=folder)
 
 
@@ -270,9 +276,9 @@ def test_the_command_says_what_it_took_and_what_runs_it_and_that_runs(hub: FakeH
     said = ["model", "weights", "download", "runs", "memory", "disk", "note:"]
     assert [line.split()[0] for line in result.stderr.splitlines()] == said
     facts, command = result.stdout.splitlines()
-    assert facts.startswith("tiny-GGUF/tiny-Q8_0.gguf: q8_0, ")
+    assert facts.startswith(f"{tmp_path}/tiny-GGUF/tiny-Q8_0.gguf: q8_0, ")
     program, *words = shlex.split(command)
-    assert program == "smallthinker" and words[:3] == ["run", "tiny-GGUF/tiny-Q8_0.gguf", "--memory"]
+    assert program == "smallthinker" and words[:3] == ["run", "tiny-Q8_0", "--memory"]
     answer = smallthinker(hub, tmp_path, *words, "--max-tokens", "2", "--ignore-eos")
     assert answer.returncode == 0, answer.stderr
     compressed = smallthinker(hub, tmp_path, "pull", REPO, "--quant", "q8_0", "--compress")

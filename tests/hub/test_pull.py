@@ -42,11 +42,16 @@ def test_the_command_prints_its_plan_and_the_store(hub: FakeHub, tmp_path: Path)
     dry = smallthinker(hub, tmp_path, REPO, "--dry-run", "--json")
     assert dry.returncode == 0, dry.stderr
     plan = json.loads(dry.stdout)
-    assert plan["store"] == "tiny-q4" and plan["commit"] == hub.commit and plan["download_bytes"] > 100_000
+    assert (
+        plan["store"] == str(tmp_path / "tiny-q4")
+        and plan["name"] == "tiny-q4"
+        and plan["commit"] == hub.commit
+        and plan["download_bytes"] > 100_000
+    )
     assert not (tmp_path / "tiny-q4.download").exists()
     result = smallthinker(hub, tmp_path, REPO, "--quant", "q8_0", "--compress", "--keep-download")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[0].startswith("tiny-q8_0: q8_0, ")
+    assert result.stdout.splitlines()[0].startswith(f"{tmp_path}/tiny-q8_0: q8_0, ")
     assert "tiny-q8_0.download" in result.stdout.splitlines()[1]
     assert result.stdout.splitlines()[2].startswith("smallthinker run tiny-q8_0 --memory ")
     assert [line.split()[0] for line in result.stderr.splitlines()] == [

@@ -83,7 +83,7 @@ def test_two_of_one_name_are_told_apart_by_their_folders(library: Library) -> No
 
 def test_a_name_that_is_not_found_says_which_there_are_and_the_closest(library: Library) -> None:
     put(library.folder, "smollm2.gguf", "qwen.gguf")
-    with pytest.raises(ModelNotFoundError, match=r"'smolm2'.*did you mean smollm2\?.*there are demo, qwen, smollm2"):
+    with pytest.raises(ModelNotFoundError, match=r"'smolm2'.*did you mean smollm2\? There are demo, qwen, smollm2"):
         library.find("smolm2")
     assert library.close_to("Once upon a time") is None
 

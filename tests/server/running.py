@@ -28,7 +28,7 @@ from smallthinker.server.runner import Server, listen
 from smallthinker.server.service import Service
 from smallthinker.server.settings import Settings
 
-NAME = "smallthinker-demo"
+NAME = "demo"
 MEMORY = "8GiB"  # of address space; the demo model takes 30 MiB of it, other tests of the process perhaps the rest
 PATIENCE_SEC = 60  # until a test is given up: no result depends on it
 # As Qwen's, in short: it knows tools, thoughts, and the switch for them.

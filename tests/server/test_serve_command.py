@@ -98,7 +98,7 @@ def test_a_second_interrupt_waits_for_nothing() -> None:
 def test_a_port_that_is_taken_is_told_in_one_line_before_the_model_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"--port {port}: another program listens" in refused("--port", str(port), "no/such/store")
+        assert f"--port {port}: another program listens" in refused("--port", str(port))
 
 
 def test_what_cannot_be_is_told_in_one_line(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_what_cannot_be_is_told_in_one_line(tmp_path: Path) -> None:
     assert "cannot listen" in refused("--port", "99999999")
     assert "cannot listen" in refused("--host", "256.0.0.1", "--port", "0", "--api-key", "k")
     assert "no/such/store" in refused("no/such/store", "--port", "0")
-    assert "give the store once" in refused("a", "--model", "b")
+    assert "expected one model, found" in refused("a", "--model", "b")
     assert "give either" in refused("--api-key", "k", "--api-key-file", "f")
     empty = tmp_path / "key"
     empty.write_text("\n")

@@ -1,0 +1,112 @@
+"""Which model a command is about: a word before its options or after -m, which means the same in every command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from smallthinker.commands.options import Group, engine_options
+from smallthinker.errors import RequestError, printable, shown
+
+if TYPE_CHECKING:
+    from smallthinker.llm import LLM
+
+KINDS = "a name (smallthinker list), a store's folder or a .gguf file"
+DEFAULT = "default: demo, the bundled 15-million-parameter writer of old prose"
+
+
+def add_model(parser: argparse.ArgumentParser, kinds: str = KINDS, default: str = DEFAULT) -> None:
+    parser.add_argument("word", metavar="MODEL", nargs="?", help=f"{kinds} ({default})")
+    add_model_option(parser)
+
+
+def add_model_option(group: Group, more: str = "the same as MODEL") -> None:
+    group.add_argument("-m", "--model", metavar="MODEL", help=more)
+
+
+def model_word(args: argparse.Namespace) -> str | None:
+    """The one word. Raises RequestError for two."""
+    words = [word for word in (getattr(args, "word", None), args.model) if word is not None]
+    if len(words) > 1:
+        raise RequestError(f"MODEL: expected one model, found {shown(words[0])} and {shown(words[1])}")
+    return words[0] if words else None
+
+
+def find_model(word: str | None, *, used: bool = True) -> Path:
+    """used: it is run, which the library remembers. Raises ModelNotFoundError."""
+    from smallthinker.library import Library
+    from smallthinker.library.resolve import resolve
+
+    library = Library()
+    path = resolve(word, library)
+    if used:
+        library.mark_used(path)
+    return path
+
+
+def find_model_or_folder(word: str | None) -> Path | None:
+    """Of a command that looks at a disk: a model's path, else the folder or file itself; None for none."""
+    from smallthinker.library import Library
+    from smallthinker.library.resolve import is_meant
+
+    if word is None:
+        return None
+    return find_model(word, used=False) if is_meant(word, Library()) else Path(word)
+
+
+def model_among(words: list[str], more: bool) -> str | None:
+    """The model that the first of a prompt's words names, if it does, taken out of them. more: something else will
+    follow in the prompt. Raises ModelNotFoundError for a word that can only be a name that is spelt wrongly."""
+    from smallthinker.library import Library
+    from smallthinker.library.resolve import is_meant
+
+    if not words or words[0] == "-":
+        return None
+    library = Library()
+    if is_meant(words[0], library):
+        return words.pop(0)
+    if (len(words) > 1 or more) and " " not in words[0] and library.close_to(words[0]) is not None:
+        library.find(words[0])
+    return None
+
+
+def find_drafts_model(args: argparse.Namespace) -> None:
+    """Whatever else of a command's options names a model."""
+    if args.draft is not None:
+        args.draft = find_model(args.draft)
+
+
+def load(args: argparse.Namespace, path: Path, **more: Any) -> LLM:
+    """The model, as the options describe; `more` as in `engine_options`."""
+    from smallthinker.llm import LLM
+
+    find_drafts_model(args)
+    llm = LLM(path, engine_options(args, **more))
+    if llm.storage is not None:
+        print(f"the disk is emulated: {llm.storage.name} ({llm.storage.summary})", file=sys.stderr)
+    for note in llm.notes:
+        print(f"note: {printable(str(path))}: {note}", file=sys.stderr)
+    if llm.storage_warning is not None:
+        print(f"warning: {llm.storage_warning}", file=sys.stderr)
+    if args.verbose:
+        print(llm.plan.table(), file=sys.stderr)
+    return llm
+
+
+def is_demo(path: Path) -> bool:
+    from smallthinker.llm import DEMO_STORE
+
+    return path.resolve() == DEMO_STORE.resolve()
+
+
+def tell_of_demo() -> None:
+    """To a person who has chosen no model."""
+    from smallthinker.library.folder import DEMO, DEMO_IS
+
+    if sys.stderr.isatty():
+        print(
+            f"{DEMO} answers, a {DEMO_IS}; smallthinker list names other models, smallthinker pull brings them",
+            file=sys.stderr,
+        )
