@@ -43,9 +43,6 @@ class EvictionPolicy(Protocol):
     def score(self, key: int) -> float:
         """Estimated chance of use per token: a guess is worth a slot when its score is above the victim's."""
 
-    def clear(self) -> None:
-        """Nothing is resident any more. What was learned of the experts stays."""
-
     def state(self) -> Floats:
         """Estimated chances of use, float32 [keys]; a copy."""
 
@@ -72,9 +69,6 @@ class _Scored(ABC):
         if self._absent[key] != 0:
             raise KeyError(key)
         self._absent[key] = -np.inf
-
-    def clear(self) -> None:
-        self._absent.fill(-np.inf)
 
     def victim(self, pinned: Collection[int], layer: int) -> int | None:
         late = self._lateness + self._absent

@@ -48,55 +48,25 @@ class CacheCounters:
         return CacheCounters(*(a - b for a, b in zip(astuple(self), astuple(earlier), strict=True)))
 
 
-class CacheStats:
-    """The cache's own counts, in records."""
-
-    def __init__(self, record_bytes: int) -> None:
-        self._record_bytes = record_bytes
-        self.hits = self.in_time = self.late = self.misses = self.wasted = self.preloaded = 0
-        self._evictions = self._rereads = 0
-        self.stall_sec = 0.0
-        self._gone: set[int] = set()  # records that were evicted and not read since
-
-    def guessed(self, in_time: bool) -> None:
-        """A guess was right. One that came in time is counted among the hits by whoever asks, so not there."""
-        if in_time:
-            self.in_time += 1
-            self.hits -= 1
-        else:
-            self.late += 1
-
-    def regained(self) -> None:
-        """What was counted a miss and, landing, wasted, was one record: a withdrawn guess, wanted after all."""
-        self.misses -= 1
-        self.wasted -= 1
-        self.late += 1
-
-    def evicted(self, record: int) -> None:
-        self._evictions += 1
-        self._gone.add(record)
-
-    def landed(self, record: int) -> None:
-        """A read of it is over, and whole. Reads that are taken back before that don't count."""
-        if record in self._gone:
-            self._gone.discard(record)
-            self._rereads += 1
-
-    def counters(self, reads: ReadCounters) -> CacheCounters:
-        each = self._record_bytes
-        return CacheCounters(
-            hits=self.hits,
-            guessed=self.in_time,
-            late=self.late,
-            misses=self.misses,
-            evictions=self._evictions,
-            certain_bytes=self.misses * each,
-            useful_bytes=(self.in_time + self.late) * each,
-            late_bytes=self.late * each,
-            wasted_bytes=self.wasted * each + reads.withdrawn_bytes,
-            preloaded_bytes=self.preloaded * each,
-            reread_bytes=self._rereads * each,
-            stall_sec=self.stall_sec,
-            busy_sec=reads.busy_sec,
-            repeated_reads=reads.repeated_reads,
-        )
+def counted(
+    records: tuple[int, int, int, int, int, int, int, int, float], record_bytes: int, reads: ReadCounters
+) -> CacheCounters:
+    """Of what the books count in records (hits, guessed in time, late, misses, evictions, wasted, preloaded, read
+    again) and seconds of waiting, and of what the queue counts."""
+    hits, in_time, late, misses, evictions, wasted, preloaded, rereads, stall_sec = records
+    return CacheCounters(
+        hits=hits,
+        guessed=in_time,
+        late=late,
+        misses=misses,
+        evictions=evictions,
+        certain_bytes=misses * record_bytes,
+        useful_bytes=(in_time + late) * record_bytes,
+        late_bytes=late * record_bytes,
+        wasted_bytes=wasted * record_bytes + reads.withdrawn_bytes,
+        preloaded_bytes=preloaded * record_bytes,
+        reread_bytes=rereads * record_bytes,
+        stall_sec=stall_sec,
+        busy_sec=reads.busy_sec,
+        repeated_reads=reads.repeated_reads,
+    )

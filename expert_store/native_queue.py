@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -108,12 +108,16 @@ class NativeQueue:
     def close(self) -> None:
         self._close()
 
+    def lend(self) -> Any:
+        """This queue for who asks without Python (`_cache.Books`) and keeps it alive."""
+        return self._raw.lend()
+
+    def error_of(self, record: int, fault: tuple[int, str, int] | None) -> StoreReadError | CancelledError:
+        """Of a read that is over and isn't whole: what happened at which byte of which file, or that it was stopped."""
+        return CancelledError(f"record {record}: read cancelled") if fault is None else self._error(*fault)
+
     def _finished(self, record: int, is_whole: bool, fault: tuple[int, str, int] | None) -> FinishedRead:
-        if is_whole:
-            return FinishedRead(record, None)
-        if fault is None:
-            return FinishedRead(record, CancelledError(f"record {record}: read cancelled"))
-        return FinishedRead(record, self._error(*fault))
+        return FinishedRead(record, None if is_whole else self.error_of(record, fault))
 
     def _error(self, offset: int, what: str, file: int) -> StoreReadError:
         path = self._paths[file]

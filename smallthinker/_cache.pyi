@@ -1,11 +1,15 @@
-"""The arithmetic of `cache.policies.Frequency` (cache/native/): asked between two kernels, where a numpy operation on a
-thousand numbers costs ten times what it does elsewhere. Keys count experts layer after layer; IndexError for any other.
+"""The books of `cache.expert_cache.ExpertCache` and the arithmetic of `cache.policies.Frequency` (cache/native/): asked
+between two kernels, where what Python does costs ten times what it does elsewhere. Keys and records count experts layer
+after layer; IndexError for any other.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from smallthinker.cache.policies import EvictionPolicy
+from smallthinker.expert_store.read_queue import ReadQueue
 
 class Frequency:
     def __init__(
@@ -26,7 +30,6 @@ class Frequency:
     def remove(self, key: int) -> None:
         """Raises KeyError for what isn't resident."""
 
-    def clear(self) -> None: ...
     def use(self, layer: int, keys: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1) -> None: ...
     def step(self, tokens: int = 1) -> None: ...
     def victim(self, pinned: Collection[int], layer: int) -> int | None: ...
@@ -34,3 +37,64 @@ class Frequency:
     def state(self) -> npt.NDArray[np.float32]: ...
     def restore_chances(self, chances: npt.NDArray[np.float64], tokens: float) -> None:
         """Begin with these, float64 [keys], as if so many tokens had shown them. Raises ValueError."""
+
+class Books:
+    """Who is in which slot. A queue that has `lend` (`NativeQueue`) is asked without Python; so is a `Frequency`."""
+
+    def __init__(
+        self,
+        policy: EvictionPolicy,
+        queue: ReadQueue,
+        experts: Sequence[int],
+        slots: int,
+        slot_table: npt.NDArray[np.int32],
+        *,
+        clock: Callable[[], float] | None,
+        took_free: Callable[[], object],
+    ) -> None:
+        """experts: of each layer. slot_table: [records], kept and written to. clock: seconds, for what waiting takes.
+        took_free: called each time that a free slot is taken. Raises ValueError."""
+
+    def find(
+        self, layer: int, experts: Sequence[int], counts: Sequence[int] | None, tokens: int
+    ) -> list[int] | None: ...
+    def found(self, layer: int, experts: Sequence[int], counts: Sequence[int] | None, tokens: int) -> None: ...
+    def first_guessed(self, layer: int, layers: int) -> int: ...
+    def request(self, layer: int, experts: Sequence[int], counts: Sequence[int] | None, tokens: int) -> None:
+        """Begins a layer's; one that is open ends."""
+
+    def landed(self) -> list[tuple[int, int]]:
+        """Places in the request and their slots, at least one; empty when all have been handed out. Those of the call
+        before may leave. Raises StoreReadError."""
+
+    def end_request(self) -> None: ...
+    def prefetch(
+        self, layer: int, experts: Sequence[int], likelihoods: Sequence[float], max_under_way: int
+    ) -> list[int]: ...
+    def preload(self, records: Sequence[int]) -> None: ...
+    def step(self, tokens: int) -> None: ...
+    def hold(self) -> None: ...
+    def settle(self, tokens: Sequence[Sequence[tuple[int, Sequence[int]]]]) -> None: ...
+    def tell_policy(self) -> None: ...
+    def resize(self, limit: int) -> tuple[list[int], list[int]]:
+        """Slots that are used again, and slots that no longer are."""
+
+    def counts(self) -> tuple[int, int, int, int, int, int, int, int, float]:
+        """As `read_counters.counted` takes them."""
+
+    def uses(self) -> npt.NDArray[np.uint32]: ...
+    @property
+    def free_slots(self) -> list[int]: ...
+    @property
+    def released_slots(self) -> list[int]: ...
+    @property
+    def taken(self) -> int: ...
+    @property
+    def limit(self) -> int: ...
+    @property
+    def reading(self) -> list[tuple[int, int]]:
+        """Records under way, and their slots."""
+
+    @property
+    def withdrawn(self) -> int:
+        """How many of those nobody wants any more."""

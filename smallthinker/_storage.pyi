@@ -111,6 +111,9 @@ class ReadQueue:
         """The same, at least one; Ctrl-C ends it. Raises ValueError when nothing is under way."""
 
     def drain(self) -> None: ...
+    def lend(self) -> Any:
+        """A capsule with this queue for `_cache.Books`, valid as long as this object."""
+
     def counters(self) -> tuple[int, int, int, int, int, float, int]:
         """The fields of `read_queue.ReadCounters`."""
 

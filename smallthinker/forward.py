@@ -256,16 +256,14 @@ class ForwardPass:
         if not (self._prefetch or is_mixed):
             self._mix(layer, step)
             is_mixed = True
-        order = self._reading_order(layer, route.experts, counts)
-        experts, counts = [route.experts[i] for i in order], [counts[i] for i in order]
-        with cache.request(layer, experts, counts, step.tokens) as request:  # misses go to the disk now
+        with cache.request(layer, route.experts, counts, step.tokens) as request:  # misses go to the disk now
             if not is_mixed:
                 self._guess_next(layer, step)  # for when it is through with those before attention is
                 self._mix(layer, step)  # arithmetic while the disk works
             self._guess_next(layer, step)
             arithmetic.share(step, layer)
             for landed in request:
-                pairs = [route.pairs[order[position]] for position, _ in landed]
+                pairs = [route.pairs[position] for position, _ in landed]
                 arithmetic.compute(step, layer, pairs, [slot for _, slot in landed])
         arithmetic.combine(step, layer)  # in the router's order, whichever landed first
 
@@ -274,12 +272,6 @@ class ForwardPass:
         self.arithmetic.compute(step, layer, pairs, slots)
         self.arithmetic.share(step, layer)
         self.arithmetic.combine(step, layer)
-
-    def _reading_order(self, layer: int, experts: list[int], counts: list[int]) -> list[int]:
-        """Places of the experts: resident ones first, so that they compute while the others are read; then the misses,
-        most tokens first, which gives the longest arithmetic to hide the next read behind."""
-        is_resident = self.experts.is_resident
-        return sorted(range(len(experts)), key=lambda i: (not is_resident(layer, experts[i]), -counts[i]))
 
     def _mix(self, layer: int, step: Step) -> None:
         self.arithmetic.mix(step, layer)

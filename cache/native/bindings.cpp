@@ -1,17 +1,24 @@
-// The Python module: checks arguments, makes vectors of lists. Meanings are in _cache.pyi.
+// The Python module: checks arguments, makes vectors of lists, keeps alive what the books ask. Meanings are in _cache.pyi.
+#include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
+#include <memory>
 #include <optional>
 #include <vector>
 
+#include "adapters.h"
+#include "books.h"
 #include "frequency.h"
 
 namespace py = pybind11;
 
 namespace smallthinker {
 namespace {
+
+using Counted = std::optional<std::vector<int64_t>>;
 
 // Of any collection of ints; pybind11 makes vectors of sequences alone.
 std::vector<int64_t> keys_of(const py::iterable& keys) {
@@ -20,29 +27,27 @@ std::vector<int64_t> keys_of(const py::iterable& keys) {
   return list;
 }
 
-void use(Frequency& frequency, int64_t layer, const py::iterable& keys, const std::optional<std::vector<double>>& counts,
-         double tokens) {
-  if (!(tokens >= 1)) throw py::value_error("tokens: expected at least 1");
+void use(Frequency& frequency, int64_t layer, const py::iterable& keys, Counted counts, int64_t tokens) {
   const std::vector<int64_t> list = keys_of(keys);
-  std::vector<double> shares(list.size(), 1.0);
-  if (counts) {
-    if (counts->size() != list.size()) throw py::value_error("counts: expected one for each key");
-    for (size_t i = 0; i < shares.size(); ++i) shares[i] = (*counts)[i] / tokens;
-  }
-  frequency.use(layer, list, shares, tokens);
-}
-
-void step(Frequency& frequency, double tokens) {
-  if (!(tokens >= 1)) throw py::value_error("tokens: expected at least 1");
-  frequency.step(tokens);
+  if (counts && counts->size() != list.size()) throw py::value_error("counts: expected one for each key");
+  frequency.use({layer, list, std::move(counts).value_or(std::vector<int64_t>()), tokens});
 }
 
 void remove_key(Frequency& frequency, int64_t key) {
-  if (!frequency.remove(key)) throw py::key_error(std::to_string(key));
+  try {
+    frequency.remove(key);
+  } catch (const std::invalid_argument&) {
+    throw py::key_error(std::to_string(key));
+  }
 }
 
 std::optional<int64_t> victim(Frequency& frequency, const py::iterable& pinned, int64_t layer) {
-  const int64_t key = frequency.victim(keys_of(pinned), layer);
+  std::vector<uint8_t> stays(static_cast<size_t>(frequency.keys()));
+  for (const int64_t key : keys_of(pinned)) {
+    if (key < 0 || key >= frequency.keys()) throw py::index_error("key " + std::to_string(key));
+    stays[static_cast<size_t>(key)] = 1;
+  }
+  const int64_t key = frequency.victim(stays, layer);
   return key < 0 ? std::nullopt : std::optional<int64_t>(key);
 }
 
@@ -58,6 +63,74 @@ void restore(Frequency& frequency, const py::array_t<double, py::array::c_style 
   if (state.ndim() != 1 || state.size() != frequency.keys()) throw py::value_error("state: expected one number a key");
   frequency.restore(state.data(), tokens);
 }
+
+double steady_seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+class BoundBooks {
+ public:
+  BoundBooks(py::object policy, py::object queue, const std::vector<int64_t>& experts, int64_t slots,
+             py::array_t<int32_t, py::array::c_style> slot_table, std::function<double()> clock,
+             std::function<void()> took_free)
+      : policy_(std::move(policy)), queue_(std::move(queue)), slot_table_(std::move(slot_table)) {
+    int64_t records = 0;
+    for (const int64_t n : experts) {
+      if (n < 0) throw py::value_error("experts: expected 0 or more");
+      records += n;
+    }
+    if (slot_table_.ndim() != 1 || slot_table_.size() != records) throw py::value_error("slot_table: expected one number a record");
+    if (slots < 1) throw py::value_error("slots: expected at least 1");
+    Policy* asked = nullptr;
+    if (py::isinstance<Frequency>(policy_)) {
+      asked = policy_.cast<Frequency*>();
+    } else {
+      python_policy_ = std::make_unique<PythonPolicy>(policy_);
+      asked = python_policy_.get();
+    }
+    if (py::hasattr(queue_, "lend")) {
+      reads_ = std::make_unique<NativeReads>(queue_);
+    } else {
+      reads_ = std::make_unique<PythonReads>(queue_);
+    }
+    books_.emplace(*asked, *reads_, experts, slots, slot_table_.mutable_data(), clock ? clock : steady_seconds, std::move(took_free));
+  }
+
+  Books& books() { return *books_; }
+
+  std::vector<std::pair<int64_t, int32_t>> landed() {
+    std::vector<std::pair<int64_t, int32_t>> pairs;
+    try {
+      for (const auto& landed : books_->landed()) pairs.emplace_back(landed.position, landed.slot);
+    } catch (const NativeReads::Failed& failed) {
+      py::object fault = py::none();
+      if (failed.fault) fault = py::make_tuple(failed.fault->offset, failed.fault->what, failed.fault->file);
+      const py::object error = queue_.attr("error_of")(failed.record, fault);
+      PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());
+      throw py::error_already_set();
+    }
+    return pairs;
+  }
+
+  py::tuple counts() const {
+    const Counts& c = books_->counts();
+    return py::make_tuple(c.hits, c.in_time, c.late, c.misses, c.evictions, c.wasted, c.preloaded, c.rereads, c.stall_sec);
+  }
+
+  py::array_t<uint32_t> uses() const {
+    const std::vector<uint32_t>& uses = books_->uses();
+    return py::array_t<uint32_t>(static_cast<py::ssize_t>(uses.size()), uses.data());
+  }
+
+ private:
+  const py::object policy_, queue_;
+  py::array_t<int32_t, py::array::c_style> slot_table_;
+  std::unique_ptr<PythonPolicy> python_policy_;
+  std::unique_ptr<Reads> reads_;
+  std::optional<Books> books_;
+};
+
+std::vector<int64_t> plain(Counted counts) { return std::move(counts).value_or(std::vector<int64_t>()); }
 
 }  // namespace
 }  // namespace smallthinker
@@ -75,11 +148,51 @@ PYBIND11_MODULE(_cache, m) {
            py::arg("prior_tokens"), py::arg("judged_tokens"), py::arg("trust"), py::arg("least_chance"))
       .def("insert", &Frequency::insert, py::arg("key"))
       .def("remove", &remove_key, py::arg("key"))
-      .def("clear", &Frequency::clear)
       .def("use", &use, py::arg("layer"), py::arg("keys"), py::arg("counts") = py::none(), py::arg("tokens") = 1)
-      .def("step", &step, py::arg("tokens") = 1)
+      .def("step", &Frequency::step, py::arg("tokens") = 1)
       .def("victim", &victim, py::arg("pinned"), py::arg("layer"))
-      .def("score", &Frequency::chance, py::arg("key"))
+      .def("score", &Frequency::score, py::arg("key"))
       .def("state", &state)
       .def("restore_chances", &restore, py::arg("chances"), py::arg("tokens"));
+  py::class_<BoundBooks>(m, "Books")
+      .def(py::init<py::object, py::object, const std::vector<int64_t>&, int64_t, py::array_t<int32_t, py::array::c_style>,
+                    std::function<double()>, std::function<void()>>(),
+           py::arg("policy"), py::arg("queue"), py::arg("experts"), py::arg("slots"), py::arg("slot_table"), py::kw_only(),
+           py::arg("clock"), py::arg("took_free"))
+      .def("find", [](BoundBooks& self, int64_t layer, const std::vector<int64_t>& experts, Counted counts, int64_t tokens) {
+             return self.books().find(layer, experts, plain(std::move(counts)), tokens);
+           }, py::arg("layer"), py::arg("experts"), py::arg("counts"), py::arg("tokens"))
+      .def("found", [](BoundBooks& self, int64_t layer, const std::vector<int64_t>& experts, Counted counts, int64_t tokens) {
+             self.books().found(layer, experts, plain(std::move(counts)), tokens);
+           }, py::arg("layer"), py::arg("experts"), py::arg("counts"), py::arg("tokens"))
+      .def("first_guessed", [](BoundBooks& self, int64_t layer, int64_t layers) { return self.books().first_guessed(layer, layers); },
+           py::arg("layer"), py::arg("layers"))
+      .def("request", [](BoundBooks& self, int64_t layer, const std::vector<int64_t>& experts, Counted counts, int64_t tokens) {
+             self.books().request(layer, experts, plain(std::move(counts)), tokens);
+           }, py::arg("layer"), py::arg("experts"), py::arg("counts"), py::arg("tokens"))
+      .def("landed", &BoundBooks::landed)
+      .def("end_request", [](BoundBooks& self) { self.books().end_request(); })
+      .def("prefetch", [](BoundBooks& self, int64_t layer, const std::vector<int64_t>& experts,
+                          const std::vector<double>& likelihoods, int64_t max_under_way) {
+             return self.books().prefetch(layer, experts, likelihoods, max_under_way);
+           }, py::arg("layer"), py::arg("experts"), py::arg("likelihoods"), py::arg("max_under_way"))
+      .def("preload", [](BoundBooks& self, const std::vector<int64_t>& records) { self.books().preload(records); }, py::arg("records"))
+      .def("step", [](BoundBooks& self, int64_t tokens) { self.books().step(tokens); }, py::arg("tokens"))
+      .def("hold", [](BoundBooks& self) { self.books().hold(); })
+      .def("settle", [](BoundBooks& self, const std::vector<std::vector<std::pair<int64_t, std::vector<int64_t>>>>& tokens) {
+             self.books().settle(tokens);
+           }, py::arg("tokens"))
+      .def("tell_policy", [](BoundBooks& self) { self.books().tell_policy(); })
+      .def("resize", [](BoundBooks& self, int64_t limit) {
+             Books::Resized resized = self.books().resize(limit);
+             return std::make_pair(std::move(resized.regained), std::move(resized.released));
+           }, py::arg("limit"))
+      .def("counts", &BoundBooks::counts)
+      .def("uses", &BoundBooks::uses)
+      .def_property_readonly("free_slots", [](BoundBooks& self) { return self.books().free_slots(); })
+      .def_property_readonly("released_slots", [](BoundBooks& self) { return self.books().released_slots(); })
+      .def_property_readonly("taken", [](BoundBooks& self) { return self.books().limit() - static_cast<int64_t>(self.books().free_slots().size()); })
+      .def_property_readonly("limit", [](BoundBooks& self) { return self.books().limit(); })
+      .def_property_readonly("reading", [](BoundBooks& self) { return self.books().reading(); })
+      .def_property_readonly("withdrawn", [](BoundBooks& self) { return self.books().withdrawn(); });
 }

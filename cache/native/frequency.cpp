@@ -44,9 +44,9 @@ Frequency::Frequency(const std::vector<int64_t>& experts, const std::vector<doub
   be_late(0, keys());
 }
 
-bool Frequency::remove(int64_t key) { return std::exchange(resident_[at(key)], uint8_t{0}) != 0; }
-
-void Frequency::clear() { std::fill(resident_.begin(), resident_.end(), uint8_t{0}); }
+void Frequency::remove(int64_t key) {
+  if (std::exchange(resident_[at(key)], uint8_t{0}) == 0) throw std::invalid_argument("key " + std::to_string(key) + " isn't resident");
+}
 
 std::vector<double> Frequency::chances() const {
   std::vector<double> chances(resident_.size());
@@ -54,9 +54,13 @@ std::vector<double> Frequency::chances() const {
   return chances;
 }
 
-void Frequency::use(int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares, double tokens) {
-  check(layer, keys, shares);
-  const auto [first, end] = keys_of(layer);
+void Frequency::use(const Use& use) {
+  check(use);
+  const auto [first, end] = keys_of(use.layer);
+  const std::vector<int64_t>& keys = use.records;
+  const auto tokens = static_cast<double>(use.tokens);
+  std::vector<double> shares(keys.size(), 1.0);
+  for (size_t i = 0; i < use.counts.size(); ++i) shares[i] = static_cast<double>(use.counts[i]) / tokens;
   for (Average& average : averages_) {
     double error = 0;
     for (auto key = static_cast<size_t>(first); key < static_cast<size_t>(end); ++key) error += average.chance[key] * average.chance[key];
@@ -65,12 +69,14 @@ void Frequency::use(int64_t layer, const std::vector<int64_t>& keys, const std::
     }
     average.loss += tokens * error / per_token_;
     const double once = rate(average);
-    add(average, layer, keys, shares, tokens == 1 ? once : 1 - std::pow(1 - once, tokens));
+    add(average, use.layer, keys, shares, tokens == 1 ? once : 1 - std::pow(1 - once, tokens));
   }
   be_late(first, end);
 }
 
-void Frequency::step(double tokens) {
+void Frequency::step(int64_t count) {
+  if (count < 1) throw std::invalid_argument("tokens: expected at least 1");
+  const auto tokens = static_cast<double>(count);
   tokens_ += tokens;
   const double kept = std::pow(1 - 1 / memory_.judged_tokens, tokens);
   double best = -std::numeric_limits<double>::infinity(), sum = 0;
@@ -90,38 +96,33 @@ void Frequency::restore(const double* chances, double tokens) {
   be_late(0, keys());
 }
 
-int64_t Frequency::victim(const std::vector<int64_t>& pinned, int64_t layer) {
+int64_t Frequency::victim(const std::vector<uint8_t>& stays, int64_t layer) {
   keys_of(layer);
-  // Most pinned keys are resident; what isn't must not become so.
-  std::vector<size_t> hidden;
-  hidden.reserve(pinned.size());
-  for (const int64_t key : pinned) {
-    if (remove(key)) hidden.push_back(static_cast<size_t>(key));
-  }
+  if (stays.size() != resident_.size()) throw std::invalid_argument("stays: expected one for each key");
   int64_t worst = -1;
   double latest = -std::numeric_limits<double>::infinity();
   for (int64_t of = 0; of < layers(); ++of) {
     // the part of a token until that layer is served again
     const double ring = static_cast<double>((of - layer - 1 + layers()) % layers() + 1) / static_cast<double>(layers());
     const auto [first, end] = keys_of(of);
-    for (int64_t key = first; key < end; ++key) {
-      const double late = lateness_[static_cast<size_t>(key)] + ring;
-      if (resident_[static_cast<size_t>(key)] != 0 && late > latest) {
+    for (auto key = static_cast<size_t>(first); key < static_cast<size_t>(end); ++key) {
+      const double late = lateness_[key] + ring;
+      if (resident_[key] != 0 && stays[key] == 0 && late > latest) {
         latest = late;
-        worst = key;
+        worst = static_cast<int64_t>(key);
       }
     }
   }
-  for (const size_t key : hidden) resident_[key] = 1;
   return worst;
 }
 
-void Frequency::check(int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares) const {
-  const auto [first, end] = keys_of(layer);
-  if (keys.size() != shares.size()) throw std::invalid_argument("expected a share for each key");
-  for (const int64_t key : keys) {
+void Frequency::check(const Use& use) const {
+  const auto [first, end] = keys_of(use.layer);
+  if (use.tokens < 1) throw std::invalid_argument("tokens: expected at least 1");
+  if (!use.counts.empty() && use.counts.size() != use.records.size()) throw std::invalid_argument("counts: expected one for each key");
+  for (const int64_t key : use.records) {
     if (key < first || key >= end) {
-      throw std::out_of_range("key " + std::to_string(key) + ": layer " + std::to_string(layer) + " has " +
+      throw std::out_of_range("key " + std::to_string(key) + ": layer " + std::to_string(use.layer) + " has " +
                               std::to_string(first) + " to " + std::to_string(end - 1));
     }
   }

@@ -11,9 +11,11 @@
 #include <utility>
 #include <vector>
 
+#include "books.h"
+
 namespace smallthinker {
 
-class Frequency {
+class Frequency final : public Policy {
  public:
   struct Memory {
     std::vector<double> tokens;  // about so many tokens each of the averages is over
@@ -28,21 +30,19 @@ class Frequency {
   Frequency(const std::vector<int64_t>& experts, const std::vector<double>& per_token, const Memory& memory);
 
   int64_t keys() const { return static_cast<int64_t>(resident_.size()); }
-  double chance(int64_t key) const { return mixed(at(key)); }  // of use by the next token
   std::vector<double> chances() const;
 
-  void insert(int64_t key) { resident_[at(key)] = 1; }
-  bool remove(int64_t key);  // false: it wasn't resident
-  void clear();
+  void insert(int64_t key) override { resident_[at(key)] = 1; }
+  void remove(int64_t key) override;  // std::invalid_argument: it isn't resident
+  // So many tokens use these keys of the layer, and none of its others.
+  void use(const Use& use) override;
+  void step(int64_t tokens) override;
+  double score(int64_t key) override { return mixed(at(key)); }  // chance of use by the next token
+  // The resident, none of those that stay, whose next use is expected last while `layer` is served; -1 for none.
+  int64_t victim(const std::vector<uint8_t>& stays, int64_t layer) override;
 
-  // So many tokens use these keys of the layer, each by its share of them, and none of its others.
-  void use(int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares, double tokens);
-  void step(double tokens);
   // Begins with these chances, keys() of them, as if so many tokens had shown them.
   void restore(const double* chances, double tokens);
-
-  // The resident, none of the pinned, whose next use is expected last while `layer` is served; -1 when there is none.
-  int64_t victim(const std::vector<int64_t>& pinned, int64_t layer);
 
  private:
   struct Average {
@@ -56,7 +56,7 @@ class Frequency {
   int64_t layers() const { return static_cast<int64_t>(first_.size()) - 1; }
   size_t at(int64_t key) const;              // throws std::out_of_range
   std::pair<int64_t, int64_t> keys_of(int64_t layer) const;  // first and end; throws std::out_of_range
-  void check(int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares) const;
+  void check(const Use& use) const;
   void add(Average& average, int64_t layer, const std::vector<int64_t>& keys, const std::vector<double>& shares, double rate);
   double rate(const Average& average) const;  // what the next token weighs in it
   double mixed(size_t key) const;

@@ -203,14 +203,7 @@ class BoundQueue {
   std::string kind() const { return kind_name(queue_->kind()); }
   bool is_own_thread() const { return queue_->is_own_thread(); }
 
-  bool submit(int64_t record, int64_t slot, bool speculative) {
-    try {
-      queue().submit(record, slot, speculative);
-    } catch (const ReadQueue::Closed&) {
-      return false;
-    }
-    return true;
-  }
+  bool submit(int64_t record, int64_t slot, bool speculative) { return queue().submit(record, slot, speculative); }
 
   void promote(int64_t record) { queue().promote(record); }
   bool cancel(int64_t record) { return queue().cancel(record); }
@@ -232,6 +225,9 @@ class BoundQueue {
     const py::gil_scoped_release unlocked;
     queue().drain();
   }
+
+  // Valid as long as this object.
+  py::capsule lend() { return py::capsule(static_cast<BackgroundReads*>(queue_.get()), BackgroundReads::kCapsule); }
 
   py::tuple counters() const {
     return counted(queue().counters());
@@ -299,6 +295,7 @@ PYBIND11_MODULE(_storage, m) {
       .def("poll", &BoundQueue::poll)
       .def("wait", &BoundQueue::wait)
       .def("drain", &BoundQueue::drain)
+      .def("lend", &BoundQueue::lend)
       .def("counters", &BoundQueue::counters)
       .def("close", &BoundQueue::close);
 }

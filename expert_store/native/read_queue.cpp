@@ -63,17 +63,18 @@ ReadQueue::~ReadQueue() { close(); }
 
 bool ReadQueue::is_own_thread() const { return working_for == this; }
 
-void ReadQueue::submit(int64_t record, int64_t slot, bool speculative) {
+bool ReadQueue::submit(int64_t record, int64_t slot, bool speculative) {
   check_index("record", record, records_.count());
   check_index("slot", slot, num_slots_);
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (closing_) throw Closed{};
+  if (closing_) return false;
   schedule_.submit(record, slot, speculative);
   if (checksums_) {
     const auto [begin, end] = records_.sums(record);
     for (int64_t sum = begin; sum < end; ++sum) checksums_->begin(sum);
   }
   wake_if_there_is_work();
+  return true;
 }
 
 void ReadQueue::promote(int64_t record) {

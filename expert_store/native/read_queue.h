@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../../kernels/forks.h"
+#include "background_reads.h"
 #include "checksums.h"
 #include "pace.h"
 #include "records.h"
@@ -30,18 +31,15 @@ struct Stage {
   std::function<std::optional<std::string>(const Piece& piece, uint8_t* stored, uint8_t* slot)> run;
 };
 
-class ReadQueue {
+class ReadQueue final : public BackgroundReads {
  public:
-  using Ended = std::vector<std::unique_ptr<Read>>;
-  struct Closed {};  // thrown by submit
-
   // `slots` is [num_slots, record_bytes] and outlives the queue. `pace`: no chunk comes back before that device would have
   // brought it. `checksums`: of what `records` is covered with. What can't be read, or isn't what they say, is read once
   // more past the page cache, in the thread that noticed.
   ReadQueue(std::vector<std::unique_ptr<StoreFile>> files, Records records, uint8_t* slots, int64_t num_slots,
             int64_t record_bytes, const Limits& limits, std::optional<Device> pace, std::optional<Stage> stage,
             std::optional<Checksums> checksums);
-  ~ReadQueue();
+  ~ReadQueue() override;
   ReadQueue(const ReadQueue&) = delete;
   ReadQueue& operator=(const ReadQueue&) = delete;
 
@@ -49,11 +47,11 @@ class ReadQueue {
   Kind kind() const { return kind_; }
   bool is_own_thread() const;  // which can't wait for its own end, so it must not close the queue
 
-  void submit(int64_t record, int64_t slot, bool speculative);  // std::out_of_range, std::invalid_argument, Closed
-  void promote(int64_t record);
-  bool cancel(int64_t record);
-  Ended poll();
-  Ended wait(std::chrono::milliseconds limit);  // empty: nothing within the limit. std::invalid_argument: nothing to come
+  bool submit(int64_t record, int64_t slot, bool speculative) override;
+  void promote(int64_t record) override;
+  bool cancel(int64_t record) override;
+  Ended poll() override;
+  Ended wait(std::chrono::milliseconds limit) override;
   void drain();
   Counters counters();
   void close();

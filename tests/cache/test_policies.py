@@ -25,7 +25,6 @@ operations = st.lists(
         ),
         st.tuples(st.just("step"), st.integers(1, 2000)),
         st.tuples(st.just("victim"), st.sets(keys), st.integers(0, LAYERS - 1)),
-        st.tuples(st.just("clear")),
     ),
     max_size=40,
 )
@@ -56,9 +55,6 @@ def test_a_victim_is_resident_and_never_pinned_whatever_happened(name: str, oper
         elif operation == "victim":
             victim = policy.victim(rest[0], rest[1])
             assert victim in resident - rest[0] if resident - rest[0] else victim is None
-        elif operation == "clear":
-            policy.clear()
-            resident.clear()
         state = policy.state()
         assert state.shape == (N,) and state.dtype == np.float32
         assert (state >= 0).all() and (state <= 1).all()
@@ -209,17 +205,6 @@ def test_the_past_counts_for_as_long_as_it_tells_what_comes(texts: int, length: 
     best, other = (ShortMemory, LongMemory) if texts > 1 else (LongMemory, ShortMemory)
     assert rates[Frequency] > rates[best] - 0.01
     assert rates[best] > rates[other] + (0.05 if texts > 1 else 0.005)
-
-
-def test_learning_survives_a_cleared_cache() -> None:
-    p = Frequency([2] * 1, [1] * 1)
-    for _ in range(20):
-        p.use(0, [1])
-        p.step()
-    before = p.state()
-    p.clear()
-    assert p.victim([], 0) is None
-    assert np.array_equal(p.state(), before)
 
 
 def test_of_layers_that_differ_each_counts_its_own_experts() -> None:
