@@ -1,6 +1,6 @@
-"""Is this checkout as fast as another? Both hold the model in memory and take turns of seconds.
+"""Is this checkout as fast as another? Both hold the model in memory, or plan with --memory, and take turns of seconds.
 
-python bench/two_checkouts.py STORE BEFORE AFTER [--prompts] [--tokens 512] [--pairs 14]
+python bench/two_checkouts.py STORE BEFORE AFTER [--prompts] [--memory 1GiB] [--tokens 512] [--pairs 14]
 
 BEFORE and AFTER are checkouts, each with its own .venv. Whole runs in turns differ by a tenth on a machine that others
 share, since its speed changes within minutes; from a turn to the next it hardly does. The order changes with each
@@ -20,14 +20,14 @@ from pathlib import Path
 import numpy as np
 
 
-def serve(store: str, prompts: bool, tokens: int) -> None:
+def serve(store: str, prompts: bool, memory: str | None, tokens: int) -> None:
     """Tokens a second of one turn for each line that comes in."""
     from smallthinker.engine import Engine
     from smallthinker.errors import SmallThinkerError
 
     rng = np.random.default_rng(0)
     try:
-        engine = Engine(Path(store), context=2 * tokens)
+        engine = Engine(Path(store), memory=memory, context=2 * tokens)
     except SmallThinkerError as e:
         sys.exit(str(e))
     with engine:
@@ -56,6 +56,7 @@ def start(checkout: Path, args: argparse.Namespace) -> subprocess.Popen[str]:
         sys.exit(f"{checkout}: expected a checkout with an environment, found no .venv/bin/python; install it there")
     command = [".venv/bin/python", Path(__file__).resolve(), args.store.resolve(), ".", ".", "--serve"]
     options = ["--tokens", args.tokens, *(["--prompts"] if args.prompts else [])]
+    options += ["--memory", args.memory] if args.memory else []
     return subprocess.Popen(
         [str(part) for part in (*command, *options)],
         cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
@@ -74,12 +75,13 @@ def main() -> None:
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     parser.add_argument("--prompts", action="store_true", help="prompts of --tokens, not answers of as many")
+    parser.add_argument("--memory", help="of each side, as for `smallthinker run`; the disk's cache is theirs, too")
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--pairs", type=int, default=14)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve(str(args.store), args.prompts, args.tokens)
+        serve(str(args.store), args.prompts, args.memory, args.tokens)
         return
     sides = [start(checkout, args) for checkout in (args.before, args.after)]
     for side in sides:
