@@ -26,47 +26,58 @@ if TYPE_CHECKING:
     __version__: str
     from smallthinker.async_llm import AsyncLLM, AsyncTextStream
     from smallthinker.errors import QueueFullError, SmallThinkerError
-    from smallthinker.generation.answer import Completion, Finished, GenerationParams, Token, TokenLogprobs
+    from smallthinker.generation.answer import Call, Completion, Finished, GenerationParams, Token, TokenLogprobs
     from smallthinker.generation.request import Request
     from smallthinker.generation.scheduler import Scheduler
     from smallthinker.generation.stats import SchedulerStats
     from smallthinker.llm import LLM, TextStream
     from smallthinker.options import EngineOptions
+    from smallthinker.text.message_types import Message, TextPart, Tool, ToolCall
 
 _EXPORTS = {
     "LLM": "smallthinker.llm",
     "AsyncLLM": "smallthinker.async_llm",
     "AsyncTextStream": "smallthinker.async_llm",
+    "Call": "smallthinker.generation.answer",
     "Completion": "smallthinker.generation.answer",
     "EngineOptions": "smallthinker.options",
     "Finished": "smallthinker.generation.answer",
     "GenerationParams": "smallthinker.generation.answer",
+    "Message": "smallthinker.text.message_types",
     "QueueFullError": "smallthinker.errors",
     "Request": "smallthinker.generation.request",
     "Scheduler": "smallthinker.generation.scheduler",
     "SchedulerStats": "smallthinker.generation.stats",
     "SmallThinkerError": "smallthinker.errors",
+    "TextPart": "smallthinker.text.message_types",
     "TextStream": "smallthinker.llm",
     "Token": "smallthinker.generation.answer",
     "TokenLogprobs": "smallthinker.generation.answer",
+    "Tool": "smallthinker.text.message_types",
+    "ToolCall": "smallthinker.text.message_types",
 }
 
 __all__ = [
     "LLM",
     "AsyncLLM",
     "AsyncTextStream",
+    "Call",
     "Completion",
     "EngineOptions",
     "Finished",
     "GenerationParams",
+    "Message",
     "QueueFullError",
     "Request",
     "Scheduler",
     "SchedulerStats",
     "SmallThinkerError",
+    "TextPart",
     "TextStream",
     "Token",
     "TokenLogprobs",
+    "Tool",
+    "ToolCall",
     "__version__",
 ]
 

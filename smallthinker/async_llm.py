@@ -6,26 +6,27 @@ Nothing blocks the event loop: the model computes on a thread of its own, and lo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from smallthinker.forks import StaysHere
 from smallthinker.generation.answer import Completion
 from smallthinker.generation.embedding import Pooling
 from smallthinker.generation.request import Request
 from smallthinker.llm import LLM, CallOptions, Prompt, embedding_of
 from smallthinker.options import EngineChanges, EngineOptions
-from smallthinker.text.tokenizer import Message
+from smallthinker.text.message_types import Message
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class AsyncTextStream:
+class AsyncTextStream(StaysHere):
     """`async for` pieces of text as they are generated; `completion` is there once the iteration has ended.
 
     Close it, leave its `async with` block, drop it, or cancel the task that waits for it, and the rest of the answer is
@@ -64,7 +65,7 @@ class AsyncTextStream:
         self.request.cancel()
 
 
-class AsyncLLM:
+class AsyncLLM(StaysHere):
     """An LLM for asyncio, from any number of tasks and event loops.
 
     >>> async def main():
@@ -92,7 +93,7 @@ class AsyncLLM:
         """See `LLM.generate`. When the task is cancelled, so is the answer."""
         return await self.llm.submit(prompt, **options).aresult()
 
-    async def chat(self, messages: Sequence[Message], **options: Unpack[CallOptions]) -> Completion:
+    async def chat(self, messages: Sequence[Message | Mapping[str, Any]], **options: Unpack[CallOptions]) -> Completion:
         """See `LLM.chat`."""
         return await self.generate(messages, **options)
 

@@ -35,10 +35,11 @@ from smallthinker.expert_store.device.storage_profile import load_profile
 from smallthinker.expert_store.progress import silent
 from smallthinker.expert_store.queues import open_queue, queue_bytes
 from smallthinker.expert_store.store import Store
-from smallthinker.forks import Home
+from smallthinker.forks import Home, StaysHere
 from smallthinker.forward import ForwardPass, Observers, ignore, never
 from smallthinker.host.memory_watch import MemoryWatch
 from smallthinker.huge_pages import HugePages
+from smallthinker.log import log
 from smallthinker.lossy_head import HeadPredictor, LossyHead
 from smallthinker.measures.profile import Clocks, Stopwatch, kernel_times
 from smallthinker.memory_plan import (
@@ -75,7 +76,7 @@ _VERIFYING_STEPS = 64
 HOT_TOKENS = 64
 
 
-class Engine:
+class Engine(StaysHere):
     """One model, ready to compute. Not thread-safe but for `close`: one caller at a time. In a process that was forked
     from this one, `close` does nothing, and what needs threads raises ForkedError."""
 
@@ -221,6 +222,11 @@ class Engine:
         self.most_verified = 1 if lossy is not None else most_at_once(self.plan, self.config, MOST_VERIFIED)
         self._since_verified = _VERIFYING_STEPS
         self.load_sec = time.perf_counter() - began
+        log(
+            "info", "loaded %s in %.1f s, %d of %d experts", path, self.load_sec, self.plan.slots, self.plan.num_experts
+        )
+        if self.storage_warning is not None:
+            log("warning", "%s", self.storage_warning)
         self._home, self._closing, self._closed = Home(), threading.RLock(), False
 
     @property
@@ -478,6 +484,7 @@ class Engine:
             if self._closed:
                 return
             self._closed = True
+            log("info", "closing %s", self.store.path)
             try:
                 if self._learns and self._decoded_tokens >= HOT_TOKENS:
                     save_hot_set(self.store, self.experts.hot_experts())

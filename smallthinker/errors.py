@@ -123,6 +123,10 @@ class CancelledError(SmallThinkerError):
     """Work was cancelled from another thread."""
 
 
+class NotPicklableError(SmallThinkerError, TypeError):
+    """A model, or an answer that is being written, was to be pickled or copied."""
+
+
 class ForkedError(SmallThinkerError, RuntimeError):
     """A model was used in a process that was forked from the one that loaded it: threads don't come along."""
 

@@ -7,8 +7,9 @@ a lock that one of them held stays locked. The native parts do the same for them
 from __future__ import annotations
 
 import os
+from typing import NoReturn
 
-from smallthinker.errors import ForkedError
+from smallthinker.errors import ForkedError, NotPicklableError
 
 
 class Home:
@@ -25,3 +26,13 @@ class Home:
         """Raises ForkedError in a process that was forked from it."""
         if not self.is_here:
             raise ForkedError
+
+
+class StaysHere:
+    """What is threads, files and memory of this process: neither pickled nor copied."""
+
+    def __reduce__(self) -> NoReturn:
+        raise NotPicklableError(
+            f"{type(self).__name__}: can't be pickled or copied: it is threads, files and memory of this process; hand "
+            "its model's path and EngineOptions to the other one, and load it there"
+        )

@@ -6,6 +6,7 @@ Prints nothing, installs no signal handlers, keeps no global state: several mode
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -24,8 +25,11 @@ from smallthinker.engine import Engine
 from smallthinker.errors import CancelledError, RequestError
 from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
+from smallthinker.forks import StaysHere
 from smallthinker.generation.answer import Completion, GenerationParams, LogitsProcessor
+from smallthinker.generation.constraints import constrained, offered
 from smallthinker.generation.embedding import Pooling
+from smallthinker.generation.logits import in_turn
 from smallthinker.generation.request import Request
 from smallthinker.generation.scheduler import Scheduler
 from smallthinker.generation.speculation.proposer import proposer_of
@@ -33,8 +37,9 @@ from smallthinker.memory_plan import MemoryPlan
 from smallthinker.models.description import Model
 from smallthinker.options import EngineChanges, EngineOptions
 from smallthinker.text.chat_prompt import chat_prompt, switches
+from smallthinker.text.message_types import Message, Tool
 from smallthinker.text.messages import plain_tools
-from smallthinker.text.tokenizer import Message, Tokenizer
+from smallthinker.text.tokenizer import Tokenizer
 
 # The collector may drop an LLM on a thread that holds a lock which the LLM's own needs to end: the longest to wait.
 _DROPPED_SEC = 5.0
@@ -43,6 +48,7 @@ _EMBEDDED_AT_ONCE = 16  # texts of one call in the queue, where others wait, too
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from smallthinker.generation.grammar import Grammars
     from smallthinker.generation.speculation.draft_model import DraftModel
 
 Prompt = str | Sequence[Message | Mapping[str, Any]]
@@ -66,7 +72,8 @@ class GenerationOptions(TypedDict, total=False):
 class ChatOptions(TypedDict, total=False):
     """What a chat's template is given beside the messages: see LLM."""
 
-    tools: Sequence[Mapping[str, Any]] | None
+    tools: Sequence[Tool | Mapping[str, Any]] | None
+    tool_choice: str | None
     thinking: bool | None
     template_values: Mapping[str, Any] | None
 
@@ -79,9 +86,10 @@ class CallOptions(GenerationOptions, ChatOptions, total=False):
     timeout_sec: float | None
     on_prefill: Callable[[int, int], None] | None
     special_tokens: bool
+    json_schema: Mapping[str, Any] | None
 
 
-class TextStream:
+class TextStream(StaysHere):
     """Iterate for pieces of text as they are generated; `completion` is there once the iteration has ended.
 
     The answer is written whether or not anybody iterates. Close the stream, leave its `with` block or drop it, and the
@@ -125,7 +133,7 @@ def embedding_of(completion: Completion) -> npt.NDArray[np.float32]:
     return completion.embedding
 
 
-class LLM:
+class LLM(StaysHere):
     """A model loaded from a store, inside a memory budget.
 
     >>> with LLM(memory="1GiB") as llm:
@@ -135,8 +143,11 @@ class LLM:
     which the model's chat template turns into text. Names of special tokens (`<|im_end|>`) in either are plain text;
     only a template's own stand for tokens, and those of a text with `special_tokens=True`. Of the answer to messages
     `text` is what is said; thoughts and calls stand apart, in `Completion.reasoning` and `calls`. With messages may
-    come `tools`, functions as in OpenAI's API that the model may call; `thinking`, True or False for templates with
-    such a switch; and `template_values`, what else the template asks for.
+    come `tools`, functions as in OpenAI's API that the model may call, and `tool_choice`: "auto", "none", "required" or
+    the name of one that it must call, with arguments that fit its parameters; `thinking`, True or False for templates
+    with such a switch; and `template_values`, what else the template asks for.
+    With `json_schema` the answer is JSON that fits it, token by token ({"type": "object"} for any). This needs
+    smallthinker[json], and when it is first used a second and 128 bytes a token of the vocabulary: `reserved` for it.
     Everything may be called from any thread: answers that are asked for at the same time wait for each other. Not in a
     process that was forked from the one that loaded it: threads don't come along, and ForkedError says so.
     """
@@ -154,6 +165,7 @@ class LLM:
         ContextLengthError, RequestError, StoreReadError, ProfileError, CheckpointError.
         """
         options = EngineOptions.of(options, changes)
+        self._grammars_lock, self._made_grammars = threading.Lock(), cast("Grammars | None", None)
         with ExitStack() as opened:
             drafts: list[DraftModel] = []
             if options.draft is not None:
@@ -214,6 +226,7 @@ class LLM:
     def expert_uses(self) -> npt.NDArray[np.uint32]:
         """How often each expert has been used since the model was loaded, uint32 [layers, most experts of a layer]; a
         copy."""
+        self.scheduler.home.check()
         uses, experts = self._engine.experts.uses(), self._engine.config.experts_of_layers
         table = np.zeros((len(experts), max(experts)), np.uint32)
         table[np.arange(max(experts)) < np.array(experts)[:, None]] = uses
@@ -230,7 +243,7 @@ class LLM:
         with self.stream(prompt, **options) as stream:
             return stream.request.result()
 
-    def chat(self, messages: Sequence[Message], **options: Unpack[CallOptions]) -> Completion:
+    def chat(self, messages: Sequence[Message | Mapping[str, Any]], **options: Unpack[CallOptions]) -> Completion:
         """The assistant's answer to a conversation; append it to the messages, and the next turn computes only what is
         new. Raises what `generate` does, and TokenizerError where the model has no chat template."""
         return self.generate(messages, **options)
@@ -245,9 +258,17 @@ class LLM:
         tokenizer = self._engine.tokenizer
         special_tokens = arguments.flag("special_tokens", options.pop("special_tokens", False))
         tools, thinking = options.pop("tools", None), options.pop("thinking", None)
+        schema, tool_choice = options.pop("json_schema", None), options.pop("tool_choice", None)
         values, chat = options.pop("template_values", None) or {}, None
+        functions: list[dict[str, Any]] = []
         if isinstance(prompt, str):
-            for name, value in (("tools", tools), ("thinking", thinking), ("template_values", values or None)):
+            only_chat = {
+                "tools": tools,
+                "tool_choice": tool_choice,
+                "thinking": thinking,
+                "template_values": values or None,
+            }
+            for name, value in only_chat.items():
                 if value is not None:
                     raise RequestError(f"{name}: only for messages; a text is continued as it is")
             ids = tokenizer.encode_prompt(arguments.text("prompt", prompt), special_tokens=special_tokens)
@@ -256,16 +277,20 @@ class LLM:
         elif special_tokens:
             raise RequestError("special_tokens: only for a prompt that is text; those of messages are the template's")
         else:
+            functions = offered(plain_tools(tools), tool_choice)
             asked = chat_prompt(
                 tokenizer,
                 prompt,
-                tools=plain_tools(tools),
+                tools=functions,
                 values=switches(tokenizer.chat_template, thinking, **values),
             )
             ids, chat = asked.ids, asked.answer
+        chat, constraint = constrained(self._grammars, chat, schema, functions, tool_choice)
+        processor = options.pop("logits_processor", None)
+        arguments.callback("logits_processor", processor)
         request = self.scheduler.submit(
             ids,
-            logits_processor=options.pop("logits_processor", None),
+            logits_processor=in_turn([one for one in (processor, constraint) if one is not None]),
             logprobs=options.pop("logprobs", None),
             timeout_sec=options.pop("timeout_sec", None),
             on_prefill=options.pop("on_prefill", None),
@@ -274,6 +299,17 @@ class LLM:
         )
         request.hold(self)
         return request
+
+    def _grammars(self) -> Grammars:
+        with self._grammars_lock:
+            if self._made_grammars is None:
+                try:
+                    from smallthinker.generation.grammar import Grammars
+                except ImportError as e:
+                    what = f"json_schema, tool_choice: need {e.name}: pip install 'smallthinker[json]'"
+                    raise RequestError(what) from None
+                self._made_grammars = Grammars(self.tokenizer, self.config)
+            return self._made_grammars
 
     def embed(
         self, texts: str | Sequence[str], *, pooling: Pooling = "mean", timeout_sec: float | None = None

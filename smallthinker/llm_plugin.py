@@ -24,7 +24,7 @@ from pydantic import Field
 if TYPE_CHECKING:
     from smallthinker.generation.answer import Completion
     from smallthinker.llm import LLM, TextStream
-    from smallthinker.text.tokenizer import Message
+    from smallthinker.text.message_types import Message
 
 MODELS_VARIABLE = "SMALLTHINKER_MODELS"
 _STORE_FILES = ("config.json", "experts.safetensors")

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Literal
 
-from smallthinker.forks import Home
+from smallthinker.forks import Home, StaysHere
 from smallthinker.generation.answer import Completion, Finished, FinishReason, Token
 
 if TYPE_CHECKING:  # 50 ms that a program without an event loop needn't wait
@@ -21,7 +21,7 @@ Event = Token | Finished
 State = Literal["waiting", "running", "finished"]
 
 
-class Request:
+class Request(StaysHere):
     """Iterate, with `for` in any thread or `async for` in any event loop, for a Token each and one Finished at the end.
 
     One consumer at a time. Nothing is lost while nobody consumes; at most `max_tokens` events wait. Iterating raises

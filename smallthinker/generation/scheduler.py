@@ -21,7 +21,7 @@ from smallthinker.arguments import callback, number, whole
 from smallthinker.cache.conversations import Conversation
 from smallthinker.engine import Engine
 from smallthinker.errors import CancelledError, QueueFullError, RequestError
-from smallthinker.forks import Home
+from smallthinker.forks import Home, StaysHere
 from smallthinker.forward import ignore
 from smallthinker.generation.answer import Answer, GenerationParams, LogitsProcessor
 from smallthinker.generation.embedding import Embedding, Pooling
@@ -74,7 +74,7 @@ class _Entry:
         return prompt[done:] if done < len(prompt) else self.answer.ids[done - len(prompt) :]
 
 
-class Scheduler:
+class Scheduler(StaysHere):
     """`submit` requests; a daemon thread computes them until `close`.
 
     In a process that was forked from this one, `close` does nothing and everything else raises ForkedError.

@@ -21,7 +21,7 @@ from smallthinker.errors import (
     one_line,
 )
 
-_log = logging.getLogger("uvicorn.error")
+_log = logging.getLogger("smallthinker")
 OLLAMA = "/api/"  # where its endpoints are
 # The official clients repeat a request after 408, 409, 429 and 5xx; here that would only compute the same again.
 DONT_REPEAT = {"x-should-retry": "false"}

@@ -15,12 +15,17 @@ from typing import Any, cast
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.config import LOGGING_CONFIG
 
 from smallthinker.errors import RequestError
 from smallthinker.llm import LLM
+from smallthinker.log import NAME
 from smallthinker.server.access.connections import Connection, Connections
 from smallthinker.server.service import Service
 
+# The project's own words beside uvicorn's, in the same form.
+_OURS = {"handlers": ["default"], "level": "WARNING", "propagate": False}
+_LOGS: dict[str, Any] = {**LOGGING_CONFIG, "loggers": {**LOGGING_CONFIG["loggers"], NAME: _OURS}}
 # After the answers have been cancelled, until their last bytes must have gone out.
 _LAST_BYTES_SEC = 5.0
 # Connections that the kernel keeps until the server comes to them, and how many it then takes at a time: without a
@@ -68,6 +73,7 @@ class Server(uvicorn.Server):
                 timeout_keep_alive=math.ceil(service.settings.limits.idle_sec),
                 log_level="info" if access_log else "warning",
                 access_log=access_log,
+                log_config=_LOGS,
                 use_colors=False,  # standard error shows control characters instead of passing them on
                 lifespan="off",
                 ws="none",
@@ -79,7 +85,7 @@ class Server(uvicorn.Server):
         self._llm, self._grace_sec = llm, grace_sec
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        loggers, is_news = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio")], News()
+        loggers, is_news = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio", NAME)], News()
         for logger in loggers:
             logger.addFilter(is_news)
         try:
@@ -97,7 +103,7 @@ class Server(uvicorn.Server):
     def _on_fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if isinstance(error, OSError) and "accept" in context["message"]:
-            logging.getLogger("uvicorn.error").warning("no connection can be taken for a second: %s", error.strerror)
+            logging.getLogger(NAME).warning("no connection can be taken for a second: %s", error.strerror)
             self.open_connections.make_room()
         else:
             loop.default_exception_handler(context)

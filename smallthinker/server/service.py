@@ -13,11 +13,11 @@ from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from smallthinker.errors import TokenizerError
+from smallthinker.generation.grammar import Grammars, SchemaLimits
 from smallthinker.llm import LLM
 from smallthinker.server.body import Bodies
 from smallthinker.server.errors import ApiError, bad_request
 from smallthinker.server.metrics import Metrics
-from smallthinker.server.sampling.grammar import Grammars
 from smallthinker.server.settings import Settings
 
 Result = TypeVar("Result")
@@ -31,8 +31,10 @@ class Service:
         self.created = int(time.time())
         with suppress(TokenizerError):  # said to whoever chats; texts can be completed without one
             _ = llm.tokenizer.chat_template  # read and compiled before anyone waits for the event loop
-        self.grammars = Grammars(llm, settings.limits)
-        self.bodies = Bodies(settings.limits)
+        limits = settings.limits
+        schema_limits = SchemaLimits(limits.schema_bytes, limits.schema_nodes, limits.schema_depth)
+        self.grammars = Grammars(llm.tokenizer, llm.config, schema_limits)
+        self.bodies = Bodies(limits)
         self.metrics = Metrics(llm.scheduler)
         self.activity = Activity()
         # one prompt or grammar at a time: they compete with the model for the processor. Not anyio's threads with a

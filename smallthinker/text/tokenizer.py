@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from smallthinker import host
 from smallthinker.errors import TokenizerError, one_line
@@ -27,13 +27,6 @@ from smallthinker.text.panics import panics_as_errors, tokenizer_faults
 from smallthinker.text.plain_text import ControlTokens, PlainText, Spans
 
 _LOADING_BYTES = 24 << 20  # and 9 to 12 times the file, seen while the library loads one
-
-
-class Message(TypedDict):
-    """One turn of a conversation; `role` is system, user or assistant."""
-
-    role: str
-    content: str
 
 
 class Tokenizer:
@@ -203,7 +196,7 @@ class Tokenizer:
         except TokenizerError as e:
             return e
 
-    def render_chat(self, messages: Iterable[Message | Mapping[str, Any]], **variables: Any) -> str:
+    def render_chat(self, messages: Iterable[Mapping[str, Any]], **variables: Any) -> str:
         """The prompt that the model's chat template makes of the messages, ready for the assistant's answer.
 
         variables: what else the template asks for (`tools`, `enable_thinking`). Raises TokenizerError.

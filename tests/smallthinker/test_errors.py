@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import smallthinker
-from smallthinker import errors
-from smallthinker.errors import MemoryBudgetError, QueueFullError, StoreReadError, StoreWriteError
+from smallthinker import LLM, AsyncLLM, errors
+from smallthinker.errors import MemoryBudgetError, NotPicklableError, QueueFullError, StoreReadError, StoreWriteError
 from smallthinker.server.errors import ApiError
 
 WAYS: dict[str, Callable[[Any], Any]] = {
@@ -72,6 +72,17 @@ def test_an_error_of_the_system_keeps_its_number_and_its_file(way: Callable[[Any
     error = kind(errno.ENOSPC, "disk full", "/a/file")
     assert way(error).errno == errno.ENOSPC
     same(way(error), error)
+
+
+def test_what_stays_in_its_process_says_so_when_it_is_sent_or_copied() -> None:
+    with LLM(context=256, threads=1) as llm, llm.stream("x", max_tokens=1) as stream:
+        for kept in (llm, AsyncLLM(llm), stream, stream.request, llm.scheduler, llm._engine, [llm]):
+            for way in WAYS.values():
+                if isinstance(kept, list) and way is copy.copy:
+                    continue  # the list alone
+                with pytest.raises(NotPicklableError, match=r"can't be pickled .* EngineOptions") as caught:
+                    way(kept)
+                assert isinstance(caught.value, TypeError)
 
 
 def fail() -> None:

@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from smallthinker.generation.answer import Completion, Finished, Token
+from smallthinker.generation.grammar import ANY_OBJECT, Constraint
 from smallthinker.server.access.clients import client_of
 from smallthinker.server.answers import Answers, WantedAnswer, respond, unless_gone
 from smallthinker.server.errors import bad_request, end_of_stream
 from smallthinker.server.openai.response_items import Items
 from smallthinker.server.openai.usage import Usage
 from smallthinker.server.prompts import chat_prompt
-from smallthinker.server.sampling.grammar import ANY_OBJECT, Constraint
 from smallthinker.server.sampling.options import generation_params, processor_maker
 from smallthinker.server.schemas import (
     JsonObjectFormat,

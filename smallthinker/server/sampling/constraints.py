@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
+from smallthinker.generation.grammar import ANY_OBJECT, Constraint, Function, writable
 from smallthinker.server.errors import bad_request
-from smallthinker.server.sampling.grammar import ANY_OBJECT, Constraint
 from smallthinker.server.schemas import ChatRequest, JsonObjectFormat, JsonSchemaFormat, NamedTool, Tool
 from smallthinker.server.service import Service
 from smallthinker.text.chat_prompt import AnswerFormat
@@ -40,12 +39,11 @@ def chat_constraint(
         if form is not None and form.type != "text":
             raise bad_request("response_format: an answer can't be both JSON and a tool's call", "response_format")
         wanted = [
-            tool.function
+            Function(tool.function.name, tool.function.parameters)
             for tool in tools
             if not isinstance(choice, NamedTool) or tool.function.name == choice.function.name
         ]
-        if not all(block.written for block in answer.format.of("call")):  # a notation that no grammar here writes
-            answer = replace(answer, format=answer.format.with_default_calls())
+        answer = writable(answer)
         return answer, service.grammars.of_calls(wanted, "tools", answer)
     if isinstance(form, JsonObjectFormat):
         return answer, service.grammars.of_schema(ANY_OBJECT, "response_format", answer)

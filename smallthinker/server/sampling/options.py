@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from smallthinker.generation.answer import GenerationParams, LogitsProcessor
+from smallthinker.generation.grammar import Constraint
+from smallthinker.generation.logits import Bias, Penalties, in_turn
 from smallthinker.llm import LLM
 from smallthinker.server.errors import bad_request
-from smallthinker.server.sampling.grammar import Constraint
-from smallthinker.server.sampling.logits import Bias, Penalties, in_turn
 from smallthinker.server.schemas import Sampling
 from smallthinker.server.settings import Limits
 

@@ -269,9 +269,10 @@ def test_what_nobody_foresaw_is_one_error_and_in_the_log_and_the_next_request_is
     def fail(ids: Any, logits: Any) -> None:
         raise fault
 
-    log, handler, records = logging.getLogger("uvicorn.error"), logging.Handler(), []
+    logs, handler, records = [logging.getLogger(n) for n in ("uvicorn.error", "smallthinker")], logging.Handler(), []
     handler.emit = records.append  # type: ignore[method-assign]
-    log.addHandler(handler)
+    for log in logs:
+        log.addHandler(handler)
     try:
         with pytest.MonkeyPatch.context() as patched:
             with_processor(patched, server, lambda: fail)
@@ -279,7 +280,8 @@ def test_what_nobody_foresaw_is_one_error_and_in_the_log_and_the_next_request_is
             stream = server.post(path, **body, stream=True)
         eventually(lambda: len(records) == 2)  # one for each; of the first, uvicorn tells after the client has heard
     finally:
-        log.removeHandler(handler)
+        for log in logs:
+            log.removeHandler(handler)
     assert whole.status_code == 500 and set(whole.json()["error"]) == {"message", "type", "param", "code"}
     assert whole.headers["x-should-retry"] == "false"
     assert ("close" in whole.headers.get("connection", "")) == isinstance(fault, RuntimeError)

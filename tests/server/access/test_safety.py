@@ -128,7 +128,7 @@ def test_the_policy_names_the_hash_of_every_inline_block() -> None:
 
 def test_what_users_write_is_in_no_log(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi", "smallthinker"):
         logging.getLogger(name).propagate = True
     secret = "xyzzy-plugh"
     ask = server.openai.chat.completions.with_raw_response.create

@@ -1,13 +1,15 @@
 """Constrained decoding: at each token, llguidance says which may come next so that the answer fits a JSON schema.
 
 A grammar's compilation, and the work for each token, are bounded: what takes more is refused, or ends its own answer.
+Needs llguidance, which only who asks for such an answer needs.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,10 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
 from smallthinker.errors import RequestError
-from smallthinker.llm import LLM
-from smallthinker.server.errors import bad_request
-from smallthinker.server.schemas import Function
-from smallthinker.server.settings import Limits
+from smallthinker.generation.answer import LogitsProcessor
+from smallthinker.models.description import Model
 from smallthinker.text.chat_prompt import AnswerFormat
+from smallthinker.text.tokenizer import Tokenizer
 
 # 20 ms to compile and 7 ms a token at most on one core, by llguidance's own figures; states take 2 kB each.
 _LIMITS = LLParserLimits(
@@ -34,47 +35,67 @@ _LIMITS = LLParserLimits(
 # The spaces that models write. With free ones, an answer might go on with spaces for ever.
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
-ANY_OBJECT = {"type": "object"}
+ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
+
+
+@dataclass(frozen=True)
+class SchemaLimits:
+    """Of one schema, or of all of a request's tools together."""
+
+    bytes: int = 64 * 1024
+    nodes: int = 4096
+    depth: int = 32
+
+
+@dataclass(frozen=True)
+class Function:
+    """That may be called. parameters: a JSON schema of its arguments; None where it has none."""
+
+    name: str
+    parameters: Mapping[str, Any] | None = None
 
 
 class Grammars:
-    """Makes constraints for one model's tokenizer. Loading takes a second for 150,000 tokens, so when it is made."""
+    """Makes constraints for one model's tokenizer. Loading takes a second and 18 MiB for 150,000 tokens."""
 
-    def __init__(self, llm: LLM, limits: Limits) -> None:
-        self._limits, self._vocab_size = limits, llm.config.vocab_size
-        vocabulary, self._text_tokenizer = _Vocabulary(llm), llm.tokenizer
+    def __init__(self, tokenizer: Tokenizer, model: Model, limits: SchemaLimits | None = None) -> None:
+        self._limits, self._vocab_size = limits or SchemaLimits(), model.vocab_size
+        vocabulary, self._text_tokenizer = _Vocabulary(tokenizer, model), tokenizer
         self._tokenizer = LLTokenizer(
             TokenizerWrapper(vocabulary), n_vocab=self._vocab_size, eos_token=list(vocabulary.eos_token_ids)
         )
 
-    def of_schema(self, schema: dict[str, Any], param: str, answer: AnswerFormat) -> Constraint:
-        """An answer that says JSON which fits the schema. answer: in what form the model answers. Raises ApiError."""
+    def of_schema(self, schema: Mapping[str, Any], param: str, answer: AnswerFormat) -> Constraint:
+        """An answer that says JSON which fits the schema. answer: in what form the model answers. param: how whoever
+        asked calls it. Raises RequestError, which begins with that."""
         self.check([schema], param)
         return self._compile(f"{self._literal(answer.format.says)} {_rule(schema)}", param, answer)
 
     def of_calls(self, functions: Sequence[Function], param: str, answer: AnswerFormat) -> Constraint:
-        """An answer that calls one of the functions, with arguments that fit its parameters. Raises ApiError."""
+        """An answer that calls one of the functions, with arguments that fit its parameters. Raises RequestError.
+
+        answer: in a notation of calls that `writable` has found."""
         block, calls = answer.format.of("call")[0], []
         for function in functions:
             head, end = self._literal(block.written % function.name), self._literal(block.closed)
             calls.append(f"{head} {_rule(function.parameters or _NO_ARGUMENTS)} {end}")
         return self._compile("(" + " | ".join(calls) + ")", param, answer)
 
-    def check(self, schemas: Sequence[dict[str, Any]], param: str) -> None:
-        """Raises ApiError for more than the limits allow, before any of it is compiled."""
+    def check(self, schemas: Sequence[Mapping[str, Any]], param: str) -> None:
+        """Raises RequestError for more than the limits allow, before any of it is compiled."""
         limits, nodes, size = self._limits, 0, sum(len(_json(schema)) for schema in schemas)
-        if size > limits.schema_bytes:
-            raise bad_request(f"{param}: at most {limits.schema_bytes:,} bytes are taken, found {size:,}", param)
+        if size > limits.bytes:
+            raise RequestError(f"{param}: at most {limits.bytes:,} bytes are taken, found {size:,}")
         level: list[Any] = list(schemas)
-        for _ in range(limits.schema_depth):
+        for _ in range(limits.depth):
             nodes += len(level)
             level = [child for node in level for child in _children(node)]
             if not level:
                 break
         if level:
-            raise bad_request(f"{param}: nested deeper than the {limits.schema_depth} levels that are taken", param)
-        if nodes > limits.schema_nodes:
-            raise bad_request(f"{param}: at most {limits.schema_nodes:,} values are taken, found {nodes:,}", param)
+            raise RequestError(f"{param}: nested deeper than the {limits.depth} levels that are taken")
+        if nodes > limits.nodes:
+            raise RequestError(f"{param}: at most {limits.nodes:,} values are taken, found {nodes:,}")
 
     def _compile(self, body: str, param: str, answer: AnswerFormat) -> Constraint:
         grammar = f"%llguidance {_json({'no_forcing': True})}\n{self._with_thought(body, answer)}"
@@ -82,8 +103,8 @@ class Grammars:
         if not matcher.is_error():
             matcher.compute_bitmask()  # what can't even begin is found out here
         if matcher.is_error():
-            raise bad_request(f"{param}: not a schema that can be kept to: {_first_line(matcher.get_error())}", param)
-        return Constraint(matcher, self._vocab_size)
+            raise RequestError(f"{param}: not a schema that can be kept to: {_first_line(matcher.get_error())}")
+        return Constraint(matcher, self._vocab_size, param)
 
     def _with_thought(self, body: str, answer: AnswerFormat) -> str:
         """The body behind a thought, where the model may have one or the prompt has opened one."""
@@ -110,21 +131,28 @@ class Grammars:
         return " ".join(f"<[{ids[piece]}]>" if piece in ids else _json(piece) for piece in pieces if piece)
 
 
+def writable(answer: AnswerFormat) -> AnswerFormat:
+    """The answer's form, with calls in a notation that a grammar can write."""
+    if all(block.written for block in answer.format.of("call")):
+        return answer
+    return replace(answer, format=answer.format.with_default_calls())
+
+
 class Constraint:
     """A compiled grammar; `begin` makes a logits processor for one answer."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
-        self._matcher, self._vocab_size = matcher, vocab_size
+    def __init__(self, matcher: LLMatcher, vocab_size: int, param: str) -> None:
+        self._matcher, self._vocab_size, self._param = matcher, vocab_size, param
 
-    def begin(self) -> _Masking:
-        return _Masking(self._matcher.deep_copy(), self._vocab_size)
+    def begin(self) -> LogitsProcessor:
+        return _Masking(self._matcher.deep_copy(), self._vocab_size, self._param)
 
 
 class _Masking:
     """Sets the logits of what must not come next to -inf."""
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int) -> None:
-        self._matcher, self._vocab_size = matcher, vocab_size
+    def __init__(self, matcher: LLMatcher, vocab_size: int, param: str) -> None:
+        self._matcher, self._vocab_size, self._param = matcher, vocab_size, param
         self._seen = 0
 
     def __call__(self, ids: Sequence[int], logits: npt.NDArray[np.float32]) -> None:
@@ -133,7 +161,7 @@ class _Masking:
         self._seen = len(ids)
         mask = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            raise RequestError(f"response_format: {_first_line(self._matcher.get_error())}")
+            raise RequestError(f"{self._param}: {_first_line(self._matcher.get_error())}")
         allowed = np.unpackbits(mask, bitorder="little")[: self._vocab_size]
         logits[allowed == 0] = -np.inf
 
@@ -141,12 +169,11 @@ class _Masking:
 class _Vocabulary:
     """The tokenizer as llguidance wants it; its own reading of tokenizer.json takes six times the memory."""
 
-    def __init__(self, llm: LLM) -> None:
-        tokenizer = llm.tokenizer
-        ends = llm.config.tokens.eos
+    def __init__(self, tokenizer: Tokenizer, model: Model) -> None:
+        ends = model.tokens.eos
         self.eos_token_ids = ends
-        self.eos_token_id, self.bos_token_id = ends[0] if ends else 0, llm.config.tokens.bos
-        self.tokens = [tokenizer.token_bytes(id) for id in range(llm.config.vocab_size)]
+        self.eos_token_id, self.bos_token_id = ends[0] if ends else 0, model.tokens.bos
+        self.tokens = [tokenizer.token_bytes(id) for id in range(model.vocab_size)]
         self.special_token_ids = [id for id, is_special in tokenizer.added_tokens.items() if is_special]
         self._tokenizer = tokenizer
 
@@ -155,12 +182,12 @@ class _Vocabulary:
         return self._tokenizer.encode(text, special_tokens=True)  # a grammar's are the protocol's own
 
 
-def _rule(schema: dict[str, Any]) -> str:
+def _rule(schema: Mapping[str, Any]) -> str:
     return f"%json {_json({**schema, 'x-guidance': _SPACING})}"
 
 
 def _children(node: Any) -> list[Any]:
-    if isinstance(node, dict):
+    if isinstance(node, Mapping):
         return list(node.values())
     return list(node) if isinstance(node, list) else []
 
