@@ -60,6 +60,7 @@ def convert(
     progress: Progress | None = None,
     compress: int | None = None,
     notice: Callable[[str], None] = warnings.warn,
+    origin: str = "",
 ) -> Path:
     """Convert a checkpoint, a Hugging Face folder or a .gguf file, into a store at `out`; returns its path.
 
@@ -67,7 +68,7 @@ def convert(
     under 1 GiB of memory for a model of any size. Routers and norms are kept in float32. Blocks that a file has in this
     quantisation already stay as they are. `force` replaces a store that is there, after the new one is whole.
     `compress` is a zstd level, 1 to 19, for the experts. `notice` is told what was taken for granted, since the files
-    don't say it.
+    don't say it. `origin`: what the store's manifest says that it was made of; else the checkpoint's name.
     Raises ConfigError (also for an unknown quantisation or level), CheckpointError, StoreWriteError.
     """
     if isinstance(quant, str) and quant != KEEP:
@@ -78,9 +79,9 @@ def convert(
             notice(f"{source.path}: {note}")
         formats = quant if isinstance(quant, Formats) else choose_formats(source, quant, notice)
         formats.check(config)
-        files, inputs = source.small_files(), [Path(checkpoint)]
+        files, inputs, made_of = source.small_files(), [Path(checkpoint)], origin or Path(checkpoint).resolve().name
         with StoreWriter(
-            Path(out), config, formats, files, force, progress, compress=compress, inputs=inputs
+            Path(out), config, formats, files, force, progress, compress=compress, inputs=inputs, source=made_of
         ) as writer:
             for spec in writer.dense_specs:
                 writer.write_dense(spec, dense_pieces(source, spec))

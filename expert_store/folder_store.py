@@ -27,12 +27,14 @@ from smallthinker.expert_store.format import (
     DENSE_FILE,
     EXPERTS_FILE,
     FORMAT_NAME,
+    MANIFEST_FILE,
     REQUIRED_FILES,
     StoredTensor,
     StoreFile,
     read_store_file,
 )
 from smallthinker.expert_store.header import fault
+from smallthinker.expert_store.manifest import check_files, read_manifest
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.records import Records, Stage, Sums
 from smallthinker.expert_store.store import Store, Verified
@@ -130,8 +132,16 @@ class FolderStore(Store):
     def write_hint(self, name: str, data: bytes) -> bool:
         return write_hint(self.path / name, data)
 
+    def check_small_files(self) -> None:
+        entries = read_manifest(self.path)
+        if entries is not None:
+            check_files(self.path, entries)
+
     def verify(self, progress: Progress | None = None) -> Verified:
         progress = progress or silent
+        self.check_small_files()
+        has_all = (self.path / MANIFEST_FILE).exists()
+        notes = () if has_all else (f"{self.path}: has no {MANIFEST_FILE}, so its small files are unchecked",)
         total = self.dense_file.file_bytes + self.experts_file.file_bytes
         done = 0
         for file in (self.dense_file, self.experts_file):
@@ -142,7 +152,7 @@ class FolderStore(Store):
                         raise _wrong(file, tensor, crc)
                     progress(done + tensor.offset + tensor.nbytes, total, tensor.spec.name)
             done += file.file_bytes
-        return Verified(total, len(self.dense_file.tensors) + len(self.experts_file.tensors))
+        return Verified(total, len(self.dense_file.tensors) + len(self.experts_file.tensors), notes)
 
     def _load_dense(
         self,

@@ -117,6 +117,9 @@ class GgufStore(Store):
         self._source.drop_cached()  # the budget has no room for it, and experts are read past the cache
         return frozen
 
+    def check_small_files(self) -> None:
+        pass
+
     def verify(self, progress: Progress | None = None) -> Verified:
         raise ConfigError(f"{self.path}: a GGUF file has no checksums; compare the whole file's with its publisher's")
 

@@ -174,6 +174,11 @@ class Store(ABC):
         """Places in the experts' file of about a record's size, as they lie: what a probe reads of the disk."""
 
     @abstractmethod
+    def check_small_files(self) -> None:
+        """Compare what describes the model, headers and small files, with their checksums where there are some. Raises
+        StoreFormatError, StoreReadError."""
+
+    @abstractmethod
     def verify(self, progress: Progress | None = None) -> Verified:
         """Read the files in full, past the page cache, and compare every checksum that they have.
 

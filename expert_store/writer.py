@@ -22,12 +22,14 @@ from smallthinker.expert_store.format import (
     ALL_FILES,
     DENSE_FILE,
     EXPERTS_FILE,
+    MANIFEST_FILE,
     Formats,
     TensorSpec,
     dense_table,
     encode_store_header,
     expert_table,
 )
+from smallthinker.expert_store.manifest import Entry, encode_manifest, entry_of
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.models.description import Model
 
@@ -88,8 +90,10 @@ class TensorFileWriter:
             raise ValueError(f"expected tensor {self._tensors[len(self._crcs)][0]}, found the end")
         header = self._make_header(self._crcs, self._sizes)
         assert len(header) == self._header_bytes
+        self._end = self._file.seek(0, os.SEEK_END)
         self._file.seek(0)
         self._put(header)
+        self.entry = Entry(self._end, len(header), _storage.crc32(header))
         os.fsync(self._file.fileno())
         host.drop_file_cache(self._file.fileno(), 0, 0)
         self.close()
@@ -114,6 +118,7 @@ class StoreWriter:
     `files` are the small files by name, config.json and tokenizer.json among them. Leaving the block without an
     exception publishes the store at `out`; anything else leaves what was there before. `compress` is the level that
     experts are compressed with; room for them uncompressed is asked of the disk all the same. `inputs`: what is read.
+    `source`: what the store is made of, for people.
     Raises StoreWriteError: `out` exists without `force`, disk full, no permission; ConfigError for a level.
     """
 
@@ -128,7 +133,9 @@ class StoreWriter:
         engine_version: str | None = None,
         compress: int | None = None,
         inputs: Collection[Path] = (),
+        source: str = "",
     ) -> None:
+        self._source = source
         self._formats = formats
         self._compressor = None if compress is None else Compressor(formats.quant, compress)
         self._files = dict(files)
@@ -199,6 +206,10 @@ class StoreWriter:
             if kind is None:
                 for writer in self._writers.values():
                     writer.finish()
+                entries = {name: entry_of(content) for name, content in self._files.items()}
+                entries |= {name: writer.entry for name, writer in self._writers.items()}
+                manifest = encode_manifest(entries, self._version, self._source)
+                write_synced(self._folder.temporary / MANIFEST_FILE, manifest)
         except BaseException as e:
             self._abandon(e)
             if isinstance(e, OSError):

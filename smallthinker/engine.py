@@ -100,6 +100,8 @@ class Engine(StaysHere):
         with ExitStack() as resources:
             store = resources.enter_context(Store.open(path))
             self.store, self.config = store, store.config
+            if options.verify != "never":
+                store.check_small_files()
             check_supported(store.config)
             SequenceShape.of(store.config, 1, 1, options.kv)  # what the model can't have is refused here
             self.tokenizer = Tokenizer(store.small_files, store.config.vocab_size, store)

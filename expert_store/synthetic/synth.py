@@ -118,7 +118,10 @@ def synth(
         raise ConfigError(f"quantisation: expected one of {', '.join((*QUANTS, NO_QUANT))}, found {quant!r}")
     formats = formats_of(config, quant)
     uneven = _Skew(config, skew, formats.of(EMBEDDING, None), seed) if skew else None
-    with StoreWriter(Path(out), config, formats, files, force, progress, compress=compress, inputs=inputs) as writer:
+    made_of = f"random weights, {shape if published_shape(shape) is not None else 'config.json'}, seed {seed}"
+    with StoreWriter(
+        Path(out), config, formats, files, force, progress, compress=compress, inputs=inputs, source=made_of
+    ) as writer:
         for spec in writer.dense_specs:
             writer.write_dense(spec, _dense_pieces(spec, RandomBytes(seed, spec.name), uneven))
         records = iter(writer.expert_specs)

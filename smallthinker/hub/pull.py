@@ -221,7 +221,11 @@ class Pull:
         plan = self.plan
         if self.converts:
             quiet = lambda note: None  # noqa: E731  the plan has the notes
-            convert(self.download, plan.store, plan.quant, self._force, progress, compress, notice=quiet)
+            convert(self.download, plan.store, plan.quant, self._force, progress, compress, quiet, self._origin)
+
+    @property
+    def _origin(self) -> str:
+        return f"{self.plan.repo} {self.plan.commit}"
 
     def finish(self, keep_download: bool = False) -> None:
         """Remove what was fetched for a store, and the folder if there is nothing else in it. A download that is kept
