@@ -133,15 +133,19 @@ class FolderStore(Store):
         return write_hint(self.path / name, data)
 
     def check_small_files(self) -> None:
+        self._unchecked()
+
+    def _unchecked(self) -> list[str]:
+        """What the manifest can't vouch for."""
         entries = read_manifest(self.path)
-        if entries is not None:
-            check_files(self.path, entries)
+        if entries is None:
+            return [f"{self.path}: has no {MANIFEST_FILE}, so its small files are unchecked"]
+        edited = check_files(self.path, entries)
+        return [f"{self.path / name}: was edited since the store was made" for name in edited]
 
     def verify(self, progress: Progress | None = None) -> Verified:
         progress = progress or silent
-        self.check_small_files()
-        has_all = (self.path / MANIFEST_FILE).exists()
-        notes = () if has_all else (f"{self.path}: has no {MANIFEST_FILE}, so its small files are unchecked",)
+        notes = tuple(self._unchecked())
         total = self.dense_file.file_bytes + self.experts_file.file_bytes
         done = 0
         for file in (self.dense_file, self.experts_file):

@@ -1,7 +1,7 @@
 """A GGUF file that is run where it lies: its experts are read from it, and repacked on their way into memory.
 
 Owns what of a file stands for a store's own files, and where what is learned of it is kept. Which matrix lies where is
-known to `sources.gguf_records`. Nothing is ever written beside the file.
+known to `sources.gguf_records`. Nothing is ever written beside the file, but by `verify`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker import host
-from smallthinker.errors import CheckpointError, ConfigError, StoreReadError
+from smallthinker.errors import CheckpointError, StoreReadError
 from smallthinker.expert_store.convert import dense_pieces
 from smallthinker.expert_store.device.pacing import SequentialThrottle
 from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.format import TOKENIZER_FILE
+from smallthinker.expert_store.gguf_checksums import Checksums
 from smallthinker.expert_store.own_formats import formats_in
-from smallthinker.expert_store.progress import Progress
+from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.records import Records
+from smallthinker.expert_store.sidecar import SUFFIX
 from smallthinker.expert_store.sources.gguf_checkpoint import GgufCheckpoint
 from smallthinker.expert_store.sources.gguf_records import GgufRecords, in_one_piece
 from smallthinker.expert_store.sources.gguf_tokenizer.tokenizer import TokenizerFacts
@@ -61,6 +63,7 @@ class GgufStore(Store):
             self.write_hint(_FACTS_FILE, json.dumps(facts).encode("ascii"))
         source.forget_tokenizer()
         self._chunk_bytes, self._made = 0, self._records.plain()
+        self._checksums: Checksums | None = None  # once they have been looked for
 
     def close(self) -> None:
         super().close()
@@ -68,7 +71,7 @@ class GgufStore(Store):
 
     def records(self, chunk_bytes: int) -> Records:
         if chunk_bytes != self._chunk_bytes:
-            self._chunk_bytes, self._made = chunk_bytes, self._records(chunk_bytes)
+            self._chunk_bytes, self._made = chunk_bytes, self._records(chunk_bytes, self.checksums.experts)
         return self._made
 
     def plain_records(self) -> Records:
@@ -95,9 +98,11 @@ class GgufStore(Store):
         frozen: U8 = memory.view()
         frozen.flags.writeable = False
         reserved(frozen)
-        threads = host.physical_cores()
+        threads, checksums = host.physical_cores(), self.checksums
 
         def pack(name: str) -> int:
+            if verify:
+                checksums.check_dense(name)
             at = self._start_of[name]
             for piece in dense_pieces(self._source, self._dense_specs[name], _STRIP_BYTES // threads):
                 memory[at : at + len(piece)] = piece
@@ -117,11 +122,19 @@ class GgufStore(Store):
         self._source.drop_cached()  # the budget has no room for it, and experts are read past the cache
         return frozen
 
+    @property
+    def checksums(self) -> Checksums:
+        """Those that `verify` left. Raises StoreFormatError, StoreReadError."""
+        if self._checksums is None:
+            places = self.path.with_name(self.path.name + SUFFIX), self.hint_path(SUFFIX[1:])
+            self._checksums = Checksums(self._source, self._records, places)
+        return self._checksums
+
     def check_small_files(self) -> None:
-        pass
+        self.checksums.check_headers()
 
     def verify(self, progress: Progress | None = None) -> Verified:
-        raise ConfigError(f"{self.path}: a GGUF file has no checksums; compare the whole file's with its publisher's")
+        return self.checksums.verify(progress or silent)
 
     def identity(self) -> str:
         stats = [path.stat() for path in self.weight_files]

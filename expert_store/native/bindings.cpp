@@ -123,7 +123,7 @@ std::optional<Stage> make_stage(const py::object& stage, int threads, const Reco
   for (const Piece& piece : records.pieces()) {
     check("shape of a piece", piece.what, 0, native.num_shapes() - 1);
     const int64_t expected = native.stored_bytes(piece.what);
-    check("bytes of a piece", piece.bytes, expected, expected);
+    check("bytes of a piece", piece.bytes, expected, int64_t{1} << 31);  // what is behind a row may be read with it
   }
   return kernel_stage(native, threads);
 }

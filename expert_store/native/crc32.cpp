@@ -11,6 +11,7 @@
 #include <intrin.h>
 #define SMALLTHINKER_FOR(target)
 #else
+#include <cpuid.h>
 #define SMALLTHINKER_FOR(name) __attribute__((target(name)))
 #endif
 #elif defined(__aarch64__) && !defined(_MSC_VER)
@@ -113,7 +114,8 @@ bool can_fold() {
   __cpuid(found, 1);
   return (found[2] >> 1 & 1) != 0;
 #else
-  return __builtin_cpu_supports("pclmul");
+  unsigned a = 0, b = 0, c = 0, d = 0;  // not __builtin_cpu_supports: not every compiler's runtime knows
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c >> 1 & 1) != 0;
 #endif
 }
 #endif

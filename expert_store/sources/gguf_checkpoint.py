@@ -153,7 +153,8 @@ class GgufModel:
 
 class GgufCheckpoint:
     """An opened and checked GGUF file, or the parts of one of which `path` is the first. Keeps what `WeightSource`
-    promises. model: what the headers describe. files: the parts and their sizes; files_bytes: of all. reshaped: see
+    promises. model: what the headers describe; headers: each
+    file's. files: the parts and their sizes; files_bytes: of all. reshaped: see
     `GgufModel`. kept: what is known of the tokenizer of a file with that `digest`. Raises CheckpointError,
     ConfigError."""
 
@@ -166,7 +167,7 @@ class GgufCheckpoint:
         self.path = Path(path)
         self._paths = [self.path.with_name(name) for name in part_names(self.path.name)]
         self._digest = sha256()
-        headers = [self._header(part) for part in self._paths]
+        self.headers = headers = [self._header(part) for part in self._paths]
         self.files = tuple(zip(self._paths, (header.file_bytes for header in headers), strict=True))
         self.files_bytes = sum(header.file_bytes for header in headers)
         self._files = WeightFiles(self._paths)
@@ -240,6 +241,11 @@ class GgufCheckpoint:
         if model.tokenizer is not None:
             return {CONFIG_FILE: config} | model.tokenizer.files()
         return {CONFIG_FILE: config, TOKENIZER_CONFIG_FILE: model.tokenizer_facts.settings.encode("ascii")}
+
+    def crc32(self, file: int, offset: int, nbytes: int, *, again: bool = False) -> int:
+        """Of bytes of the n-th file; again: as the disk has them, whatever the page cache says. Raises
+        CheckpointError."""
+        return self._files.crc32(self._paths[file], offset, nbytes, again=again)
 
     def drop_cached(self) -> None:
         """Take all of the file out of the page cache."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from smallthinker.expert_store.format import (
     record_bytes,
     record_layouts,
 )
-from smallthinker.expert_store.records import Records, Stage
+from smallthinker.expert_store.records import Records, Stage, Sums
 from smallthinker.expert_store.sources.gguf_checkpoint import IN_PLACE_REMEDY, Found, GgufModel
 from smallthinker.models.description import Ffn, Model
 
@@ -71,23 +72,48 @@ class GgufRecords:
             matrix.section.rows * matrix.row_bytes * len(matrix.starts) for of in self._matrices for matrix in of
         )
 
-    def __call__(self, chunk_bytes: int) -> Records:
-        """In pieces of about so many bytes."""
+    def __call__(self, chunk_bytes: int, crcs: npt.NDArray[np.uint32] | None = None) -> Records:
+        """In pieces of about so many bytes. crcs: of the bytes that `spans` has, in that order."""
         shapes: dict[_Shape, int] = {}
-        tables, starts = [], [np.zeros(1, np.int64)]
+        tables, starts, pieces_of_sums = [], [np.zeros(1, np.int64)], []
         for matrices in self._matrices:
-            columns = [piece for matrix in matrices for piece in _pieces(matrix, chunk_bytes, shapes)]
+            of_matrices = [[*_pieces(matrix, chunk_bytes, shapes)] for matrix in matrices]
+            columns = [piece for pieces in of_matrices for piece in pieces]
+            pieces_of_sums += [len(pieces) for pieces in of_matrices] * len(columns[0])
             table = np.stack(columns, axis=1)  # [E, P, 4]
             starts.append(starts[-1][-1] + table.shape[1] * np.arange(1, len(table) + 1, dtype=np.int64))
             tables.append(table.reshape(-1, 4))
         stage = Stage(_kernels.piece_stage(list(shapes)), "repack", self._gathered_bytes(chunk_bytes))
         pieces = np.concatenate(tables)
-        return Records(self._files, self.record_bytes, pieces, np.concatenate(starts), stage, self._name_at)
+        sums = None if crcs is None else Sums(np.cumsum([0, *pieces_of_sums], dtype=np.int64), crcs)
+        return Records(self._files, self.record_bytes, pieces, np.concatenate(starts), stage, self.name_at, sums)
 
-    def _name_at(self, file: int, offset: int) -> str:
+    def spans(self) -> npt.NDArray[np.int64]:
+        """The bytes of each expert's matrices, record by record: int64 [spans, 3], of each the number of its file,
+        where it begins there, its bytes."""
+        of_layers = []
+        for matrices in self._matrices:
+            table = np.empty((len(matrices[0].starts), len(matrices), 3), np.int64)  # [E, matrices, 3]
+            for number, matrix in enumerate(matrices):
+                table[:, number, 0], table[:, number, 1] = matrix.file, matrix.starts
+                table[:, number, 2] = (matrix.section.rows - 1) * matrix.stride + matrix.row_bytes
+            of_layers.append(table.reshape(-1, 3))
+        return np.concatenate(of_layers)
+
+    @cached_property
+    def tensors(self) -> set[str]:
+        """Names of the file's tensors that have experts' matrices."""
+        roles = {matrix.section.role for of in self._matrices for matrix in of}
+        return {found.tensor.name for name, found in self._model.places.items() if set(name.split(".")) & roles}
+
+    def name_at(self, file: int, offset: int) -> str:
         """Nothing for bytes of no tensor: a read begins on a block, perhaps before its tensor."""
         tensors = (found.tensor for found in self._model.places.values() if found.file == file)
-        return next((f"tensor '{each.name}': " for each in tensors if 0 <= offset - each.start < each.nbytes), "")
+        tensor = next((each for each in tensors if 0 <= offset - each.start < each.nbytes), None)
+        if tensor is None:
+            return ""
+        number = (offset - tensor.start) * tensor.shape[0] // tensor.nbytes
+        return f"tensor '{tensor.name}'{f', expert {number}' if len(tensor.shape) == 3 else ''}: "
 
     def _gathered_bytes(self, chunk_bytes: int) -> int:
         """Of a piece whose rows lie apart, a copy side by side."""
@@ -162,6 +188,7 @@ def _pieces(matrix: _Matrix, chunk_bytes: int, shapes: dict[_Shape, int]) -> Ite
         shape = _Shape(section.quant, section.layout, rows, section.cols, matrix.stride, section.offset + before)
         table = np.empty((len(matrix.starts), 4), np.int64)
         table[:, 0], table[:, 1] = matrix.file, matrix.starts + begin * matrix.stride
-        table[:, 2] = (rows - 1) * matrix.stride + matrix.row_bytes
+        # what lies between two pieces belongs to the first: together they are all bytes of the matrix's span
+        table[:, 2] = rows * matrix.stride if end < section.rows else (rows - 1) * matrix.stride + matrix.row_bytes
         table[:, 3] = shapes.setdefault(shape, len(shapes))
         yield table

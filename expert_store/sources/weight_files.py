@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker import host
+from smallthinker import _storage, host
 from smallthinker.errors import CheckpointError
+
+_PIECE_BYTES = 1 << 20  # of what is read only to be added up
 
 
 class WeightFiles:
@@ -46,6 +48,20 @@ class WeightFiles:
                 self._fill(path, offset + row * row_bytes + start, found[row])
         host.drop_file_cache(self._files[path], offset, rows * row_bytes)
         return found
+
+    def crc32(self, path: Path, offset: int, nbytes: int, *, again: bool = False) -> int:
+        """Of so many bytes, which the page cache then may have. again: of what the disk has. Raises as `read`."""
+        fd, crc = self._files[path], 0
+        if again:
+            host.drop_file_cache(fd, offset, nbytes)
+        buffer = np.empty(min(nbytes, _PIECE_BYTES), np.uint8)
+        for at in range(offset, offset + nbytes, _PIECE_BYTES):
+            piece = buffer[: min(_PIECE_BYTES, offset + nbytes - at)]
+            self._fill(path, at, piece)
+            crc = _storage.crc32(piece, crc)
+            if again:
+                host.drop_file_cache(fd, at, len(piece))
+        return crc
 
     def drop_cached(self) -> None:
         """Take all of the files out of the page cache: what was read ahead, too, and headers that others read."""

@@ -21,7 +21,7 @@ def connect(fake: FakeHub, repo: str = REPO, **options: Any) -> Hub:
 
 
 def store_files(store: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in store.iterdir()}
+    return {path.name: path.read_bytes() for path in store.iterdir() if path.name != "manifest.json"}
 
 
 def command(*args: str) -> list[str]:
