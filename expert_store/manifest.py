@@ -80,8 +80,9 @@ def _entry(value: Any) -> Entry:
 
 
 def check_files(folder: Path, entries: Mapping[str, Entry]) -> list[str]:
-    """Read what the manifest covers. Returns small files of another size than they had: somebody has edited them, as
-    one may a chat template; damage leaves a size as it is, or no valid JSON. Raises StoreFormatError, StoreReadError."""
+    """Read what the manifest covers. Returns small files of another size than they had: somebody edited them, as one
+    may a chat template; damage leaves a size as it is, or no valid JSON. Raises StoreFormatError, StoreReadError.
+    """
     edited = []
     for name, entry in entries.items():
         path = folder / name
