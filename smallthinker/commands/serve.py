@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallthinker.commands.models import add_model, find_model, is_demo, load, model_word
-from smallthinker.commands.options import Commands, add_command, add_model_options, text, whole
+from smallthinker.commands.options import Commands, add_command, add_model_options, engine_options, text, whole
 
 if TYPE_CHECKING:
     from smallthinker.server.settings import Settings
@@ -74,6 +74,9 @@ def add(commands: Commands) -> None:
         metavar="ORIGIN",
         help="a site whose pages may call; repeatable",
     )
+    group.add_argument(
+        "--only", action="store_true", help="this model alone, not also those of the models folder, by name"
+    )
     group.add_argument("--access-log", action="store_true", help="a line for each request, without its text")
     group.add_argument("--json", action="store_true", help="say where it listens in JSON")
     add_model_options(parser)
@@ -90,18 +93,26 @@ def handle(args: argparse.Namespace) -> int:
     except ImportError as e:
         raise RequestError(f"serve needs {e.name}: pip install 'smallthinker[serve]'") from None
     from smallthinker.expert_store.store import Store
-    from smallthinker.library import DEMO
+    from smallthinker.library import DEMO, Library
+    from smallthinker.llm import LLM
 
     settings = _settings(args)
     path = find_model(word)
     name = args.name or (DEMO if is_demo(path) else path.resolve().name)
     name = printable(name)  # it goes into JSON and onto the terminal, and a folder's may be no text
     with listen(args.host, args.port) as sock:  # before the model is loaded: a port that is taken is told at once
-        with Store.open(path) as store:
-            reserved = reserved_bytes(settings.limits, store.config.vocab_size)
-        with load(args, path, reserved=reserved) as llm:
-            app = create_app(llm, name, settings)
-            server = Server(app, llm, grace_sec=args.grace, access_log=args.access_log)
+
+        def reserved(path: Path) -> int:
+            with Store.open(path) as store:
+                return reserved_bytes(settings.limits, store.config.vocab_size)
+
+        def load_another(path: Path) -> LLM:
+            return LLM(path, engine_options(args, reserved=reserved(path)))
+
+        with load(args, path, reserved=reserved(path)) as llm:
+            library = None if args.only else Library()
+            app = create_app(llm, name, settings, load=load_another, library=library)
+            server = Server(app, grace_sec=args.grace, access_log=args.access_log)
             host, port = sock.getsockname()[:2]
             url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             if args.json:
@@ -110,7 +121,7 @@ def handle(args: argparse.Namespace) -> int:
                 print(f"{name} is served at {url} (Ctrl-C ends)", flush=True)
             with _signals_end_quietly():
                 server.run(sockets=[sock])
-                llm.close()  # here, where one more Ctrl-C can't end it half-way
+                app.state.models.close()  # here, where one more Ctrl-C can't end it half-way
     return 0
 
 

@@ -72,6 +72,8 @@ class Answers:
 
         Raises QueueFullError, ContextLengthError and RequestError; then none of them runs."""
         self._service, self._timeout_sec = service, timeout_sec
+        self._closed = False
+        service.hold()
         self.requests: list[Request] = []
         self._stopped: set[int] = set()
         self._hear: Callable[[PromptRead], object] = lambda read: None
@@ -109,6 +111,9 @@ class Answers:
         for request in self.requests:
             if request.completion is None:
                 request.cancel()
+        if not self._closed:
+            self._closed = True
+            self._service.release()
 
     def stop(self, number: int) -> None:
         """This answer has said all that is wanted: it ends, and that is no failure."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -11,12 +14,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from smallthinker.errors import SmallThinkerError
+from smallthinker.library import Library
 from smallthinker.llm import LLM
 from smallthinker.server import info
 from smallthinker.server.access.request_limit import RequestLimit
 from smallthinker.server.access.safety import Safety
 from smallthinker.server.answers import ClientGoneError
 from smallthinker.server.errors import ApiError, on_error
+from smallthinker.server.models import Models
 from smallthinker.server.ollama import answers as ollama
 from smallthinker.server.ollama import embeddings as ollama_embeddings
 from smallthinker.server.ollama import models as ollama_models
@@ -25,14 +30,21 @@ from smallthinker.server.openai.completions import completions
 from smallthinker.server.openai.embeddings import embeddings
 from smallthinker.server.openai.responses import responses
 from smallthinker.server.page_file import Page
-from smallthinker.server.service import Service
 from smallthinker.server.settings import Settings
 
 _NOT_HERE = ("pull", "push", "create", "copy", "delete")  # of Ollama's
 
 
-def create_app(llm: LLM, name: str, settings: Settings) -> Starlette:
-    """An ASGI application that answers for this model, under this name. Closing the model is the caller's."""
+def create_app(
+    llm: LLM,
+    name: str,
+    settings: Settings,
+    *,
+    load: Callable[[Path], LLM] | None = None,
+    library: Library | None = None,
+) -> Starlette:
+    """An ASGI application that answers for this model, under this name; with `load` and `library` for those of the
+    library, too, one at a time: see Models. Closing the model is the caller's."""
     middleware = [Middleware(Safety, settings=settings)]
     if settings.cors:
         middleware.append(
@@ -76,7 +88,7 @@ def create_app(llm: LLM, name: str, settings: Settings) -> Starlette:
             ClientGoneError: _nobody_there,
         },
     )
-    app.state.service = Service(llm, name, settings)
+    app.state.models = Models(llm, name, settings, load, library)
     return app
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from typing import Any
 
@@ -9,9 +10,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from smallthinker.errors import TokenizerError
+from smallthinker.library import LibraryModel
 from smallthinker.server.access.clients import client_of
 from smallthinker.server.answers import unless_gone
 from smallthinker.server.errors import ApiError, bad_request
+from smallthinker.server.models import Models
 from smallthinker.server.prompts import chat_prompt, encode
 from smallthinker.server.schemas import TokenizeRequest
 from smallthinker.server.service import Service
@@ -19,30 +22,28 @@ from smallthinker.text.chat_formats import chat_format
 from smallthinker.text.chat_prompt import can_switch_thinking
 
 
-def _model(service: Service) -> dict[str, Any]:
-    return {
-        "id": service.name,
-        "object": "model",
-        "created": service.created,
-        "owned_by": "smallthinker",
-        "max_model_len": service.llm.plan.context,
-    }
+def _model(known: Models, model: LibraryModel) -> dict[str, Any]:
+    """The context only of the one that is loaded: of others nobody has planned it yet."""
+    loaded = known.loaded(model)
+    said = {"id": model.name, "object": "model", "created": round(model.modified), "owned_by": "smallthinker"}
+    return said | ({} if loaded is None else {"max_model_len": loaded.llm.plan.context})
 
 
 async def models(request: Request) -> Response:
-    return JSONResponse({"object": "list", "data": [_model(request.app.state.service)]})
+    known: Models = request.app.state.models
+    found = await asyncio.to_thread(known.all)
+    return JSONResponse({"object": "list", "data": [_model(known, model) for model in found]})
 
 
 async def model(request: Request) -> Response:
-    service: Service = request.app.state.service
-    service.check_model(request.path_params["name"])
-    return JSONResponse(_model(service))
+    known: Models = request.app.state.models
+    found = await asyncio.to_thread(known.find, request.path_params["name"])
+    return JSONResponse(_model(known, found))
 
 
 async def tokenize(request: Request) -> Response:
-    service: Service = request.app.state.service
-    async with service.bodies.read(request, TokenizeRequest) as asked:
-        service.check_model(asked.model)
+    known: Models = request.app.state.models
+    async with known.bodies.read(request, TokenizeRequest) as asked, known.using(request, asked.model) as service:
         ids = await unless_gone(request, service.prepare(client_of(request.scope), _ids, service, asked))
     return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": service.llm.plan.context})
 
@@ -60,20 +61,20 @@ def _ids(service: Service, asked: TokenizeRequest) -> list[int]:
 
 
 async def health(request: Request) -> Response:
-    service: Service = request.app.state.service
-    if service.llm.scheduler.closed:
+    known: Models = request.app.state.models
+    if known.failed:
         raise ApiError(503, "the model is closed", type="server_error")
     return JSONResponse({"status": "ok"})
 
 
 async def metrics(request: Request) -> Response:
-    service: Service = request.app.state.service
+    service: Service = request.app.state.models.current
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
 async def stats(request: Request) -> Response:
     """See docs/server.md for the shape."""
-    service: Service = request.app.state.service
+    service: Service = request.app.state.models.current
     llm, now = service.llm, service.llm.scheduler.stats()
     thinks = can_switch = False
     with suppress(TokenizerError):  # a model that can't chat

@@ -18,10 +18,9 @@ from starlette.applications import Starlette
 from uvicorn.config import LOGGING_CONFIG
 
 from smallthinker.errors import RequestError
-from smallthinker.llm import LLM
 from smallthinker.log import NAME
 from smallthinker.server.access.connections import Connection, Connections
-from smallthinker.server.service import Service
+from smallthinker.server.models import Models
 
 # The project's own words beside uvicorn's, in the same form.
 _OURS = {"handlers": ["default"], "level": "WARNING", "propagate": False}
@@ -61,16 +60,17 @@ class Server(uvicorn.Server):
     """Uvicorn's, which waits for open answers at a SIGTERM or Ctrl-C: after `grace_sec` they are cancelled, and say so.
     A second Ctrl-C waits for nothing."""
 
-    def __init__(self, app: Starlette, llm: LLM, *, grace_sec: float, access_log: bool) -> None:
-        service: Service = app.state.service
-        self.open_connections = Connections(service.settings.limits)
+    def __init__(self, app: Starlette, *, grace_sec: float, access_log: bool) -> None:
+        self._models: Models = app.state.models
+        limits = self._models.settings.limits
+        self.open_connections = Connections(limits)
         protocol = partial(Connection, connections=self.open_connections)
         super().__init__(
             uvicorn.Config(
                 app,
                 http=cast("type[asyncio.Protocol]", protocol),
                 backlog=_AT_A_TIME,
-                timeout_keep_alive=math.ceil(service.settings.limits.idle_sec),
+                timeout_keep_alive=math.ceil(limits.idle_sec),
                 log_level="info" if access_log else "warning",
                 access_log=access_log,
                 log_config=_LOGS,
@@ -82,7 +82,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=round(grace_sec + _LAST_BYTES_SEC),
             )
         )
-        self._llm, self._grace_sec = llm, grace_sec
+        self._grace_sec = grace_sec
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         loggers, is_news = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio", NAME)], News()
@@ -109,7 +109,7 @@ class Server(uvicorn.Server):
             loop.default_exception_handler(context)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        timer = asyncio.get_running_loop().call_later(self._grace_sec, self._llm.cancel)
+        timer = asyncio.get_running_loop().call_later(self._grace_sec, self._models.cancel)
         try:
             await super().shutdown(sockets)
         finally:

@@ -16,7 +16,7 @@ from smallthinker.errors import TokenizerError
 from smallthinker.generation.grammar import Grammars, SchemaLimits
 from smallthinker.llm import LLM
 from smallthinker.server.body import Bodies
-from smallthinker.server.errors import ApiError, bad_request
+from smallthinker.server.errors import bad_request
 from smallthinker.server.metrics import Metrics
 from smallthinker.server.settings import Settings
 
@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 class Service:
     """One loaded model, served."""
 
-    def __init__(self, llm: LLM, name: str, settings: Settings) -> None:
+    def __init__(self, llm: LLM, name: str, settings: Settings, bodies: Bodies | None = None) -> None:
         self.llm, self.name, self.settings = llm, name, settings
         self.created = int(time.time())
         with suppress(TokenizerError):  # said to whoever chats; texts can be completed without one
@@ -34,7 +34,9 @@ class Service:
         limits = settings.limits
         schema_limits = SchemaLimits(limits.schema_bytes, limits.schema_nodes, limits.schema_depth)
         self.grammars = Grammars(llm.tokenizer, llm.config, schema_limits)
-        self.bodies = Bodies(limits)
+        self.bodies = bodies or Bodies(limits)
+        self._users, self._unused = 0, asyncio.Event()
+        self._unused.set()
         self.metrics = Metrics(llm.scheduler)
         self.activity = Activity()
         # one prompt or grammar at a time: they compete with the model for the processor. Not anyio's threads with a
@@ -48,13 +50,20 @@ class Service:
         async with line:  # one of each client's at a time is in the line of all
             return await asyncio.get_running_loop().run_in_executor(self._preparing, partial(work, *args))
 
-    def check_model(self, name: str | None) -> None:
-        """Raises ApiError 404 for a model that isn't here."""
-        if name is not None and name not in (self.name, f"{self.name}:latest"):  # as Ollama's clients name it
-            shown = name if len(name) <= 64 else name[:64] + "..."
-            raise ApiError(
-                404, f"model: this server has {self.name!r}, not {shown!r}", param="model", code="model_not_found"
-            )
+    def hold(self) -> None:
+        """It stays loaded until as many `release` it."""
+        self._users += 1
+        self._unused.clear()
+
+    def release(self) -> None:
+        self._users -= 1
+        if not self._users:
+            self._unused.set()
+
+    async def idle(self) -> None:
+        """Wait until nobody holds it."""
+        while self._users:
+            await self._unused.wait()
 
     def timeout(self, asked: float | None) -> float:
         longest = self.settings.timeout_sec

@@ -55,7 +55,7 @@ class Running:
 
     @property
     def service(self) -> Service:
-        service: Service = self.app.state.service
+        service: Service = self.app.state.models.current
         return service
 
     @property
@@ -75,11 +75,12 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(llm: LLM, settings: Settings | None = None, *, grace_sec: float = 0) -> Iterator[Running]:
+def serving(llm: LLM, settings: Settings | None = None, *, grace_sec: float = 0, **others: Any) -> Iterator[Running]:
+    """others: models to be loaded by name, as `create_app` takes them."""
     settings = settings or Settings()
     with listen("127.0.0.1", 0) as sock:
-        app = create_app(llm, NAME, settings)
-        server = Server(app, llm, grace_sec=grace_sec, access_log=False)
+        app = create_app(llm, NAME, settings, **others)
+        server = Server(app, grace_sec=grace_sec, access_log=False)
         running = Running(f"http://127.0.0.1:{sock.getsockname()[1]}", llm, server, app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()

@@ -15,6 +15,7 @@ from smallthinker.generation.answer import Completion, Finished, Token
 from smallthinker.server.access.clients import client_of
 from smallthinker.server.answers import Answers, WantedAnswer, respond, unless_gone
 from smallthinker.server.errors import end_of_stream
+from smallthinker.server.models import Models
 from smallthinker.server.ollama.requests import wanted
 from smallthinker.server.ollama.schemas import ChatRequest, GenerateRequest
 from smallthinker.server.openai.logprobs import chat_logprobs
@@ -32,16 +33,15 @@ async def generate(request: Request) -> Response:
 
 
 async def _answer(request: Request, schema: type[ChatRequest] | type[GenerateRequest]) -> Response:
-    service: Service = request.app.state.service
+    models: Models = request.app.state.models
     client = client_of(request.scope)
-    async with service.bodies.read(request, schema) as asked:
-        service.check_model(asked.model)
+    async with models.bodies.read(request, schema) as asked, models.using(request, asked.model) as service:
         name, is_chat = asked.model or service.name, isinstance(asked, ChatRequest)
         if not (asked.messages if isinstance(asked, ChatRequest) else asked.prompt):
             return JSONResponse(_head(name) | _said(is_chat) | {"done": True, "done_reason": "load"})
         answer = await unless_gone(request, service.prepare(client, wanted, service, asked))
-    answers = Answers(service, [answer], service.timeout(None), client)
-    form = _Form(service, answer, name, is_chat)
+        answers = Answers(service, [answer], service.timeout(None), client)
+        form = _Form(service, answer, name, is_chat)
     return await respond(request, answers, form, stream=asked.stream, media_type=LINES)
 
 

@@ -10,19 +10,19 @@ from starlette.responses import JSONResponse
 from smallthinker.server.access.clients import client_of
 from smallthinker.server.answers import unless_gone
 from smallthinker.server.embeddings import check_dimensions, embed, prompts_of
+from smallthinker.server.models import Models
 from smallthinker.server.ollama.schemas import EmbeddingsRequest, EmbedRequest
 from smallthinker.server.service import Service
 
 
 async def embed_texts(request: Request) -> JSONResponse:
     began = time.perf_counter()
-    service: Service = request.app.state.service
-    async with service.bodies.read(request, EmbedRequest) as asked:
-        service.check_model(asked.model)
+    models: Models = request.app.state.models
+    async with models.bodies.read(request, EmbedRequest) as asked, models.using(request, asked.model) as service:
         check_dimensions(service, asked.dimensions)
         line = service.prepare(client_of(request.scope), _prompts, service, asked)
         prompts = await unless_gone(request, line)
-    vectors = await embed(request, service, prompts, "mean", service.timeout(None))
+        vectors = await embed(request, service, prompts, "mean", service.timeout(None))
     return JSONResponse(
         {
             "model": asked.model or service.name,
@@ -39,10 +39,9 @@ def _prompts(service: Service, asked: EmbedRequest) -> list[list[int]]:
 
 
 async def embed_prompt(request: Request) -> JSONResponse:
-    service: Service = request.app.state.service
-    async with service.bodies.read(request, EmbeddingsRequest) as asked:
-        service.check_model(asked.model)
+    models: Models = request.app.state.models
+    async with models.bodies.read(request, EmbeddingsRequest) as asked, models.using(request, asked.model) as service:
         line = service.prepare(client_of(request.scope), prompts_of, service, asked.prompt)
         prompts = await unless_gone(request, line)
-    (vector,) = await embed(request, service, prompts, "mean", service.timeout(None))
+        (vector,) = await embed(request, service, prompts, "mean", service.timeout(None))
     return JSONResponse({"embedding": vector.astype(float).tolist()})

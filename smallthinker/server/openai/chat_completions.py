@@ -15,6 +15,7 @@ from smallthinker.generation.answer import Completion, Finished, Token
 from smallthinker.server.access.clients import client_of
 from smallthinker.server.answers import PING_SEC, Answers, PromptRead, WantedAnswer, respond, unless_gone, with_seeds
 from smallthinker.server.errors import end_of_stream
+from smallthinker.server.models import Models
 from smallthinker.server.openai.chat_request import wanted_chat
 from smallthinker.server.openai.logprobs import chat_logprobs
 from smallthinker.server.openai.usage import Usage, timings
@@ -26,18 +27,17 @@ from smallthinker.text.answer_parser import CallArguments, CallStart, Part, Reas
 
 
 async def chat_completions(request: Request) -> Response:
-    service: Service = request.app.state.service
+    models: Models = request.app.state.models
     client = client_of(request.scope)
-    async with service.bodies.read(request, ChatRequest) as asked:
-        service.check_model(asked.model)
+    async with models.bodies.read(request, ChatRequest) as asked, models.using(request, asked.model) as service:
         chat = await unless_gone(request, service.prepare(client, _prepare, service, asked))
-    answers = Answers(
-        service,
-        with_seeds(chat.asked, chat.n),
-        service.timeout(asked.timeout),
-        client,
-        tells_progress=asked.return_progress,
-    )
+        answers = Answers(
+            service,
+            with_seeds(chat.asked, chat.n),
+            service.timeout(asked.timeout),
+            client,
+            tells_progress=asked.return_progress,
+        )
     return await respond(request, answers, chat, stream=asked.stream)
 
 

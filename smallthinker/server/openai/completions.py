@@ -15,6 +15,7 @@ from smallthinker.generation.answer import Completion, Finished, Token, TokenLog
 from smallthinker.server.access.clients import client_of
 from smallthinker.server.answers import Answers, PromptRead, WantedAnswer, respond, unless_gone, with_seeds
 from smallthinker.server.errors import bad_request, end_of_stream
+from smallthinker.server.models import Models
 from smallthinker.server.openai.logprobs import finite, token_text
 from smallthinker.server.openai.usage import Usage, timings
 from smallthinker.server.prompts import encode
@@ -29,14 +30,13 @@ DEFAULT_MAX_TOKENS = 16
 
 
 async def completions(request: Request) -> Response:
-    service: Service = request.app.state.service
+    models: Models = request.app.state.models
     client = client_of(request.scope)
-    async with service.bodies.read(request, CompletionRequest) as asked:
-        service.check_model(asked.model)
+    async with models.bodies.read(request, CompletionRequest) as asked, models.using(request, asked.model) as service:
         texts = await unless_gone(request, service.prepare(client, _prepare, service, asked))
-    answers = Answers(
-        service, texts.asked, service.timeout(asked.timeout), client, tells_progress=asked.return_progress
-    )
+        answers = Answers(
+            service, texts.asked, service.timeout(asked.timeout), client, tells_progress=asked.return_progress
+        )
     return await respond(request, answers, texts, stream=asked.stream)
 
 

@@ -12,18 +12,17 @@ from starlette.responses import JSONResponse
 from smallthinker.server.access.clients import client_of
 from smallthinker.server.answers import unless_gone
 from smallthinker.server.embeddings import check_dimensions, embed, prompts_of
+from smallthinker.server.models import Models
 from smallthinker.server.schemas import EmbeddingRequest
-from smallthinker.server.service import Service
 
 
 async def embeddings(request: Request) -> JSONResponse:
-    service: Service = request.app.state.service
-    async with service.bodies.read(request, EmbeddingRequest) as asked:
-        service.check_model(asked.model)
+    models: Models = request.app.state.models
+    async with models.bodies.read(request, EmbeddingRequest) as asked, models.using(request, asked.model) as service:
         check_dimensions(service, asked.dimensions)
         client = client_of(request.scope)
         prompts = await unless_gone(request, service.prepare(client, prompts_of, service, asked.input))
-    vectors = await embed(request, service, prompts, asked.pooling, service.timeout(asked.timeout))
+        vectors = await embed(request, service, prompts, asked.pooling, service.timeout(asked.timeout))
 
     def shown(vector: Any) -> Any:
         if asked.encoding_format == "base64":

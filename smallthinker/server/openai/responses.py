@@ -16,6 +16,7 @@ from smallthinker.generation.grammar import ANY_OBJECT, Constraint
 from smallthinker.server.access.clients import client_of
 from smallthinker.server.answers import Answers, WantedAnswer, respond, unless_gone
 from smallthinker.server.errors import bad_request, end_of_stream
+from smallthinker.server.models import Models
 from smallthinker.server.openai.response_items import Items
 from smallthinker.server.openai.usage import Usage
 from smallthinker.server.prompts import chat_prompt
@@ -34,12 +35,11 @@ from smallthinker.text.chat_prompt import AnswerFormat
 
 
 async def responses(request: Request) -> Response:
-    service: Service = request.app.state.service
+    models: Models = request.app.state.models
     client = client_of(request.scope)
-    async with service.bodies.read(request, ResponsesRequest) as asked:
-        service.check_model(asked.model)
+    async with models.bodies.read(request, ResponsesRequest) as asked, models.using(request, asked.model) as service:
         answer = await unless_gone(request, service.prepare(client, _prepare, service, asked))
-    answers = Answers(service, [answer.asked], service.timeout(asked.timeout), client)
+        answers = Answers(service, [answer.asked], service.timeout(asked.timeout), client)
     return await respond(request, answers, answer, stream=asked.stream)
 
 
