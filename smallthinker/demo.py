@@ -6,7 +6,7 @@ from pathlib import Path
 
 from smallthinker.errors import StoreFormatError
 
-DEMO_REMEDY = "name a model, or get this one: pip install smallthinker-demo"
+DEMO_REMEDY = "name a model, or install this one's wheel, smallthinker_demo, which comes beside the engine's"
 
 
 def _folder() -> Path:

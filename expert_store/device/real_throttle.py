@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,8 @@ def _limit_in(file: Path, device: str, prefix: str) -> float | None:
 
 def disk_of(path: Path) -> str:
     """The whole disk behind a path, as the kernel numbers it ('254:0'). Raises ProfileError where there is none."""
+    if sys.platform == "win32":
+        raise ProfileError(f"throttle: {path}: Windows doesn't number disks; {_REMEDY}")
     try:
         number = path.stat().st_dev
         if os.major(number) == 0:  # btrfs, overlays: no device of their own
@@ -99,13 +102,15 @@ def disk_of(path: Path) -> str:
         folder = (_BLOCK_DEVICES / f"{os.major(number)}:{os.minor(number)}").resolve(strict=True)
         whole = folder.parent if (folder / "partition").exists() else folder
         return (whole / "dev").read_text().strip()
-    except (OSError, AttributeError) as e:  # AttributeError: Windows
+    except OSError as e:
         raise ProfileError(
             f"throttle: {path}: no disk behind it: {getattr(e, 'strerror', None) or e}; {_REMEDY}"
         ) from None
 
 
 def _mounted_device(path: Path) -> int:
+    if sys.platform == "win32":
+        raise OSError(f"{path}: no device number")
     import psutil
 
     resolved = path.resolve()

@@ -28,7 +28,7 @@ def aligned_buffer(nbytes: int) -> mmap.mmap:
     A map instead of a bytearray: page-aligned for direct reads, untouched pages cost nothing, freed to the system.
     """
     length = max(whole_pages(nbytes), DIRECT_ALIGN)
-    if os.name == "nt":
+    if sys.platform == "win32":
         return mmap.mmap(-1, length)
     return mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory gets no huge pages
 
@@ -73,7 +73,7 @@ def read_at(fd: int, buffer: memoryview, offset: int) -> int:
 
     The GIL is released. Windows has no positioned read: there, seek and read happen under one lock.
     """
-    if hasattr(os, "preadv"):
+    if sys.platform != "win32":
         return os.preadv(fd, [buffer], offset)
     with _seek_lock, open(fd, "rb", buffering=0, closefd=False) as file:
         file.seek(offset)
@@ -120,6 +120,6 @@ def drop_file_cache(fd: int, offset: int, nbytes: int) -> None:
     Pages that a read brought in are charged to the process's memory cgroup until they leave the cache.
     macOS and Windows have no such call: the system drops the pages when it needs them.
     """
-    if hasattr(os, "posix_fadvise"):
+    if sys.platform == "linux":
         with contextlib.suppress(OSError):
             os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 def sync_folder(path: Path) -> None:
     """Make names that were created or renamed in this folder survive a power cut. Windows can't open a folder."""
-    if os.name == "nt":
+    if sys.platform == "win32":
         return
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -25,7 +25,7 @@ def lock_folder(path: Path, wait: bool) -> int | None:
 
     The kernel unlocks when the process ends, however it ends. Windows: -1, no lock; open files can't be deleted there.
     """
-    if os.name == "nt":
+    if sys.platform == "win32":
         return -1
     import fcntl
 

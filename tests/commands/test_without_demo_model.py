@@ -26,17 +26,17 @@ def test_a_command_without_a_model_names_the_demo_s_package(
     assert main(command) == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
-    assert "pip install smallthinker-demo" in error and "name a model" in error
+    assert "install this one's wheel, smallthinker_demo" in error and "name a model" in error
 
 
 def test_the_library_lists_no_demo_and_says_by_its_name_how_to_get_it(tmp_path: Path) -> None:
     models = library.Library(tmp_path)
     assert models.models() == []
-    with pytest.raises(StoreFormatError, match="pip install smallthinker-demo"):
+    with pytest.raises(StoreFormatError, match="smallthinker_demo"):
         models.find("Demo")
 
 
 def test_doctor_only_warns_that_it_tried_no_answer() -> None:
     facts = diagnose()
     assert facts["would_run"]
-    assert any("smallthinker-demo" in finding["remedy"] for finding in facts["findings"])
+    assert any("smallthinker_demo" in finding["remedy"] for finding in facts["findings"])

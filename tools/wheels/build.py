@@ -18,7 +18,7 @@ from headers import headers_of
 from targets import PYTHONS, TARGETS, Target
 from wheel.wheelfile import WheelFile
 
-MAX_BASE_BYTES = 2_000_000
+MAX_BASE_BYTES = 2 << 20
 
 
 def main() -> None:

@@ -84,10 +84,10 @@ class Compiler:
     def _compile(self, source: Path, to: Path, folder: str, python: str) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)
         command = [*self.cxx, *self.flags, f"-I{folder}"]
-        if python != "any":  # bindings compute nothing
+        if python != "any":  # bindings compute nothing, and are half of a wheel
             found = self.headers[python]
             config = WINDOWS_PYCONFIG if self.target.system == "windows" else found / "pyconfig"
-            command += ["-O1", f"-I{config}", f"-I{found / 'include'}", f"-I{self.pybind11}"]
+            command += ["-Os", f"-I{config}", f"-I{found / 'include'}", f"-I{self.pybind11}"]
         self._run([*command, "-c", source.relative_to(ROOT).as_posix(), "-o", str(to)])
 
     def _link(self, module: str, python: str, objects: list[Path]) -> tuple[str, Path]:

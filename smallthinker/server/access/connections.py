@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -189,10 +190,10 @@ def _ask_whether_it_is_there(sock: socket.socket) -> None:
 
 def max_connections(wanted: int) -> int:
     """So many, or what the process may open beside its other files; its own limit is raised as far as may be."""
-    try:
-        import resource
-    except ImportError:  # Windows counts no descriptors
+    if sys.platform == "win32":  # it counts no descriptors
         return wanted
+    import resource
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return wanted
