@@ -31,6 +31,15 @@ struct Guess {
   std::vector<int32_t> experts, ranks;
 };
 
+// LOSSY, see lossy_routing.py: what a step of less than `tokens` tokens may do instead of waiting for experts.
+struct LossyRouting {
+  int64_t tokens = 0;        // none: all is exact
+  int64_t experts = 0;       // of a token, at most; 0: as the model has it
+  float prefer = 0;          // see Preference
+  float skip = 0;            // an expert in no slot is left out if its weight is below this share of the token's
+  int64_t pairs = 0, replaced = 0, left_out = 0;  // of tokens and experts, so far
+};
+
 class BoundForward {
  public:
   // (the layer whose state is taken, the layer guessed for) -> a matrix [E, d] in q8_0 and an offset [E]: what they make of
@@ -238,6 +247,9 @@ class BoundForward {
     combine_locked(of, to, w, tokens);
   }
 
+  void be_lossy(int64_t tokens, int64_t experts, float prefer, float skip) { lossy_ = {tokens, experts, prefer, skip}; }
+  const LossyRouting& lossy() const { return lossy_; }
+
   // Free what experts' contributions take; the next step takes what it needs.
   void release() {
     pool_.home().check();
@@ -285,26 +297,33 @@ class BoundForward {
   // The layer's exact route, into state.ids and state.weights as well. Where the mixer comes first, of its norm.
   Routes choose(const Layer& layer, const State& state) {
     const int64_t k = layer.ffn->k(), experts = layer.ffn->experts(), tokens = state.tokens;
+    std::vector<char> is_out;  // by pair, where one may be left out
     if (layer.ffn->has_router()) {
       const bool reads_norm = layer.ffn->reads_mixed() && !layer.ffn->reads_state();
-      ask_router(*layer.ffn, reads_norm ? state.normed : state.x, tokens, state.ids, state.weights);
+      const bool is_lossy = tokens < lossy_.tokens;
+      const Preference prefers{state.slot_of + layer.first_record, lossy_.prefer, &lossy_.replaced};
+      ask_router(*layer.ffn, reads_norm ? state.normed : state.x, tokens, state.ids, state.weights,
+                 is_lossy && lossy_.prefer > 0 ? &prefers : nullptr);
+      if (is_lossy) is_out = leave_out(layer, state);
     } else {
       for (int64_t pair = 0; pair < tokens * k; ++pair) state.ids[pair] = static_cast<int32_t>(pair % k);
       std::fill_n(state.weights, tokens * k, 1.0f);
     }
     Routes route;
     route.offsets.push_back(0);
+    const auto is_in = [&](int64_t pair) { return is_out.empty() || is_out[static_cast<size_t>(pair)] == 0; };
     if (tokens == 1) {
       for (int32_t rank = 0; rank < k; ++rank) {
+        if (!is_in(rank)) continue;
         route.experts.push_back(state.ids[rank]);
         route.pairs.push_back(rank);
-        route.offsets.push_back(rank + 1);
+        route.offsets.push_back(static_cast<int32_t>(route.pairs.size()));
       }
       return route;
     }
     std::vector<std::vector<int32_t>> pairs_of(static_cast<size_t>(experts));
     for (int64_t pair = 0; pair < tokens * k; ++pair) {
-      pairs_of[static_cast<size_t>(state.ids[pair])].push_back(static_cast<int32_t>(pair));
+      if (is_in(pair)) pairs_of[static_cast<size_t>(state.ids[pair])].push_back(static_cast<int32_t>(pair));
     }
     for (size_t expert = 0; expert < pairs_of.size(); ++expert) {
       if (pairs_of[expert].empty()) continue;
@@ -313,6 +332,36 @@ class BoundForward {
       route.offsets.push_back(static_cast<int32_t>(route.pairs.size()));
     }
     return route;
+  }
+
+  // By pair: what the lossy routing leaves out, which then weighs nothing; a token's others take its weight.
+  std::vector<char> leave_out(const Layer& layer, const State& state) {
+    const int64_t k = layer.ffn->k();
+    std::vector<char> is_out(static_cast<size_t>(state.tokens * k));
+    if (floats(layer, state.tokens) > contributions_.size()) contributions_.resize(floats(layer, state.tokens));
+    lossy_.pairs += state.tokens * k;
+    for (int64_t t = 0; t < state.tokens; ++t) {
+      float* const weights = state.weights + t * k;
+      const float all = std::accumulate(weights, weights + k, 0.0f);
+      float kept = weights[0];
+      for (int64_t rank = 1; rank < k; ++rank) {
+        const int64_t pair = t * k + rank;
+        const bool is_missing = state.slot_of[layer.first_record + state.ids[pair]] < 0;
+        const bool is_one_more = lossy_.experts > 0 && rank >= lossy_.experts;
+        if (!is_one_more && !(is_missing && weights[rank] < lossy_.skip * all)) {
+          kept += weights[rank];
+          continue;
+        }
+        is_out[static_cast<size_t>(pair)] = 1;
+        ++lossy_.left_out;
+        weights[rank] = 0;
+        std::fill_n(contributions_.begin() + static_cast<std::ptrdiff_t>(pair * dim()), dim(), 0.0f);
+      }
+      if (kept > 0 && all > 0) {
+        for (int64_t rank = 0; rank < k; ++rank) weights[rank] *= all / kept;
+      }
+    }
+    return is_out;
   }
 
   // Guesses for layer `target`, -1 for none. Whether all of it is in slots.
@@ -354,11 +403,13 @@ class BoundForward {
   }
 
   // x [T, d] through the router's own norm, if it has one.
-  void ask_router(const BoundFfn& ffn, const float* x, int64_t tokens, int32_t* ids, float* weights) {
+  void ask_router(const BoundFfn& ffn, const float* x, int64_t tokens, int32_t* ids, float* weights,
+                  const Preference* prefers = nullptr) {
     const Norm how = ffn.router_norm();
     std::vector<float> normed(static_cast<size_t>(how.size > 0 ? tokens * dim() : 0));
     if (how.size > 0) norm(how, x, tokens, normed.data());
-    ask(ffn.router(), ffn, how.size > 0 ? normed.data() : x, tokens, ids, weights);
+    Timed timed(pool_.timings(), "router");
+    router(pool_, ffn.router(), how.size > 0 ? normed.data() : x, tokens, ffn.scoring(), ids, weights, prefers);
   }
 
   void ask_predictor(const Predictor& predictor, const BoundFfn& ffn, const float* x, int64_t tokens, int32_t* ids,
@@ -371,11 +422,6 @@ class BoundForward {
     const auto experts = static_cast<size_t>(ffn.experts());
     for (size_t i = 0; i < logits.size(); ++i) logits[i] = (logits[i] + predictor.offset[i % experts]) * how.logit_scale;
     route(logits.data(), tokens, ffn.experts(), how, ids, weights);
-  }
-
-  void ask(const Matrix& matrix, const BoundFfn& ffn, const float* x, int64_t tokens, int32_t* ids, float* weights) {
-    Timed timed(pool_.timings(), "router");
-    router(pool_, matrix, x, tokens, ffn.scoring(), ids, weights);
   }
 
   // Whether all of these experts of a layer are in slots, which go into `found`.
@@ -452,6 +498,7 @@ class BoundForward {
   int64_t pairs_ = 0;  // of angles that layers need
   std::map<std::pair<int64_t, int64_t>, Predictor> predictors_;
   std::vector<float> contributions_;
+  LossyRouting lossy_;
   std::mutex mutex_;
 };
 

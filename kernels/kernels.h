@@ -102,10 +102,18 @@ struct Scoring {
   const float* expert_scale = nullptr;  // and each expert's own [E]
   float logit_scale = 1.0f;             // of the product with the router's matrix
 };
-void route(const float* logits, int64_t tokens, int64_t experts, const Scoring& how, int32_t* ids, float* weights);
+// LOSSY, see lossy_routing.py: but for a token's best expert, those in no slot are chosen as if their scores were lower by
+// `margin` times the span of its scores. Weights are of the true ones.
+struct Preference {
+  const int32_t* slot_of;  // [E], -1: in none
+  float margin;
+  int64_t* replaced;  // becomes more by the experts that would not have been chosen
+};
+void route(const float* logits, int64_t tokens, int64_t experts, const Scoring& how, int32_t* ids, float* weights,
+           const Preference* prefers = nullptr);
 // The same from x [T, d] and the router's matrix.
 void router(ThreadPool& pool, const Matrix& weights, const float* x, int64_t tokens, const Scoring& how, int32_t* ids,
-            float* expert_weights);
+            float* expert_weights, const Preference* prefers = nullptr);
 
 // ops/attention.cpp
 struct KvCache {  // of one layer; isa.h (KvHead) says how a head lies in it

@@ -517,6 +517,12 @@ class Forward:
         what was shared last, the same bits as `run`; weights [T, k of the layer]. Raises ValueError for more tokens
         than any call before computed."""
 
+    def be_lossy(self, tokens: int, experts: int, prefer: float, skip: float) -> None:
+        """Steps of less than `tokens` tokens route as `lossy_routing.LossyRouting` says; experts 0: all."""
+
+    def lossy_counts(self) -> tuple[int, int, int]:
+        """As `lossy_routing.RoutingCounters`."""
+
     def release(self) -> None:
         """Free what contributions took; the next step takes what it needs."""
 

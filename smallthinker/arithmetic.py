@@ -19,6 +19,7 @@ from smallthinker import _kernels
 from smallthinker.cache.sequence_state import SequenceState
 from smallthinker.exact_head import ExactHead, bind_norm
 from smallthinker.expert_store.format import Formats
+from smallthinker.lossy_routing import LossyRouting, RoutingCounters
 from smallthinker.models.description import Ffn, Model, Norm, Router
 from smallthinker.models.supported import check_supported
 from smallthinker.models.tensors import BESIDE_NORMS, EMBEDDING, EXPERT_ROLES, ROUTER
@@ -26,6 +27,7 @@ from smallthinker.rotary import RotaryTable
 from smallthinker.router.predictor import Predictors
 
 Floats = npt.NDArray[np.float32]
+MANY_TOKENS = 16  # of a step, from which most of what a layer's router names is wanted; fewer are an answer's
 Around = tuple[_kernels.Norm | None, _kernels.Norm | None, _kernels.Norm | None]
 
 
@@ -92,7 +94,8 @@ class DenseWeights(Protocol):
 class Arithmetic:
     """Of one model. slots: uint8 [n, record_bytes], the experts' memory. predictor: what guesses later layers' experts
     better than their own routers do. logits: instead of the exact head, of normed states [T, d] -> [T, V]. context:
-    positions that sequences are planned for; all that the model was made for, if it isn't said. Raises ConfigError,
+    positions that sequences are planned for; all that the model was made for, if it isn't said. lossy: of steps of fewer
+    than MANY_TOKENS tokens. Raises ConfigError,
     naming the field, for a description that no kernel computes.
     `live_neurons` of `neurons` had to be computed so far; ReLU made the others zero."""
 
@@ -104,6 +107,7 @@ class Arithmetic:
         predictor: Predictors | None = None,
         logits: Callable[[Floats], Floats] | None = None,
         context: int | None = None,
+        lossy: LossyRouting | None = None,
     ) -> None:
         config = store.config
         check_supported(config)
@@ -123,6 +127,8 @@ class Arithmetic:
         self._mixers = [self._attention_layer(layer) for layer in self._layers]
         ffns = [self._ffn(layer) for layer in self._layers]
         self._forward = _kernels.Forward(pool, self._mixers, ffns, slots, predictor or {})
+        if lossy:
+            self._forward.be_lossy(MANY_TOKENS, lossy.experts or 0, lossy.prefer, lossy.skip)
 
     def begin(self, spans: Sequence[Span]) -> Step:
         """Embed the tokens of each span, which follow those in its state."""
@@ -194,6 +200,9 @@ class Arithmetic:
     def combine(self, step: Step, layer: int) -> None:
         """Add up, in the router's order and what was shared last, what was computed."""
         self._forward.combine(layer, step.x, step.chosen(self._k[layer])[1])
+
+    def routing_counters(self) -> RoutingCounters:
+        return RoutingCounters(*self._forward.lossy_counts())
 
     def logits(self, step: Step, rows: npt.NDArray[np.intp] | None) -> Floats:
         """[rows, V] of these rows of the states; None: of all."""

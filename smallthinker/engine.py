@@ -41,6 +41,7 @@ from smallthinker.host.memory_watch import MemoryWatch
 from smallthinker.huge_pages import HugePages
 from smallthinker.log import log
 from smallthinker.lossy_head import HeadPredictor, LossyHead
+from smallthinker.lossy_routing import RoutingCounters
 from smallthinker.measures.profile import Clocks, Stopwatch, kernel_times
 from smallthinker.memory_plan import (
     CHUNKS,
@@ -184,7 +185,8 @@ class Engine(StaysHere):
                 self.lossy_head = LossyHead(lossy, pool, self.config, quant, head, options.lossy_threshold)
             predictors = {} if ahead is None or self.plan.most_slots == store.num_experts else ahead.load()
             exact = None if self.lossy_head is None else self.lossy_head.logits
-            self._arithmetic = Arithmetic(store, pool, cache.slots, predictors, exact, self.plan.context)
+            routing = options.lossy_routing
+            self._arithmetic = Arithmetic(store, pool, cache.slots, predictors, exact, self.plan.context, routing)
             look: LookAhead | None = None
             if look_ahead and self.plan.most_slots < store.num_experts:
                 k = self.config.experts_per_token
@@ -221,7 +223,7 @@ class Engine(StaysHere):
         self._planned_slots = self.plan.most_slots  # beside the contexts and the scratch of the last step
         self.least_slots = self.plan.most_slots
         self._computing, self._computed_tokens, self._decoded_tokens = Stopwatch(), 0, 0
-        self.most_verified = 1 if lossy is not None else most_at_once(self.plan, self.config, MOST_VERIFIED)
+        self.most_verified = 1 if options.is_lossy else most_at_once(self.plan, self.config, MOST_VERIFIED)
         self._since_verified = _VERIFYING_STEPS
         self.load_sec = time.perf_counter() - began
         log(
@@ -243,7 +245,8 @@ class Engine(StaysHere):
         from smallthinker.cache.saved_conversations import SavedConversations, model_key
 
         rotary = " long" if uses_long_factors(self.config, self.plan.context) else ""
-        model = model_key(self.store, self.isa, self._shape, rotary)
+        routing = f" {self.options.lossy_routing}" if self.options.lossy_routing else ""
+        model = model_key(self.store, self.isa, self._shape, rotary + routing)
         max_bytes = parse_size(self.options.kv_dir_bytes)
         return SavedConversations(folder, model, self._shape, self.plan.context, self.config.vocab_size, max_bytes)
 
@@ -473,6 +476,10 @@ class Engine(StaysHere):
         """Time and tokens of all prefill and decode steps so far; subtract two readings."""
         kernels = kernel_times(_kernels.timings(), self._pool.timings())
         return Clocks(self._computed_tokens, self._computing.sec, self.experts.counters().stall_sec, kernels)
+
+    def routing_counters(self) -> RoutingCounters | None:
+        """None where the routing is exact."""
+        return self._arithmetic.routing_counters() if self.options.lossy_routing else None
 
     def neuron_counts(self) -> tuple[int, int]:
         """Of the chosen experts' neurons so far: how many ReLU let through, and how many there were."""

@@ -15,14 +15,13 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker.arithmetic import Floats, Route, Span, Step, Stop
+from smallthinker.arithmetic import MANY_TOKENS, Floats, Route, Span, Step, Stop
 from smallthinker.cache.expert_cache import MAX_UNDER_WAY, ExpertCache
 from smallthinker.cache.read_counters import CacheCounters
 from smallthinker.errors import CancelledError
 from smallthinker.router.look_ahead import LookAhead
 from smallthinker.router.predictor import FINAL
 
-MANY_TOKENS = 16  # from which most of what the next layer's router names is wanted
 _TOKENS_A_CALL = 64  # times layers: how long cancelling may take
 
 

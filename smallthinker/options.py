@@ -20,6 +20,7 @@ from smallthinker.expert_store.native_queue import Verify
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.expert_store.queues import QueueKind
 from smallthinker.lossy_head import DEFAULT_THRESHOLD
+from smallthinker.lossy_routing import LossyRouting
 from smallthinker.memory_plan import MAX_BYTES, parse_size
 
 MAX_THREADS = 256  # of a pool of the kernels
@@ -32,7 +33,7 @@ Speculation = Literal["auto", "always", "off"]
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """Sizes are bytes or texts such as '1GiB'. Only kv and lossy_head change outputs.
+    """Sizes are bytes or texts such as '1GiB'. Only kv and what is called lossy change outputs.
 
     memory: a ceiling for the whole process; None takes what is free, less a margin.
     context: tokens of prompt and answer together; None takes the model's, at most 4096.
@@ -51,11 +52,13 @@ class EngineOptions:
     kv_dir, kv_dir_bytes: a folder where conversations that make room are saved, readable by you alone, to be continued
     without computing them again, also after the next start; and how much it may hold.
     speculation: propose tokens that may follow and verify several in one step: 'auto' while a running trial says that
-    it pays, 'always' to measure it, or 'off'; for an answer that is written alone, without lossy_head.
+    it pays, 'always' to measure it, or 'off'; for an answer that is written alone, without anything lossy.
     draft: a smaller model with the same vocabulary that guesses, too; held in memory whole, inside the same budget.
     hot_set: start with the experts that earlier runs used most, and leave word of this run's; off for a cold start.
     lossy_head, lossy_threshold: LOSSY: a published LM-head predictor (model_lm_head.pt); only logits that it scores
     above the threshold are computed.
+    lossy_experts, lossy_prefer, lossy_skip: LOSSY: fewer experts of a token, those in memory rather than others, none
+    instead of a missing one of low weight: see `lossy_routing.LossyRouting`.
     reserved: bytes of the budget that are left to the application.
     progress: told (bytes done, bytes in all, what) while the dense weights are read.
     """
@@ -81,6 +84,9 @@ class EngineOptions:
     hot_set: bool = True
     lossy_head: str | Path | None = None
     lossy_threshold: float = DEFAULT_THRESHOLD
+    lossy_experts: int | None = None
+    lossy_prefer: float = 0.0
+    lossy_skip: float = 0.0
     reserved: int = 0
     progress: Progress = silent
 
@@ -92,10 +98,13 @@ class EngineOptions:
             "reserved": whole("reserved", self.reserved, 0, MAX_BYTES),
             "kv_dir_bytes": parse_size(self.kv_dir_bytes, "kv_dir_bytes"),
             "lossy_threshold": number("lossy_threshold", self.lossy_threshold, lambda _: True, "a finite number"),
+            "lossy_prefer": number("lossy_prefer", self.lossy_prefer, lambda x: x >= 0, "a number of at least 0"),
+            "lossy_skip": number("lossy_skip", self.lossy_skip, lambda x: 0 <= x <= 1, "a number from 0 to 1"),
         }
         if self.memory is not None:
             checked["memory"] = parse_size(self.memory)
-        for name, most in (("context", None), ("chunk", None), ("max_slots", None), ("threads", MAX_THREADS)):
+        for name, most in (("context", None), ("chunk", None), ("max_slots", None), ("lossy_experts", None),
+                           ("threads", MAX_THREADS)):
             value = getattr(self, name)
             if value is not None:
                 checked[name] = whole(name, value, 1) if most is None else whole(name, value, 1, most)
@@ -112,12 +121,30 @@ class EngineOptions:
         callback("progress", self.progress)
         if self.lossy_head is None and self.lossy_threshold != DEFAULT_THRESHOLD:
             raise RequestError("lossy_threshold: has no meaning without lossy_head, the predictor's file")
-        if self.draft is not None and (self.speculation == "off" or self.lossy_head is not None):
-            raise RequestError(
-                "draft: has no meaning with speculation off or a lossy_head, with which nothing is guessed"
-            )
+        if self.draft is not None and (self.speculation == "off" or self.is_lossy):
+            raise RequestError("draft: has no meaning with speculation off or lossy options, with which nothing is guessed")
         for name, found in checked.items():  # numpy's numbers become Python's, sizes bytes
             object.__setattr__(self, name, found)
+
+    @property
+    def lossy_routing(self) -> LossyRouting:
+        return LossyRouting(self.lossy_experts, self.lossy_prefer, self.lossy_skip)
+
+    @property
+    def is_lossy(self) -> bool:
+        return self.lossy_head is not None or bool(self.lossy_routing)
+
+    def exact(self) -> EngineOptions:
+        """The same without anything that changes outputs."""
+        return replace(
+            self,
+            kv="f16",
+            lossy_head=None,
+            lossy_threshold=DEFAULT_THRESHOLD,
+            lossy_experts=None,
+            lossy_prefer=0.0,
+            lossy_skip=0.0,
+        )
 
     @classmethod
     def of(cls, options: EngineOptions | None, changes: Mapping[str, Any]) -> EngineOptions:
@@ -168,5 +195,8 @@ class EngineChanges(TypedDict, total=False):
     hot_set: bool
     lossy_head: str | Path | None
     lossy_threshold: float
+    lossy_experts: int | None
+    lossy_prefer: float
+    lossy_skip: float
     reserved: int
     progress: Progress

@@ -118,6 +118,11 @@ inline void register_model(py::module_& m) {
            arg("weights") = py::none())
       .def("share", &BoundForward::share, arg("layer"), arg("normed"), arg("x") = py::none())
       .def("combine", &BoundForward::combine, arg("layer"), arg("x"), arg("weights"))
+      .def("be_lossy", &BoundForward::be_lossy, arg("tokens"), arg("experts"), arg("prefer"), arg("skip"))
+      .def("lossy_counts",
+           [](const BoundForward& self) {
+             return py::make_tuple(self.lossy().pairs, self.lossy().replaced, self.lossy().left_out);
+           })
       .def("release", &BoundForward::release);
   forward.attr("DONE") = static_cast<int>(BoundForward::Stop::done);
   forward.attr("ROUTED") = static_cast<int>(BoundForward::Stop::routed);

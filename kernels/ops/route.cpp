@@ -58,9 +58,26 @@ void leave_out_groups(const float* choice, int64_t experts, const Scoring& how, 
   }
 }
 
+// Chooses again what `ids`, k of them and best first, hold but for the first; `open` are the experts that may be chosen.
+void prefer(const Preference& prefers, const float* choice, int64_t experts, const std::vector<char>& open, int64_t k, int32_t* ids) {
+  const std::vector<int32_t> exact(ids, ids + k);
+  const auto [least, most] = std::minmax_element(choice, choice + experts);
+  const float margin = prefers.margin * (*most - *least);
+  std::vector<float> preferred(choice, choice + experts);  // with all in slots, the same numbers
+  for (int64_t e = 0; e < experts; ++e) preferred[static_cast<size_t>(e)] -= prefers.slot_of[e] < 0 ? margin : 0;
+  std::vector<char> taken = open;
+  taken[static_cast<size_t>(ids[0])] = 1;
+  for (int64_t j = 1; j < k; ++j) {
+    ids[j] = static_cast<int32_t>(take_best(preferred.data(), experts, taken.data()));
+    *prefers.replaced += std::find(exact.begin(), exact.end(), ids[j]) == exact.end();
+  }
+  std::stable_sort(ids + 1, ids + k, [&](int32_t a, int32_t b) { return is_better(choice[a], choice[b]); });
+}
+
 }  // namespace
 
-void route(const float* logits, int64_t tokens, int64_t experts, const Scoring& how, int32_t* ids, float* weights) {
+void route(const float* logits, int64_t tokens, int64_t experts, const Scoring& how, int32_t* ids, float* weights,
+           const Preference* prefers) {
   const int64_t k = how.k;
   const bool adds_bias = how.bias != nullptr && !how.bias_chooses, chooses_by_bias = how.bias != nullptr && how.bias_chooses;
   std::vector<char> taken(static_cast<size_t>(experts));
@@ -79,7 +96,9 @@ void route(const float* logits, int64_t tokens, int64_t experts, const Scoring& 
     }
     taken.assign(taken.size(), 0);
     if (how.groups > 1) leave_out_groups(choice, experts, how, taken.data());
+    const std::vector<char> open = prefers == nullptr ? std::vector<char>() : taken;
     for (int64_t j = 0; j < k; ++j) ids[j] = static_cast<int32_t>(take_best(choice, experts, taken.data()));
+    if (prefers != nullptr) prefer(*prefers, choice, experts, open, k, ids);
 
     // Divided by the sum over the chosen, a softmax over all experts is one over the chosen.
     const bool over_all = how.gating == Gating::softmax && how.over_all && !how.normalise;
@@ -102,13 +121,13 @@ void route(const float* logits, int64_t tokens, int64_t experts, const Scoring& 
 }
 
 void router(ThreadPool& pool, const Matrix& weights, const float* x, int64_t tokens, const Scoring& how, int32_t* ids,
-            float* expert_weights) {
+            float* expert_weights, const Preference* prefers) {
   std::vector<float> logits(static_cast<size_t>(tokens * weights.rows));
   linear(pool, {{weights, logits.data()}}, x, tokens);
   if (how.logit_scale != 1.0f) {
     for (float& logit : logits) logit *= how.logit_scale;
   }
-  route(logits.data(), tokens, weights.rows, how, ids, expert_weights);
+  route(logits.data(), tokens, weights.rows, how, ids, expert_weights, prefers);
 }
 
 }  // namespace smallthinker

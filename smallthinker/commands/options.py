@@ -195,6 +195,24 @@ def add_switches(group: Group) -> None:
         default=0.0,
         help="score above which the predictor has a logit computed; lower loses less (default: 0, as published)",
     )
+    group.add_argument(
+        "--lossy-experts", type=int, metavar="N", help="LOSSY: at most N experts of a token and layer (default: all)"
+    )
+    group.add_argument(
+        "--lossy-prefer",
+        type=float,
+        metavar="X",
+        default=0.0,
+        help="LOSSY: choose experts in memory as if their scores were higher by X times the span of scores, e.g. 0.1 "
+        "(default: 0, off)",
+    )
+    group.add_argument(
+        "--lossy-skip",
+        type=float,
+        metavar="X",
+        default=0.0,
+        help="LOSSY: leave out an expert that isn't in memory if its weight is below X, e.g. 0.15 (default: 0, off)",
+    )
 
 
 def add_kv(group: Group) -> None:

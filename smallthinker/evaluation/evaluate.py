@@ -87,7 +87,7 @@ def compare(
 ) -> Comparison:
     """How far a store is from a reference, usually a store of the same model in f16.
 
-    kv and lossy_head hold for the store alone. The reference runs exactly, so `path` may be both, to see
+    kv and what is lossy hold for the store alone. The reference runs exactly, so `path` may be both, to see
     what they cost.
     Raises what `perplexity` does and StoreWriteError: no room among temporary files for 4 d bytes a token and model.
     """
@@ -105,8 +105,7 @@ def compare(
         states, exact_states = (files.enter_context(_spool()) for _ in range(2))
         # the store first: what is wrong with the options is found before anything has been computed
         _write_states(path, windows, options, states, advance)
-        plain = replace(options, kv=DEFAULTS.kv, lossy_head=None, lossy_threshold=DEFAULTS.lossy_threshold)
-        _write_states(reference, windows, plain, exact_states, advance)
+        _write_states(reference, windows, options.exact(), exact_states, advance)
         found = _compare_states(path, states, reference, exact_states, windows, options, advance)
     gaps = found.nats - found.reference_nats
     return Comparison(
@@ -145,7 +144,9 @@ def _tokenizer(store: Store) -> Tokenizer:
 
 
 def _open(path: Path, windows: Windows, options: EngineOptions) -> Engine:
-    return Engine(path, options, context=windows.context)
+    # one token at a time, as answers are written: what is lossy depends on what is in memory then
+    chunk = 1 if options.lossy_routing else options.chunk
+    return Engine(path, options, context=windows.context, chunk=chunk)
 
 
 def _run(engine: Engine, windows: Windows, take: Callable[[Floats, Ids], None], progress: Progress) -> None:

@@ -25,6 +25,7 @@ from smallthinker.generation.sampling import Sampler
 from smallthinker.generation.sampling_params import SamplingParams
 from smallthinker.generation.stats import GenerationStats, SpeculationCounters
 from smallthinker.lossy_head import HeadCounters
+from smallthinker.lossy_routing import RoutingCounters
 from smallthinker.measures.profile import Clocks, Profile, Stopwatch
 from smallthinker.measures.roofline import Phase
 from smallthinker.text.answer_parser import Part
@@ -252,6 +253,7 @@ class _Meter:
         self._began = self._first_token = self._last_token = time.perf_counter()
         self._at_start = self._at_first_token = engine.experts.counters()
         self._head_at_start = HeadCounters() if engine.lossy_head is None else engine.lossy_head.counters()
+        self._routing_at_start = engine.routing_counters() or RoutingCounters()
         self._clocks_at_start = self._clocks_at_first_token = engine.clocks()
 
     def token(self) -> None:
@@ -272,7 +274,7 @@ class _Meter:
         return first - start, end - first
 
     def stats(self) -> GenerationStats:
-        engine, head = self._engine, self._engine.lossy_head
+        engine, head, routing = self._engine, self._engine.lossy_head, self._engine.routing_counters()
         end = engine.experts.counters()
         first = self._at_first_token if self._tokens else end
         prefill, decode = self._clocks()
@@ -298,4 +300,5 @@ class _Meter:
             seed=self._seed,
             storage=None if engine.storage is None else engine.storage.name,
             lossy_head=None if head is None else head.counters() - self._head_at_start,
+            lossy_routing=None if routing is None else routing - self._routing_at_start,
         )

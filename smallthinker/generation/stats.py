@@ -10,6 +10,7 @@ from typing import Any
 from smallthinker.cache.read_counters import CacheCounters
 from smallthinker.figures import rounded
 from smallthinker.lossy_head import HeadCounters
+from smallthinker.lossy_routing import RoutingCounters
 from smallthinker.measures.roofline import Phase
 
 MIB = 1 << 20
@@ -71,6 +72,7 @@ class GenerationStats:
     seed: int | None
     storage: str | None = None
     lossy_head: HeadCounters | None = None
+    lossy_routing: RoutingCounters | None = None
     speculation: SpeculationCounters = field(default_factory=SpeculationCounters)
 
     @property
@@ -106,6 +108,7 @@ class GenerationStats:
             "prefill": self.prefill.to_dict(),
             "decode": self.decode.to_dict(),
             "lossy_head": None if self.lossy_head is None else asdict(self.lossy_head),
+            "lossy_routing": None if self.lossy_routing is None else asdict(self.lossy_routing),
             "speculation": asdict(self.speculation),
             "decode_tok_per_sec": round(self.decode_tok_per_sec, 3),
             "prefill_tok_per_sec": round(self.prefill_tok_per_sec, 3),
@@ -124,6 +127,7 @@ class GenerationStats:
             f"{self._repeats()}"
             f"{'; ' + self.speculation.line() if self.speculation.batches else ''}"
             f"{'' if self.lossy_head is None else '; ' + self.lossy_head.line()}"
+            f"{'' if self.lossy_routing is None else '; ' + self.lossy_routing.line()}"
         )
 
     def _repeats(self) -> str:
