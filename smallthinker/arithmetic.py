@@ -94,9 +94,8 @@ class DenseWeights(Protocol):
 class Arithmetic:
     """Of one model. slots: uint8 [n, record_bytes], the experts' memory. predictor: what guesses later layers' experts
     better than their own routers do. logits: instead of the exact head, of normed states [T, d] -> [T, V]. context:
-    positions that sequences are planned for; all that the model was made for, if it isn't said. lossy: of steps of fewer
-    than MANY_TOKENS tokens. Raises ConfigError,
-    naming the field, for a description that no kernel computes.
+    positions that sequences are planned for; all that the model was made for, if it isn't said. lossy: of steps of
+    fewer than MANY_TOKENS tokens. Raises ConfigError, naming the field, for a description that no kernel computes.
     `live_neurons` of `neurons` had to be computed so far; ReLU made the others zero."""
 
     def __init__(

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LossyRouting:
-    """experts: of a token and layer, at most so many of the model's (None: all). prefer: experts in memory are chosen as
-    if their scores were higher by this share of the span of a token's scores (arXiv 2412.00099, section 3). skip: an
-    expert that isn't in memory is left out where its weight is below this share of the token's; the others take it."""
+    """experts: of a token and layer, at most so many of the model's (None: all). prefer: experts that aren't in memory
+    are chosen as if their scores were lower by this share of the span of a token's scores (after arXiv 2412.00099).
+    skip: one that isn't in memory is left out where its weight is below this share of the token's; the others take it.
+    """
 
     experts: int | None = None
     prefer: float = 0.0

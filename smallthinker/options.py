@@ -103,8 +103,13 @@ class EngineOptions:
         }
         if self.memory is not None:
             checked["memory"] = parse_size(self.memory)
-        for name, most in (("context", None), ("chunk", None), ("max_slots", None), ("lossy_experts", None),
-                           ("threads", MAX_THREADS)):
+        for name, most in (
+            ("context", None),
+            ("chunk", None),
+            ("max_slots", None),
+            ("lossy_experts", None),
+            ("threads", MAX_THREADS),
+        ):
             value = getattr(self, name)
             if value is not None:
                 checked[name] = whole(name, value, 1) if most is None else whole(name, value, 1, most)
@@ -122,7 +127,7 @@ class EngineOptions:
         if self.lossy_head is None and self.lossy_threshold != DEFAULT_THRESHOLD:
             raise RequestError("lossy_threshold: has no meaning without lossy_head, the predictor's file")
         if self.draft is not None and (self.speculation == "off" or self.is_lossy):
-            raise RequestError("draft: has no meaning with speculation off or lossy options, with which nothing is guessed")
+            raise RequestError("draft: has no meaning with speculation off or anything lossy: nothing is guessed then")
         for name, found in checked.items():  # numpy's numbers become Python's, sizes bytes
             object.__setattr__(self, name, found)
 

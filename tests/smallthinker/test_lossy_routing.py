@@ -15,6 +15,7 @@ from smallthinker.errors import RequestError
 from smallthinker.forward import Observers
 from smallthinker.lossy_routing import LossyRouting, RoutingCounters
 from smallthinker.options import EngineOptions
+from smallthinker.server.openai.usage import timings
 
 CONFIG = tiny_config(**HYBRID_ATTENTION)
 K = CONFIG.experts_per_token
@@ -83,6 +84,9 @@ def test_an_answer_says_how_lossy_it_was(store: Path) -> None:
     assert "lossy routing" in stats.line()
     assert stats.to_dict()["lossy_routing"]["replaced"] == stats.lossy_routing.replaced
     assert stats.speculation.batches == 0
+    assert timings(stats)["lossy"] == {"routing": stats.to_dict()["lossy_routing"]}
+    with LLM(store, memory="1GiB", max_slots=FEW) as llm:
+        assert "lossy" not in timings(llm.generate("Once upon a time", max_tokens=2).stats)
 
 
 @pytest.mark.parametrize(
@@ -96,5 +100,6 @@ def test_settings_without_meaning_are_refused_by_name(wrong: dict[str, Any]) -> 
 def test_exact_options_have_nothing_lossy() -> None:
     lossy = EngineOptions(lossy_experts=2, lossy_prefer=0.1, lossy_skip=0.2, kv="q8")
     assert lossy.is_lossy and not lossy.exact().is_lossy and lossy.exact().kv == "f16"
-    assert str(lossy.lossy_routing) == "at most 2 experts, prefers what is in memory by 0.1, skips what is missing below 0.2"
+    said = "at most 2 experts, prefers what is in memory by 0.1, skips what is missing below 0.2"
+    assert str(lossy.lossy_routing) == said
     assert not LossyRouting()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from smallthinker.generation.answer import Completion
@@ -45,7 +45,12 @@ class Usage:
 
 
 def timings(stats: GenerationStats) -> dict[str, Any]:
-    """An addition of this server's: how the (first) answer was computed."""
+    """An addition of this server's: how the (first) answer was computed; `lossy`: where it need not be the model's."""
+    lossy = {
+        kind: asdict(counters)
+        for kind, counters in (("head", stats.lossy_head), ("routing", stats.lossy_routing))
+        if counters is not None
+    }
     return {
         "queue_sec": round(stats.queue_sec, 4),
         "ttft_sec": round(stats.ttft_sec, 4),
@@ -54,4 +59,4 @@ def timings(stats: GenerationStats) -> dict[str, Any]:
         "hit_rate": round(stats.hit_rate, 4),
         "bytes_read_per_token": round(stats.bytes_read_per_token),
         "seed": stats.seed,
-    }
+    } | ({"lossy": lossy} if lossy else {})
