@@ -114,7 +114,7 @@ class AtomicFolder:
                     raise StoreWriteError(f"{self.out}: holds {path}, which this is made from; choose another name")
         names = {entry.name for entry in self.out.iterdir()}
         if names and not self.force:
-            raise StoreWriteError(f"{self.out}: exists already; --force (force=True) replaces it")
+            raise StoreWriteError(f"{self.out}: exists already; `force` replaces it")
         foreign = [name for name in sorted(names) if not any(fnmatch(name, own) for own in self._own_files)]
         if foreign:
             raise StoreWriteError(

@@ -9,7 +9,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from smallthinker.errors import ContextLengthError, SmallThinkerError, one_line
@@ -34,7 +34,8 @@ _ROLES = ("system", "user", "assistant")
 
 class Chat:
     """One conversation. `run` returns the exit code, and raises SmallThinkerError when an answer fails and nobody sits
-    at a terminal to ask again. `timings` prints where the time went after every answer."""
+    at a terminal to ask again. `timings` prints where the time went after every answer; `words` makes what is said of
+    an error fit the command line."""
 
     def __init__(
         self,
@@ -45,9 +46,10 @@ class Chat:
         *,
         shows_thoughts: bool = True,
         timings: bool = False,
+        words: Callable[[str], str] = str,
     ) -> None:
         self._llm, self._options, self._chat, self._timings = llm, options, chat, timings
-        self._shows_thoughts = shows_thoughts
+        self._shows_thoughts, self._words = shows_thoughts, words
         self._opening: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
         self.messages: list[dict[str, str]] = list(self._opening)
 
@@ -158,7 +160,7 @@ class Chat:
         except SmallThinkerError as e:
             if not sys.stdin.isatty():  # a script's questions, of which the next may need this one's answer
                 raise
-            print(f"error: {one_line(e)}", file=sys.stderr)
+            print(f"error: {one_line(self._words(str(e)))}", file=sys.stderr)
             self.messages.pop()
             return
         print()

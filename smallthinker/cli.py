@@ -19,6 +19,7 @@ from smallthinker.commands import COMMANDS
 from smallthinker.commands.options import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_USAGE, Parser, text
 from smallthinker.errors import SmallThinkerError, one_line
 
+_BEFORE_COMMANDS = ("-h", "--help", "--version")
 DEBUG_VARIABLE = "SMALLTHINKER_DEBUG"
 
 
@@ -37,10 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    name = "smallthinker"
+    name, in_options = "smallthinker", str
     try:
         parser = _parser()
-        args, unknown = parser.parse_known_args(argv)
+        words = sys.argv[1:] if argv is None else list(argv)
+        if words[:1] and words[0].startswith("-") and words[0] not in _BEFORE_COMMANDS:
+            parser.error(
+                f"{words[0].partition('=')[0]}: expected a command first, as in smallthinker run {words[0]} ..."
+            )
+        args, unknown = parser.parse_known_args(words)
         if (
             unknown
             and isinstance(getattr(args, "prompt", None), list)
@@ -52,7 +58,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if args.command is None:
             parser.print_help(sys.stderr)
             return EXIT_USAGE
-        name = f"smallthinker {args.command}"
+        name, in_options = args.parser.prog, args.parser.options_in
         with _signals_unwind():
             code: int = args.handler(args)
         sys.stdout.flush()
@@ -67,7 +73,8 @@ def _run(argv: Sequence[str] | None) -> int:
     except Exception as e:
         if os.environ.get(DEBUG_VARIABLE) == "1":
             traceback.print_exc()
-        return _tell(name, *_fault(e))
+        code, said = _fault(e)
+        return _tell(name, code, in_options(said) if isinstance(e, SmallThinkerError) else said)
 
 
 def _spare_address_space() -> None:

@@ -264,7 +264,7 @@ class Engine(StaysHere):
         if prompt_tokens + new_tokens > self.plan.context:
             raise ContextLengthError(
                 f"context: {prompt_tokens} prompt tokens and up to {new_tokens} new ones don't fit the planned "
-                f"{self.plan.context}; give a shorter prompt, a smaller --max-tokens or a larger --context "
+                f"{self.plan.context}; give a shorter prompt, a smaller `max_tokens` or a larger `context` "
                 f"(this model takes up to {self.config.context})"
             )
 

@@ -175,7 +175,7 @@ def check_output(path: Path, inputs: Iterable[Path] = (), *, replace: bool = Fal
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "expected no file or an ordinary one, found a pipe, socket or device")
     if not replace:
-        raise FileExistsError(errno.EEXIST, "exists already; give another name, or --force to replace it")
+        raise FileExistsError(errno.EEXIST, "exists already; give another name, or `force` to replace it")
 
 
 def _is_same(path: Path, status: os.stat_result) -> bool:

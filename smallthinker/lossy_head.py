@@ -81,7 +81,7 @@ class HeadPredictor:
         if config.head != Head(config.head.tied):
             raise CheckpointError(
                 f"{self._file.path}: expected a model whose logits are plain products, found one that adds a bias to "
-                "them, scales or caps them; leave --lossy-head out"
+                "them, scales or caps them; leave `lossy_head` out"
             )
         names = next((n for n in (("fc1.weight", "fc2.weight"), ("fc1", "fc2")) if set(n) == set(found)), None)
         if names is None:

@@ -193,8 +193,8 @@ def _below(floor_bytes: int, budget_bytes: int, context: int, sequences: int) ->
     floor = floor_bytes // MIB
     return MemoryBudgetError(
         f"memory: {budget_bytes / MIB:.0f} MiB is below the floor of {floor} MiB for a context of {context} "
-        f"tokens{'' if sequences == 1 else f', {sequences} times'}; give --memory {floor}MiB or more, or a "
-        "smaller --context",
+        f"tokens{'' if sequences == 1 else f', {sequences} times'}; give `memory={floor}MiB` or more, or a "
+        "smaller `context`",
         floor_bytes,
     )
 

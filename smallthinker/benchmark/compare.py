@@ -150,5 +150,5 @@ def comparison_text(found: BenchComparison) -> str:
     if found.only_a or found.only_b:
         lines.append(f"not compared: {found.only_a} cells that only A has, {found.only_b} that only B has")
     if any(c.verdict == "too few runs" for c in found.changes):
-        lines.append(f"fewer than {LEAST_RUNS} runs of a cell can't tell a change from noise: give more --repeats")
+        lines.append(f"fewer than {LEAST_RUNS} runs of a cell can't tell a change from noise: give more repeats")
     return "\n".join(lines)

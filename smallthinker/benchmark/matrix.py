@@ -78,8 +78,8 @@ def text_answers(ids: Sequence[int], prompt_tokens: int, tokens: int) -> list[Be
     needed = len(STARTS) * (prompt_tokens + tokens)
     if len(ids) < needed:
         raise RequestError(
-            f"--text: expected {needed} tokens or more, {len(STARTS)} prompts of {prompt_tokens} and {tokens} decoded "
-            f"after each, found {len(ids)}; give a longer text, a smaller --prompt or --max-tokens"
+            f"text: expected {needed} tokens or more, {len(STARTS)} prompts of {prompt_tokens} and {tokens} decoded "
+            f"after each, found {len(ids)}; give a longer text, a smaller `prompt` or `max_tokens`"
         )
     return _cut(list(ids[:needed]), prompt_tokens, tokens)
 

@@ -45,12 +45,12 @@ class BenchRequest:
 
     def __post_init__(self) -> None:
         """Raises RequestError."""
-        for name, values in (("max-tokens", [self.tokens]), ("repeats", [self.repeats]), ("prompt", self.prompts)):
+        for name, values in (("max_tokens", [self.tokens]), ("repeats", [self.repeats]), ("prompt", self.prompts)):
             bad = next((value for value in values if not 1 <= value <= _MOST), None)
             if bad is not None:
-                raise RequestError(f"--{name}: expected 1 to {_MOST}, found {bad}")
+                raise RequestError(f"{name}: expected 1 to {_MOST}, found {bad}")
         if self.seed < 0:
-            raise RequestError(f"--seed: expected 0 or more, found {self.seed}")
+            raise RequestError(f"seed: expected 0 or more, found {self.seed}")
 
 
 def plan(request: BenchRequest) -> tuple[Series, Row]:
@@ -101,14 +101,14 @@ def _profiles(request: BenchRequest) -> dict[str, StorageProfile | None]:
     """By name; None is the real disk."""
     is_throttled = request.throttle == "kernel"
     if is_throttled and request.limit and is_v2():
-        raise RequestError("--limit and --real-throttle: together they need cgroups of version 1, found version 2")
+        raise RequestError("limit: with the kernel's throttle it needs cgroups of version 1, found version 2")
     found: dict[str, StorageProfile | None] = {}
     for asked in dict.fromkeys(request.profiles):
         profile = None if asked == RAW else load_profile(asked)
         name = RAW if profile is None else profile.name
         if name in found or (name == RAW) != (profile is None):
-            raise RequestError(f"--storage {asked}: expected profiles of different names, found {name!r} twice")
+            raise RequestError(f"storage: {asked}: expected profiles of different names, found {name!r} twice")
         found[name] = profile
     if is_throttled and list(found) == [RAW]:
-        raise RequestError("--real-throttle: expected a --storage to throttle the disk to, found only raw")
+        raise RequestError("storage: expected one to throttle the disk to, found only raw")
     return found

@@ -91,9 +91,9 @@ def begin(folder: Path, environment: Row, *, force: bool, notice: Notice) -> Ite
         folder.mkdir(parents=True, exist_ok=True)
         lock = host.lock_folder(folder, wait=False)
     except OSError as e:
-        raise ResultsError(f"{folder}: cannot write: {e.strerror or e}; give another --out") from None
+        raise ResultsError(f"{folder}: cannot write: {e.strerror or e}; give another folder") from None
     if lock is None:
-        raise ResultsError(f"{folder}: another benchmark is writing there; wait for it, or give another --out")
+        raise ResultsError(f"{folder}: another benchmark is writing there; wait for it, or give another folder")
     try:
         yield _begin(folder / FILE, environment, force, notice)
     finally:
@@ -117,7 +117,7 @@ def _begin(path: Path, environment: Row, force: bool, notice: Notice) -> Results
                 return results
             if not force:
                 raise ResultsError(
-                    f"{path}: holds other results: {other}; give another --out, or --force to replace them"
+                    f"{path}: holds other results: {other}; give another folder, or `force` to replace them"
                 )
             notice(f"{path}: replaced, since its {other}")
     except OSError as e:
@@ -187,7 +187,7 @@ def _append(path: Path, row: Row) -> None:
 
 
 def _cannot_write(path: Path, e: OSError) -> ResultsError:
-    return ResultsError(f"{path}: cannot write: {e.strerror or e}; make room, or give another --out")
+    return ResultsError(f"{path}: cannot write: {e.strerror or e}; make room, or give another folder")
 
 
 def _line(row: Row) -> str:

@@ -169,7 +169,9 @@ class Series:
         refusal = self._child(self._job(None, longest, memory_bytes=1), [])
         floor = re.search(r"floor of (\d+) MiB", refusal.get("message", ""))
         if floor is None:
-            raise ResultsError(f"expected a budget's floor, found: {refusal.get('message', 'none')}; give --memory")
+            raise ResultsError(
+                f"expected a budget's floor, found: {refusal.get('message', 'none')}; give budgets with `memory`"
+            )
         return int(floor[1]) * MIB
 
 

@@ -132,19 +132,17 @@ def calibrate(
     `force`, disk full; and what an Engine raises.
     """
     if tokens is not None and tokens < FEWEST_TOKENS:
-        raise RequestError(f"--tokens: expected at least {FEWEST_TOKENS}, found {tokens}")
+        raise RequestError(f"tokens: expected at least {FEWEST_TOKENS}, found {tokens}")
     with Engine(path, options, predictor=False) as engine:
         file = engine.store.hint_path(PREDICTOR_FILE)
         if is_there(file) and not force:
-            raise StoreWriteError(f"{file}: exists already; --force replaces it by a new one")
+            raise StoreWriteError(f"{file}: exists already; `force` replaces it by a new one")
         if not engine.config.routed_layers:
             raise ConfigError("calibrate: this model is dense: no layer has a router, so there is nothing to guess")
         routers = {layer: _Router(engine, layer) for layer in engine.config.routed_layers}
         ids = engine.tokenizer.encode_prompt(text)[: MOST_TOKENS if tokens is None else tokens]
         if len(ids) < FEWEST_TOKENS:
-            raise RequestError(
-                f"text: expected at least {FEWEST_TOKENS} tokens, found {len(ids)}; give a longer --text"
-            )
+            raise RequestError(f"text: expected at least {FEWEST_TOKENS} tokens, found {len(ids)}; give a longer one")
         states = _record(engine, routers, split(ids, engine.plan.context), recording or silent)
     predictors, right = _learn(states, routers, training or silent)
     shown = {name: (float(mean[0]), float(mean[1])) for name, of in right.items() for mean in [np.mean(of, axis=0)]}
@@ -219,7 +217,7 @@ def _spool(folder: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.ND
     except OSError as e:
         raise StoreWriteError(
             f"{folder}: cannot keep {nbytes:,} bytes of states here: {e.strerror or e}; make room "
-            "there, the folder writable, or give fewer --tokens"
+            "there, the folder writable, or give fewer `tokens`"
         ) from e
 
 

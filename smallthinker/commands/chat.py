@@ -41,4 +41,5 @@ def handle(args: argparse.Namespace) -> int:
             args.system,
             shows_thoughts=args.thinking == "show",
             timings=args.timings,
+            words=args.parser.options_in,
         ).run()

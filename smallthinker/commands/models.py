@@ -95,6 +95,14 @@ def load(args: argparse.Namespace, path: Path, **more: Any) -> LLM:
     return llm
 
 
+def name_of(path: Path) -> str:
+    """What a model is called, also one that isn't kept here."""
+    from smallthinker.library import DEMO
+    from smallthinker.library.folder import model_name
+
+    return printable(DEMO if is_demo(path) else model_name(path.absolute()))
+
+
 def is_demo(path: Path) -> bool:
     from smallthinker.llm import DEMO_STORE
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -22,10 +23,14 @@ EXIT_USAGE = 2
 EXIT_INTERNAL = 70  # EX_SOFTWARE of sysexits.h
 MAX_DIGITS = 20  # those of 2**64
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+MOST_NAMED = 12  # choices in a message
 MOST_TEXT_BYTES = 1 << 30  # the tokens of more would need tens of GiB
 WEIGHT_FORMATS = ("q4", "q4_0", "q4_k", "q4_k_s", "q4_k_m", "q6_k", "q8_0", "bf16", "f16")
 SHAPE_FORMATS = (*WEIGHT_FORMATS, "mxfp4")  # of models without weights: it can be run, but not made of numbers
 COMPRESSION_LEVEL = 3  # of quantised weights, higher ones make nothing smaller; see docs/benchmarks.md
+
+# How messages of the library name a parameter where they advise one: `context`, `memory=1GiB`.
+_PARAMETER = re.compile(r"`(?P<name>[a-z]+(?:_[a-z]+)*)(?:=(?P<value>[^`\s]+))?`")
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,18 +43,51 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse, in fewer words: what was meant, or of a few choices all."""
+        if action.choices is None or value in action.choices:
+            return
+        known = [str(choice) for choice in action.choices]
+        close = _closest(str(value), known)
+        if len(known) > MOST_NAMED or isinstance(action, argparse._SubParsersAction):
+            what = (action.metavar or action.dest) if isinstance(action.metavar, str) else action.dest
+            self.error(f"{shown(value)}: no such {what.lower()}{close}")
+        raise argparse.ArgumentError(action, f"expected {', '.join(known[:-1])} or {known[-1]}, found {shown(value)}")
+
+    def options_in(self, message: str) -> str:
+        """A message of the library, with this command's options where that has parameters: "`max_tokens`" and a
+        leading "max_tokens: " become --max-tokens, "`memory=1GiB`" --memory 1GiB."""
+        options = {action.dest: action.option_strings[-1] for action in self._actions
+                   if action.option_strings and action.help != argparse.SUPPRESS}  # fmt: skip
+
+        def named(found: re.Match[str]) -> str:
+            name, value = found["name"], found["value"]
+            known = options.get(name)
+            if known is None:
+                return name if value is None else f"{name}={value}"
+            return known if value is None else f"{known} {value}"
+
+        first = re.match(r"([a-z]+(?:_[a-z]+)*): ", message)
+        if first is not None and first[1] in options:
+            message = f"{options[first[1]]}{message[first.end(1) :]}"
+        return _PARAMETER.sub(named, message)
+
     def refuse(self, arguments: Sequence[str]) -> NoReturn:
         """What nobody takes: the first of it, with the option that may have been meant."""
-        import difflib
-
         first = next((argument for argument in arguments if argument.startswith("-")), None)
         if first is None:
             self.error(f"{shown(arguments[0])}: expected no more arguments")
         name = first.partition("=")[0]
         known = [option for action in self._actions if action.help != argparse.SUPPRESS
                  for option in action.option_strings]  # fmt: skip
-        close = difflib.get_close_matches(name, known, n=1)
-        self.error(f"{name}: no such option{f'; did you mean {close[0]}?' if close else ''}")
+        self.error(f"{name}: no such option{_closest(name, known)}")
+
+
+def _closest(word: str, known: Iterable[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def text(value: str) -> str:

@@ -19,6 +19,7 @@ from smallthinker.commands.models import (
     is_demo,
     load,
     model_among,
+    name_of,
     tell_of_demo,
 )
 from smallthinker.commands.options import (
@@ -37,7 +38,10 @@ from smallthinker.errors import RequestError
 from smallthinker.terminal import PromptBar, answer_stream, piped_input, read_input, thought
 
 if TYPE_CHECKING:
-    from smallthinker.llm import LLM, TextStream
+    from smallthinker.generation.answer import LogitsProcessor
+    from smallthinker.llm import LLM, ChatOptions, TextStream
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def add(commands: Commands) -> None:
@@ -76,11 +80,18 @@ def add(commands: Commands) -> None:
     add_model_options(parser)
     add_sampling_options(parser)
     parser.add_argument(
+        "--schema", type=Path, metavar="FILE", help="a JSON schema that the answer keeps to; needs smallthinker[serve]"
+    )
+    parser.add_argument("--image", metavar="FILE", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="print one JSON object: the text, and all figures")
+    parser.add_argument(
         "--stats", choices=["line", "json"], default="line", help="figures on the last line of stderr (default: line)"
     )
 
 
 def handle(args: argparse.Namespace) -> int:
+    if args.image is not None:
+        raise RequestError("--image: pictures aren't read: models answer text here; leave it out")
     word = args.model if args.model is not None else model_among(args.prompt, bool(args.file))
     path = find_model(word)
     prompt = _prompt(args, word)
@@ -90,12 +101,12 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.chat import interrupts_cancel
 
     with (
-        load(args, path) as llm,
+        load(args, path, **_reserved(args, path)) as llm,
         contextlib.closing(PromptBar()) as bar,
         _stream(args, llm, prompt, bar, is_chat=is_chat) as stream,
         interrupts_cancel(llm),
     ):
-        _print(stream, bar, shows_thoughts=args.thinking == "show")
+        _print(stream, bar, shows_thoughts=args.thinking == "show" and not args.json, says=not args.json)
         assert stream.completion is not None
         stats = stream.completion.stats
         profile = stream.completion.profile
@@ -105,7 +116,11 @@ def handle(args: argparse.Namespace) -> int:
             print(f"the machine ran short of memory: only {stats.least_slots} experts could stay", file=sys.stderr)
         figures = {"finish_reason": stream.completion.finish_reason} | stats.to_dict()
         figures |= {"profile": profile.to_dict()} if args.timings else {}
-        print(json.dumps(figures) if args.stats == "json" else stats.line(), file=sys.stderr)
+        if args.json:
+            said = {"text": stream.completion.text, "reasoning": stream.completion.reasoning or None}
+            print(json.dumps({"model": name_of(path)} | said | figures))
+        else:
+            print(json.dumps(figures) if args.stats == "json" else stats.line(), file=sys.stderr)
         return EXIT_INTERRUPTED if stream.completion.finish_reason == "cancelled" else 0
 
 
@@ -114,7 +129,10 @@ def _prompt(args: argparse.Namespace, model: str | None) -> str:
     parts: list[str] = []
     for is_input, words in itertools.groupby(args.prompt, lambda word: word == "-"):
         parts.append(read_input() if is_input else " ".join(words))
-    parts += [read_text(path, "--file") for path in args.file]
+    for path in args.file:
+        if path.suffix.lower() in _PICTURES:
+            raise RequestError(f"{path}: a picture, which isn't read: models answer text here; give a text as --file")
+        parts.append(read_text(path, "--file"))
     if "-" not in args.prompt:
         parts.append(piped_input())
     parts = [part for part in parts if part]
@@ -129,16 +147,59 @@ def _stream(args: argparse.Namespace, llm: LLM, prompt: str, bar: PromptBar, *, 
     raw = args.raw or args.special_tokens
     if (is_chat and llm.tokenizer.has_chat_template and not raw) or (args.system is not None and not raw):
         system = [{"role": "system", "content": args.system}] if args.system else []
-        return llm.stream(
-            [*system, {"role": "user", "content": prompt}], on_prefill=bar, **options, **chat_options(args, llm)
-        )
+        messages = [*system, {"role": "user", "content": prompt}]
+        chat = chat_options(args, llm)
+        keeps = _processor(args, llm, messages, chat)
+        return llm.stream(messages, on_prefill=bar, logits_processor=keeps, **options, **chat)
     for name in ("system", "reasoning_effort"):
         if getattr(args, name) is not None:
             raise RequestError(f"--{name.replace('_', '-')}: a text is continued as it is; leave --raw out")
-    return llm.stream(prompt, special_tokens=args.special_tokens, on_prefill=bar, **options)
+    keeps = _processor(args, llm, None, {})
+    return llm.stream(prompt, special_tokens=args.special_tokens, on_prefill=bar, logits_processor=keeps, **options)
 
 
-def _print(stream: TextStream, bar: PromptBar, *, shows_thoughts: bool) -> None:
+def _reserved(args: argparse.Namespace, path: Path) -> dict[str, int]:
+    """What a schema takes of the budget, as a server plans it."""
+    if args.schema is None:
+        return {}
+    from smallthinker.expert_store.store import Store
+    from smallthinker.server.settings import GRAMMAR_BYTES_PER_TOKEN, WORKING_BYTES
+
+    with Store.open(path) as store:
+        return {"reserved": WORKING_BYTES + GRAMMAR_BYTES_PER_TOKEN * store.config.vocab_size}
+
+
+def _processor(
+    args: argparse.Namespace, llm: LLM, messages: list[dict[str, str]] | None, chat: ChatOptions
+) -> LogitsProcessor | None:
+    """What keeps the answer to --schema. Raises RequestError."""
+    if args.schema is None:
+        return None
+    try:
+        from smallthinker.server.errors import ApiError
+        from smallthinker.server.sampling.grammar import Grammars
+        from smallthinker.server.settings import Limits
+    except ImportError as e:
+        raise RequestError(f"--schema needs {e.name}: pip install 'smallthinker[serve]'") from None
+    from smallthinker.files import parse_json
+    from smallthinker.text.chat_prompt import AnswerFormat, chat_prompt
+
+    try:
+        schema = parse_json(read_text(args.schema, "--schema"))
+    except ValueError as e:
+        raise RequestError(f"{args.schema}: expected a JSON schema: {e}") from None
+    if not isinstance(schema, dict):
+        raise RequestError(f"{args.schema}: expected a JSON schema, an object, found another value")
+    answer = AnswerFormat()
+    if messages is not None:
+        answer = chat_prompt(llm.tokenizer, messages, values=chat.get("template_values")).answer
+    try:
+        return Grammars(llm, Limits()).of_schema(schema, "schema", answer).begin()
+    except ApiError as e:
+        raise RequestError(f"{args.schema}: {e}") from None
+
+
+def _print(stream: TextStream, bar: PromptBar, *, shows_thoughts: bool, says: bool) -> None:
     from smallthinker.text.answer_parser import Reasoning, Said
 
     answer, in_thought = answer_stream(), False
@@ -148,11 +209,12 @@ def _print(stream: TextStream, bar: PromptBar, *, shows_thoughts: bool) -> None:
             if isinstance(part, Reasoning) and shows_thoughts:
                 in_thought = True
                 thought(part.text, sys.stderr)
-            elif isinstance(part, Said):
+            elif isinstance(part, Said) and says:
                 if in_thought:
                     print("\n", file=sys.stderr)
                     in_thought = False
                 print(part.text, end="", flush=True, file=answer)
     if in_thought:
         print(file=sys.stderr)
-    print(flush=True)
+    if says:
+        print(flush=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smallthinker.commands.models import add_model, find_model, is_demo, load, model_word
+from smallthinker.commands.models import add_model, find_model, load, model_word, name_of
 from smallthinker.commands.options import Commands, add_command, add_model_options, engine_options, text, whole
 
 if TYPE_CHECKING:
@@ -47,7 +47,12 @@ def add(commands: Commands) -> None:
         "--queue", dest="max_waiting", type=whole, metavar="N", help="requests that may wait (default: 64)"
     )
     group.add_argument(
-        "--timeout", type=float, default=3600, metavar="SEC", help="longest answer, waiting included (default: 3600)"
+        "--timeout",
+        dest="timeout_sec",
+        type=float,
+        default=3600,
+        metavar="SEC",
+        help="longest answer, waiting included (default: 3600)",
     )
     group.add_argument(
         "--grace", type=float, default=10, metavar="SEC", help="for answers to finish at the end (default: 10)"
@@ -93,13 +98,12 @@ def handle(args: argparse.Namespace) -> int:
     except ImportError as e:
         raise RequestError(f"serve needs {e.name}: pip install 'smallthinker[serve]'") from None
     from smallthinker.expert_store.store import Store
-    from smallthinker.library import DEMO, Library
+    from smallthinker.library import Library
     from smallthinker.llm import LLM
 
     settings = _settings(args)
     path = find_model(word)
-    name = args.name or (DEMO if is_demo(path) else path.resolve().name)
-    name = printable(name)  # it goes into JSON and onto the terminal, and a folder's may be no text
+    name = printable(args.name) if args.name else name_of(path)  # it goes into JSON and onto the terminal
     with listen(args.host, args.port) as sock:  # before the model is loaded: a port that is taken is told at once
 
         def reserved(path: Path) -> int:
@@ -126,14 +130,21 @@ def handle(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    from smallthinker.server.settings import Settings
+    from smallthinker.errors import RequestError
+    from smallthinker.server.settings import Settings, is_loopback
 
+    key = _api_key(args)
+    if key is None and not is_loopback(args.host):
+        raise RequestError(
+            f"--host {args.host}: everyone who can reach this address could use the model; give --api-key-file, "
+            f"--api-key or {KEY_VARIABLE}, or listen on 127.0.0.1"
+        )
     return Settings(
         host=args.host,
-        api_key=_api_key(args),
+        api_key=key,
         allowed_hosts=frozenset(args.allow_host),
         cors=tuple(args.cors),
-        timeout_sec=args.timeout,
+        timeout_sec=args.timeout_sec,
     )
 
 

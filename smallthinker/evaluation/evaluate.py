@@ -174,7 +174,7 @@ def _spool() -> IO[bytes]:
 def _cannot_keep(e: OSError) -> StoreWriteError:
     return StoreWriteError(
         f"{gettempdir()}: cannot keep the states of the text here: {e.strerror or e}; make room, set TMPDIR to another "
-        "folder, or give fewer --tokens"
+        "folder, or give fewer `tokens`"
     )
 
 

@@ -42,12 +42,12 @@ def text_windows(tokenizer: Tokenizer, text: str, context: int, stride: int | No
     fewer than two tokens, a stride that doesn't fit.
     """
     if tokens is not None and tokens < 2:
-        raise RequestError(f"--tokens: expected at least 2, found {tokens}")
+        raise RequestError(f"tokens: expected at least 2, found {tokens}")
     beginning = tokenizer.beginning
     room = context - len(beginning)
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride <= room:
-        raise RequestError(f"--stride: expected 1 to {room}, the context, found {stride}")
+        raise RequestError(f"stride: expected 1 to {room}, the context, found {stride}")
     ids, spans = tokenizer.encode_with_spans(text)
     first, last = 1, min(tokens or len(ids), len(ids))
     while first < last and _is_inside_character(spans, first):  # bytes of a text cut there can't be counted
@@ -55,7 +55,7 @@ def text_windows(tokenizer: Tokenizer, text: str, context: int, stride: int | No
     while first < last and _is_inside_character(spans, last):
         last -= 1
     if first >= last:
-        raise RequestError(f"text: expected at least 2 tokens, found {len(ids)}; give a longer --text")
+        raise RequestError(f"text: expected at least 2 tokens, found {len(ids)}; give a longer one")
     begin = spans[first][0]
     end = spans[last][0] if last < len(ids) else len(text)
     sequences, targets, done = [], [], first

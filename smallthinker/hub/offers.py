@@ -106,7 +106,7 @@ def choices(found: Sequence[Offer], gguf: str | None, quant: str | None, repo: s
         names = [offer.name for offer in files]
         listed = ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")
         raise CheckpointError(
-            f"{repo}: expected one GGUF model {what}, found {len(chosen)}; --gguf takes one of {listed or 'none'}"
+            f"{repo}: expected one GGUF model {what}, found {len(chosen)}; `gguf` takes one of {listed or 'none'}"
             + ("; smallthinker convert makes any format of one" if quant in MADE and not chosen else "")
         )
     return chosen

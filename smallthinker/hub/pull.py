@@ -101,7 +101,7 @@ class Pull:
         if described.needs.floor_bytes > budget:
             why = f"needs {size(described.needs.floor_bytes)} of memory at least, found {size(budget)}"
             if quant is None and gguf is None:
-                remedy = "--memory plans for another machine, --quant takes it all the same"
+                remedy = "`memory` plans for another machine, `quant` takes it all the same"
                 raise MemoryBudgetError(f"{hub.repo}: {why}; {remedy}", described.needs.floor_bytes)
             notes = (*notes, f"this {why}: it won't run here")
         files = (*self._small_files(), *self._offer.files)
@@ -212,7 +212,7 @@ class Pull:
         is_ours = (self.download / PULL_MARK).exists()
         for name in set(_SMALL_FILES) - {file.name for file in self.plan.files}:
             if not is_ours and (self.download / name).exists():
-                raise DownloadError(f"{self.download / name}: is no part of {self._hub.repo}; move it, or give --force")
+                raise DownloadError(f"{self.download / name}: is no part of {self._hub.repo}; move it, or give `force`")
             (self.download / name).unlink(missing_ok=True)
         return is_ours
 

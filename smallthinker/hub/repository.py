@@ -141,7 +141,7 @@ class Hub:
         if path.is_file() and path.stat().st_size == file.size and _is(path, file, arrived):
             return
         if not replace and os.path.lexists(path):
-            raise DownloadError(f"{path}: is another file than {self.repo} has; move it, or give --force")
+            raise DownloadError(f"{path}: is another file than {self.repo} has; move it, or give `force`")
         path.unlink(missing_ok=True)
         cached = self.cached(file)
         if cached is not None and _is(cached, file, arrived):
@@ -233,7 +233,7 @@ class Hub:
                 f"{what}: gated: accept its terms on its page, then set HF_TOKEN to a token of that account"
             ) from None
         except errors.RevisionNotFoundError:
-            raise DownloadError(f"{what}: has no revision {self.revision!r}; --revision takes another") from None
+            raise DownloadError(f"{what}: has no revision {self.revision!r}; `revision` takes another") from None
         except errors.RepositoryNotFoundError:
             raise DownloadError(f"{what}: no such model; if it is private, set HF_TOKEN") from None
         except errors.HfHubHTTPError as e:

@@ -117,7 +117,7 @@ def find_model(name: str, quant: str | None = None) -> PlannedModel:
         return _model(str(path), read_model(path / CONFIG_FILE), quant or DEFAULT_QUANT, path)
     with Store.open(path) as store:
         if quant not in (None, store.quant) and store.formats != formats_of(store.config, quant):
-            raise RequestError(f"--quant: this store is {store.quant}, found {quant}; plan its checkpoint instead")
+            raise RequestError(f"quant: this store is {store.quant}, found {quant}; plan its checkpoint instead")
         model = replace(_model(str(path), store.config, store.quant, path), formats=store.formats)
         stored = store.on_disk_bytes // store.num_experts
         dense, record = store.dense_bytes, store.record_bytes  # where formats differ, no one quantisation tells
@@ -130,7 +130,7 @@ def _gguf_model(path: Path, quant: str | None) -> PlannedModel:
     before = host.resident_bytes()  # as Engine: the file's words stay in memory from here on
     with Store.open(path) as store:
         if quant not in (None, store.quant):
-            raise RequestError(f"--quant: most of this file is {store.quant}, found {quant}; it runs as it lies")
+            raise RequestError(f"quant: most of this file is {store.quant}, found {quant}; it runs as it lies")
         kept = Tokenizer(store.small_files, store.config.vocab_size, store)
         tokenizer, dense, record = host.resident_bytes() - before, store.dense_bytes, store.record_bytes
         del kept

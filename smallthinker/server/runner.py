@@ -49,10 +49,10 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError, ValueError) as error:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
             raise RequestError(
-                f"--port {port}: another program listens on {host}:{port}; give another --port, or 0 for a free one"
+                f"port: another program listens on {host}:{port}; give another, or 0 for a free one"
             ) from None
         why = error.strerror if isinstance(error, OSError) else error
-        raise RequestError(f"--host {host} --port {port}: cannot listen there: {why}") from None
+        raise RequestError(f"host: cannot listen on {host}, port {port}: {why}") from None
     return sock
 
 

@@ -62,18 +62,17 @@ class Settings:
         """Raises RequestError, naming the option."""
         if self.api_key is None and not is_loopback(self.host):
             raise RequestError(
-                f"--host {self.host}: everyone who can reach this address could use the model; give --api-key-file, "
-                f"--api-key or SMALLTHINKER_API_KEY, or listen on 127.0.0.1"
+                f"host: everyone who can reach {self.host} could use the model; give `api_key`, or listen on 127.0.0.1"
             )
         if self.api_key is not None and (not self.api_key.isascii() or not self.api_key.strip()):
-            raise RequestError("--api-key: expected a text of ASCII characters, found none or others")
+            raise RequestError("api_key: expected a text of ASCII characters, found none or others")
         if not self.timeout_sec > 0:
-            raise RequestError(f"--timeout: expected seconds above 0, found {self.timeout_sec}")
+            raise RequestError(f"timeout_sec: expected seconds above 0, found {self.timeout_sec}")
         for origin in self.cors:
             scheme, _, rest = origin.partition("://")
             if scheme not in ("http", "https") or not rest or "/" in rest or "*" in rest:
                 raise RequestError(
-                    f"--cors: expected an origin such as http://localhost:3000, without a path, found {origin!r}"
+                    f"cors: expected an origin such as http://localhost:3000, without a path, found {origin!r}"
                 )
 
 

@@ -118,12 +118,12 @@ def test_a_dense_model_is_refused(tmp_path: Path) -> None:
 def test_too_little_text_is_refused(demo: Path) -> None:
     with pytest.raises(RequestError, match="at least 256 tokens, found"):
         calibration.calibrate(demo, "short")
-    with pytest.raises(RequestError, match="--tokens: expected at least 256, found 3"):
+    with pytest.raises(RequestError, match="tokens: expected at least 256, found 3"):
         calibration.calibrate(demo, text(), tokens=3)
 
 
 def test_an_existing_predictor_is_kept_without_force(demo: Path) -> None:
     (demo / PREDICTOR_FILE).write_bytes(b"x")
-    with pytest.raises(StoreWriteError, match="--force"):
+    with pytest.raises(StoreWriteError, match="`force`"):
         calibration.calibrate(demo, text(), tokens=300)
     assert (demo / PREDICTOR_FILE).read_bytes() == b"x"

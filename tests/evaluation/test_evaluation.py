@@ -236,7 +236,7 @@ def test_the_commands_print_figures_and_nothing_else(tmp_path: Path) -> None:
         (["perplexity", "nowhere", "--text", __file__], "no model of that name"),
         (["perplexity", "--text", "nowhere"], "another --text"),
         (["perplexity", "--text", __file__, "--stride", "0"], "--stride: expected 1 to"),
-        (["compare", "--text", __file__, "--context", "5000"], "context: this model takes 1 to 1024"),
+        (["compare", "--text", __file__, "--context", "5000"], "--context: this model takes 1 to 1024"),
         ([], "MEASURE"),
     ],
 )

@@ -34,7 +34,7 @@ def test_a_folder_with_files_of_the_users_is_left_as_it_is(hub: FakeHub, tmp_pat
     folder = tmp_path / "store.download"
     folder.mkdir()
     (folder / name).write_text("mine")
-    with pytest.raises(DownloadError, match=rf"{name}: .* move it, or give --force"):
+    with pytest.raises(DownloadError, match=rf"{name}: .* move it, or give `force`"):
         Pull(connect(hub), tmp_path / "store").run()
     assert (folder / name).read_text() == "mine" and not (tmp_path / "store").exists()
     store = Pull(connect(hub), tmp_path / "store", force=True).run()
@@ -73,7 +73,7 @@ def test_a_store_that_is_there_is_refused_at_once_and_replaced_by_force_only_at_
     store = Pull(connect(hub), tmp_path / "store").run()
     before = store_files(store)
     hub.requests = []
-    with pytest.raises(StoreWriteError, match=r"exists already; --force .force=True. replaces it"):
+    with pytest.raises(StoreWriteError, match=r"exists already; `force` replaces it"):
         Pull(connect(hub), store)
     assert not [name for name, _ in hub.fetched() if name.endswith(".safetensors")]
     hub.damaged = {max(hub.repos[REPO], key=lambda name: len(hub.repos[REPO][name]) * name.endswith("tensors"))}

@@ -133,7 +133,7 @@ def test_a_file_that_is_there_is_looked_at_and_kept_and_another_one_of_its_name_
     hub.requests = []
     assert again.run() == path and hub.fetched() == []
     path.write_bytes(path.read_bytes()[:-1] + b"x")
-    with pytest.raises(DownloadError, match=r"tiny-Q4_0\.gguf: is another file than .* has; move it, or give --force"):
+    with pytest.raises(DownloadError, match=r"tiny-Q4_0\.gguf: is another file than .* has; move it, or give `force`"):
         Pull(connect(hub), tmp_path).run()
     assert path.read_bytes()[-1:] == b"x"
     assert Pull(connect(hub), tmp_path, force=True).run().read_bytes() == (files / path.name).read_bytes()
@@ -212,10 +212,10 @@ def test_safetensors_are_preferred_unless_a_gguf_file_is_asked_for(
 @pytest.mark.parametrize(
     ("wanted", "match"),
     [
-        (None, "one GGUF model of q4_0, found 0; --gguf takes one of bf16/tiny-BF16-.*, tiny-F16.*; .*convert makes"),
-        ("*F16*", r"expected one GGUF model for '\*F16\*', found 2; --gguf takes one of"),
-        ("none.gguf", "for 'none.gguf', found 0; --gguf takes"),
-        ("README.md", "for 'README.md', found 0; --gguf takes"),
+        (None, "one GGUF model of q4_0, found 0; `gguf` takes one of bf16/tiny-BF16-.*, tiny-F16.*; .*convert makes"),
+        ("*F16*", r"expected one GGUF model for '\*F16\*', found 2; `gguf` takes one of"),
+        ("none.gguf", "for 'none.gguf', found 0; `gguf` takes"),
+        ("README.md", "for 'README.md', found 0; `gguf` takes"),
     ],
 )
 def test_an_unclear_choice_is_refused_and_says_what_there_is(

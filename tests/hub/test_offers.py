@@ -67,7 +67,7 @@ def test_a_quantisation_that_only_gguf_files_have_is_theirs_even_beside_safetens
     found = [folder, *offered("m-Q4_K_M.gguf", "m-Q8_0.gguf")]
     assert [offer.name for offer in choices(found, None, "q4_k_m", "a/b")] == ["m-Q4_K_M.gguf"]
     assert choices(found, None, "q8_0", "a/b") == choices(found, None, None, "a/b") == [folder]
-    with pytest.raises(CheckpointError, match="expected one GGUF model of q5_k_m, found 0; --gguf takes one of m-Q4"):
+    with pytest.raises(CheckpointError, match="expected one GGUF model of q5_k_m, found 0; `gguf` takes one of m-Q4"):
         choices(found, None, "q5_k_m", "a/b")
 
 
@@ -101,7 +101,7 @@ def test_a_file_that_can_not_be_read_is_passed_over_for_the_next(gguf_hub: FakeH
 def test_too_little_memory_is_refused_with_the_floor_unless_the_file_was_asked_for(
     gguf_hub: FakeHub, tmp_path: Path
 ) -> None:
-    with pytest.raises(MemoryBudgetError, match=f"{GGUF}: needs .* MiB of memory at least, found 20.0 MiB; --memory"):
+    with pytest.raises(MemoryBudgetError, match=f"{GGUF}: needs .* MiB of memory at least, found 20.0 MiB; `memory`"):
         Pull(connect(gguf_hub, GGUF), tmp_path / "store", memory="20MiB")
     plan = Pull(connect(gguf_hub, GGUF), tmp_path / "store", "q8_0", memory="20MiB").plan
     assert "won't run here" in plan.text() and list(tmp_path.glob("store*")) == []

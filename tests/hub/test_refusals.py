@@ -19,7 +19,7 @@ from smallthinker.hub.pull import Pull
     [
         ("somebody/missing", {}, DownloadError, "no such model; if it is private, set HF_TOKEN"),
         ("a/b/c", {}, DownloadError, "expected OWNER/NAME, found 'a/b/c'"),
-        (REPO, {"revision": "v9"}, DownloadError, "has no revision 'v9'; --revision takes another"),
+        (REPO, {"revision": "v9"}, DownloadError, "has no revision 'v9'; `revision` takes another"),
         ("somebody/bert", {}, ConfigError, "somebody/bert: not a model that this engine runs: .*BertModel"),
         ("somebody/broken", {}, ConfigError, "config.json: not valid JSON"),
         ("somebody/huge", {}, DownloadError, "config.json: expected at most 1048576 bytes, found"),

@@ -54,7 +54,7 @@ def test_the_plan_is_the_one_that_the_engine_makes(
 def test_floor_and_full_are_the_least_budgets_that_do() -> None:
     model, process = find_model("4b"), Process(4096, "f16", MIB, 60 * MIB)
     floor, full = floor_bytes(model, process), full_bytes(model, process)
-    with pytest.raises(MemoryBudgetError, match=f"give --memory {floor // MIB}MiB"):
+    with pytest.raises(MemoryBudgetError, match=f"give `memory={floor // MIB}MiB`"):
         memory_plan(model, process, floor - STARTS_DIFFER_BYTES - MIB)
     assert memory_plan(model, process, floor).slots >= model.config.experts_per_token
     assert memory_plan(model, process, full).slots == model.config.num_records

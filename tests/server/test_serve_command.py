@@ -98,7 +98,7 @@ def test_a_second_interrupt_waits_for_nothing() -> None:
 def test_a_port_that_is_taken_is_told_in_one_line_before_the_model_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"--port {port}: another program listens" in refused("--port", str(port))
+        assert f"--port: another program listens on 127.0.0.1:{port}" in refused("--port", str(port))
 
 
 def test_what_cannot_be_is_told_in_one_line(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_what_cannot_be_is_told_in_one_line(tmp_path: Path) -> None:
     empty.write_text("\n")
     assert "empty file" in refused("--api-key-file", str(empty))
     assert str(tmp_path / "none") in refused("--api-key-file", str(tmp_path / "none"))
-    assert "sequences" in refused("--parallel", "0", "--port", "0")
+    assert "--parallel" in refused("--parallel", "0", "--port", "0")
 
 
 def test_the_key_is_taken_from_a_file(tmp_path: Path) -> None:

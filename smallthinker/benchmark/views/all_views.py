@@ -35,7 +35,7 @@ def check_folder(folder: Path, prompts: Iterable[int], store: Path, inputs: Iter
     replaced that is none of ours, unless `force`, or one of the inputs, or the folder is the store itself."""
     inputs = list(inputs)
     if os.path.realpath(folder) == os.path.realpath(store):
-        raise ResultsError(f"{folder}: is the store that is measured; give another --out")
+        raise ResultsError(f"{folder}: is the store that is measured; give another folder")
     for path in _files(folder, prompts):
         try:
             if not os.path.lexists(path):
@@ -44,10 +44,10 @@ def check_folder(folder: Path, prompts: Iterable[int], store: Path, inputs: Iter
             with open_regular(path) as file:
                 is_ours = _MARKS[path.suffix] in file.read(_MARKED_BYTES)
         except OSError as e:
-            raise ResultsError(f"{path}: cannot write: {e.strerror or e}; give another --out") from None
+            raise ResultsError(f"{path}: cannot write: {e.strerror or e}; give another folder") from None
         if not is_ours and not force:
             raise ResultsError(
-                f"{path}: is no file of this benchmark, and would be replaced; move it, give another --out, or --force"
+                f"{path}: is no file of this benchmark, and would be replaced; move it, give another folder, or `force`"
             )
 
 

@@ -59,7 +59,7 @@ class DraftModel:
                 lacking = (plan.num_experts - plan.slots) * record_bytes
                 raise MemoryBudgetError(
                     f"draft: {path}: expected a model that fits in memory whole, which lacks {lacking // MIB + 1} MiB; "
-                    "give a larger --memory or a smaller model as --draft",
+                    "give a larger `memory` or a smaller model as `draft`",
                     plan.budget_bytes + lacking,
                 )
             for layer, experts in enumerate(engine.config.experts_of_layers):
@@ -85,7 +85,7 @@ class DraftModel:
             id, ours, theirs = found
             raise RequestError(
                 f"draft: expected the model's own vocabulary, found token {id} to be {shown_or_nothing(ours)} instead "
-                f"of {shown_or_nothing(theirs)}; give a smaller model of the same family as --draft"
+                f"of {shown_or_nothing(theirs)}; give a smaller model of the same family as `draft`"
             )
         self._engine.tokenizer = tokenizer
         host.trim_heap()

@@ -49,12 +49,12 @@ class Safety:
     def _refusal(self, headers: Headers, path: str, method: str) -> ApiError | None:
         host = headers.get("host", "")
         if not self._is_own_name(host):
-            message = "Host: this server is not known by this name; start it with --allow-host NAME if it should be"
+            message = "Host: this server is not known by this name; smallthinker serve --allow-host NAME lets it be"
             return ApiError(403, message, type="permission_error", code="host_not_allowed")
         origin = headers.get("origin")
         allowed = origin is not None and origin.lower() in self._origins
         if origin is not None and not allowed and not _same_host(origin, host):
-            message = "Origin: pages of other sites may not call this server; --cors ORIGIN lets one"
+            message = "Origin: pages of other sites may not call this server; smallthinker serve --cors ORIGIN lets one"
             return ApiError(403, message, type="permission_error", code="origin_not_allowed")
         preflight = method == "OPTIONS" and allowed  # browsers send these without the key
         if self._key_digest is None or path in _OPEN_PATHS or preflight:

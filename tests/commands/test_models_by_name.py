@@ -1,0 +1,194 @@
+"""Models by name, as somebody at a shell has them: in an empty folder, with a models folder beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from smallthinker.cli import main
+from smallthinker.demo import DEMO_STORE
+
+SHORT = ("--max-tokens", "3", "--seed", "1")
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hybrid_store: Path) -> Path:
+    """A models folder with one store, `tiny`; the working folder is another."""
+    folder, here = tmp_path / "models", tmp_path / "here"
+    here.mkdir()
+    shutil.copytree(hybrid_store, folder / "tiny")
+    monkeypatch.setenv("SMALLTHINKER_MODELS", str(folder))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(here)
+    return folder
+
+
+class Shell:
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *args: str, code: int = 0) -> str:
+        """What it printed: standard output of a success, the one line of an error."""
+        try:
+            found = main(list(args))
+        except SystemExit as e:
+            found = e.code  # type: ignore[assignment]
+        said = self._capsys.readouterr()
+        assert found == code, said
+        if code == 0:
+            return said.out
+        assert said.out == "" and said.err.count("\n") == 1, said
+        return said.err
+
+
+@pytest.fixture
+def shell(capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(capsys)
+
+
+def test_a_name_a_path_and_minus_m_are_the_same_model(models: Path, shell: Shell) -> None:
+    answers = {
+        shell(*words, *SHORT)
+        for words in (
+            ("run", "tiny", "hello"),
+            ("run", "-m", "tiny", "hello"),
+            ("run", "-m", "TINY", "hello"),
+            ("run", str(models / "tiny"), "hello"),
+        )
+    }
+    assert len(answers) == 1
+    assert json.loads(shell("run", "tiny", "hello", "--json", *SHORT))["text"] + "\n" in answers
+    assert shell("run", "hello", *SHORT) not in answers  # the demo's
+    assert shell("run", "demo", "hello", *SHORT) == shell("run", "-m", str(DEMO_STORE), "hello", *SHORT)
+
+
+def test_list_and_show_say_what_there_is(models: Path, shell: Shell) -> None:
+    (models / "half.gguf.0123456789abcdef.part").write_bytes(b"x" * 3000000)
+    shell("alias", "tiny", "t")
+    shell("run", "t", "hello", *SHORT)
+    lines = shell("list").splitlines()
+    assert lines[0].split() == ["NAME", "FAMILY", "SIZE", "FORMAT", "MEMORY", "LAST", "USED"]
+    assert lines[1].startswith("demo ") and "15-million-parameter writer of old prose" in shell("list")
+    assert any(line.startswith("half ") and "not whole" in line and "2.9 MiB" in line for line in lines)
+    assert any(line.startswith("tiny (t) ") and line.endswith("just now") and "q4_0, store" in line for line in lines)
+    listed = {model["name"]: model for model in json.loads(shell("list", "--json"))["models"]}
+    assert listed["tiny"]["floor_bytes"] > 0 and listed["half"]["kind"] == "partial"
+    assert "tiny, also t" in shell("show", "t") and "q4_0" in shell("inspect", "tiny")
+    assert json.loads(shell("show", "tiny", "--json"))["aliases"] == ["t"]
+
+
+def test_a_broken_model_is_listed_with_what_is_wrong(models: Path, shell: Shell) -> None:
+    (models / "bad.gguf").write_bytes(b"garbage")
+    assert "bad: byte 0: magic: expected GGUF" in shell("list")
+
+
+def test_rm_asks_and_says_what_it_freed(models: Path, shell: Shell) -> None:
+    size = sum(path.stat().st_size for path in (models / "tiny").iterdir())
+    assert "--yes" in shell("rm", "tiny", code=2)
+    assert (models / "tiny").is_dir()
+    (models / "tiny" / "notes.sub").mkdir()
+    assert json.loads(shell("rm", "tiny", "--yes", "--json"))["removed"] == [{"name": "tiny", "freed_bytes": size}]
+    assert [path.name for path in (models / "tiny").iterdir()] == ["notes.sub"]  # what is no model's stays
+    assert "there are demo" in shell("rm", "tiny", "--yes", code=2)
+    assert "bundled" in shell("rm", "demo", "--yes", code=2)
+
+
+def test_rm_takes_links_and_names_away_and_nothing_outside_the_folder(
+    models: Path, shell: Shell, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    shutil.copytree(models / "tiny", outside)
+    before = sorted(path.name for path in outside.iterdir())
+    shell("alias", str(outside), "far")
+    assert "stays" in shell("rm", "far", "--yes")
+    (models / "linked").symlink_to(outside)
+    (models / "files").mkdir()
+    for path in outside.iterdir():
+        (models / "files" / path.name).symlink_to(path)
+    for name in ("linked", "files"):
+        assert "stays" in shell("rm", name, "--yes")
+    assert sorted(path.name for path in models.iterdir()) == [".smallthinker", "tiny"]
+    assert sorted(path.name for path in outside.iterdir()) == before
+    assert "no paths" in shell("rm", "../outside", "--yes", code=2)
+
+
+def test_a_hard_link_frees_nothing(models: Path, shell: Shell, tmp_path: Path) -> None:
+    for path in (models / "tiny").iterdir():
+        os.link(path, tmp_path / path.name)
+    assert "0.0 MiB freed; the rest has another name" in shell("rm", "tiny", "--yes")
+
+
+def test_what_is_no_model_says_what_to_do(models: Path, shell: Shell, tmp_path: Path) -> None:
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    (hub / "config.json").write_text("{}")
+    (hub / "model.safetensors").write_bytes(b"")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    for path, said in {
+        hub: "smallthinker convert",
+        tmp_path / "empty": "a folder without a model",
+        tmp_path / "notes.txt": "a file that is no model",
+        hub / "model.safetensors": "a file of weights; smallthinker convert",
+        hub / "config.json": "smallthinker plan takes",
+        models: "a folder of several models; give one of them: tiny",
+        tmp_path / "gone.gguf": "nothing is there",
+    }.items():
+        assert said in shell("run", "-m", str(path), "hello", code=2)
+    assert "did you mean tiny?" in shell("run", "tinny", "hello", code=2)
+    assert "did you mean tiny?" in shell("chat", "tinny", code=2)
+    assert "smallthinker chat tiny" in shell("run", "tiny", code=2)
+    (models / "part.gguf.0123456789abcdef.part").write_bytes(b"x")
+    assert "not whole" in shell("chat", "part", code=2)
+
+
+def test_a_model_here_and_a_model_of_that_name_are_told_apart(models: Path, shell: Shell) -> None:
+    shutil.copytree(models / "tiny", "tiny")
+    assert "another one lies here; write ./tiny" in shell("run", "-m", "tiny", "hello", code=2)
+    assert shell("run", "./tiny", "hello", *SHORT)
+    shutil.rmtree("tiny")
+    Path("tiny").mkdir()  # no model: nothing to be confused with
+    assert shell("run", "tiny", "hello", *SHORT)
+
+
+@pytest.mark.parametrize("words", [("show",), ("verify",), ("plan", "--memory", "1GiB", "--storage", "emmc"),
+                                   ("doctor",), ("eval", "perplexity", "--text", "t", "--tokens", "20"),
+                                   ("trace", "--text", "t", "-o", "o")])  # fmt: skip
+def test_every_command_takes_a_name_and_minus_m(words: tuple[str, ...], models: Path, shell: Shell) -> None:
+    Path("t").write_text("the sea was calm and the ship went on " * 3)
+    assert shell(*words, "tiny")
+    Path("o").unlink(missing_ok=True)
+    assert shell(*words, "-m", "tiny")
+    if words[0] != "eval":
+        assert "expected one model" in shell(*words, "-m", "tiny", "tiny", code=2)
+
+
+def test_a_folder_that_cannot_be_written_fails_no_run(models: Path, shell: Shell) -> None:
+    (models / ".smallthinker").write_bytes(b"")  # a file where word of the last use would be kept
+    assert shell("run", "tiny", "hello", *SHORT)
+    assert "never" in shell("list")
+
+
+def test_a_schema_is_kept_to_and_pictures_are_refused(models: Path, shell: Shell) -> None:
+    pytest.importorskip("llguidance")
+    Path("s").write_text(
+        '{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": false}'
+    )
+    assert json.loads(shell("run", "demo", "hello", "--schema", "s"))["n"] in (1, 2)
+    Path("s").write_text("[")
+    assert "s: expected a JSON schema" in shell("run", "demo", "hello", "--schema", "s", code=2)
+    assert "pictures aren't read" in shell("run", "demo", "hello", "--image", "x.png", code=2)
+    assert "a picture" in shell("run", "demo", "hello", "--file", "x.png", code=2)
+
+
+def test_messages_of_the_library_get_the_commands_options(models: Path, shell: Shell) -> None:
+    assert "--memory: 1 MiB is below the floor" in (said := shell("run", "tiny", "x", "--memory", "1MiB", code=2))
+    assert "give --memory " in said and "a smaller --context" in said
+    assert "a smaller --max-tokens or a larger --context" in shell("run", "tiny", "x", "--max-tokens", "9999", code=2)
+    assert "--top-p: " in shell("run", "tiny", "x", "--top-p", "7", code=2)
+    assert "'rnu': no such command; did you mean run?" in shell("rnu", code=2)
+    assert "--seed: expected a command first" in shell("--seed", "1", "run", "x", code=2)
