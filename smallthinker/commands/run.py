@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smallthinker.commands.models import (
     DEFAULT,
@@ -38,8 +38,7 @@ from smallthinker.errors import RequestError
 from smallthinker.terminal import PromptBar, answer_stream, piped_input, read_input, thought
 
 if TYPE_CHECKING:
-    from smallthinker.generation.answer import LogitsProcessor
-    from smallthinker.llm import LLM, ChatOptions, TextStream
+    from smallthinker.llm import LLM, TextStream
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -80,7 +79,11 @@ def add(commands: Commands) -> None:
     add_model_options(parser)
     add_sampling_options(parser)
     parser.add_argument(
-        "--schema", type=Path, metavar="FILE", help="a JSON schema that the answer keeps to; needs smallthinker[serve]"
+        "--schema",
+        dest="json_schema",
+        type=Path,
+        metavar="FILE",
+        help="a JSON schema that the answer keeps to; needs smallthinker[json]",
     )
     parser.add_argument("--image", metavar="FILE", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print one JSON object: the text, and all figures")
@@ -149,18 +152,17 @@ def _stream(args: argparse.Namespace, llm: LLM, prompt: str, bar: PromptBar, *, 
         system = [{"role": "system", "content": args.system}] if args.system else []
         messages = [*system, {"role": "user", "content": prompt}]
         chat = chat_options(args, llm)
-        keeps = _processor(args, llm, messages, chat)
-        return llm.stream(messages, on_prefill=bar, logits_processor=keeps, **options, **chat)
+        return llm.stream(messages, on_prefill=bar, json_schema=_schema(args.json_schema), **options, **chat)
     for name in ("system", "reasoning_effort"):
         if getattr(args, name) is not None:
             raise RequestError(f"--{name.replace('_', '-')}: a text is continued as it is; leave --raw out")
-    keeps = _processor(args, llm, None, {})
-    return llm.stream(prompt, special_tokens=args.special_tokens, on_prefill=bar, logits_processor=keeps, **options)
+    schema = _schema(args.json_schema)
+    return llm.stream(prompt, special_tokens=args.special_tokens, on_prefill=bar, json_schema=schema, **options)
 
 
 def _reserved(args: argparse.Namespace, path: Path) -> dict[str, int]:
     """What a schema takes of the budget, as a server plans it."""
-    if args.schema is None:
+    if args.json_schema is None:
         return {}
     from smallthinker.expert_store.store import Store
     from smallthinker.server.settings import GRAMMAR_BYTES_PER_TOKEN, WORKING_BYTES
@@ -169,34 +171,21 @@ def _reserved(args: argparse.Namespace, path: Path) -> dict[str, int]:
         return {"reserved": WORKING_BYTES + GRAMMAR_BYTES_PER_TOKEN * store.config.vocab_size}
 
 
-def _processor(
-    args: argparse.Namespace, llm: LLM, messages: list[dict[str, str]] | None, chat: ChatOptions
-) -> LogitsProcessor | None:
-    """What keeps the answer to --schema. Raises RequestError."""
-    if args.schema is None:
+def _schema(path: Path | None) -> dict[str, Any] | None:
+    """What --schema says. Raises RequestError."""
+    if path is None:
         return None
-    try:
-        from smallthinker.server.errors import ApiError
-        from smallthinker.server.sampling.grammar import Grammars
-        from smallthinker.server.settings import Limits
-    except ImportError as e:
-        raise RequestError(f"--schema needs {e.name}: pip install 'smallthinker[serve]'") from None
     from smallthinker.files import parse_json
-    from smallthinker.text.chat_prompt import AnswerFormat, chat_prompt
 
     try:
-        schema = parse_json(read_text(args.schema, "--schema"))
+        schema = parse_json(read_text(path, "--schema"))
     except ValueError as e:
-        raise RequestError(f"{args.schema}: expected a JSON schema: {e}") from None
+        if isinstance(e, RequestError):
+            raise
+        raise RequestError(f"{path}: expected a JSON schema: {e}") from None
     if not isinstance(schema, dict):
-        raise RequestError(f"{args.schema}: expected a JSON schema, an object, found another value")
-    answer = AnswerFormat()
-    if messages is not None:
-        answer = chat_prompt(llm.tokenizer, messages, values=chat.get("template_values")).answer
-    try:
-        return Grammars(llm, Limits()).of_schema(schema, "schema", answer).begin()
-    except ApiError as e:
-        raise RequestError(f"{args.schema}: {e}") from None
+        raise RequestError(f"{path}: expected a JSON schema, an object, found another value")
+    return schema
 
 
 def _print(stream: TextStream, bar: PromptBar, *, shows_thoughts: bool, says: bool) -> None:
