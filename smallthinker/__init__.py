@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 _HERE = Path(__file__).resolve().parent
-if not (_HERE / "router").is_dir():
+if not (_HERE / "router").is_dir() and not hasattr(sys, "frozen"):  # a bundle has no folders of modules
     # Found through the checkout's root on sys.path (`python -m smallthinker` there), where this folder is only one of
     # the package's four and nothing is compiled: everything else comes from the installed package.
     _elsewhere = [p for p in sys.path if Path(p or ".").resolve() != _HERE.parent]

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Verbosity = Literal["low", "medium", "high"]
 Temperature = Annotated[float, Field(ge=0, le=100)]
 
 
@@ -94,7 +95,9 @@ class TextRequest(Strict):
     metadata: dict[str, str] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
-    service_tier: Literal["auto", "default"] | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
     store: Literal[False] | None = None
 
 
@@ -129,6 +132,9 @@ class ChatRequest(Sampling):
     reasoning_effort: Effort | None = None
     chat_template_kwargs: dict[str, bool | int | str] | None = None
     modalities: list[Literal["text"]] | None = None
+    # No model here was taught what they ask for.
+    verbosity: Verbosity | None = None
+    prediction: dict[str, Any] | None = None
 
 
 class CompletionRequest(Sampling):
@@ -172,6 +178,7 @@ class ResponseText(Strict):
     format: (
         Annotated[ResponseTextFormat | JsonObjectFormat | ResponseJsonSchema, Field(discriminator="type")] | None
     ) = None
+    verbosity: Verbosity | None = None  # changes nothing, as of a chat
 
 
 class ResponseMessage(Strict):
@@ -192,15 +199,55 @@ class ResponseReasoning(Strict):
     status: Literal["completed", "in_progress", "incomplete"] | None = None
 
 
+class ResponseCall(Strict):
+    """What an earlier response asked for."""
+
+    type: Literal["function_call"]
+    call_id: str
+    name: str
+    arguments: str
+    id: str | None = None
+    status: Literal["completed", "in_progress", "incomplete"] | None = None
+
+
+class ResponseResult(Strict):
+    """What came of it."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str | list[dict[str, Any]]
+    id: str | None = None
+    status: Literal["completed", "in_progress", "incomplete"] | None = None
+
+
+class ResponseTool(Function):
+    type: Literal["function"]
+
+
+class ResponseNamedTool(Strict):
+    type: Literal["function"]
+    name: str
+
+
 class ResponseEffort(Strict):
     effort: Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None  # thoughts are sent as they are
 
 
+ResponseItem = ResponseMessage | ResponseReasoning | ResponseCall | ResponseResult
+
+
 class ResponsesRequest(TextRequest):
-    input: str | Annotated[list[ResponseMessage | ResponseReasoning], Field(min_length=1)]
+    input: str | Annotated[list[ResponseItem], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     text: ResponseText | None = None
     enable_thinking: bool | None = None
     reasoning: ResponseEffort | None = None
+    tools: list[ResponseTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ResponseNamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    # Change nothing: thoughts are sent as they are, nothing is left out of an input or runs in the background.
+    include: list[str] | None = None
+    truncation: Literal["disabled"] | None = None
+    background: Literal[False] | None = None

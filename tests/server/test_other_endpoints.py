@@ -193,7 +193,7 @@ def test_a_response_keeps_to_a_schema(client: OpenAI) -> None:
     assert set(json.loads(answer.output_text)) == {"ok"}
 
 
-@pytest.mark.parametrize("options", [{"tools": [{"type": "function", "name": "f"}]}, {"previous_response_id": "resp_1"},
+@pytest.mark.parametrize("options", [{"tools": [{"type": "web_search"}]}, {"previous_response_id": "resp_1"},
                                      {"background": True}, {"store": True}, {"input": []}])  # fmt: skip
 def test_what_a_response_cannot_be_asked_for_is_refused(client: OpenAI, options: dict[str, Any]) -> None:
     with pytest.raises(BadRequestError):

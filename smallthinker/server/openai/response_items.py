@@ -6,10 +6,11 @@ import secrets
 from typing import Any
 
 from smallthinker.server import sse
+from smallthinker.text.answer_parser import CallArguments, CallStart, Part, Reasoning
 
 
 class Items:
-    """A thought and then a message, each begun by its first text. What `add` and `finish` return is to be sent."""
+    """A thought, a message and calls, each begun by its first part. What `add` and `finish` return is to be sent."""
 
     def __init__(self) -> None:
         self.output: list[dict[str, Any]] = []
@@ -21,7 +22,12 @@ class Items:
         self._sequence_number += 1
         return sse.event(payload, type)
 
-    def add(self, text: str, reasoning: bool) -> list[bytes]:
+    def add(self, part: Part) -> list[bytes]:
+        if isinstance(part, CallStart):
+            return self._end() + self._begin_call(part)
+        if isinstance(part, CallArguments):
+            return self._end_call(part)
+        text, reasoning = part.text, isinstance(part, Reasoning)
         events: list[bytes] = []
         kind = "reasoning" if reasoning else "message"
         if not self._open or self.output[-1]["type"] != kind:
@@ -33,8 +39,26 @@ class Items:
 
     def finish(self) -> list[bytes]:
         """The last item ends; an answer without any text still is a message."""
-        begun = [] if any(item["type"] == "message" for item in self.output) else self._end() + self._begin("message")
-        return begun + self._end()
+        has_said = any(item["type"] in ("message", "function_call") for item in self.output)
+        return ([] if has_said else self._end() + self._begin("message")) + self._end()
+
+    def _begin_call(self, start: CallStart) -> list[bytes]:
+        item = {"type": "function_call", "id": f"fc_{secrets.token_hex(12)}", "call_id": start.id, "name": start.name}
+        self.output.append(item | {"arguments": "", "status": "in_progress"})
+        return [self.event("response.output_item.added", output_index=len(self.output) - 1, item=self.output[-1])]
+
+    def _end_call(self, arguments: CallArguments) -> list[bytes]:
+        """A call's arguments come whole."""
+        item = self.output[-1]
+        place = {"item_id": item["id"], "output_index": len(self.output) - 1}
+        delta = self.event("response.function_call_arguments.delta", **place, delta=arguments.text)
+        item |= {"arguments": arguments.text, "status": "completed"}
+        done = {"name": item["name"], "arguments": arguments.text}
+        return [
+            delta,
+            self.event("response.function_call_arguments.done", **place, **done),
+            self.event("response.output_item.done", output_index=place["output_index"], item=item),
+        ]
 
     @property
     def _part(self) -> dict[str, Any]:

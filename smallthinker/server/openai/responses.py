@@ -1,4 +1,4 @@
-"""POST /v1/responses in its basic form: text or messages in, a thought and a message out. Nothing is stored."""
+"""POST /v1/responses: text or items in; a thought, a message and calls out. Nothing is stored."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from smallthinker.errors import RequestError
 from smallthinker.generation.answer import Completion, Finished, Token
-from smallthinker.generation.grammar import ANY_OBJECT, Constraint
 from smallthinker.server.access.clients import client_of
 from smallthinker.server.answers import Answers, WantedAnswer, respond, unless_gone
-from smallthinker.server.errors import bad_request, end_of_stream
+from smallthinker.server.errors import ApiError, bad_request, end_of_stream
 from smallthinker.server.models import Models
+from smallthinker.server.openai.chat_request import wanted_chat
 from smallthinker.server.openai.response_items import Items
 from smallthinker.server.openai.usage import Usage
-from smallthinker.server.prompts import chat_prompt
-from smallthinker.server.sampling.options import generation_params, processor_maker
 from smallthinker.server.schemas import (
+    ChatRequest,
     JsonObjectFormat,
+    ResponseCall,
+    ResponseItem,
     ResponseJsonSchema,
     ResponseMessage,
+    ResponseNamedTool,
+    ResponseResult,
     ResponsesRequest,
-    Sampling,
 )
 from smallthinker.server.service import Service
 from smallthinker.server.sse import PING
-from smallthinker.text.answer_parser import Reasoning, Said
-from smallthinker.text.chat_prompt import AnswerFormat
+from smallthinker.text.answer_parser import CallArguments, CallStart
 
 
 async def responses(request: Request) -> Response:
@@ -45,35 +47,61 @@ async def responses(request: Request) -> Response:
 
 def _prepare(service: Service, asked: ResponsesRequest) -> _Answer:
     """On a worker thread. Raises ApiError and SmallThinkerErrors."""
-    llm, limits = service.llm, service.settings.limits
+    try:
+        wanted = wanted_chat(service, _as_chat(asked))
+    except (ApiError, RequestError) as error:
+        field, colon, rest = str(error).partition(":")
+        if field != "response_format":
+            raise
+        raise bad_request(f"text.format{colon}{rest}", "text.format") from None
+    return _Answer(service, asked, wanted)
+
+
+def _as_chat(asked: ResponsesRequest) -> ChatRequest:
+    """The request for a chat's answer that means the same."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
     if isinstance(asked.input, str):
         messages.append({"role": "user", "content": asked.input})
     else:
-        said = [item for item in asked.input if isinstance(item, ResponseMessage)]
-        messages += [{"role": message.role, "content": message.content} for message in said]
+        for item in asked.input:
+            _add(messages, item)
     if not messages:
         raise bad_request("input: expected a message", "input")
-    effort = None if asked.reasoning is None else asked.reasoning.effort
-    prompt = chat_prompt(llm, limits, messages, thinking=asked.enable_thinking, effort=effort)
-    params = generation_params(
-        asked.model_dump(),
-        limits,
-        prompt_tokens=len(prompt.ids),
-        context=llm.plan.context,
-        max_tokens=asked.max_output_tokens,
-    )
-    make_processor = processor_maker(Sampling(), llm, limits, _constraint(asked, service, prompt.answer))
-    return _Answer(service, asked, WantedAnswer(prompt.ids, params, None, make_processor, prompt.answer))
-
-
-def _constraint(asked: ResponsesRequest, service: Service, answer: AnswerFormat) -> Constraint | None:
     form = None if asked.text is None else asked.text.format
+    choice: Any = asked.tool_choice
+    if isinstance(choice, ResponseNamedTool):
+        choice = {"type": "function", "function": {"name": choice.name}}
+    fields: dict[str, Any] = {
+        "messages": messages,
+        "tools": [{"type": "function", "function": tool.model_dump(exclude={"type"})} for tool in asked.tools or []],
+        "tool_choice": choice,
+        "parallel_tool_calls": asked.parallel_tool_calls if asked.tools else None,
+        "temperature": asked.temperature,
+        "top_p": asked.top_p,
+        "max_tokens": asked.max_output_tokens,
+        "enable_thinking": asked.enable_thinking,
+        "reasoning_effort": None if asked.reasoning is None else asked.reasoning.effort,
+    }
     if isinstance(form, JsonObjectFormat):
-        return service.grammars.of_schema(ANY_OBJECT, "text.format", answer)
-    if isinstance(form, ResponseJsonSchema):
-        return service.grammars.of_schema(form.json_schema, "text.format", answer)
-    return None
+        fields["response_format"] = {"type": "json_object"}
+    elif isinstance(form, ResponseJsonSchema):
+        schema = {"name": form.name, "schema": form.json_schema}
+        fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return ChatRequest.model_validate(fields)
+
+
+def _add(messages: list[dict[str, Any]], item: ResponseItem) -> None:
+    """An item's message; calls belong to the assistant's message before them. Thoughts are left out."""
+    if isinstance(item, ResponseMessage):
+        messages.append({"role": item.role, "content": item.content})
+    elif isinstance(item, ResponseResult):
+        messages.append({"role": "tool", "tool_call_id": item.call_id, "content": item.output})
+    elif isinstance(item, ResponseCall):
+        if not messages or messages[-1]["role"] != "assistant":
+            messages.append({"role": "assistant", "content": ""})
+        function = {"name": item.name, "arguments": item.arguments}
+        calls = messages[-1].setdefault("tool_calls", [])
+        calls.append({"id": item.call_id, "type": "function", "function": function})
 
 
 @dataclass
@@ -93,7 +121,7 @@ class _Answer:
         completion: Completion | None = None
         async for item in answers:
             if isinstance(item, tuple):
-                self._take(item[1])
+                self._take(answers, item[1])
                 completion = item[1].completion if isinstance(item[1], Finished) else None
         assert completion is not None
         self._items.finish()
@@ -108,7 +136,7 @@ class _Answer:
                 if not isinstance(item, tuple):
                     yield PING
                     continue
-                for event in self._take(item[1]):
+                for event in self._take(answers, item[1]):
                     yield event
                 if isinstance(item[1], Finished):
                     for event in items.finish():
@@ -121,14 +149,19 @@ class _Answer:
             failed["error"] = {"code": "server_error", "message": fault["message"]}
             yield items.event("response.failed", response=failed)
 
-    def _take(self, news: Token | Finished) -> list[bytes]:
+    def _take(self, answers: Answers, news: Token | Finished) -> list[bytes]:
+        parts = news.parts
         if isinstance(news, Token):
             self._reasoning_tokens += news.is_thought
-        said = [part for part in news.parts if isinstance(part, (Reasoning, Said))]  # without tools there are no calls
-        return [event for part in said for event in self._items.add(part.text, isinstance(part, Reasoning))]
+        if self.request.parallel_tool_calls is False:
+            if isinstance(news, Token) and any(isinstance(part, CallStart) for part in parts):
+                answers.stop(0)
+            parts = tuple(part for part in parts if not (isinstance(part, (CallStart, CallArguments)) and part.index))
+        return [event for part in parts for event in self._items.add(part)]
 
     def _response(self, completion: Completion | None) -> dict[str, Any]:
         request, usage, incomplete = self.request, None, None
+        choice = request.tool_choice
         status = "in_progress"
         if completion is not None:
             cut = completion.finish_reason == "length"
@@ -153,9 +186,9 @@ class _Answer:
             "max_output_tokens": request.max_output_tokens,
             "model": self.service.name,
             "output": self._items.output if completion is not None else [],
-            "parallel_tool_calls": False,
-            "tool_choice": "none",
-            "tools": [],
+            "parallel_tool_calls": request.parallel_tool_calls is not False,
+            "tool_choice": choice.model_dump() if isinstance(choice, ResponseNamedTool) else choice or "auto",
+            "tools": [tool.model_dump(exclude_none=True) for tool in request.tools or []],
             "temperature": self.asked.params.temperature,
             "top_p": self.asked.params.top_p,
             "text": {"format": {"type": "text"}} | form,
