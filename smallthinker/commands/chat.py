@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
 from smallthinker.commands.models import add_model, find_model, load, model_word, tell_of_demo
 from smallthinker.commands.options import (
@@ -22,24 +24,52 @@ def add(commands: Commands) -> None:
     )
     add_model(parser)
     add_chat_options(parser, "show them before the answer")
+    parser.add_argument("--resume", action="store_true", help="go on with the last conversation at a terminal")
     add_model_options(parser)
     add_sampling_options(parser)
 
 
 def handle(args: argparse.Namespace) -> int:
-    from smallthinker.chat import Chat
+    from smallthinker.chat.conversation import COMMANDS, Chat
+    from smallthinker.chat.kept_messages import last_messages, state_folder
+    from smallthinker.chat.line_input import LineInput
+    from smallthinker.errors import SmallThinkerError, one_line
 
     word = model_word(args)
-    path = find_model(word)
+    path: Path | None = find_model(word)
     if word is None:
         tell_of_demo()
-    with load(args, path) as llm:
-        return Chat(
-            llm,
-            generation_options(args),
-            chat_options(args, llm),
-            args.system,
-            shows_thoughts=args.thinking == "show",
-            timings=args.timings,
-            words=args.parser.options_in,
-        ).run()
+    messages = last_messages() if args.resume else []
+    options = generation_options(args)
+    kept = state_folder() if sys.stdin.isatty() else None
+    before: Path | None = None
+    with LineInput(COMMANDS, kept) as lines:
+        if lines.is_terminal:
+            print("/help lists the commands.")
+        while path is not None:
+            try:
+                llm = load(args, path)
+            except SmallThinkerError as e:
+                if before is None:
+                    raise
+                print(one_line(str(e)))
+                path, before = before, None
+                continue
+            with llm:
+                chat = Chat(
+                    llm,
+                    options,
+                    chat_options(args, llm),
+                    args.system,
+                    shows_thoughts=args.thinking == "show",
+                    timings=args.timings,
+                    words=args.parser.options_in,
+                    find=find_model,
+                    messages=messages,
+                    kept=kept,
+                )
+                if messages:
+                    print(chat.where())
+                path, before = chat.run(lines), path
+                options, messages = chat.options, chat.messages
+    return 0

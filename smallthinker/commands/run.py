@@ -101,7 +101,7 @@ def handle(args: argparse.Namespace) -> int:
     if word is None:
         tell_of_demo()
     is_chat = not is_demo(path)
-    from smallthinker.chat import interrupts_cancel
+    from smallthinker.chat.conversation import interrupts_cancel
 
     with (
         load(args, path, **_reserved(args, path)) as llm,

@@ -8,8 +8,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-ROOMS = ("smallthinker", "router", "expert_store", "cache", "kernels", "tests", "bench", "docs", "examples", "recipes")
-NOT_OURS = {"llama.cpp"}
+ROOMS = (
+    "smallthinker",
+    "router",
+    "expert_store",
+    "cache",
+    "kernels",
+    "tests",
+    "bench",
+    "docs",
+    "examples",
+    "recipes",
+    "tools",
+)
+NOT_OURS = {"llama.cpp", "pyconfig.h"}
 
 
 def test_source_files_and_pictures_that_a_page_names_exist() -> None:
