@@ -93,3 +93,38 @@ def test_a_file_that_changed_since_the_store_was_opened_is_refused(kind: str, ti
     store.experts_file.path.unlink()
     with pytest.raises(StoreReadError, match=r"experts\.safetensors: cannot open: No such file"):
         NativeQueue(store, make_slots(store, 1), kind, chunk_bytes=4096, depth=1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", GATED)
+def test_a_model_says_the_same_from_a_disk_that_fails_once_comes_short_or_is_interrupted(
+    kind: str, behind_shim: Callable[..., None]
+) -> None:
+    """And from one that was pulled out it says what can't be read."""
+    script = """
+from smallthinker.engine import Engine
+
+def said():
+    with Engine(sys.argv[1], threads=1, max_slots=4, reader=kind, hot_set=False, context=32) as engine:
+        logits = [engine.prefill([1, 2, 3, 4])[0].tobytes(), engine.decode(5).tobytes()]
+        global used
+        used = int(engine.experts.uses().argmax())
+        return logits, engine.experts.counters().repeated_reads
+
+expected, none = said()
+assert none == 0
+AT = store.record_offset(used)
+for times, (fault, value) in enumerate([("SHIM_EIO", AT), ("SHIM_FLIP", AT)], 1):
+    os.environ |= {fault: str(value), "SHIM_TIMES": str(times)}
+    assert said() == (expected, 1), fault
+    del os.environ[fault]
+os.environ |= {"SHIM_SHORT": "8192", "SHIM_EINTR": "1"}
+assert said() == (expected, 0)
+os.environ |= {"SHIM_EIO": str(AT), "SHIM_TIMES": "1000000", "SHIM_SHORT": "0"}
+try:
+    said()
+except StoreReadError as e:
+    assert f"byte {AT}: " in str(e) and "Input/output error" in str(e), e
+else:
+    raise AssertionError("no error")
+"""
+    behind_shim(script, kind)

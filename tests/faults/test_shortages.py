@@ -1,0 +1,86 @@
+"""Less of the system than a command wants: room on the disk, descriptors, memory. One line or the very same result."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+from gguf_files import rounded_checkpoint, write_gguf
+from processes import everything, run
+from tiny_models import HYBRID_ATTENTION, make_store, tiny_config
+
+SAID = "run -m store --max-tokens 3 --temperature 0 --raw hello"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("short")
+    (folder / "made").mkdir()
+    make_store(tiny_config(**HYBRID_ATTENTION), folder / "made", "q4_0")
+    shutil.move(folder / "made" / "checkpoint", folder / "hf")
+    store = next(path for path in (folder / "made").iterdir() if (path / "dense.safetensors").exists())
+    shutil.move(store, folder / "store")
+    (folder / "made").rmdir()
+    make_store(tiny_config(), folder / "gguf")
+    rounded_checkpoint(folder / "gguf" / "checkpoint", "Q4_0")
+    write_gguf(folder / "gguf" / "checkpoint", folder / "tiny.gguf", "Q4_0")
+    shutil.rmtree(folder / "gguf")
+    (folder / "text").write_text("a text " * 60)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "room"),
+    [
+        ("convert hf out --quant f16", 30_000),
+        ("convert hf out --quant f16 --compress", 30_000),
+        ("convert hf out", 100),
+        ("synth hf/config.json out --quant q8_0", 30_000),
+        ("synth hf/config.json out --quant none", 30_000),
+        ("trace store --text text -o out", 200),
+        ("calibrate store --text text", 500),
+        ("alias ./store one", 10),
+        ("bench store --out out --tokens 1 --prompt-tokens 4", 100),
+    ],
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(command: str, room: int, place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    shutil.copytree(place, folder)
+    before = everything(folder)
+    env = {"SMALLTHINKER_MODELS": str(folder / "models"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    ended = run(command, folder, env=env, limits={resource.RLIMIT_FSIZE: room})
+    assert ended.code == 2, ended
+    last = ended.err.splitlines()[-1]
+    assert "error: " in last
+    assert "Traceback" not in ended.err
+    after = {key: value for key, value in everything(folder).items() if value is not None}  # but for empty folders
+    assert {key for key in after if before.get(key) != after[key]} == set()
+
+
+def test_checksums_that_find_no_room_are_said_and_change_nothing(place: Path, tmp_path: Path) -> None:
+    shutil.copyfile(place / "tiny.gguf", tmp_path / "tiny.gguf")
+    env = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    ended = run("verify tiny.gguf", tmp_path, env=env, limits={resource.RLIMIT_FSIZE: 100})
+    assert ended.code == 0, ended
+    assert "can't be kept" in ended.out
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["tiny.gguf"]
+
+
+@pytest.mark.parametrize("model", ["store", "tiny.gguf"])
+def test_with_any_number_of_descriptors_a_model_answers_or_one_line_says_why(model: str, place: Path) -> None:
+    command = SAID.replace("store", model)
+    expected = run(command, place).out
+    assert expected
+    codes = set()
+    for files in (6, 8, 10, 24):
+        ended = run(command, place, limits={resource.RLIMIT_NOFILE: files})
+        codes.add(ended.code)
+        if ended.code == 0:
+            assert ended.out == expected
+        else:
+            assert ended.code == 2, (files, ended)
+            assert ended.err.strip().count("\n") == 0, (files, ended)
+            assert "Traceback" not in ended.err
+    assert codes == {0, 2}
