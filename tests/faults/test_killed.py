@@ -58,7 +58,6 @@ CASES: dict[str, tuple[str, str, str, Callable[[Path], None]]] = {
     "calibrate": ("", "calibrate store --text text --force", "store/predictor.safetensors", _nothing),
     "save": ("", "chat -m store --max-tokens 1 --temperature 0", "talk.json", _json),
     "alias": ("alias ./store one", "alias ./store two", "models", _nothing),
-    "kept conversations": ("", "run -m store --kv-dir kv --max-tokens 1 --temperature 0 hello", "kv", _nothing),
 }
 
 
@@ -117,9 +116,9 @@ def _same(found: dict[str, bytes | None], expected: dict[str, bytes | None], nam
     """But for what has times in it or was learned of the machine."""
     assert {key for key in found if not _varies(key)} == {key for key in expected if not _varies(key)}, name
     for key, content in expected.items():
-        if not _varies(key) and name != "kept conversations":
+        if not _varies(key):
             assert found[key] == content, key
 
 
 def _varies(key: str) -> bool:
-    return key.startswith(("models", "cache", "kv")) or key.endswith(("disk-profile.json", "hot-experts.safetensors"))
+    return key.startswith(("models", "cache")) or key.endswith(("disk-profile.json", "hot-experts.safetensors"))
