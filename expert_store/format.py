@@ -15,6 +15,42 @@ from typing import Literal, NamedTuple, get_args
 
 from smallthinker import _kernels
 from smallthinker.errors import ConfigError, StoreFormatError, printable
+from smallthinker.expert_store.file_names import (
+    ALL_FILES as ALL_FILES,
+)
+from smallthinker.expert_store.file_names import (
+    CONFIG_FILE as CONFIG_FILE,
+)
+from smallthinker.expert_store.file_names import (
+    DENSE_FILE as DENSE_FILE,
+)
+from smallthinker.expert_store.file_names import (
+    EXPERTS_FILE as EXPERTS_FILE,
+)
+from smallthinker.expert_store.file_names import (
+    HOT_FILE as HOT_FILE,
+)
+from smallthinker.expert_store.file_names import (
+    MANIFEST_FILE as MANIFEST_FILE,
+)
+from smallthinker.expert_store.file_names import (
+    PACKED_TOKENIZER_FILE as PACKED_TOKENIZER_FILE,
+)
+from smallthinker.expert_store.file_names import (
+    PREDICTOR_FILE as PREDICTOR_FILE,
+)
+from smallthinker.expert_store.file_names import (
+    PROFILE_FILE as PROFILE_FILE,
+)
+from smallthinker.expert_store.file_names import (
+    REQUIRED_FILES as REQUIRED_FILES,
+)
+from smallthinker.expert_store.file_names import (
+    TOKENIZER_CONFIG_FILE as TOKENIZER_CONFIG_FILE,
+)
+from smallthinker.expert_store.file_names import (
+    TOKENIZER_FILE as TOKENIZER_FILE,
+)
 from smallthinker.expert_store.header import MAX_HEADER_BYTES, FileHeader, encode_header, fault, read_header
 from smallthinker.files import parse_json
 from smallthinker.models.description import Ffn, Model
@@ -25,26 +61,6 @@ FORMAT_VERSION = "1"
 COMPRESSED_VERSION = "2"  # of an experts file with compressed records: engines that knew only 1 refuse it
 MIXED_VERSION = "3"  # of files whose matrices have several formats
 COMPRESSION = "zstd"
-
-CONFIG_FILE = "config.json"
-TOKENIZER_FILE = "tokenizer.json"
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-DENSE_FILE = "dense.safetensors"
-EXPERTS_FILE = "experts.safetensors"
-MANIFEST_FILE = "manifest.json"  # what the others were when they were written; not in older stores
-REQUIRED_FILES = (CONFIG_FILE, TOKENIZER_FILE, DENSE_FILE, EXPERTS_FILE)
-PROFILE_FILE = "disk-profile.json"  # what a probe of this machine found; no part of the model
-HOT_FILE = "hot-experts.safetensors"  # which experts the last runs used most; no part of the model either
-PREDICTOR_FILE = "predictor.safetensors"  # which experts are worth reading early; no output depends on it
-PACKED_TOKENIZER_FILE = "tokenizer.packed"  # the vocabulary as arrays, made again where it is missing
-_LEARNED_FILES = (PROFILE_FILE, HOT_FILE, PREDICTOR_FILE, PACKED_TOKENIZER_FILE)
-ALL_FILES = (
-    *REQUIRED_FILES,
-    TOKENIZER_CONFIG_FILE,
-    MANIFEST_FILE,
-    *_LEARNED_FILES,
-    *(f".{name}.*" for name in _LEARNED_FILES),
-)
 
 Quant = Literal[
     "q4_0", "q8_0", "bf16", "f16", "f32", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4", "iq4_xs", "q2_k", "q3_k", "q4_k",

@@ -1,18 +1,16 @@
-"""A plugin for the `llm` command (https://llm.datasette.io): the demo model and your stores as its models.
+"""A plugin for the `llm` command (https://llm.datasette.io): the models that `smallthinker list` names as its own.
 
     llm -m smallthinker/demo "It was a dark night"
-    SMALLTHINKER_MODELS=~/models llm -m smallthinker/4b-store -o memory 2GiB "What is a mixture of experts?"
+    llm -m smallthinker/smollm2 -o memory 1GiB "What is a mixture of experts?"
 
-Stores are found in the folders that SMALLTHINKER_MODELS names (separated as in PATH; each a store or a folder of
-stores) and in the folder `smallthinker` beside `llm`'s own logs. Each is called smallthinker/FOLDER. Nothing of the
-engine is imported before a model is used: `llm` loads its plugins at every start.
+Each is called smallthinker/NAME, and by its aliases. Nothing of the engine is imported before a model is used: `llm`
+loads its plugins at every start.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
-import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
@@ -25,9 +23,6 @@ if TYPE_CHECKING:
     from smallthinker.generation.answer import Completion
     from smallthinker.llm import LLM, TextStream
     from smallthinker.text.message_types import Message
-
-MODELS_VARIABLE = "SMALLTHINKER_MODELS"
-_STORE_FILES = ("config.json", "experts.safetensors")
 
 
 class StoreOptions(llm.Options):
@@ -128,22 +123,13 @@ class AsyncStoreModel(llm.AsyncModel):
 
 @llm.hookimpl
 def register_models(register: Callable[..., None]) -> None:
-    for name, store in {**stores(), "demo": None}.items():
-        shared = SharedLLM(store)
-        register(StoreModel(name, shared), AsyncStoreModel(name, shared))
+    from smallthinker.library import Library
 
-
-def stores() -> dict[str, Path]:
-    """Stores by name: of SMALLTHINKER_MODELS in its order, then of `llm`'s folder. The first of a name is taken."""
-    named = [Path(p).expanduser() for p in os.environ.get(MODELS_VARIABLE, "").split(os.pathsep) if p]
-    found: dict[str, Path] = {}
-    own: Path = llm.user_dir() / "smallthinker"  # type: ignore[no-untyped-call]
-    for folder in [*named, own]:
-        inside = sorted(folder.iterdir()) if folder.is_dir() else []
-        for path in [folder, *inside]:
-            if all((path / name).is_file() for name in _STORE_FILES):
-                found.setdefault(path.name, path)
-    return found
+    for model in Library().models():
+        if model.runs:
+            shared = SharedLLM(model.path)
+            aliases = tuple(f"smallthinker/{alias}" for alias in model.aliases)
+            register(StoreModel(model.name, shared), AsyncStoreModel(model.name, shared), aliases=aliases)
 
 
 def _text(message: Any) -> str:

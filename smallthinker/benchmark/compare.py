@@ -143,12 +143,17 @@ def comparison_text(found: BenchComparison) -> str:
         place = f"{disk_name(c.cell.profile):<12}{c.cell.prompt_tokens:>7}{size_text(c.cell.memory_bytes):>11}"
         lines.append(f"{place}  {c.start:<6}{figures}  {interval}")
     changed = sum(c.verdict in ("faster", "slower") for c in found.changes)
-    lines.append(
-        f"{changed} of {len(found.changes)} figures changed beyond the noise, which is "
-        + ", ".join(f"{100 * noise:.1f} % of a run's {_TITLES[metric]}" for metric, noise in found.noise.items())
-    )
+    few = sum(c.verdict == "too few runs" for c in found.changes)
+    if few < len(found.changes):
+        lines.append(
+            f"{changed} of {len(found.changes) - few} figures changed beyond the noise, which is "
+            + ", ".join(f"{100 * noise:.1f} % of a run's {_TITLES[metric]}" for metric, noise in found.noise.items())
+        )
     if found.only_a or found.only_b:
         lines.append(f"not compared: {found.only_a} cells that only A has, {found.only_b} that only B has")
-    if any(c.verdict == "too few runs" for c in found.changes):
-        lines.append(f"fewer than {LEAST_RUNS} runs of a cell can't tell a change from noise: give more repeats")
+    if few:
+        which = f"of {few} figures" if few < len(found.changes) else "of any figure"
+        lines.append(
+            f"nothing can be said {which}: it takes {LEAST_RUNS} runs of a cell or more, --repeats {LEAST_RUNS}"
+        )
     return "\n".join(lines)

@@ -383,30 +383,42 @@ def written_text(facts: dict[str, Any]) -> str:
 
 
 class ProgressBar:
-    """A bar on stderr for work that takes longer than two seconds; nothing where stderr is not a terminal."""
+    """A bar on stderr for work that takes longer than two seconds; nothing where stderr is not a terminal. One at a
+    time: a bar begins with its first progress and ends the one before."""
+
+    _shown: ProgressBar | None = None
 
     def __init__(self, what: str, unit: str = "B") -> None:
         self._what, self._unit = what, unit
+        self._bar: Any = None
 
     def __enter__(self) -> Progress:
+        def progress(done: int, total: int, what: str) -> None:
+            if self._bar is None:
+                self._begin()
+            self._bar.total = total
+            self._bar.update(done - self._bar.n)
+
+        return progress
+
+    def _begin(self) -> None:
         from tqdm import tqdm
 
-        scaled = self._unit == "B"
+        if ProgressBar._shown is not None:
+            ProgressBar._shown.__exit__()
+        ProgressBar._shown = self
         self._bar = tqdm(
             desc=self._what,
             unit=self._unit,
-            unit_scale=scaled,
+            unit_scale=self._unit == "B",
             unit_divisor=1024,
             disable=None,
             delay=2,
             file=terminal.bar_stream(),
         )
 
-        def progress(done: int, total: int, what: str) -> None:
-            self._bar.total = total
-            self._bar.update(done - self._bar.n)
-
-        return progress
-
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
+        if ProgressBar._shown is self:
+            ProgressBar._shown = None

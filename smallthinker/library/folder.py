@@ -10,10 +10,12 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
 from smallthinker.errors import RequestError
+from smallthinker.expert_store.file_names import ALL_FILES, CONFIG_FILE, DENSE_FILE, EXPERTS_FILE
 from smallthinker.files import is_folder, is_there
 
 VARIABLE = "SMALLTHINKER_MODELS"
@@ -112,8 +114,6 @@ def model_at(path: Path) -> LibraryModel | None:
 
 
 def _inside(folder: Path, depth: int) -> Iterator[LibraryModel]:
-    from smallthinker.expert_store.format import ALL_FILES, CONFIG_FILE, DENSE_FILE, EXPERTS_FILE
-
     try:
         entries = sorted(folder.iterdir())
     except (OSError, ValueError):
@@ -121,7 +121,8 @@ def _inside(folder: Path, depth: int) -> Iterator[LibraryModel]:
     names = {entry.name for entry in entries}
     files = tuple(entry for entry in entries if entry.is_file() or (entry.is_symlink() and not entry.is_dir()))
     if names >= {CONFIG_FILE, DENSE_FILE, EXPERTS_FILE}:
-        yield LibraryModel(folder.name, folder, "store", files)
+        own = tuple(path for path in files if any(fnmatch(path.name, name) for name in ALL_FILES))
+        yield LibraryModel(folder.name, folder, "store", own)
     elif PULL_MARK in names:
         yield LibraryModel(folder.name.removesuffix(_DOWNLOAD), folder, "partial", files)
     elif CONFIG_FILE in names and any(n.endswith((".safetensors", ".bin")) for n in names - {*ALL_FILES}):

@@ -10,7 +10,9 @@ import os
 from pathlib import Path
 from shlex import quote
 
+from smallthinker.demo import DEMO_STORE
 from smallthinker.errors import ModelNotFoundError, shown
+from smallthinker.expert_store.file_names import DENSE_FILE, EXPERTS_FILE
 from smallthinker.files import is_folder, is_there
 from smallthinker.library.folder import DEMO, PULL_MARK, LibraryModel, model_at, models_under
 from smallthinker.library.library import Library, is_same
@@ -22,8 +24,6 @@ def resolve(word: str | None, library: Library) -> Path:
     """What LLM takes: a store's folder or a GGUF file. None is the demo. A word without a slash that is a name wins
     over nothing: where a model of that name lies in the working folder, too, it is refused. Raises ModelNotFoundError.
     """
-    from smallthinker.llm import DEMO_STORE
-
     if word is None:
         return DEMO_STORE
     if is_path(word):
@@ -70,8 +70,6 @@ def runnable(model: LibraryModel) -> Path:
 
 def checked(path: Path) -> Path:
     """What LLM takes of what lies at a path. Raises ModelNotFoundError, which says what to do with what is there."""
-    from smallthinker.expert_store.format import DENSE_FILE, EXPERTS_FILE
-
     found = model_at(path)
     if found is not None and found.runs:
         return found.path

@@ -16,6 +16,7 @@ from forked_command import run_module
 
 pytest.importorskip("llm", reason="needs smallthinker[llm]")
 
+from smallthinker.library import Library
 from smallthinker.llm import DEMO_STORE, LLM
 
 GREEDY = ("-o", "temperature", "0", "-o", "max_tokens", "12", "-o", "memory", "4GiB")
@@ -57,14 +58,15 @@ def test_llm_answers_with_the_demo_model_and_goes_on_with_the_conversation(
 
 
 def test_stores_are_named_after_their_folders(user: dict[str, str], tmp_path: Path) -> None:
-    for place in (tmp_path / "a" / "one", tmp_path / "two", tmp_path / "llm" / "smallthinker" / "three"):
-        place.parent.mkdir(parents=True, exist_ok=True)
+    user["SMALLTHINKER_MODELS"] = str(tmp_path / "models")
+    for place in (tmp_path / "models" / "one", tmp_path / "models" / "deep" / "three"):
         shutil.copytree(DEMO_STORE, place)
-    (tmp_path / "a" / "no store").mkdir()
-    user["SMALLTHINKER_MODELS"] = os.pathsep.join(map(str, (tmp_path / "a", tmp_path / "two", tmp_path / "nowhere")))
+    (tmp_path / "models" / "no store").mkdir()
+    Library(tmp_path / "models").set_alias("two", "one")
     listed = run(user, "models", "--options", "-q", "smallthinker").stdout
-    names = [line.split()[-1] for line in listed.splitlines() if "smallthinker/" in line]
-    assert sorted(names) == [f"smallthinker/{name}" for name in ("demo", "one", "three", "two")]
+    names = [line.split(": ")[1].split(" (")[0] for line in listed.splitlines() if "smallthinker/" in line]
+    assert sorted(names) == [f"smallthinker/{name}" for name in ("demo", "one", "three")]
+    assert "aliases: smallthinker/two" in listed
     assert "temperature: float" in listed and "memory: str" in listed
     result = run(user, "-m", "smallthinker/three", *GREEDY, "Who is there?")
     assert result.stdout.strip() == answers("Who is there?")[0].strip()
@@ -79,12 +81,11 @@ def test_what_is_wrong_is_one_line(user: dict[str, str], tmp_path: Path, hybrid_
 
     assert "memory: 1 MiB is below the floor" in error("smallthinker/demo", "-o", "memory", "1MiB")
     assert "temperature: expected a number of 0 or more" in error("smallthinker/demo", "-o", "temperature", "-1")
-    user["SMALLTHINKER_MODELS"] = str(hybrid_store)
-    (hybrid_store / "tokenizer_config.json").rename(hybrid_store / "aside")
-    try:
-        assert "chat needs the model's chat_template" in error("smallthinker/store")
-    finally:
-        (hybrid_store / "aside").rename(hybrid_store / "tokenizer_config.json")
+    user["SMALLTHINKER_MODELS"] = str(tmp_path / "models")
+    store = Path(shutil.copytree(hybrid_store, tmp_path / "models" / "store"))
+    for name in ("tokenizer_config.json", "manifest.json"):
+        (store / name).unlink(missing_ok=True)
+    assert "chat needs the model's chat_template" in error("smallthinker/store")
 
 
 def test_the_python_interface_streams_in_threads_and_in_an_event_loop() -> None:

@@ -90,9 +90,9 @@ def test_rm_asks_and_says_what_it_freed(models: Path, shell: Shell) -> None:
     size = sum(path.stat().st_size for path in (models / "tiny").iterdir())
     assert "--yes" in shell("rm", "tiny", code=2)
     assert (models / "tiny").is_dir()
-    (models / "tiny" / "notes.sub").mkdir()
+    (models / "tiny" / "notes.txt").write_text("mine")
     assert json.loads(shell("rm", "tiny", "--yes", "--json"))["removed"] == [{"name": "tiny", "freed_bytes": size}]
-    assert [path.name for path in (models / "tiny").iterdir()] == ["notes.sub"]  # what is no model's stays
+    assert [path.name for path in (models / "tiny").iterdir()] == ["notes.txt"]  # what is no model's stays
     assert "there are demo" in shell("rm", "tiny", "--yes", code=2)
     assert "bundled" in shell("rm", "demo", "--yes", code=2)
 

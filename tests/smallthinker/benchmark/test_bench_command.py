@@ -139,7 +139,7 @@ def test_a_budget_below_the_floor_is_a_row_of_its_own_and_the_others_are_measure
         (["--seed", "-1"], "--seed: expected 0 or more"),
         (["--memory", "much"], "expected a size"),
         (["--text", "nowhere.txt"], "nowhere.txt"),
-        (["--real-throttle"], "expected a --storage"),
+        (["--real-throttle"], "--storage: expected one to throttle"),
         (["one", "two"], "expected one model"),
         (["--submit", "nowhere.jsonl"], "nowhere.jsonl"),
         (["demo", "--submit", "x"], "nothing else"),
