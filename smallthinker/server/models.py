@@ -20,6 +20,7 @@ from starlette.requests import Request
 
 from smallthinker.errors import MemoryBudgetError, SmallThinkerError
 from smallthinker.library import Library, LibraryModel
+from smallthinker.library.folder import model_at
 from smallthinker.llm import LLM
 from smallthinker.log import NAME
 from smallthinker.server.answers import unless_gone
@@ -41,7 +42,9 @@ class Models:
     ) -> None:
         """load: another model, in the first one's place; None, or no library, for a server of one."""
         self.settings, self.bodies = settings, Bodies(settings.limits)
-        self._first = LibraryModel(name, llm.store.path, "store", llm.store.weight_files)
+        store = llm.store
+        found = model_at(store.path) or LibraryModel(name, store.path, "store", store.weight_files)
+        self._first = replace(found, name=name)
         self._load, self._library = load, library if load is not None else None
         self._loaded: Service | None = Service(llm, name, settings, self.bodies)
         self._turns = asyncio.Lock()
