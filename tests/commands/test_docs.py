@@ -21,7 +21,7 @@ ROOMS = (
     "recipes",
     "tools",
 )
-NOT_OURS = {"llama.cpp", "pyconfig.h"}
+NOT_OURS = {"llama.cpp", "pyconfig.h", "python3.X/Python.h", "python3.X/pyconfig.h"}
 
 
 def test_source_files_and_pictures_that_a_page_names_exist() -> None:
