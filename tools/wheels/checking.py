@@ -61,8 +61,10 @@ def _check_pe(file: Path, target: Target, python: str) -> None:
         own = f"python{python.replace('.', '')}.dll"
         _expect(file, "Python's DLL", own in libraries, True)
         _expect(file, "libraries", {name for name in libraries if name != own and not name.startswith(_WINDOWS)}, set())
-        exported = [symbol.name.decode() for symbol in module.DIRECTORY_ENTRY_EXPORT.symbols]
-        _expect(file, "exports", exported, [f"PyInit_{file.name.partition('.')[0]}"])
+        exported = [
+            symbol.name.decode() for symbol in module.DIRECTORY_ENTRY_EXPORT.symbols
+        ]  # pybind11 has errors there
+        _expect(file, "what Python calls", f"PyInit_{file.name.partition('.')[0]}" in exported, True)
 
 
 def _check_macho(file: Path, target: Target, python: str) -> None:
