@@ -1,5 +1,4 @@
-// What CPython's headers ask about 64-bit Windows, where no configure runs. Python's own file says the same and more; the
-// modules that are compiled with either are the same (docs/wheels.md).
+// What CPython's headers ask about 64-bit Windows, where no configure runs: docs/wheels.md.
 #pragma once
 
 #define MS_WINDOWS
