@@ -35,6 +35,7 @@ def add(commands: Commands) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
+    from smallthinker import host
     from smallthinker.expert_store.device.device_probe import probe_device
     from smallthinker.expert_store.device.probe_file import probe_file
     from smallthinker.expert_store.device.storage_profile import LONGEST_NAME, save_profile_toml
@@ -48,17 +49,21 @@ def handle(args: argparse.Namespace) -> int:
         with ProgressBar("measuring", "point") as measuring:
             is_name = out is not None and out.stem.isprintable() and len(out.stem) <= LONGEST_NAME
             name = out.stem if out is not None and is_name else "measured"
+            before = host.cpu_seconds()
             report = probe_device(file, name, progress=measuring)
+            others = host.cores_of_others(before, host.cpu_seconds())
         shown = file.shown
     if out is not None:
         save_profile_toml(report.profile, out, replace=args.force)
     if args.json:
-        print(json.dumps(report.to_dict() | {"out": None if out is None else str(out)}))
+        print(json.dumps(report.to_dict() | {"out": None if out is None else str(out), "others_cores": others}))
         return 0
     print(f"{shown}: a file of {report.file_bytes / 2**20:,.0f} MiB")
     if report.note is not None:
         print(report.note)
     print(report_text(report))
+    if (busy := host.busy_note(others)) is not None:
+        print(busy)
     print(f"written to {out}" if out is not None else "-o FILE writes a profile that --storage and `plan` take")
     return 0
 

@@ -35,6 +35,7 @@ from smallthinker.host.memory import (
 )
 from smallthinker.host.processor import (
     CpuSeconds,
+    busy_note,
     cores_of_others,
     cpu_name,
     cpu_seconds,
@@ -49,6 +50,7 @@ __all__ = [
     "address",
     "aligned_buffer",
     "available_memory_bytes",
+    "busy_note",
     "cache_folder",
     "cached_pages",
     "cgroup_memory",

@@ -11,6 +11,11 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from smallthinker.figures import rounded
+
+# What others may take without a word: services, and the terminal that shows the progress.
+_QUIET_CORES = 0.25
+
 
 def yield_to_others() -> None:
     """Let this thread run when no other wants its core. Linux only: elsewhere threads have no order of their own."""
@@ -43,6 +48,16 @@ def cores_of_others(before: CpuSeconds, after: CpuSeconds) -> float:
     passed = after.clock - before.clock
     others = (after.all - before.all) - (after.own - before.own)
     return max(others / passed, 0.0) if passed > 0 else 0.0
+
+
+def busy_note(others: float) -> str | None:
+    """What to say where others took so many processors while something was measured; None of a quiet machine."""
+    if others <= _QUIET_CORES:
+        return None
+    return (
+        f"this machine was busy: {rounded(others, 2)} of its processors were taken by others while it was measured; "
+        "when it is quiet, run this again, and expect more"
+    )
 
 
 def cpu_name() -> str:

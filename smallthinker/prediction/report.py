@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from smallthinker import host
 from smallthinker.figures import rounded
 from smallthinker.memory_plan import MIB
 from smallthinker.prediction.advice import Change
@@ -14,8 +15,6 @@ from smallthinker.prediction.predict import Prediction, Speed
 
 # Four of five predicted decode speeds were within this share of the measured ones: docs/plan.md.
 ERROR_BAND = 0.3
-# What others may take without a word: services, and the terminal that shows the progress.
-QUIET_CORES = 0.25
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,9 @@ class Report:
             parts.append(_changes_text(self.changes))
         if self.sources:
             parts.append("predicted from\n" + "\n".join(f"  {part:<10}{what}" for part, what in self.sources.items()))
-        if self.others_cores > QUIET_CORES:
-            parts.append(
-                f"this machine was busy: {rounded(self.others_cores, 2)} of its processors were taken by others "
-                "while it was measured; when it is quiet, run this again, and expect more"
-            )
+        busy = host.busy_note(self.others_cores)
+        if busy is not None:
+            parts.append(busy)
         return "\n\n".join(parts)
 
     def _head(self) -> str:

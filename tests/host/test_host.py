@@ -200,3 +200,9 @@ def test_a_folder_lock_is_held_once(tmp_path: Path) -> None:
     second = host.lock_folder(tmp_path, wait=False)
     assert second is not None
     host.unlock_folder(second)
+
+
+def test_a_busy_machine_is_told_of_and_a_quiet_one_is_not() -> None:
+    said = host.busy_note(1.234)
+    assert said is not None and "1.2 of its processors" in said
+    assert host.busy_note(0.1) is None
