@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,8 @@ def test_stopping_keeps_what_was_written_and_frees_the_server(
     tab.until("document.querySelector('.writing > .prose')?.textContent.length > 20")
     tab.page.click("#stop") if how == "the button" else tab.page.keyboard.press("Escape")
     answer = tab.answer()
-    assert "Stopped" in tab.page.locator(".message.assistant .figures").inner_text()
+    figures = tab.page.locator(".message.assistant .figures").inner_text()
+    assert "Stopped" in figures and re.search(r"about \d+ tokens", figures)
     assert stored(tab)[0]["messages"][1]["content"].strip() and len(answer) > 20
     gate.wait_until_one_is_cancelled()
     gate.open()
@@ -135,6 +137,34 @@ def test_the_settings_are_what_the_server_is_asked_for(tab: Tab) -> None:
         tab.ask("Hello again.")
     assert not asked.value.post_data_json.keys() & {"temperature", "top_p", "seed"}
     assert asked.value.post_data_json["messages"][0]["role"] == "user"
+
+
+def test_a_text_file_becomes_part_of_the_message(tab: Tab) -> None:
+    tab.page.fill("#box", "Summarise this.")
+    notes = {"name": "notes.txt", "mimeType": "text/plain", "buffer": "one ``` two\nthrée\n".encode()}
+    tab.page.set_input_files("#attached", notes)
+    tab.until("document.querySelector('#box').value.includes('notes.txt')")
+    assert tab.page.input_value("#box") == "Summarise this.\n\nnotes.txt:\n````\none ``` two\nthrée\n````\n"
+    tab.page.set_input_files("#attached", {"name": "a.png", "mimeType": "image/png", "buffer": b"\x89PNG\xff\xfe"})
+    tab.page.wait_for_selector("text=expected a text in UTF-8")
+    assert "a.png" not in tab.page.input_value("#box")
+
+
+def test_the_model_is_chosen_where_there_are_several(browser: Browser, page_url: str) -> None:
+    tab = Tab(browser, page_url)
+    assert tab.page.is_visible("#model") and not tab.page.is_visible("#models")
+    own = tab.page.inner_text("#model")
+    models = {"object": "list", "data": [{"id": own, "object": "model"}, {"id": "other", "object": "model"}]}
+    tab.page.route("**/v1/models", lambda route: route.fulfill(json=models))
+    tab.page.reload()
+    tab.page.wait_for_selector("#models:not([hidden])")
+    assert tab.page.input_value("#models") == own and not tab.page.is_visible("#model")
+    tab.replies("Yes.")
+    tab.page.select_option("#models", "other")
+    with tab.page.expect_request("**/v1/chat/completions") as asked:
+        tab.ask("Hello.")
+    assert asked.value.post_data_json["model"] == "other"
+    tab.settle()
 
 
 def test_conversations_are_renamed_deleted_and_brought_back(tab: Tab) -> None:

@@ -167,13 +167,32 @@ def test_a_conversation_that_outgrew_the_context_goes_on_without_its_beginning(t
     tab.set(temperature="0", max_tokens="5")
     tab.ask("word " * 450)
     tab.faults_expected = True
-    tab.send("more " * 700)
-    alert = tab.page.get_by_role("alert")
-    alert.wait_for()
-    assert "context" in alert.inner_text()
-    tab.page.click("text=Go on without the oldest turn")
+    tab.ask("more " * 700)
     tab.page.wait_for_selector(".message.assistant:last-of-type .figures")
     assert len(tab.says()) == 2 and tab.page.is_visible("text=The model no longer sees what is above.")
+    assert tab.page.get_by_role("alert").count() == 0
+    tab.page.unroute("**/v1/chat/completions")
+    tab.send("far too long " * 2000)
+    tab.page.get_by_role("alert").wait_for()
+    assert "context" in tab.page.get_by_role("alert").inner_text()
+
+
+def test_an_answer_without_a_limit_leaves_room_for_the_next_turn(tab: Tab) -> None:
+    with tab.page.expect_request("**/v1/chat/completions") as asked:
+        tab.ask("Tell me a story.")
+    body = asked.value.post_data_json
+    assert body["max_tokens"] == 512 and body["return_progress"] is True  # of a context of 1024
+    tab.faults_expected = True  # the first try may not fit
+    tab.ask("And then?")
+    assert len(tab.says()) == 2 and tab.page.get_by_role("alert").count() == 0
+
+
+def test_headings_leave_out_no_level(tab: Tab) -> None:
+    tab.replies("## Two\n\n#### Four\n\n# One")
+    tab.ask("Show me.")
+    prose = tab.page.locator(".message.assistant > .prose")
+    found = prose.locator("h1, h2, h3, h4, h5, h6").evaluate_all("all => all.map(one => one.tagName + one.textContent)")
+    assert found == ["H3Two", "H4Four", "H3One"]
 
 
 def test_a_server_with_a_key_asks_for_it(browser: Browser) -> None:
