@@ -272,6 +272,22 @@ def test_a_later_guess_for_the_same_layer_withdraws_what_it_no_longer_names() ->
     check_books(cache)
 
 
+def test_a_guess_that_was_withdrawn_and_wanted_after_all_is_read_and_counted_once() -> None:
+    found = set()
+    for seed in range(40):  # some reads are whole before they can be stopped
+        cache = Cache(6, seed)
+        cache.prefetch(1, [2], [0.9])
+        cache.queue._start(EXPERTS + 2)
+        cache.prefetch(1, [3], [0.9])
+        use(cache, 1, [2, 3])
+        counters, reads = cache.counters(), cache.queue.counters()
+        wasted = counters.wasted_bytes - reads.withdrawn_bytes
+        found.add((counters.misses, counters.late + counters.guessed, wasted // RECORD_BYTES))
+        assert counters.bytes_read == reads.certain_bytes + reads.speculative_bytes + reads.withdrawn_bytes
+    assert (0, 2, 0) in found  # once whole, it was what the request had waited for
+    assert found <= {(0, 2, 0), (1, 1, 0), (0, 1, 1)}  # stopped and read again; whole before it was asked for: a hit
+
+
 @pytest.mark.parametrize(("score", "refused", "taken"), [(0.5, 0.4, 0.6), (0.9, 0.6, 0.7), (1.0, 0.66, 0.67)])
 def test_a_guess_evicts_only_what_is_less_of_a_loss_where_it_is_wrong(
     score: float, refused: float, taken: float

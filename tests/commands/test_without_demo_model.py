@@ -10,12 +10,12 @@ from smallthinker import demo, llm
 from smallthinker.cli import main
 from smallthinker.diagnosis.doctor import diagnose
 from smallthinker.errors import StoreFormatError
-from smallthinker.library import library
+from smallthinker.library import library, resolve
 
 
 @pytest.fixture(autouse=True)
 def without_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (llm, demo, library):
+    for module in (llm, demo, library, resolve):
         monkeypatch.setattr(module, "DEMO_STORE", tmp_path / "smallthinker_demo" / "store")
 
 

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallthinker.cache.read_counters import CacheCounters, CacheStats
+from smallthinker.cache.read_counters import CacheCounters
 from smallthinker.engine import Engine
-from smallthinker.expert_store.read_queue import ReadCounters
 from smallthinker.generation.answer import GenerationParams
 from smallthinker.generation.scheduler import Scheduler
 from smallthinker.measures.profile import Clocks, KernelTime
@@ -106,11 +105,3 @@ def test_an_answers_figures_add_up(hybrid_store: Path, max_tokens: int, slots: i
     assert ("of the roofline" in stats.line()) == (figures["decode"]["bytes_read"] > 0)
     if slots == 2 and max_tokens > 1:
         assert figures["decode"]["reread_bytes"] > 0 and "of the roofline" in stats.line()
-
-
-def test_a_guess_that_was_withdrawn_and_wanted_after_all_is_read_and_counted_once() -> None:
-    tally = CacheStats(100)
-    tally.wasted, tally.misses = 1, 1  # as it landed, and as the request counted it
-    tally.regained()
-    counters = tally.counters(ReadCounters())
-    assert (counters.misses, counters.late, counters.bytes_read, counters.wasted_bytes) == (0, 1, 100, 0)

@@ -63,7 +63,7 @@ def names(path: Path) -> list[str]:
 
 def test_a_store_that_exists_is_not_overwritten(tiny_config: Path, tiny_store: Path) -> None:
     before = contents(tiny_store)
-    with pytest.raises(StoreWriteError, match="exists already; --force"):
+    with pytest.raises(StoreWriteError, match="exists already; `force`"):
         synth(str(tiny_config), tiny_store, "q4_0", seed=1)
     assert contents(tiny_store) == before
     assert names(tiny_store.parent) == ["store"]

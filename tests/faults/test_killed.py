@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import KILLED, everything, run
+from ended_commands import KILLED, everything, run
 from tiny_models import HYBRID_ATTENTION, make_store, random_reference, tiny_config, write_checkpoint
 
 from smallthinker.expert_store.store import Store

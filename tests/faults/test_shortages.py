@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ended_commands import everything, run
 from gguf_files import rounded_checkpoint, write_gguf
-from processes import everything, run
 from tiny_models import HYBRID_ATTENTION, make_store, tiny_config
 
 SAID = "run -m store --max-tokens 3 --temperature 0 --raw hello"

@@ -113,7 +113,7 @@ def test_the_floor_that_is_named_works_for_every_shape_and_context(
         plan_at(1)
     floor = e.value.floor_bytes
     assert floor >= starting_bytes
-    assert f"give --memory {floor // MIB}MiB" in str(e.value)
+    assert f"give `memory={floor // MIB}MiB`" in str(e.value)
     assert plan_at(floor).slots >= model.experts_per_token
     assert plan_at(floor - STARTS_DIFFER_BYTES).slots >= model.experts_per_token
     with pytest.raises(MemoryBudgetError):

@@ -91,15 +91,15 @@ def test_a_key_must_be_shown_where_there_is_one(demo: LLM) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"host": "0.0.0.0"}, "--host 0.0.0.0: everyone who can reach"),
-        ({"host": "::"}, "--host"),
-        ({"host": "my-pc"}, "--host"),
-        ({"api_key": " "}, "--api-key"),
-        ({"api_key": "schlüssel"}, "--api-key"),
-        ({"cors": ("*",)}, "--cors"),
-        ({"cors": ("http://x/path",)}, "--cors"),
-        ({"timeout_sec": 0}, "--timeout"),
-        ({"timeout_sec": float("nan")}, "--timeout"),
+        ({"host": "0.0.0.0"}, "host: everyone who can reach 0.0.0.0"),
+        ({"host": "::"}, "host: "),
+        ({"host": "my-pc"}, "host: "),
+        ({"api_key": " "}, "api_key: "),
+        ({"api_key": "schlüssel"}, "api_key: "),
+        ({"cors": ("*",)}, "cors: "),
+        ({"cors": ("http://x/path",)}, "cors: "),
+        ({"timeout_sec": 0}, "timeout_sec: "),
+        ({"timeout_sec": float("nan")}, "timeout_sec: "),
     ],
 )
 def test_settings_that_are_not_safe_are_refused_at_once(settings: dict[str, Any], message: str) -> None:

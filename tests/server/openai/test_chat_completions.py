@@ -171,7 +171,6 @@ def test_another_model_s_name_is_not_found(client: OpenAI) -> None:
         ({"reasoning_effort": "low"}, "reasoning_effort"),
         ({"store": True}, "store"),
         ({"modalities": ["audio"]}, "modalities.0"),
-        ({"service_tier": "priority"}, "service_tier"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"max_completion_tokens": 3}, "max_tokens"),
