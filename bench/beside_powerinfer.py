@@ -55,7 +55,10 @@ def run(args: argparse.Namespace, command: Sequence[str], text: str | None = Non
         if args.storage is not None:
             resources.enter_context(real_throttle(load_profile(args.storage), args.store))
         began = time.perf_counter()
-        done = subprocess.run(joining([group.folder], command), input=text, capture_output=True, text=True, check=False)
+        # random bytes need not be a text: what is none is found by who reads it
+        done = subprocess.run(
+            joining([group.folder], command), input=text, capture_output=True, text=True, errors="replace", check=False
+        )
         sec = time.perf_counter() - began
         figures = {"command_sec": sec, "peak_bytes": group.peak_bytes(), "ceiling_hits": group.ceiling_hits()}
     if done.returncode:
