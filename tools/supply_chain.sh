@@ -16,4 +16,4 @@ python3 -m venv "$work/tools" && "$work/tools/bin/pip" install --quiet --no-comp
 "$work/tools/bin/cyclonedx-py" environment --output-format JSON --output-file "$out/sbom.json" "$work/own/bin/python"
 "$work/tools/bin/pip-licenses" --python "$work/own/bin/python" --format=csv --output-file "$out/licences.csv" > /dev/null
 echo "tools/supply_chain.sh: $(wc -l < "$out/packages.txt") packages; $out has the lists"
-"$work/tools/bin/pip-audit" --requirement "$out/packages.txt" --no-deps --disable-pip
+"$work/tools/bin/pip-audit" --requirement "$out/packages.txt" --no-deps --disable-pip --strict  # what could not be asked about is no success
