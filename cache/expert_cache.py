@@ -107,9 +107,6 @@ class ExpertCache:
         """The system has this slot's memory. May be asked from any thread."""
         return slot in self._books.released_slots
 
-    def is_resident(self, layer: int, expert: int) -> bool:
-        return bool(self.slot_table[self._first_of[layer] + expert] >= 0)
-
     def first_record(self, layer: int) -> int:
         """Of the layer's experts in `slot_table`."""
         return self._first_of[layer]

@@ -229,11 +229,13 @@ class ForwardPass:
     def _serve(self, layer: int, route: Route, step: Step, is_mixed: bool) -> None:
         """One layer that may miss something; nothing of it has been computed but, if is_mixed, attention."""
         cache, look = self.experts, self.look_ahead
+        if look is None:
+            self._serve_route(layer, route, step, is_mixed)
+            return
         waited, wanted = cache.stall_sec, cache.wanted
-        if look is not None:
-            look.score_predictions(layer, route.experts)
+        look.score_predictions(layer, route.experts)
         self._serve_route(layer, route, step, is_mixed)
-        if look is not None and step.tokens < MANY_TOKENS and not self._held_tokens:
+        if step.tokens < MANY_TOKENS and not self._held_tokens:
             look.trial.layer(layer, cache.stall_sec - waited, cache.wanted - wanted)
 
     def _serve_route(self, layer: int, route: Route, step: Step, is_mixed: bool) -> None:

@@ -64,8 +64,9 @@ class Library:
         names = self.names()
         close = self.close_to(name)
         hint = f"; did you mean {close}? There" if close else "; there"
-        listed = ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")
-        raise ModelNotFoundError(f"{shown(name)}: no model of that name{hint} are {listed} ({self.folder})")
+        verb = "are" if len(names) > 1 else "is"
+        listed = ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "") or "none"
+        raise ModelNotFoundError(f"{shown(name)}: no model of that name{hint} {verb} {listed} ({self.folder})")
 
     def named(self, name: str) -> LibraryModel | None:
         """The same, None where there is none."""

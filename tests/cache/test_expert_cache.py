@@ -43,6 +43,9 @@ class Cache(ExpertCache):
         self.queue = ShuffledQueue(memory, self.disk, seed)
         super().__init__(memory, self.queue, LRU([EXPERTS] * LAYERS, [2] * LAYERS), [EXPERTS] * LAYERS)
 
+    def is_resident(self, layer: int, expert: int) -> bool:
+        return bool(self.slot_table[self.first_record(layer) + expert] >= 0)
+
 
 def use(cache: ExpertCache, layer: int, experts: list[int]) -> list[int]:
     """Go through a request and check that every slot holds the record that it should. Returns the order of landing."""

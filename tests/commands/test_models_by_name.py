@@ -93,7 +93,7 @@ def test_rm_asks_and_says_what_it_freed(models: Path, shell: Shell) -> None:
     (models / "tiny" / "notes.txt").write_text("mine")
     assert json.loads(shell("rm", "tiny", "--yes", "--json"))["removed"] == [{"name": "tiny", "freed_bytes": size}]
     assert [path.name for path in (models / "tiny").iterdir()] == ["notes.txt"]  # what is no model's stays
-    assert "there are demo" in shell("rm", "tiny", "--yes", code=2)
+    assert "there is demo" in shell("rm", "tiny", "--yes", code=2)
     assert "bundled" in shell("rm", "demo", "--yes", code=2)
 
 

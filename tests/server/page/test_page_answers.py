@@ -175,6 +175,8 @@ def test_a_conversation_that_outgrew_the_context_goes_on_without_its_beginning(t
     tab.send("far too long " * 2000)
     tab.page.get_by_role("alert").wait_for()
     assert "context" in tab.page.get_by_role("alert").inner_text()
+    # it fits nowhere, and takes no turns with it
+    assert tab.page.locator(".forgotten + .message.user .said").inner_text().startswith("more")
 
 
 def test_an_answer_without_a_limit_leaves_room_for_the_next_turn(tab: Tab) -> None:
