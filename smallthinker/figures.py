@@ -10,6 +10,11 @@ def size(nbytes: float) -> str:
     return f"{nbytes / 2**30:,.1f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:,.1f} MiB"
 
 
+def size_text(nbytes: float) -> str:
+    """A budget as people write it: 512 MiB, 1.5 GiB."""
+    return f"{nbytes / 2**30:.4g} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.4g} MiB"
+
+
 def rounded(value: float, digits: int = 3) -> str:
     """So many digits, however small it is, and never an exponent: 0.0123, 1.23, 123, 12,345."""
     if value == 0 or not abs(value) < 1e15:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import math
 import platform
+import random
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date
 from typing import Any, Final
 
@@ -37,6 +38,7 @@ _SEQUENTIAL_REQUEST, _SEQUENTIAL_DEPTH = 1 << 20, 2
 _LATENCY_SHARE, _SEQUENTIAL_SHARE = 0.05, 0.1  # of the time
 _PATIENCE = 2.0  # what is expected to take more than this many shares of the time is left out
 _FEWEST = 4  # requests of a measurement
+_ROUNDS = 3
 _CLOSE = 0.95  # as good as the best: a busy disk doesn't give the same figure twice
 _LARGE = 64 << 10  # requests that show bandwidth rather than requests per second
 _BANDWIDTH_STEPS = range(60, 301, 2)  # percent of the fastest point
@@ -44,12 +46,41 @@ _BANDWIDTH_STEPS = range(60, 301, 2)  # percent of the fastest point
 
 @dataclass(frozen=True)
 class Point:
-    """Random reads of one size, `depth` of them under way at any time."""
+    """Random reads of one size, `depth` of them under way at any time. samples: bytes per second of each run."""
 
     kind: NativeKind
     request_bytes: int
     depth: int
-    bytes_per_sec: float
+    samples: tuple[float, ...]
+
+    @property
+    def bytes_per_sec(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def least(self) -> float:
+        return min(self.samples)
+
+    @property
+    def most(self) -> float:
+        return max(self.samples)
+
+    @property
+    def runs(self) -> int:
+        return len(self.samples)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A row of `--csv`, and in `--json`."""
+        return {
+            "kind": self.kind,
+            "request_bytes": self.request_bytes,
+            "depth": self.depth,
+            "bytes_per_sec": self.bytes_per_sec,
+            "least_bytes_per_sec": self.least,
+            "most_bytes_per_sec": self.most,
+            "runs": self.runs,
+            "reads_per_sec": self.reads_per_sec,
+        }
 
     @property
     def reads_per_sec(self) -> float:
@@ -74,8 +105,21 @@ class DeviceReport:
             "model_error": self.model_error,
             "file_bytes": self.file_bytes,
             "note": self.note,
-            "points": [asdict(point) | {"reads_per_sec": point.reads_per_sec} for point in self.points],
+            "runs": self.runs,
+            "spread": self.spread,
+            "points": [point.to_dict() for point in self.points],
         }
+
+    @property
+    def runs(self) -> int:
+        """Of a point, in the median."""
+        return round(statistics.median(point.runs for point in self.points))
+
+    @property
+    def spread(self) -> float | None:
+        """How far a point's runs lie apart, as a share of their median, in the median of all points; None with one run
+        each."""
+        return _spread(self.points)
 
 
 def probe_device(
@@ -94,7 +138,7 @@ def probe_device(
     finally:
         device.close()
     of_kind = [point for point in points if point.kind == kind]
-    profile = profile_of_points(of_kind, name, latency, sequential, _source(file, kind))
+    profile = profile_of_points(of_kind, name, latency, sequential, _source(file, kind, of_kind))
     error = math.expm1(statistics.median(_model_errors(profile, of_kind)))
     return DeviceReport(tuple(points), profile, error, file.file_bytes, file.note)
 
@@ -129,6 +173,11 @@ def profile_of_points(
     return min(candidates, key=lambda profile: statistics.mean(_model_errors(profile, large)))
 
 
+def _spread(points: Sequence[Point]) -> float | None:
+    several = [(point.most - point.least) / point.bytes_per_sec for point in points if point.runs > 1]
+    return statistics.median(several) if several else None
+
+
 def _model_errors(profile: StorageProfile, points: list[Point]) -> list[float]:
     """|log(predicted / measured)| of each: too much and too little count alike."""
     return [
@@ -136,13 +185,17 @@ def _model_errors(profile: StorageProfile, points: list[Point]) -> list[float]:
     ]
 
 
-def _source(file: ProbeFile, kind: NativeKind) -> str:
+def _source(file: ProbeFile, kind: NativeKind, points: Sequence[Point]) -> str:
     """Without paths, so that a profile can be given away."""
     system = f"{platform.system()} {platform.release()}"
+    runs, spread = sorted({point.runs for point in points}), _spread(points)
+    counted = f"{runs[0]} to {runs[-1]} runs" if len(runs) > 1 else f"{runs[0]} run{'s' * (runs[0] > 1)}"
+    apart = "" if spread is None else f", {spread:.0%} apart in the median".replace("%", " %")
     return (
         f"One device, measured with smallthinker probe on {date.today().isoformat()}: {system}, "
         f"{file_system(file.shown) or 'unknown file system'}, cold {kind} reads of a file of "
-        f"{file.file_bytes // MIB} MiB, with processor {host.cpu_name()}."
+        f"{file.file_bytes // MIB} MiB, with processor {host.cpu_name()}; {counted} of each of {len(points)} sizes and "
+        f"depths{apart}."
     )
 
 
@@ -213,31 +266,50 @@ class _Device:
         return self._read(kind, _SEQUENTIAL_REQUEST, _SEQUENTIAL_DEPTH, places, most_sec)
 
     def grid(self, latency_sec: float, progress: Progress) -> list[Point]:
-        """Every size with every depth, direct and buffered, but for what would take too long on this disk."""
+        """Every size with every depth, direct and buffered, but for what would take too long on this disk; all of it
+        again as often as there is time, at most _ROUNDS times: a busy disk changes from second to second."""
         wanted = list(itertools.product(REQUESTS, DEPTHS, KINDS))
         share = max(self._deadline - time.perf_counter(), 0.0) / len(wanted)
-        found: dict[tuple[NativeKind, int, int], Point] = {}
+        found: dict[tuple[int, int, NativeKind], list[float]] = {}
         refused: set[NativeKind] = set()
-        for done, (nbytes, depth, kind) in enumerate(wanted):
-            progress(done, len(wanted), "measuring")
-            known = [found[key] for key in ((kind, nbytes, depth // 2), (kind, nbytes // 4, depth)) if key in found]
-            expected = max((point.bytes_per_sec for point in known), default=REQUESTS[0] / latency_sec)
-            count = max(_FEWEST, depth, int(expected * share / nbytes))
-            sec = count * nbytes / expected
+        total = _ROUNDS * len(wanted)
+        for done, key in enumerate(wanted):
+            progress(done, total, "measuring")
+            nbytes, depth, kind = key
+            known = [found[k][0] for k in ((nbytes, depth // 2, kind), (nbytes // 4, depth, kind)) if k in found]
+            expected = max(known, default=REQUESTS[0] / latency_sec)
+            sec = self._requests(nbytes, depth, expected, share) * nbytes / expected
             is_late = time.perf_counter() + sec > self._deadline
             is_long = sec > max(_PATIENCE * share, 2 * _FEWEST * latency_sec)
             if kind in refused or depth * nbytes > len(self._memory) or (found and (is_late or is_long)):
                 continue
-            places = list(dict.fromkeys(itertools.islice(self._orders[nbytes], count)))
-            if len(places) < min(_FEWEST, depth):
-                continue  # the page cache keeps the rest
             try:
-                speed = self._read(kind, nbytes, depth, places)
+                speed = self._point(*key, expected, share)
             except StoreReadError:
                 if kind == KINDS[-1]:
                     raise
                 refused.add(kind)  # no direct reads here
                 continue
-            found[kind, nbytes, depth] = Point(kind, nbytes, depth, speed)
-        progress(len(wanted), len(wanted), "measuring")
-        return list(found.values())
+            if speed is not None:
+                found[key] = [speed]
+        for again in range(1, _ROUNDS):
+            for done, (key, speeds) in enumerate(random.sample(list(found.items()), len(found))):
+                progress(again * len(wanted) + done, total, "measuring")
+                sec = self._requests(*key[:2], speeds[0], share) * key[0] / speeds[0]
+                if time.perf_counter() + sec > self._deadline:
+                    continue
+                speed = self._point(*key, speeds[0], share)
+                if speed is not None:
+                    speeds.append(speed)
+        progress(total, total, "measuring")
+        return [Point(kind, nbytes, depth, tuple(speeds)) for (nbytes, depth, kind), speeds in found.items()]
+
+    def _point(self, nbytes: int, depth: int, kind: NativeKind, expected: float, share: float) -> float | None:
+        """Bytes per second; None where the page cache keeps the rest. Raises StoreReadError."""
+        count = self._requests(nbytes, depth, expected, share)
+        places = list(dict.fromkeys(itertools.islice(self._orders[nbytes], count)))
+        return None if len(places) < min(_FEWEST, depth) else self._read(kind, nbytes, depth, places)
+
+    @staticmethod
+    def _requests(nbytes: int, depth: int, expected: float, share: float) -> int:
+        return max(_FEWEST, depth, int(expected * share / _ROUNDS / nbytes))

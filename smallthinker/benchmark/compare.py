@@ -11,27 +11,27 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 
 from smallthinker.benchmark.matrix import Cell, Start
 from smallthinker.benchmark.results import Results
-from smallthinker.benchmark.series import size_text
 from smallthinker.benchmark.summary import CellSummary, Spread, summarise
 from smallthinker.benchmark.views.table import disk_name
-from smallthinker.figures import rounded
+from smallthinker.errors import printable
+from smallthinker.figures import rounded, size_text
 
 Verdict = Literal["faster", "slower", "within noise", "too few runs"]
 LEAST_RUNS = 3
 _LEAST_CHANGE = 0.02
+_WORTH_SEEING = 0.05  # a change that people ask about: how many runs would show it is said
 _RESAMPLES = 4000
 _MEDIAN = math.sqrt(math.pi / 2)  # how much less a median knows than a mean
-_METRICS: dict[str, Callable[[CellSummary], Spread]] = {
-    "decode_tok_per_sec": lambda s: s.decode,
-    "ttft_sec": lambda s: s.ttft,  # and with it the prompt's speed, which is its inverse
+METRICS: Final[dict[str, tuple[str, Callable[[CellSummary], Spread]]]] = {
+    "decode_tok_per_sec": ("decode, tokens/s", lambda s: s.decode),
+    "ttft_sec": ("TTFT, s", lambda s: s.ttft),  # and with it the prompt's speed, which is its inverse
 }
-_TITLES = {"decode_tok_per_sec": "decode, tokens/s", "ttft_sec": "TTFT, s"}
 
 
 class CellChange(NamedTuple):
@@ -53,8 +53,11 @@ class CellChange(NamedTuple):
 
 
 class BenchComparison(NamedTuple):
-    """Cells that both files have; `only_a` and `only_b` count the others. `warnings`: why A and B may not be alike."""
+    """Cells that both files have; `only_a` and `only_b` count the others. `warnings`: why A and B may not be alike.
+    `name_a`, `name_b`: the model and the machine of each."""
 
+    name_a: str
+    name_b: str
     changes: list[CellChange]
     warnings: list[str]
     noise: dict[str, float]
@@ -71,14 +74,15 @@ def compare(a: Results, b: Results) -> BenchComparison:
     both = [(summary, theirs[key]) for key, summary in ours.items() if key in theirs]
     noise = {
         metric: pooled_noise([spread(s) for s in [*ours.values(), *theirs.values()]])
-        for metric, spread in _METRICS.items()
+        for metric, (_, spread) in METRICS.items()
     }
     changes = [
         _change(x, y, metric, spread(x), spread(y), noise[metric])
         for x, y in both
-        for metric, spread in _METRICS.items()
+        for metric, (_, spread) in METRICS.items()
     ]
-    return BenchComparison(changes, _warnings(a, b), noise, len(ours) - len(both), len(theirs) - len(both))
+    names = _name(a), _name(b)
+    return BenchComparison(*names, changes, _warnings(a, b), noise, len(ours) - len(both), len(theirs) - len(both))
 
 
 def pooled_noise(spreads: Sequence[Spread]) -> float:
@@ -108,14 +112,30 @@ def judge(a: Spread, b: Spread, noise: float, lower_is_better: bool) -> tuple[fl
     low, high = ratio_interval(a, b)
     if min(len(a.values), len(b.values)) < LEAST_RUNS:
         return ratio, low, high, "too few runs"
-    standard_error = _MEDIAN * noise * math.sqrt(1 / len(a.values) + 1 / len(b.values))
-    if low <= 1 <= high or abs(ratio - 1) <= max(_LEAST_CHANGE, 2 * standard_error):
+    if low <= 1 <= high or abs(ratio - 1) <= _seen_change(noise, len(a.values), len(b.values)):
         return ratio, low, high, "within noise"
     return ratio, low, high, "faster" if (ratio > 1) != lower_is_better else "slower"
 
 
 def _change(x: CellSummary, y: CellSummary, metric: str, a: Spread, b: Spread, noise: float) -> CellChange:
     return CellChange(x.cell, x.start, metric, a, b, *judge(a, b, noise, metric == "ttft_sec"))
+
+
+def _name(results: Results) -> str:
+    machine, model = results.environment["machine"], results.environment["model"]
+    commit = machine["commit"] or results.environment["versions"]["smallthinker"]
+    where = f"{machine['cpu']}, {machine['cores']} cores, {size_text(machine['memory_bytes'])}"
+    return printable(f"{model['name']}, {model['quant']}, on {where}; {commit}, {results.environment['measured'][:10]}")
+
+
+def _seen_change(noise: float, runs_a: int, runs_b: int) -> float:
+    """The least change that so many runs of each would show."""
+    return max(_LEAST_CHANGE, 2 * _MEDIAN * noise * math.sqrt(1 / runs_a + 1 / runs_b))
+
+
+def _runs_for(change: float, noise: float) -> int:
+    """Of each, to see such a change."""
+    return max(LEAST_RUNS, math.ceil(2 * (2 * _MEDIAN * noise / change) ** 2))
 
 
 def _warnings(a: Results, b: Results) -> list[str]:
@@ -136,19 +156,34 @@ def _warnings(a: Results, b: Results) -> list[str]:
 def comparison_text(found: BenchComparison) -> str:
     """For people: one line for each figure, changes first."""
     place = f"{'disk':<12}{'prompt':>7}{'budget':>11}  {'start':<6}"
-    lines = [f"{place}{'figure':<18}{'A':>10}{'B':>10}{'B / A':>8}  verdict"]
+    lines = [
+        f"A: {found.name_a}",
+        f"B: {found.name_b}",
+        f"{place}{'figure':<18}{'A':>10}{'B':>10}{'B / A':>8}  verdict",
+    ]
     for c in sorted(found.changes, key=lambda c: c.verdict in ("within noise", "too few runs")):
         interval = f"{c.verdict} ({c.low:.2f} to {c.high:.2f})"
-        figures = f"{_TITLES[c.metric]:<18}{rounded(c.a.median):>10}{rounded(c.b.median):>10}{c.ratio:>8.3f}"
+        figures = f"{METRICS[c.metric][0]:<18}{rounded(c.a.median):>10}{rounded(c.b.median):>10}{c.ratio:>8.3f}"
         place = f"{disk_name(c.cell.profile):<12}{c.cell.prompt_tokens:>7}{size_text(c.cell.memory_bytes):>11}"
         lines.append(f"{place}  {c.start:<6}{figures}  {interval}")
-    changed = sum(c.verdict in ("faster", "slower") for c in found.changes)
-    few = sum(c.verdict == "too few runs" for c in found.changes)
-    if few < len(found.changes):
-        lines.append(
-            f"{changed} of {len(found.changes) - few} figures changed beyond the noise, which is "
-            + ", ".join(f"{100 * noise:.1f} % of a run's {_TITLES[metric]}" for metric, noise in found.noise.items())
+    told = [c for c in found.changes if c.verdict != "too few runs"]
+    few, changed = len(found.changes) - len(told), sum(c.verdict in ("faster", "slower") for c in told)
+    if told:
+        lines.append(f"{changed} of {len(told)} figures changed beyond the noise")
+    for metric, noise in found.noise.items():
+        least = max(
+            (_seen_change(noise, len(c.a.values), len(c.b.values)) for c in told if c.metric == metric), default=0
         )
+        if not least:
+            continue
+        said = (
+            f"{METRICS[metric][0].split(',')[0]}: a run's noise is {100 * noise:.1f} %, so these runs show a change of"
+        )
+        said += f" {100 * least:.0f} %"
+        if least > _WORTH_SEEING:
+            runs = _runs_for(_WORTH_SEEING, noise)
+            said += f"; one of {100 * _WORTH_SEEING:.0f} % takes about {runs} runs of each, --repeats {runs}"
+        lines.append(said)
     if found.only_a or found.only_b:
         lines.append(f"not compared: {found.only_a} cells that only A has, {found.only_b} that only B has")
     if few:

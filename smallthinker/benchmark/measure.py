@@ -50,6 +50,11 @@ def disk_bytes_per_sec(engine: Engine, throttle: StorageProfile | None) -> tuple
 def run(engine: Engine, answers: list[BenchAnswer], greedy: bool, throttle: StorageProfile | None) -> Row:
     """The figures of the answers, one after another, and of the engine that gave them."""
     disk = disk_bytes_per_sec(engine, throttle)
+    before = host.cpu_seconds()
+    found = [
+        {"start": start} | answer_figures(engine, answer, greedy, disk)
+        for start, answer in zip(STARTS, answers, strict=True)
+    ]
     return {
         "load_sec": engine.load_sec,
         "slots": engine.plan.slots,
@@ -57,10 +62,8 @@ def run(engine: Engine, answers: list[BenchAnswer], greedy: bool, throttle: Stor
         "reader": engine.reader_name,
         "threads": engine.threads,
         "isa": engine.isa,
-        "answers": [
-            {"start": start} | answer_figures(engine, answer, greedy, disk)
-            for start, answer in zip(STARTS, answers, strict=True)
-        ],
+        "others_cores": host.cores_of_others(before, host.cpu_seconds()),
+        "answers": found,
     }
 
 

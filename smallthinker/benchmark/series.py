@@ -21,6 +21,7 @@ from smallthinker.expert_store.device.disk_profile import DiskProfile, load_prof
 from smallthinker.expert_store.device.real_throttle import real_throttle
 from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
+from smallthinker.figures import size_text
 from smallthinker.memory_plan import MIB
 from smallthinker.router.trace import Trace, load_trace
 
@@ -188,11 +189,6 @@ def cell_name(cell: Cell) -> str:
     """For people."""
     disk = "the real disk" if cell.profile == RAW else cell.profile
     return f"{size_text(cell.memory_bytes)}, {disk}, prompt of {cell.prompt_tokens}"
-
-
-def size_text(nbytes: int) -> str:
-    """A budget as people write it: 512 MiB, 1.5 GiB."""
-    return f"{nbytes / (1 << 30):.4g} GiB" if nbytes >= 1 << 30 else f"{nbytes / MIB:.4g} MiB"
 
 
 def _rounded(value: Any) -> Any:

@@ -11,11 +11,10 @@ from typing import NoReturn
 
 from smallthinker.benchmark.matrix import RAW
 from smallthinker.benchmark.results import Results, read_results
-from smallthinker.benchmark.series import size_text
 from smallthinker.benchmark.summary import CellSummary, summarise
 from smallthinker.benchmark.views.table import device_text, escaped
 from smallthinker.errors import ResultsError
-from smallthinker.figures import rounded
+from smallthinker.figures import rounded, size_text
 from smallthinker.memory_plan import MIB
 
 COLUMNS = (

@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smallthinker.commands.models import DEFAULT, KINDS, add_model_option, find_model
 from smallthinker.commands.options import (
@@ -20,11 +20,16 @@ from smallthinker.commands.options import (
     renamed,
     whole,
 )
+from smallthinker.commands.output import add_output, check_plot, print_found, save_plot
 from smallthinker.errors import one_line, shown
 from smallthinker.terminal import bar_stream
 
+if TYPE_CHECKING:
+    from smallthinker.benchmark.compare import BenchComparison
+    from smallthinker.charts.style import Chart
+
 _USAGE = """smallthinker bench [MODEL] [options]
-       smallthinker bench compare A B [--json]
+       smallthinker bench compare A B [--json | --csv] [--plot FILE]
        smallthinker bench --submit FILE"""
 
 
@@ -34,7 +39,7 @@ class _Defaults(NamedTuple):
     repeats: int
 
 
-_DEFAULTS, _QUICK = _Defaults(128, 64, 3), _Defaults(64, 32, 2)
+_DEFAULTS, _QUICK = _Defaults(128, 64, 3), _Defaults(64, 32, 3)
 
 
 def add(commands: Commands) -> None:
@@ -50,7 +55,7 @@ def add(commands: Commands) -> None:
     add("what", metavar="MODEL", nargs="*", help=f"{KINDS} ({DEFAULT}); or: compare A B")
     add_model_option(parser)
     add("--submit", metavar="FILE", type=Path, help="check a results file and print its row for the project's table")
-    add("--json", action="store_true", help="print one JSON object")
+    add_output(parser, rows="a line for each cell and start", plot="with compare: A beside B")
     add = parser.add_argument_group("what to measure").add_argument
     add("--memory", metavar="SIZE", nargs="+", help="budgets (default: three, from the floor to everything)")
     add(
@@ -65,7 +70,7 @@ def add(commands: Commands) -> None:
     for old, new in (("--profile", "--storage"), ("--context", "--prompt"), ("--tokens", "--max-tokens")):
         renamed(parser, old, new)
     add("--repeats", metavar="N", type=whole, help="processes for each cell, in turns (default: 3)")
-    add("--quick", action="store_true", help="fewer tokens and repeats: the demo model in under a minute")
+    add("--quick", action="store_true", help="fewer tokens: the demo model in under a minute")
     add = parser.add_argument_group("tokens").add_argument
     add("--text", metavar="FILE", type=Path, help="tokens of this text, UTF-8 (default: random ids)")
     add("--seed", metavar="N", type=whole, default=0, help="of random ids (default: 0)")
@@ -101,13 +106,17 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.errors import RequestError
 
     if args.submit is not None:
+        if args.csv or args.plot is not None:
+            raise RequestError("--submit: prints a row of the project's table; leave --csv and --plot out")
         if args.what:
             raise RequestError(f"--submit: takes one results file and nothing else, found also {args.what[0]!r}")
         return _submit(args)
     if args.what[:1] == ["compare"]:
         if len(args.what) != 3:
             raise RequestError(f"compare: expected two results files or folders, found {len(args.what) - 1}")
-        return _compare(Path(args.what[1]), Path(args.what[2]), args.json)
+        return _compare(args, Path(args.what[1]), Path(args.what[2]))
+    if args.plot is not None:
+        raise RequestError("--plot: expected with compare; `bench` draws its charts into --out")
     words = [*args.what, *([] if args.model is None else [args.model])]
     if len(words) > 1:
         raise RequestError(f"MODEL: expected one model, or: compare A B; found {', '.join(map(shown, words))}")
@@ -154,27 +163,49 @@ def _measure(args: argparse.Namespace, store: Path) -> int:
             _notice(f"interrupted; the same command goes on from {results.path}")
             return EXIT_INTERRUPTED
         views = write_views(results, _notice)
-    if args.json:
+    for note in views.notes if args.json or args.csv else ():  # the text has them
+        _notice(note)
+
+    def facts() -> dict[str, Any]:
         cells = [summary.to_dict() for summary in views.summaries]
-        facts = {"environment": results.environment, "cells": cells, "failed": results.of_kind("failed")}
-        print(json.dumps(facts | {"files": [str(path) for path in views.files]}))
-    else:
-        print("\n".join([views.markdown, *(str(path) for path in views.files)]))
+        found: dict[str, Any] = {
+            "environment": results.environment,
+            "cells": cells,
+            "failed": results.of_kind("failed"),
+        }
+        return found | {"files": [str(path) for path in views.files]}
+
+    print_found(
+        args,
+        lambda: "\n".join([views.markdown, *(str(path) for path in views.files)]),
+        facts,
+        lambda: [summary.to_dict() for summary in views.summaries],
+    )
     return 0
 
 
-def _compare(a: Path, b: Path, as_json: bool) -> int:
+def _compare(args: argparse.Namespace, a: Path, b: Path) -> int:
     from smallthinker.benchmark.compare import compare, comparison_text
-    from smallthinker.benchmark.results import read_results
+    from smallthinker.benchmark.results import FILE, read_results
     from smallthinker.errors import ResultsError
 
+    check_plot(args.plot, [path / FILE if path.is_dir() else path for path in (a, b)])
     found = compare(read_results(a, _notice), read_results(b, _notice))
     if not found.changes:
         raise ResultsError(f"{a} and {b}: expected cells that both have, found none: give results of the same budgets")
     for warning in found.warnings:
         _notice(f"warning: {warning}")
-    print(json.dumps(found.to_dict()) if as_json else comparison_text(found))
+    save_plot(args.plot, lambda: _comparison_chart(found))
+    print_found(
+        args, lambda: comparison_text(found), found.to_dict, lambda: [change.to_dict() for change in found.changes]
+    )
     return 0
+
+
+def _comparison_chart(found: BenchComparison) -> Chart:
+    from smallthinker.benchmark.views.comparison_chart import comparison_chart
+
+    return comparison_chart(found)
 
 
 def _submit(args: argparse.Namespace) -> int:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from smallthinker.commands.options import Commands, ProgressBar, add_command, renamed, whole
+from smallthinker.commands.output import add_output, check_plot, print_found, save_plot
+
+if TYPE_CHECKING:
+    from smallthinker.cache.replay import Replay
+    from smallthinker.charts.style import Chart
+    from smallthinker.router.trace import Trace
 
 
 def add(commands: Commands) -> None:
@@ -24,17 +30,18 @@ def add(commands: Commands) -> None:
         "--slots", metavar="N", nargs="+", type=whole, help="experts in memory (default: 10, 25, 34, 50, 75 %% of all)"
     )
     renamed(parser, "--memory", "--expert-memory")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_output(parser, rows="one line for each size and policy", plot="hit rates over the memory of the experts")
 
 
 def handle(args: argparse.Namespace) -> int:
     from smallthinker.cache.policies import POLICIES
     from smallthinker.cache.replay import replay
-    from smallthinker.diagnosis.inspection import replay_facts, replay_text
+    from smallthinker.diagnosis.inspection import replay_facts, replay_rows, replay_text
     from smallthinker.errors import RequestError
     from smallthinker.memory_plan import parse_size
     from smallthinker.router.trace import load_trace
 
+    check_plot(args.plot, [args.trace])
     trace = load_trace(args.trace)
     most, k = trace.layers * trace.experts, trace.experts_per_token
     slots = args.slots or [parse_size(size, "expert-memory") // trace.record_bytes for size in args.expert_memory or ()]
@@ -55,5 +62,17 @@ def handle(args: argparse.Namespace) -> int:
 
         for n in slots:
             replays.append(replay(trace.ids, trace.experts, n, count))
-    print(json.dumps(replay_facts(trace, replays)) if args.json else replay_text(trace, replays))
+    save_plot(args.plot, lambda: _chart(trace, replays))
+    print_found(
+        args,
+        lambda: replay_text(trace, replays),
+        lambda: replay_facts(trace, replays),
+        lambda: replay_rows(trace, replays),
+    )
     return 0
+
+
+def _chart(trace: Trace, replays: list[Replay]) -> Chart:
+    from smallthinker.charts.routing import replay_chart
+
+    return replay_chart(f"{trace.tokens} tokens of {trace.model}", replays, trace.record_bytes)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smallthinker.commands.models import DEFAULT, add_model, model_word
 from smallthinker.commands.options import SHAPE_FORMATS, Commands, ProgressBar, add_command, add_kv, renamed, whole
+from smallthinker.commands.output import add_output, check_plot, print_found, save_plot
 
 if TYPE_CHECKING:
+    from smallthinker.charts.style import Chart
     from smallthinker.prediction.compute_costs import ComputeCosts
     from smallthinker.prediction.needs import PlannedModel
+    from smallthinker.prediction.predict import Prediction
+    from smallthinker.prediction.report import Report
     from smallthinker.prediction.routing import Routing
 
 
@@ -63,7 +67,11 @@ def add(commands: Commands) -> None:
         help="how unevenly experts are used, as for synth (default: 1.3, about that of the published models; 0 is the "
         "worst case)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_output(
+        parser,
+        rows="one line for each budget and answer",
+        plot="what the memory goes to, and speeds from the floor to all that the model can use",
+    )
 
 
 def handle(args: argparse.Namespace) -> int:
@@ -72,7 +80,7 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.figures import rounded
     from smallthinker.memory_plan import choose_context, default_budget, parse_size
     from smallthinker.options import EngineOptions
-    from smallthinker.prediction.advice import best_changes, recommended_bytes
+    from smallthinker.prediction.advice import best_changes, curve_budgets, recommended_bytes
     from smallthinker.prediction.disks import find_disk
     from smallthinker.prediction.kernel_bench import measure
     from smallthinker.prediction.needs import Process, find_model, floor_bytes, full_bytes, memory_plan
@@ -80,6 +88,7 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.prediction.report import Budgets, Report
 
     resident = host.resident_bytes()  # before anything that a run would not do
+    check_plot(args.plot, [Path(word) for word in (args.storage, args.trace, model_word(args)) if word is not None])
     options = EngineOptions(kv=args.kv, threads=args.threads)
     if args.prompt < 1 or args.max_tokens < 1:
         raise RequestError("--prompt and --max-tokens: expected at least 1")
@@ -99,7 +108,9 @@ def handle(args: argparse.Namespace) -> int:
     process = Process(context, options.kv, disk.io_bytes, resident)
     floor, full = floor_bytes(model, process), full_bytes(model, process)
     if max(sizes) < floor:
-        print(_cannot_run(args, Report(model, process, Budgets(floor, None, full), (), None, {}, args.prompt, 0)))
+        none = Report(model, process, Budgets(floor, None, full), (), None, {}, args.prompt, 0)
+        least = memory_plan(model, process, floor)
+        print_found(args, lambda: f"{none.text()}\n\n{least.table()}", none.to_dict, none.rows)
         memory_plan(model, process, max(sizes))  # raises
 
     @lru_cache
@@ -118,13 +129,15 @@ def handle(args: argparse.Namespace) -> int:
         for size in sizes
         if size >= floor
     ]
+    between = [replace(settings[0], budget_bytes=size) for size in curve_budgets(floor, full)] if args.plot else []
     with ProgressBar("predicting", "budget") as progress:
         predictions = []
-        for setting in settings:
+        for setting in [*settings, *between]:
             predictions.append(predict(setting))
-            progress(len(predictions), len(settings) + 2, "budgets")
+            progress(len(predictions), len(settings) + len(between) + 2, "budgets")
+        predictions, curve = predictions[: len(settings)], predictions[len(settings) :]
         budgets = Budgets(floor, recommended_bytes(settings[-1]), full)
-        progress(len(settings) + 1, len(settings) + 2, "budgets")
+        progress(len(settings) + len(between) + 1, len(settings) + len(between) + 2, "budgets")
         changes = None
         if len(sizes) == 1:
             changes = tuple(best_changes(settings[0], predictions[0], host.physical_cores(), costs_of))
@@ -139,7 +152,8 @@ def handle(args: argparse.Namespace) -> int:
     }
     asked = args.prompt, args.max_tokens
     report = Report(model, process, budgets, tuple(predictions), changes, sources, *asked, others)
-    print(json.dumps(report.to_dict()) if args.json else report.text())
+    save_plot(args.plot, lambda: _chart(report, curve))
+    print_found(args, report.text, report.to_dict, report.rows)
     if len(settings) < len(sizes):
         raise MemoryBudgetError(f"memory: {min(sizes) / 2**20:.0f} MiB is below the floor of {floor / 2**20:.0f} MiB")
     return 0
@@ -167,15 +181,10 @@ def _what(word: str | None) -> str:
     return str(resolve(word, library))
 
 
-def _cannot_run(args: argparse.Namespace, report: object) -> str:
-    from smallthinker.prediction.needs import memory_plan
-    from smallthinker.prediction.report import Report
+def _chart(report: Report, curve: list[Prediction]) -> Chart:
+    from smallthinker.charts.plan import plan_chart
 
-    assert isinstance(report, Report)
-    if args.json:
-        return json.dumps(report.to_dict())
-    least = memory_plan(report.model, report.process, report.budgets.floor_bytes)
-    return f"{report.text()}\n\n{least.table()}"
+    return plan_chart(report, curve)
 
 
 def _routing(args: argparse.Namespace, model: PlannedModel) -> Routing:

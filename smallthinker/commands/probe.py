@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smallthinker.commands.models import find_model_or_folder
 from smallthinker.commands.options import Commands, ProgressBar, add_command, check_out
+from smallthinker.commands.output import add_output, check_plot, print_found, save_plot
 
 if TYPE_CHECKING:
+    from smallthinker.charts.style import Chart
     from smallthinker.expert_store.device.device_probe import DeviceReport
 
 
@@ -31,7 +32,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("-o", "--out", metavar="FILE", type=Path, help="write a profile, for --storage and `plan`")
     parser.add_argument("--force", action="store_true", help="replace FILE")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_output(parser, rows="one line for each size, depth and way of reading", plot="speeds by size and depth")
 
 
 def handle(args: argparse.Namespace) -> int:
@@ -41,6 +42,7 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.expert_store.device.storage_profile import LONGEST_NAME, save_profile_toml
 
     path, out = find_model_or_folder(args.path) or Path(), args.out
+    check_plot(args.plot, [path])
     if out is not None:
         check_out(out, [path], args.force)
     with ProgressBar("writing") as writing, probe_file(path, writing) as file:
@@ -55,21 +57,31 @@ def handle(args: argparse.Namespace) -> int:
         shown = file.shown
     if out is not None:
         save_profile_toml(report.profile, out, replace=args.force)
-    if args.json:
-        print(json.dumps(report.to_dict() | {"out": None if out is None else str(out), "others_cores": others}))
-        return 0
-    print(f"{shown}: a file of {report.file_bytes / 2**20:,.0f} MiB")
-    if report.note is not None:
-        print(report.note)
-    print(report_text(report))
-    if (busy := host.busy_note(others)) is not None:
-        print(busy)
-    print(f"written to {out}" if out is not None else "-o FILE writes a profile that --storage and `plan` take")
+    save_plot(args.plot, lambda: _chart(report, shown))
+
+    def text() -> str:
+        notes = [report.note, host.busy_note(others)]
+        written = f"written to {out}" if out is not None else "-o FILE writes a profile that --storage and `plan` take"
+        lines = [f"{shown}: a file of {report.file_bytes / 2**20:,.0f} MiB", notes[0], report_text(report), notes[1]]
+        return "\n".join(line for line in [*lines, written] if line is not None)
+
+    def facts() -> dict[str, Any]:
+        return report.to_dict() | {"out": None if out is None else str(out), "others_cores": others}
+
+    print_found(args, text, facts, lambda: [point.to_dict() for point in report.points])
     return 0
+
+
+def _chart(report: DeviceReport, shown: Path) -> Chart:
+    from smallthinker.charts.disk import disk_chart
+
+    return disk_chart(report, shown.resolve().name)
 
 
 def report_text(report: DeviceReport) -> str:
     """The points as a table for each way of reading, and what they come down to."""
+    from smallthinker.figures import rounded
+
     lines = []
     speeds = {(point.kind, point.request_bytes, point.depth): point.bytes_per_sec for point in report.points}
     depths = sorted({depth for _, _, depth in speeds})
@@ -79,11 +91,13 @@ def report_text(report: DeviceReport) -> str:
         for nbytes in sorted({size for of_kind, size, _ in speeds if of_kind == kind}):
             cells = [speeds.get((kind, nbytes, depth)) for depth in depths]
             size = f"{nbytes >> 10} KiB" if nbytes < 1 << 20 else f"{nbytes >> 20} MiB"
-            lines.append(f"{size:>8}" + "".join(f"{'-':>9}" if x is None else f"{x / 1e6:9.1f}" for x in cells))
+            lines.append(f"{size:>8}" + "".join(f"{'-' if x is None else rounded(x / 1e6):>9}" for x in cells))
     profile = report.profile
+    apart = "" if report.spread is None else f", {report.spread:.0%} apart in the median".replace("%", " %")
+    lines.append(f"medians of {report.runs} run{'s' * (report.runs > 1)}{apart}")
     lines.append(
-        f"profile: sequential {profile.sequential_bytes_per_sec / 1e6:,.0f} MB/s, random "
-        f"{profile.random_bytes_per_sec / 1e6:,.0f} MB/s and {profile.random_iops:,.0f} reads/s of 4 KiB, latency "
+        f"profile: sequential {rounded(profile.sequential_bytes_per_sec / 1e6)} MB/s, random "
+        f"{rounded(profile.random_bytes_per_sec / 1e6)} MB/s and {profile.random_iops:,.0f} reads/s of 4 KiB, latency "
         f"{profile.latency_sec * 1e6:,.0f} us, depth {profile.queue_depth}; it meets the table within "
         f"{report.model_error:.0%} (median)"
     )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smallthinker.commands.models import add_model, find_model, model_word
 from smallthinker.commands.options import (
@@ -18,6 +17,11 @@ from smallthinker.commands.options import (
     read_text,
     whole,
 )
+from smallthinker.commands.output import add_output, check_plot, print_found, save_plot
+
+if TYPE_CHECKING:
+    from smallthinker.charts.style import Chart
+    from smallthinker.router.trace import Trace
 
 
 def add(commands: Commands) -> None:
@@ -34,7 +38,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--tokens", type=whole, metavar="N", help="only the first N tokens (default: all)")
     add_memory(parser)
     parser.add_argument("--force", action="store_true", help="replace an existing file")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_output(parser, rows="how many of the tokens use each expert", plot="how evenly each layer's experts are used")
 
 
 def handle(args: argparse.Namespace) -> int:
@@ -47,6 +51,7 @@ def handle(args: argparse.Namespace) -> int:
         raise RequestError(f"--tokens: expected at least 1, found {args.tokens}")
     store = find_model(model_word(args))
     check_out(args.out, [args.text, store], args.force)
+    check_plot(args.plot, [args.text, store])
     text = read_text(args.text)
     options = engine_options(args)
     with ProgressBar("tracing", "token") as progress, Engine(store, options) as engine:
@@ -61,9 +66,33 @@ def handle(args: argparse.Namespace) -> int:
         "experts": trace.experts,
     }
     facts |= {"experts_per_token": trace.experts_per_token, "record_bytes": trace.record_bytes, "model": trace.model}
-    if args.json:
-        print(json.dumps(facts | {"file": str(args.out), "file_bytes": args.out.stat().st_size} | use._asdict()))
-    else:
-        print(f"{args.out}: {trace.tokens} tokens in {len(trace.starts)} sequences, {args.out.stat().st_size:,} bytes")
-        print(usage_text(use))
+    save_plot(args.plot, lambda: _chart(trace))
+    nbytes = args.out.stat().st_size
+    print_found(
+        args,
+        lambda: (
+            f"{args.out}: {trace.tokens} tokens in {len(trace.starts)} sequences, {nbytes:,} bytes\n{usage_text(use)}"
+        ),
+        lambda: facts | {"file": str(args.out), "file_bytes": nbytes} | use._asdict(),
+        lambda: _rows(trace),
+    )
     return 0
+
+
+def _rows(trace: Trace) -> list[dict[str, Any]]:
+    from smallthinker.router.trace import expert_use
+
+    use = expert_use(trace.ids, trace.experts).tolist()
+    return [
+        {"layer": layer, "expert": expert, "share_of_tokens": share}
+        for layer, shares in enumerate(use)
+        for expert, share in enumerate(shares)
+    ]
+
+
+def _chart(trace: Trace) -> Chart:
+    from smallthinker.charts.routing import use_chart
+    from smallthinker.router.trace import expert_use
+
+    use = expert_use(trace.ids, trace.experts)
+    return use_chart("trace", f"Expert use by layer, {trace.model}", use, f"{trace.tokens} tokens")

@@ -51,6 +51,15 @@ def replay_facts(trace: Trace, replays: list[Replay]) -> dict[str, Any]:
     return {"model": trace.model, "tokens": trace.tokens, "experts": trace.layers * trace.experts, "sizes": sizes}
 
 
+def replay_rows(trace: Trace, replays: list[Replay]) -> list[dict[str, Any]]:
+    """For CSV: a row for each policy and number of slots, the optimum among them."""
+    return [
+        {"slots": of.slots, "bytes": of.slots * trace.record_bytes, "policy": name, "hit_rate": rate}
+        for of in replays
+        for name, rate in [*of.hit_rates.items(), ("optimum", of.optimum)]
+    ]
+
+
 def replay_text(trace: Trace, replays: list[Replay]) -> str:
     """A row for each policy and a column for each number of slots."""
     experts = trace.layers * trace.experts

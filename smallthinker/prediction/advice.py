@@ -27,6 +27,7 @@ LEAST_GAIN = 0.03
 _MOST = 3
 _Q8_KEYS = 17 / 32  # of the bytes of f16, and reading them is what attention does
 _MUCH_FASTER = 1.5
+_CURVE = 7  # points of a curve, but for its first
 _BLOCKS: tuple[Quant, ...] = ("q8_0", "q4_0")
 _SMALLER: dict[Quant, tuple[Quant, ...]] = {"f32": _BLOCKS, "f16": _BLOCKS, "bf16": _BLOCKS, "q8_0": ("q4_0",)}
 
@@ -67,6 +68,13 @@ def recommended_bytes(setting: Setting) -> int:
         middle = (low + high) // 2 // MIB * MIB
         low, high = (low, middle) if _decode(setting, middle) >= enough else (middle, high)
     return high
+
+
+def curve_budgets(floor: int, full: int) -> list[int]:
+    """From the floor to all that is of use, each so much more than the one before."""
+    between = [floor * (full / floor) ** (n / _CURVE) for n in range(1, _CURVE)]
+    step = 16 * MIB
+    return sorted({floor, *(min(-(-int(size) // step) * step, full) for size in between), full})
 
 
 def _decode(setting: Setting, budget_bytes: int) -> float:

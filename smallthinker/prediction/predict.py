@@ -5,10 +5,13 @@ Pure functions of a setting: a model, a budget, a disk, measured costs and a rou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from smallthinker.errors import ProfileError
 from smallthinker.expert_store.format import packed_bytes, record_layouts
+from smallthinker.figures import rounded
 from smallthinker.memory_plan import MemoryPlan
 from smallthinker.models.tensors import EMBEDDING, head_role
 from smallthinker.prediction.compute_costs import ComputeCosts
@@ -19,6 +22,7 @@ from smallthinker.prediction.simulation import SimulatedEngine, SimulatedPhase
 
 # Of a chosen expert's neurons, those that ReLU lets through: half at random, and in what the costs were measured with.
 LIVE_SHARE = 0.5
+_TOLERANCE = 0.98  # of rounding
 
 Limit = Literal["disk", "memory", "compute"]
 
@@ -124,6 +128,7 @@ def predict(setting: Setting) -> Prediction:
         engine.forget()
         prefill = engine.prefill(setting.prompt_tokens)
         answers.append((prefill, engine.decode(setting.answer_tokens)))
+    _check_disk([phase for answer in answers for phase in answer], setting)
     (first_prefill, first_decode), (later_prefill, later_decode) = answers
     chunk = min(plan.chunk, setting.prompt_tokens)
     return Prediction(
@@ -136,6 +141,19 @@ def predict(setting: Setting) -> Prediction:
         _speed(later_prefill, setting, chunk),
         _speed(later_decode, setting, 1),
     )
+
+
+def _check_disk(phases: Sequence[SimulatedPhase], setting: Setting) -> None:
+    """Nothing that a disk is measured to give may be exceeded by what is predicted of it. Raises ProfileError."""
+    disk, records = setting.disk, sum(phase.needed_records for phase in phases)
+    least_sec = records * setting.model.stored_bytes / disk.random_bytes_per_sec
+    sec = sum(phase.sec for phase in phases)
+    if sec < _TOLERANCE * least_sec:
+        raise ProfileError(
+            f"{disk.storage.name}: the prediction reads {rounded(least_sec / sec)} times as fast as the disk's figures "
+            f"of {rounded(disk.random_bytes_per_sec / 1e6)} MB/s allow, so they contradict each other; measure again "
+            f"while the machine is quiet, or give another `storage`"
+        )
 
 
 def _speed(phase: SimulatedPhase, setting: Setting, at_once: int) -> Speed:
@@ -152,7 +170,8 @@ def _speed(phase: SimulatedPhase, setting: Setting, at_once: int) -> Speed:
     seen_sec = phase.compute_sec / tokens
     memory_sec = min(touched / costs.memory_bytes_per_sec, seen_sec)
     roofs = Roofs(disk_sec, memory_sec, min(operations / costs.int8_ops_per_sec, seen_sec))
-    return Speed(tokens / sec if sec else 0.0, phase.experts.hit_rate, phase.bytes_read / tokens, roofs)
+    tok_per_sec = min(tokens / sec, roofs.tok_per_sec) if sec else 0.0  # a phase may begin with reads under way
+    return Speed(tok_per_sec, phase.experts.hit_rate, phase.bytes_read / tokens, roofs)
 
 
 def _token_work(setting: Setting, at_once: int) -> tuple[float, float]:

@@ -62,6 +62,23 @@ class Report:
             "others_cores": self.others_cores,
         }
 
+    def rows(self) -> list[dict[str, Any]]:
+        """For `--csv`: each budget's first answer, and the later ones."""
+        model = {"model": self.model.name, "quant": self.model.quant, "context": self.process.context}
+        asked = {"prompt_tokens": self.prompt_tokens, "answer_tokens": self.answer_tokens}
+        return [
+            model
+            | {"memory_bytes": p.plan.budget_bytes, "slots": p.plan.slots, "num_experts": p.plan.num_experts}
+            | asked
+            | {"answer": answer, "load_sec": p.load_sec, "ttft_sec": ttft_sec}
+            | {"prefill": prefill.to_dict(), "decode": decode.to_dict()}
+            for p in self.predictions
+            for answer, ttft_sec, prefill, decode in (
+                ("first", p.first_ttft_sec, p.first_prefill, p.first_decode),
+                ("later", p.later_ttft_sec, p.later_prefill, p.later_decode),
+            )
+        ]
+
     def text(self) -> str:
         parts = [self._head()]
         if len(self.predictions) == 1:

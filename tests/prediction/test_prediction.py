@@ -15,6 +15,7 @@ from prediction_settings import FOUR_B, SMALL, costs, setting, storage
 from tiny_models import HYBRID_ATTENTION, behind_attention, make_store, tiny_config
 
 from smallthinker.engine import Engine
+from smallthinker.errors import ProfileError
 from smallthinker.forward import Observers
 from smallthinker.memory_plan import MIB
 from smallthinker.models.description import Model
@@ -218,3 +219,12 @@ def test_the_report_names_every_part(budgets: tuple[int, ...]) -> None:
     assert ("nothing that could be set" in text) == (len(budgets) == 1)
     assert len(report.to_dict()["budgets"]) == len(budgets)
     assert weight_bytes(FOUR_B, "q4_0")[1] == report.to_dict()["record_bytes"]
+
+
+def test_a_prediction_that_outruns_its_disk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_hand = setting(SMALL, 80 * MIB, bytes_per_sec=2e8)
+    speeds = predict(at_hand)
+    assert all(s.tok_per_sec <= s.roofs.tok_per_sec for s in (speeds.first_decode, speeds.later_decode))
+    monkeypatch.setattr(DiskModel, "random_bytes_per_sec", 1e6)  # what the reads are not simulated with
+    with pytest.raises(ProfileError, match=r"made-up: the prediction reads .* contradict each other; measure again"):
+        predict(at_hand)

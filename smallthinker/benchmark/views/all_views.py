@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from smallthinker.benchmark.results import FILE, Results, routing_file
 from smallthinker.benchmark.summary import CellSummary, summarise
-from smallthinker.benchmark.views.chart_files import MARK
-from smallthinker.benchmark.views.table import markdown
+from smallthinker.benchmark.views.table import busy_notes, markdown
+from smallthinker.charts.files import MARKED_BYTES, MARKS
 from smallthinker.errors import ResultsError
 from smallthinker.files import check_output, open_regular, write_whole
 from smallthinker.router.trace import FORMAT_NAME
@@ -23,11 +23,9 @@ _MARKS = {
     ".md": b"Medians, with the least and the most of all runs. Ceilings are rooflines of the very runs",
     ".html": b'<p class="kind">smallthinker bench</p>',
     ".trace": FORMAT_NAME.encode(),
-    ".png": f"Software\0{MARK}".encode(),
-    ".svg": f"<dc:title>{MARK}</dc:title>".encode(),
+    **MARKS,
     ".jsonl": b"",  # its reader looks at every line
 }
-_MARKED_BYTES = 1 << 18  # from a file's beginning
 
 
 def check_folder(folder: Path, prompts: Iterable[int], store: Path, inputs: Iterable[Path], *, force: bool) -> None:
@@ -42,7 +40,7 @@ def check_folder(folder: Path, prompts: Iterable[int], store: Path, inputs: Iter
                 continue
             check_output(path, inputs, replace=True)
             with open_regular(path) as file:
-                is_ours = _MARKS[path.suffix] in file.read(_MARKED_BYTES)
+                is_ours = _MARKS[path.suffix] in file.read(MARKED_BYTES)
         except OSError as e:
             raise ResultsError(f"{path}: cannot write: {e.strerror or e}; give another folder") from None
         if not is_ours and not force:
@@ -58,11 +56,12 @@ def _files(folder: Path, prompts: Iterable[int]) -> list[Path]:
 
 
 class Views(NamedTuple):
-    """`files` in the order of interest; `markdown` is the content of results.md."""
+    """`files` in the order of interest; `markdown` is the content of results.md; `notes`: of a busy machine."""
 
     summaries: list[CellSummary]
     markdown: str
     files: list[Path]
+    notes: list[str]
 
 
 def write_views(results: Results, notice: Callable[[str], None]) -> Views:
@@ -86,13 +85,13 @@ def write_views(results: Results, notice: Callable[[str], None]) -> Views:
         raise ResultsError(
             f"{folder}: cannot write: {e.strerror or e}; the figures are in {results.path.name}"
         ) from None
-    return Views(summaries, text, files)
+    return Views(summaries, text, files, busy_notes(results))
 
 
 def _draw(results: Results, summaries: list[CellSummary], folder: Path) -> list[Path]:
-    from smallthinker.benchmark.views.chart_files import save
     from smallthinker.benchmark.views.charts import draw_all
     from smallthinker.benchmark.views.report import report_html
+    from smallthinker.charts.files import save
 
     charts = draw_all(summaries, results.of_kind("routing"))
     report = folder / "report.html"

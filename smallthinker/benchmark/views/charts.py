@@ -1,36 +1,38 @@
-"""The four kinds of charts of a benchmark: speeds over budgets, a token's time, hit rates, and the use of experts."""
+"""The charts of a benchmark: speeds over budgets, a token's time, hit rates, and the use of experts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smallthinker.benchmark.matrix import STARTS
+from smallthinker.benchmark.matrix import STARTS, Start
 from smallthinker.benchmark.results import Row
-from smallthinker.benchmark.series import size_text
 from smallthinker.benchmark.summary import PART_NAMES, CellSummary, Spread
-from smallthinker.benchmark.views.chart_style import (
+from smallthinker.benchmark.views.table import disk_name
+from smallthinker.charts.routing import use_chart
+from smallthinker.charts.style import (
     INK,
-    MUTED,
+    LINE_COLORS,
     PART_COLORS,
-    SURFACE,
     WIDTH,
     Chart,
-    budget_axis,
-    legend,
+    dashed,
     legend_below,
-    panels_by_start,
-    profile_colors,
-    prompt_text,
+    memory_axis,
+    panels,
     require_matplotlib,
+    speed_axis,
     style,
 )
-from smallthinker.benchmark.views.table import disk_name
-from smallthinker.figures import rounded
+from smallthinker.figures import size_text
 
-_LOG_FROM = 12  # tokens/s this far apart no longer fit one linear axis
-_SHADES = 40
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_PANELS: dict[Start, str] = {"cold": "cold: the first answer", "warm": "warm: the second answer"}
 
 
 def draw_all(summaries: Sequence[CellSummary], routings: Sequence[Row]) -> list[Chart]:
@@ -45,7 +47,7 @@ def draw_all(summaries: Sequence[CellSummary], routings: Sequence[Row]) -> list[
             _hits(f"hits-{prompt}", rows),
             _speed(f"prefill-{prompt}", "Prompt speed", rows, lambda s: s.prefill, lambda s: s.prefill_ceiling),
         ]
-    return charts + [_use(f"experts-{row['prompt_tokens']}", row) for row in routings]
+    return charts + [_use(row) for row in routings]
 
 
 def _speed(
@@ -55,14 +57,12 @@ def _speed(
     speed: Callable[[CellSummary], Spread],
     ceiling: Callable[[CellSummary], float],
 ) -> Chart:
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    figure, panels = panels_by_start(rows, 3.5)
+    figure, places = _panels_by_start(rows, 3.5)
     tips: dict[str, str] = {}
     least = min(speed(s).least for s in rows)
     most = max(max(speed(s).most, ceiling(s)) for s in rows)
-    for start, axes in panels.items():
-        for profile, color in profile_colors(rows).items():
+    for start, axes in places.items():
+        for profile, color in _colors(rows).items():
             line = [s for s in rows if s.cell.profile == profile and s.start == start]
             if not line:
                 continue
@@ -80,33 +80,27 @@ def _speed(
                     f"{disk_name(profile)}, {size_text(x[n])}, {start}: {y[n]:.3g} tokens/s "
                     f"({speed(s).least:.3g} to {speed(s).most:.3g}), ceiling {ceiling(s):.3g}"
                 )
-        if most > _LOG_FROM * least > 0:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(lambda value, _: rounded(value))
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        else:
-            axes.set_ylim(0, most * 1.08)
-            axes.yaxis.set_major_formatter(lambda value, _: rounded(value))
-        budget_axis(axes, rows)
-    panels[STARTS[0]].set_ylabel("tokens/s")
-    legend(figure, panels, ["dashed: the roofline of the run"])
+        speed_axis(axes, least, most)
+        memory_axis(axes, [s.cell.memory_bytes for s in rows])
+    first = next(iter(places.values()))
+    first.set_ylabel("tokens/s")
+    legend_below(figure, [first], 5, [dashed("dashed: the roofline of the run")])
     return Chart(
-        name, f"{title}, {prompt_text(rows)}",
+        name, f"{title}, {_prompt_text(rows)}",
         "Median of the runs over the memory budget; bars span all runs, dashed lines are what this processor and disk "
         "allow at that budget.", figure, tips,
     )  # fmt: skip
 
 
 def _hits(name: str, rows: Sequence[CellSummary]) -> Chart:
-    figure, panels = panels_by_start(rows, 3.2)
+    figure, places = _panels_by_start(rows, 3.2)
     tips: dict[str, str] = {}
-    for start, axes in panels.items():
+    for start, axes in places.items():
         mine = [s for s in rows if s.start == start]
         best = {s.cell.memory_bytes: s.best_hit_rate for s in mine}
         budgets = sorted(best)
         axes.plot(budgets, [100 * best[b] for b in budgets], "--", color=INK, linewidth=1.1, label="Belady's bound")
-        for profile, color in profile_colors(rows).items():
+        for profile, color in _colors(rows).items():
             line = [s for s in mine if s.cell.profile == profile]
             axes.plot([s.cell.memory_bytes for s in line], [100 * s.hit_rate for s in line], color=color,
                       linewidth=1.8, label=disk_name(profile))  # fmt: skip
@@ -118,11 +112,12 @@ def _hits(name: str, rows: Sequence[CellSummary]) -> Chart:
                     f"asked for had been kept, at best {s.best_hit_rate:.1%}"
                 )
         axes.set_ylim(0, 103)
-        budget_axis(axes, rows)
-    panels[STARTS[0]].set_ylabel("hit rate of decoding, %")
-    legend(figure, panels, [])
+        memory_axis(axes, [s.cell.memory_bytes for s in rows])
+    first = next(iter(places.values()))
+    first.set_ylabel("hit rate of decoding, %")
+    legend_below(figure, [first], 5)
     return Chart(
-        name, f"Hit rate, {prompt_text(rows)}",
+        name, f"Hit rate, {_prompt_text(rows)}",
         "The share of the experts asked for that had been kept in memory; what was guessed and read ahead is no hit. "
         "No cache of that size can exceed Belady's bound, which knows the future.", figure, tips,
     )  # fmt: skip
@@ -131,7 +126,7 @@ def _hits(name: str, rows: Sequence[CellSummary]) -> Chart:
 def _time(name: str, rows: Sequence[CellSummary]) -> Chart:
     from matplotlib.figure import Figure
 
-    profiles, starts = list(profile_colors(rows)), [start for start in STARTS if any(s.start == start for s in rows)]
+    profiles, starts = list(_colors(rows)), _starts(rows)
     budgets = sorted({s.cell.memory_bytes for s in rows})
     height = len(profiles) * (0.55 + 0.26 * len(budgets)) + 0.9
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -157,38 +152,35 @@ def _time(name: str, rows: Sequence[CellSummary]) -> Chart:
             style(axes, "x")
     for axes in grid[-1]:
         axes.set_xlabel("ms a decoded token")
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    legend_below(figure, handles, labels, 4)
+    legend_below(figure, grid[0][:1], 4)
     return Chart(
-        name, f"Where a token's time goes, {prompt_text(rows)}",
+        name, f"Where a token's time goes, {_prompt_text(rows)}",
         "Milliseconds of a decoded token, of the run with the median speed. Each panel has a scale of its own.",
         figure, tips,
     )  # fmt: skip
 
 
-def _use(name: str, routing: Row) -> Chart:
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
+def _use(routing: Row) -> Chart:
+    prompt, tokens = routing["prompt_tokens"], routing["tokens"]
+    title = f"Expert use by layer, prompt of {prompt} tokens"
+    return use_chart(f"experts-{prompt}", title, np.array(routing["use"]), f"{tokens} decoded tokens")
 
-    use = -np.sort(-np.array(routing["use"]), axis=1)
-    layers, experts = use.shape
-    figure = Figure(figsize=(WIDTH, min(6.5, 1.4 + 0.13 * layers)), layout="constrained")
-    axes = figure.add_subplot()
-    places = np.arange(experts + 1) + 0.5, np.arange(layers + 1) - 0.5
-    shades = colormaps["viridis"].resampled(_SHADES)
-    mesh = axes.pcolormesh(*places, 100 * use, cmap=shades, vmin=0, edgecolors=SURFACE, linewidth=0.25)
-    axes.invert_yaxis()
-    axes.set_xlabel(f"experts of a layer ({experts}), the most used first")
-    axes.set_ylabel("layer")
-    bar = figure.colorbar(mesh, ax=axes, pad=0.01)
-    bar.set_label("% of the tokens", color=MUTED)
-    bar.ax.tick_params(colors=MUTED, length=0)
-    assert bar.solids is not None
-    bar.solids.set_rasterized(False)  # an image, even one inside the file, is what the report's policy forbids
-    bar.outline.set_visible(False)
-    style(axes, "")
-    return Chart(
-        name, f"Expert use by layer, prompt of {routing['prompt_tokens']} tokens",
-        f"The share of {routing['tokens']} decoded tokens that use each expert. Were all used alike, every field would "
-        f"have the same colour, {100 * use[0].sum() / experts:.1f} %.", figure, {},
-    )  # fmt: skip
+
+def _panels_by_start(rows: Sequence[CellSummary], height: float) -> tuple[Figure, dict[Start, Axes]]:
+    """One panel for each start, side by side with one scale."""
+    starts = _starts(rows)
+    figure, found = panels([_PANELS[start] for start in starts], height)
+    return figure, dict(zip(starts, found, strict=True))
+
+
+def _starts(rows: Sequence[CellSummary]) -> list[Start]:
+    return [start for start in STARTS if any(s.start == start for s in rows)]
+
+
+def _colors(rows: Sequence[CellSummary]) -> dict[str, str]:
+    profiles = dict.fromkeys(s.cell.profile for s in rows)
+    return {profile: LINE_COLORS[n % len(LINE_COLORS)] for n, profile in enumerate(profiles)}
+
+
+def _prompt_text(rows: Sequence[CellSummary]) -> str:
+    return f"after a prompt of {rows[0].cell.prompt_tokens} tokens"

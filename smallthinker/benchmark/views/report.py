@@ -15,12 +15,11 @@ from markupsafe import Markup
 
 from smallthinker.benchmark.matrix import STARTS
 from smallthinker.benchmark.results import Results, Row
-from smallthinker.benchmark.series import size_text
 from smallthinker.benchmark.summary import PART_NAMES, CellSummary, Spread
-from smallthinker.benchmark.views.chart_files import inline
-from smallthinker.benchmark.views.chart_style import Chart
-from smallthinker.benchmark.views.table import cliff_notes, disk_name, facts
-from smallthinker.figures import rounded
+from smallthinker.benchmark.views.table import disk_name, facts, notes
+from smallthinker.charts.files import inline
+from smallthinker.charts.style import Chart
+from smallthinker.figures import rounded, size_text
 from smallthinker.memory_plan import MIB
 from smallthinker.router.trace import RARELY
 
@@ -42,7 +41,7 @@ def report_html(results: Results, summaries: Sequence[CellSummary], charts: Sequ
             {"disk": disk_name(row["profile"]), "budget": size_text(row["memory_bytes"]), **row}
             for row in results.of_kind("failed")
         ],
-        notes=cliff_notes(summaries),
+        notes=notes(results, summaries),
         profiles=[
             {"figures": _profile_figures(profile), **profile} for profile in results.environment["profiles"].values()
         ],
@@ -81,29 +80,15 @@ def _cards(summaries: Sequence[CellSummary]) -> list[Row]:
     def where(s: CellSummary) -> str:
         return f"{size_text(s.cell.memory_bytes)}, {disk_name(s.cell.profile)}, {s.start}"
 
+    share = f"{100 * best_use.decode.median / best_use.decode_ceiling:.0f}" if best_use.decode_ceiling else "-"
+    soon = f"prompt of {soonest.cell.prompt_tokens}, {where(soonest)}"
     return [
-        {"name": "fastest", "value": rounded(fastest.decode.median), "unit": "tokens/s", "where": where(fastest)},
-        {
-            "name": "in the least memory",
-            "value": rounded(smallest.decode.median),
-            "unit": "tokens/s",
-            "where": where(smallest),
-        },
-        {
-            "name": "soonest first token",
-            "value": rounded(soonest.ttft.median),
-            "unit": "s",
-            "where": f"prompt of {soonest.cell.prompt_tokens}, {where(soonest)}",
-        },
-        {
-            "name": "nearest to its ceiling",
-            "value": f"{100 * best_use.decode.median / best_use.decode_ceiling:.0f}"
-            if best_use.decode_ceiling
-            else "-",
-            "unit": "%",
-            "where": where(best_use),
-        },
-    ]
+        {"name": "fastest", **_median_and_range(fastest.decode), "unit": "tokens/s", "where": where(fastest)},
+        {"name": "in the least memory", **_median_and_range(smallest.decode), "unit": "tokens/s",
+         "where": where(smallest)},
+        {"name": "soonest first token", **_median_and_range(soonest.ttft), "unit": "s", "where": soon},
+        {"name": "nearest to its ceiling", "median": share, "range": "", "unit": "%", "where": where(best_use)},
+    ]  # fmt: skip
 
 
 def _prompts(summaries: Sequence[CellSummary]) -> list[int]:

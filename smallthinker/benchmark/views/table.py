@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from smallthinker import host
 from smallthinker.benchmark.matrix import RAW
 from smallthinker.benchmark.results import Results, Row
-from smallthinker.benchmark.series import size_text
 from smallthinker.benchmark.summary import CellSummary, Spread, cliffs
-from smallthinker.figures import rounded
+from smallthinker.figures import rounded, size_text
 from smallthinker.memory_plan import MIB
 
 _COLUMNS = (
@@ -32,7 +32,7 @@ def markdown(results: Results, summaries: Sequence[CellSummary]) -> str:
     for row in results.of_kind("failed"):
         place = f"{disk_name(row['profile'])}, {size_text(row['memory_bytes'])}, prompt of {row['prompt_tokens']}"
         lines.append(f"- not possible: {escaped(place)}: {escaped(row['error'])}")
-    lines += [f"- {escaped(text)}" for text in cliff_notes(summaries)]
+    lines += [f"- {escaped(text)}" for text in notes(results, summaries)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -86,6 +86,24 @@ def spread_text(spread: Spread, digits: int = 3) -> str:
     if len(spread.values) == 1:
         return rounded(spread.median, digits)
     return f"{rounded(spread.median, digits)} ({rounded(spread.least, digits)} to {rounded(spread.most, digits)})"
+
+
+def notes(results: Results, summaries: Sequence[CellSummary]) -> list[str]:
+    """Why not all of it may be believed."""
+    return [*cliff_notes(summaries), *busy_notes(results)]
+
+
+def busy_notes(results: Results) -> list[str]:
+    """Runs beside which other programs, or other machines of the host, worked."""
+    runs = results.of_kind("run")
+    others = [row.get("others_cores", 0.0) for row in runs]  # runs of before this was looked at have none
+    busy = [cores for cores in others if host.busy_note(cores) is not None]
+    if not busy:
+        return []
+    return [
+        f"the machine was busy in {len(busy)} of {len(runs)} runs: others took up to {rounded(max(busy), 2)} of its "
+        f"processors; when it is quiet, measure again with --force, and expect more"
+    ]
 
 
 def cliff_notes(summaries: Sequence[CellSummary]) -> list[str]:

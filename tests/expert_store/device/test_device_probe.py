@@ -155,7 +155,7 @@ def test_a_probe_finds_points_and_a_profile_and_leaves_no_page_behind(tmp_path: 
     assert {point.kind for point in report.points} <= set(KINDS)
     assert any(point.request_bytes == REQUESTS[0] and point.depth == 1 for point in report.points)
     assert report.profile.scope == "device" and str(tmp_path) not in profile_toml(report.profile)
-    assert seen[-1][0] == seen[-1][1] == len(REQUESTS) * len(DEPTHS) * len(KINDS)
+    assert seen[-1][0] == seen[-1][1] == 3 * len(REQUESTS) * len(DEPTHS) * len(KINDS)
     with path.open("rb") as file:
         assert host.cached_pages(file.fileno(), 0, 32 * SMALL) in (0, None)
 
@@ -197,7 +197,9 @@ def test_without_direct_reads_the_page_cache_is_measured(tmp_path: Path, monkeyp
 def test_the_points_of_a_known_device_come_down_to_its_figures(name: str) -> None:
     device = load_profile(name)
     points = [
-        Point("direct", nbytes, depth, device.bytes_per_sec(nbytes, depth)) for nbytes in REQUESTS for depth in DEPTHS
+        Point("direct", nbytes, depth, (device.bytes_per_sec(nbytes, depth),))
+        for nbytes in REQUESTS
+        for depth in DEPTHS
     ]
     latency = device.latency_sec + REQUESTS[0] / device.random_bytes_per_sec
     found = profile_of_points(points, "found", latency, device.sequential_bytes_per_sec, "a test")

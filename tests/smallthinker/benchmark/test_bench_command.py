@@ -48,7 +48,7 @@ def test_a_benchmark_measures_goes_on_and_measures_again_when_told(
     files_before = sorted(path.name for path in hybrid_store.iterdir())
     assert main(arguments(hybrid_store, tmp_path / "out", "--repeats", "1", "--storage", "raw", "emmc")) == 0
     captured = capsys.readouterr()
-    assert captured.err == ""  # no bar where nobody looks
+    assert all("the machine was busy" in line for line in captured.err.splitlines())  # no bar where nobody looks
     found = json.loads(captured.out)
     assert [(cell["profile"], cell["start"]) for cell in found["cells"]] == [
         ("raw", "cold"), ("raw", "warm"), ("emmc", "cold"), ("emmc", "warm"),

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -88,3 +91,33 @@ def test_the_command_compares_folders_and_refuses_what_has_no_cell_in_common(
     assert "expected cells that both have" in capsys.readouterr().err
     assert main(["bench", "compare", str(tmp_path / "a")]) == EXIT_USAGE
     assert main(["bench", "compare", str(tmp_path / "a"), str(tmp_path / "nowhere")]) == EXIT_USAGE
+
+
+def test_files_of_which_nothing_changed_say_what_could_have_been_seen(tmp_path: Path) -> None:
+    a = made_up(tmp_path / "a.jsonl")
+    text = comparison_text(compare(a, a))
+    assert re.search(r"decode: a run's noise is [\d.]+ %, so these runs show a change of \d+ %", text)
+    assert "A: tiny, q4_0, on A CPU @ 2 GHz, 2 cores, 8 GiB; 0123456, 2026-01-02" in text
+
+
+def test_two_machines_are_a_table_and_a_chart_that_name_their_models(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from smallthinker.cli import main
+
+    made_up(tmp_path / "a" / "results.jsonl")
+    b = made_up(tmp_path / "b" / "results.jsonl", factor=1.6)
+    b.environment["model"] |= {"name": "another"}
+    write(b)
+    plot = tmp_path / "both.svg"
+    command = ["bench", "compare", str(tmp_path / "a"), str(tmp_path / "b")]
+    assert main([*command, "--csv", "--plot", str(plot)]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 24 and {row["verdict"] for row in rows} == {"faster"}
+    assert {"a_median", "a_runs", "b_least", "profile", "memory_bytes"} <= rows[0].keys()
+    drawing = plot.read_text()
+    assert "A: tiny, q4_0, on A CPU" in drawing and "B: another, q4_0" in drawing and "faster, x1.6" in drawing
+    before = plot.read_bytes()
+    assert main([*command, "--plot", str(tmp_path / "a" / "results.jsonl")]) == EXIT_USAGE
+    assert main(["bench", "demo", "--plot", str(plot)]) == EXIT_USAGE and plot.read_bytes() == before
+    assert "--plot: expected with compare" in capsys.readouterr().err

@@ -12,6 +12,8 @@ from made_up_results import made_up
 from smallthinker.benchmark.results import Results
 from smallthinker.benchmark.summary import PART_NAMES, summarise
 from smallthinker.benchmark.views.all_views import Views, check_folder, write_views
+from smallthinker.benchmark.views.report import report_html
+from smallthinker.benchmark.views.table import markdown
 from smallthinker.errors import ResultsError
 
 
@@ -157,3 +159,17 @@ _MEASURE_CHARTS = """charts => charts.map(svg => {
 
 def _mib(text: Any) -> float:
     return float(text.split()[0])
+
+
+def test_runs_on_a_busy_machine_are_told_of(tmp_path: Path) -> None:
+    results = made_up(tmp_path / "results.jsonl")
+    assert "busy" not in markdown(results, summarise(results))
+    results.of_kind("run")[0]["others_cores"] = 1.25
+    said = markdown(results, summarise(results))
+    assert f"the machine was busy in 1 of {len(results.of_kind('run'))} runs: others took up to 1.2 of" in said
+
+
+def test_the_cards_have_the_spread_of_their_runs(tmp_path: Path) -> None:
+    results = made_up(tmp_path / "results.jsonl")
+    page = report_html(results, summarise(results), [])
+    assert len(re.findall(r'<p class="range">[\d.]+ to [\d.]+</p>', page)) == 3  # a share of a ceiling has none
