@@ -5,6 +5,7 @@ A module imports what its command needs only when it runs, so that `--help` is i
 
 from smallthinker.commands import (
     alias,
+    batch,
     bench,
     cache_sim,
     calibrate,
@@ -30,6 +31,7 @@ COMMANDS = (
     run,
     chat,
     serve,
+    batch,
     pull,
     convert,
     list,

@@ -104,7 +104,7 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.chat.conversation import interrupts_cancel
 
     with (
-        load(args, path, **_reserved(args, path)) as llm,
+        load(args, path, reserved=0 if args.json_schema is None else grammar_bytes(path)) as llm,
         contextlib.closing(PromptBar()) as bar,
         _stream(args, llm, prompt, bar, is_chat=is_chat) as stream,
         interrupts_cancel(llm),
@@ -152,26 +152,24 @@ def _stream(args: argparse.Namespace, llm: LLM, prompt: str, bar: PromptBar, *, 
         system = [{"role": "system", "content": args.system}] if args.system else []
         messages = [*system, {"role": "user", "content": prompt}]
         chat = chat_options(args, llm)
-        return llm.stream(messages, on_prefill=bar, json_schema=_schema(args.json_schema), **options, **chat)
+        return llm.stream(messages, on_prefill=bar, json_schema=schema_of(args.json_schema), **options, **chat)
     for name in ("system", "reasoning_effort"):
         if getattr(args, name) is not None:
             raise RequestError(f"--{name.replace('_', '-')}: a text is continued as it is; leave --raw out")
-    schema = _schema(args.json_schema)
+    schema = schema_of(args.json_schema)
     return llm.stream(prompt, special_tokens=args.special_tokens, on_prefill=bar, json_schema=schema, **options)
 
 
-def _reserved(args: argparse.Namespace, path: Path) -> dict[str, int]:
+def grammar_bytes(path: Path) -> int:
     """What a schema takes of the budget, as a server plans it."""
-    if args.json_schema is None:
-        return {}
     from smallthinker.expert_store.store import Store
     from smallthinker.server.settings import GRAMMAR_BYTES_PER_TOKEN, WORKING_BYTES
 
     with Store.open(path) as store:
-        return {"reserved": WORKING_BYTES + GRAMMAR_BYTES_PER_TOKEN * store.config.vocab_size}
+        return WORKING_BYTES + GRAMMAR_BYTES_PER_TOKEN * store.config.vocab_size
 
 
-def _schema(path: Path | None) -> dict[str, Any] | None:
+def schema_of(path: Path | None) -> dict[str, Any] | None:
     """What --schema says. Raises RequestError."""
     if path is None:
         return None

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from smallthinker import host
 from smallthinker.arguments import callback, number, whole
-from smallthinker.cache.conversations import Conversation
+from smallthinker.cache.conversations import Conversation, shared_prefix
 from smallthinker.engine import Engine
 from smallthinker.errors import CancelledError, QueueFullError, RequestError
 from smallthinker.forks import Home, StaysHere
@@ -35,6 +35,8 @@ from smallthinker.text.chat_prompt import AnswerFormat
 # While answers are being written, so much of a prompt is computed in a step with them: they get a token every second or
 # so instead of every few. Smaller pieces would read experts more often.
 _SHARED_PROMPT_TOKENS = 128
+# So many tokens of a prompt that another prompt begins with, too, are worth waiting for: a step of the others.
+_SHARED_WORTH_WAITING = 32
 # Before any answer has been written, what a client that finds the queue full is told to wait.
 _FIRST_GUESS_SEC = 1.0
 
@@ -273,13 +275,26 @@ class Scheduler(StaysHere):
         for entry in list(self._running):
             if entry.request.ending:
                 self._finish(entry)
-            elif entry.conversation is None:
-                try:
-                    self._begin(entry)
-                except Exception as error:
-                    self._fail(entry, error)
         if self._running:
             self._step()
+
+    def _begins(self, entry: _Entry) -> bool:
+        """Open its conversation, as late as that: what others have computed of its prompt by now is copied. False where
+        it waits for such a part, which is being computed for another, and where it has failed."""
+        if not isinstance(entry.answer, Embedding):
+            for other in self._running:
+                if other.conversation is None or other.answer.ids:
+                    continue
+                shared, read = shared_prefix(other.answer.prompt, entry.answer.prompt[:-1]), len(other.answer.prompt)
+                is_news = shared - len(other.opened.tokens) >= _SHARED_WORTH_WAITING
+                if is_news and other.opened.state.shape.can_continue(shared, read):
+                    return False
+        try:
+            self._begin(entry)
+        except Exception as error:
+            self._fail(entry, error)
+            return False
+        return True
 
     def _begin(self, entry: _Entry) -> None:
         entry.request.state, entry.began = "running", time.monotonic()
@@ -301,13 +316,17 @@ class Scheduler(StaysHere):
         if len(prompts) < len(entries):
             room = max(min(room, _SHARED_PROMPT_TOKENS) - (len(entries) - len(prompts)), 1)
         spans: list[tuple[_Entry, Sequence[int]]] = []
-        for entry in entries:
+        for entry in list(entries):
+            if entry.conversation is None and not (room and self._begins(entry)):
+                continue
             tokens = entry.pending
             if not entry.answer.ids:
                 tokens = tokens[:room]
                 room -= len(tokens)
             if tokens:
                 spans.append((entry, tokens))
+        if not spans:  # whatever was to begin has failed
+            return
         reading = [entry.request for entry, _ in spans if not entry.answer.ids]
 
         def cancelled() -> bool:

@@ -81,6 +81,7 @@ class Process:
     kv: KvKind
     io_bytes: int
     resident_bytes: int
+    sequences: int = 1
 
 
 def weight_bytes(config: Model, quant: str) -> tuple[int, int]:
@@ -165,6 +166,7 @@ def memory_plan(model: PlannedModel, process: Process, budget_bytes: int) -> Mem
         io_bytes=process.io_bytes,
         resident_bytes=process.resident_bytes,
         tokenizer_bytes=model.tokenizer_bytes,
+        sequences=process.sequences,
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gate import Gate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import HYBRID_ATTENTION, make_store, tiny_config
@@ -110,6 +111,25 @@ def test_answers_written_side_by_side_are_those_written_alone(hybrid_store: Path
     with LLM(hybrid_store, sequences=3) as llm:
         streams = [llm.stream(prompt, **options) for prompt in prompts]
         assert [stream.request.result().token_ids for stream in streams] == expected
+
+
+def test_a_beginning_that_prompts_share_is_computed_once_even_where_they_come_together(tmp_path: Path) -> None:
+    store, _ = make_store(tiny_config(head_dim=32), tmp_path, "q4_0")
+    beginning = BEGINNINGS[0]
+    prompts = [[*beginning, *own] for own in BEGINNINGS[1:]] + [[*beginning, 7, 8, 9], BEGINNINGS[1]]
+    params = GenerationParams(max_tokens=4, seed=1, ignore_eos=True)
+    with LLM(store) as alone:
+        expected = [alone.scheduler.submit(prompt, params).result().token_ids for prompt in prompts]
+    with LLM(store, sequences=4) as llm:
+        gate = Gate()
+        first = llm.scheduler.submit([1], params, logits_processor=gate)
+        gate.wait()  # so that the others begin in one and the same step
+        requests = [llm.scheduler.submit(prompt, params) for prompt in prompts]
+        gate.open()
+        answers = [request.result() for request in requests]
+        first.result()
+    assert [answer.token_ids for answer in answers] == expected
+    assert [answer.stats.reused_tokens for answer in answers] == [0, len(beginning), len(beginning), 0]
 
 
 def test_a_chat_s_next_turn_computes_only_what_is_new_while_others_come_and_go(hybrid_store: Path) -> None:

@@ -1,0 +1,76 @@
+"""A batch that is killed at any moment and given again: the same file as without, each row once."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from ended_commands import KILLED, run
+from tiny_models import make_store, tiny_config
+
+COMMAND = "batch store in.jsonl out.{} --prompt-template {{text}} --raw --max-tokens 4 --json"
+ROWS = 40
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    store, _ = make_store(tiny_config(head_dim=32), tmp_path / "made", "q4_0")
+    store.rename(tmp_path / "store")
+    with (tmp_path / "in.jsonl").open("w") as file:
+        for i in range(ROWS):
+            file.write(json.dumps({"text": f"text number {i % 7}", "i": i}) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("end", "moments"), [("jsonl", 4), *(pytest.param(e, 25, marks=pytest.mark.slow) for e in ("jsonl", "csv"))]
+)
+def test_kills_at_any_moment_and_the_same_command_give_the_same_file(place: Path, end: str, moments: int) -> None:
+    output, journal, command = place / f"out.{end}", place / f"out.{end}.journal", COMMAND.format(end)
+    whole = run(command, place)
+    assert whole.code == 0, whole
+    expected, rng = output.read_bytes(), random.Random(end)
+    output.unlink()
+    killed, known = 0, b""
+    for _ in range(moments):
+        ended = run(command, place, killed_after_sec=rng.uniform(0.3, 1.1) * whole.seconds)
+        assert ended.code in (0, KILLED), ended
+        killed += ended.code == KILLED
+        if output.exists():
+            assert output.read_bytes() == expected
+        if ended.code == 0:
+            output.unlink()
+            assert not journal.exists()
+            known = b""
+        elif journal.exists():
+            now = journal.read_bytes()
+            assert now.startswith(known[: known.rfind(b"\n") + 1])  # nothing that is durable is lost or done again
+            known = now
+    done = known.count(b"\n") - 1 if known else 0
+    last = run(command, place)
+    assert last.code == 0, last
+    assert output.read_bytes() == expected
+    assert json.loads(last.out)["already_done"] == max(done, 0)
+    assert not journal.exists() and killed
+
+
+def test_another_template_is_refused_in_one_line_and_force_begins_anew(place: Path) -> None:
+    command = COMMAND.format("jsonl")
+    whole = run(command, place)
+    journal = place / "out.jsonl.journal"
+    for seconds in (0.9, 0.8, 0.7, 0.6, 0.5):  # of a start and a job
+        (place / "out.jsonl").unlink(missing_ok=True)
+        run(command, place, killed_after_sec=seconds * whole.seconds)
+        if journal.exists():
+            break
+    assert journal.exists()
+    other = run(command.replace("{text}", "{text}!"), place)
+    assert other.code == 2 and other.err.count("\n") == 1
+    assert "begun with another --prompt-template ('{text}', now '{text}!')" in other.err
+    (place / "in.jsonl").write_text('{"text": "another", "i": 0}\n')
+    other = run(command, place)
+    assert other.code == 2 and "begun with another INPUT" in other.err
+    assert run(f"{command} --force", place).code == 0
+    assert not journal.exists()
