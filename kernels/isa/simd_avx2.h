@@ -253,12 +253,15 @@ SIMD_INLINE F32 spread2(__m128 x) {
 #ifndef SMALLTHINKER_AVXVNNI
 // Products of small integers, w unsigned, whose pairs are summed in int16 until they might pass kHeldMost: one
 // instruction in three less than dot_nibbles. A sum begins as zero and is added to the int32 that it began with.
+constexpr bool kHoldsSums = true;
 struct Held { __m256i lo, hi; };
 constexpr int32_t kHeldMost = 32767;
 SIMD_INLINE Held begin_held(I32) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 SIMD_INLINE Held hold(Held held, B64 w, B64 a) {
-  return {_mm256_add_epi16(held.lo, _mm256_maddubs_epi16(w.lo, a.lo)),
-          _mm256_add_epi16(held.hi, _mm256_maddubs_epi16(w.hi, a.hi))};
+  held.lo = _mm256_add_epi16(held.lo, _mm256_maddubs_epi16(w.lo, a.lo));
+  held.hi = _mm256_add_epi16(held.hi, _mm256_maddubs_epi16(w.hi, a.hi));
+  asm("" : "+x"(held.lo), "+x"(held.hi));  // in this order: as a tree, sums of sums leave no register free
+  return held;
 }
 SIMD_INLINE I32 release(I32 sum, Held held) {
   const __m256i ones = _mm256_set1_epi16(1);

@@ -5,6 +5,7 @@
 namespace smallthinker {
 namespace {
 
+constexpr bool kHoldsSums = false;
 using Held = I32;
 constexpr int32_t kHeldMost = std::numeric_limits<int32_t>::max();
 SIMD_INLINE Held begin_held(I32 sum) { return sum; }

@@ -101,16 +101,12 @@ SIMD_INLINE void interleave_strip(const uint8_t* const* rows, int64_t strip, int
   for (int p = 0; p < 2; ++p) interleave4(plane[0][p], plane[1][p], plane[2][p], plane[3][p], out + 4 * p);
 }
 
-// sums += the integers times their columns' scales
+// sums += the integers of a plane times their columns' scales
 template <class Format>
-SIMD_INLINE void add_scaled(const Factors& factors, int64_t strip, const I32* integers, float* sums) {
-  for (int p = 0; p < 2; ++p) {
-    const F32 scale = Format::spread(factors.scale + strip * 4, p);
-    for (int v = 4 * p; v < 4 * p + 4; ++v) {
-      float* const to = sums + strip * kDownStrip + v * kLanes;
-      store(to, fma(to_f32(integers[v]), scale, load(to)));
-    }
-  }
+SIMD_INLINE void add_scaled(const Factors& factors, int64_t strip, int plane, const I32* integers, float* sums) {
+  const F32 scale = Format::spread(factors.scale + strip * 4, plane);
+  float* to = sums + strip * kDownStrip + plane * (kVectors / 2) * kLanes;
+  for (int v = 0; v < kVectors / 2; ++v, to += kLanes) store(to, fma(to_f32(integers[v]), scale, load(to)));
 }
 
 template <class Format>
@@ -151,35 +147,39 @@ void add_down_token(const uint8_t* down, int64_t cols, const float* a, uint64_t 
       B64 w[kVectors];
       interleave_strip<Format>(rows + four * kFour, s, row_end, w);
       const int32_t* const dwords = factors.dwords + four * blocks + s * 4;
+      const B64 f[2] = {Format::spread(dwords, 0), Format::spread(dwords, 1)};  // before a store might have changed them
       for (int v = 0; v < kVectors; ++v) {
         int32_t* const to = integers + s * kDownStrip + v * kLanes;
-        store(to, Format::dot(load(to), w[v], Format::spread(dwords, v / 4)));
+        store(to, Format::dot(load(to), w[v], f[v / 4]));
       }
     }
   }
   for (int64_t s = 0; s < strips; ++s) {
     I32 strip[kVectors];
     for (int v = 0; v < kVectors; ++v) strip[v] = load(integers + s * kDownStrip + v * kLanes);
-    add_scaled<Format>(factors, s, strip, sums);
+    for (int p = 0; p < 2; ++p) add_scaled<Format>(factors, s, p, strip + p * (kVectors / 2), sums);
   }
 }
 
-// NT tokens against an unpacked strip of all rows, [four][vector].
-template <class Format, int NT>
-SIMD_INLINE void add_down_strip(const uint8_t* tile, int64_t fours, int64_t strip, int64_t blocks, const Factors* factors,
-                           float* sums, int64_t sums_stride) {
-  I32 integers[NT][kVectors];
+// NT tokens against planes [First, First + Planes) of an unpacked strip of all rows, [four][vector].
+template <class Format, int NT, int First, int Planes>
+SIMD_INLINE void add_down_planes(const uint8_t* tile, int64_t fours, int64_t strip, int64_t blocks, const Factors* factors,
+                                 float* sums, int64_t sums_stride) {
+  constexpr int kOfPlane = kVectors / 2, kOfPlanes = kOfPlane * Planes;
+  I32 integers[NT][kOfPlanes];
   for (int t = 0; t < NT; ++t) {
-    for (int v = 0; v < kVectors; ++v) integers[t][v] = as_i32(Format::spread(factors[t].start + strip * 4, v / 4));
+    for (int v = 0; v < kOfPlanes; ++v) {
+      integers[t][v] = as_i32(Format::spread(factors[t].start + strip * 4, First + v / kOfPlane));
+    }
   }
   const auto products_of = [&](int64_t four, const auto& add) {
-    B64 f[NT][2];
+    B64 f[NT][Planes];
     for (int t = 0; t < NT; ++t) {
-      for (int p = 0; p < 2; ++p) f[t][p] = Format::spread(factors[t].dwords + four * blocks + strip * 4, p);
+      for (int p = 0; p < Planes; ++p) f[t][p] = Format::spread(factors[t].dwords + four * blocks + strip * 4, First + p);
     }
-    for (int v = 0; v < kVectors; ++v) {
-      const B64 w = load_bytes(tile + (four * kVectors + v) * 64);
-      for (int t = 0; t < NT; ++t) add(t, v, w, f[t][v / 4]);
+    for (int v = 0; v < kOfPlanes; ++v) {
+      const B64 w = load_bytes(tile + (four * kVectors + First * kOfPlane + v) * 64);
+      for (int t = 0; t < NT; ++t) add(t, v, w, f[t][v / kOfPlane]);
     }
   };
   if constexpr (Format::kMost == 0) {
@@ -187,21 +187,39 @@ SIMD_INLINE void add_down_strip(const uint8_t* tile, int64_t fours, int64_t stri
       products_of(four, [&](int t, int v, B64 w, B64 f) { integers[t][v] = Format::dot(integers[t][v], w, f); });
     }
   } else {
-    for (int64_t four = 0; four < fours;) {
-      const int64_t end = fours - four < format::kHeldProducts<Format> ? fours : four + format::kHeldProducts<Format>;
-      Held held[NT][kVectors];
+    constexpr int64_t kHeld = std::min<int64_t>(format::kHeldProducts<Format>, kMaxFours);
+    const auto add_run = [&](int64_t first, auto n) {
+      constexpr int64_t kRun = decltype(n)::value;
+      Held held[NT][kOfPlanes];
       for (int t = 0; t < NT; ++t) {
-        for (int v = 0; v < kVectors; ++v) held[t][v] = begin_held(integers[t][v]);
+        for (int v = 0; v < kOfPlanes; ++v) held[t][v] = begin_held(integers[t][v]);
       }
-      for (; four < end; ++four) {
-        products_of(four, [&](int t, int v, B64 w, B64 f) { held[t][v] = hold(held[t][v], w, f); });
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < kRun; ++i) {
+        products_of(first + i, [&](int t, int v, B64 w, B64 f) { held[t][v] = hold(held[t][v], w, f); });
       }
       for (int t = 0; t < NT; ++t) {
-        for (int v = 0; v < kVectors; ++v) integers[t][v] = release(integers[t][v], held[t][v]);
+        for (int v = 0; v < kOfPlanes; ++v) integers[t][v] = release(integers[t][v], held[t][v]);
       }
+    };
+    int64_t four = 0;
+    for (; fours - four >= kHeld; four += kHeld) add_run(four, std::integral_constant<int64_t, kHeld>());
+    for (; four < fours; ++four) add_run(four, std::integral_constant<int64_t, 1>());
+  }
+  for (int t = 0; t < NT; ++t) {
+    for (int p = 0; p < Planes; ++p) {
+      add_scaled<Format>(factors[t], strip, First + p, integers[t] + p * kOfPlane, sums + t * sums_stride);
     }
   }
-  for (int t = 0; t < NT; ++t) add_scaled<Format>(factors[t], strip, integers[t], sums + t * sums_stride);
+}
+
+// Where sums are held, a plane at a time, so that they stay in registers.
+template <class Format, int NT>
+SIMD_INLINE void add_down_strip(const uint8_t* tile, int64_t fours, int64_t strip, int64_t blocks, const Factors* factors,
+                                float* sums, int64_t sums_stride) {
+  constexpr int kAtOnce = kHoldsSums ? 1 : 2;
+  add_down_planes<Format, NT, 0, kAtOnce>(tile, fours, strip, blocks, factors, sums, sums_stride);
+  if constexpr (kAtOnce == 1) add_down_planes<Format, NT, 1, 1>(tile, fours, strip, blocks, factors, sums, sums_stride);
 }
 
 template <class Format>

@@ -14,6 +14,8 @@
 #include "micro/up.h"
 #include "micro/down.h"
 #include "micro/tiles.h"
+#include "micro/panels.h"
+#include "micro/gemm.h"
 
 namespace smallthinker {
 namespace {

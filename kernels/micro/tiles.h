@@ -55,27 +55,48 @@ SIMD_INLINE float sum_of(const ActivationRow& a, int64_t col) {
   else return a.sum[col / kBlock];
 }
 
-// dot[t] plus the products of steps [first, end) with the planes of sum S, one plane after the other of each step.
-template <class Format, int S, int NT>
-SIMD_INLINE void add_steps(const uint8_t* tile, int part, int first, int end, const ActivationRow* a, int64_t col, I32* dot) {
+// dot[t] plus the products of Steps steps from `first` on with the planes of sum S, one plane after the other of each step.
+// q[t] are a token's activations from the part's first column on.
+template <class Format, int S, int NT, int Steps>
+SIMD_INLINE void add_steps(const uint8_t* tile, int part, int first, const int8_t* const* q, I32* dot) {
   using P = Part<Format>;
-  Held held[NT];
-  for (int t = 0; t < NT; ++t) held[t] = begin_held(dot[t]);
-  for (int step = first; step < end; ++step) {
-    // What another sum's steps have loaded is loaded again: kept, it pushes sums out of registers (q4_k 16 % slower).
-    if constexpr (P::kSums > 1) forget_loads();
-    B64 w[Format::kPlanes];
-    Format::tile_step(tile, part, step, w);
-    for (int p = S * P::kPlanesOfSum; p < (S + 1) * P::kPlanesOfSum; ++p) {
-      for (int t = 0; t < NT; ++t) {
-        const B64 q = broadcast_dword(a[t].q + col + p * P::kPlaneCols + 4 * step);
-        if constexpr (Format::kMost != 0) held[t] = hold(held[t], w[p], q);
-        else dot[t] = Format::tile_dot(dot[t], w[p], q);
+  constexpr int kPlane = S * P::kPlanesOfSum, kEnd = kPlane + P::kPlanesOfSum;
+  constexpr bool kHolds = kHoldsSums && Format::kMost != 0;
+  const auto activations = [&](int t, int p, int step) { return broadcast_dword(q[t] + p * P::kPlaneCols + 4 * step); };
+  // What another sum's steps have loaded is loaded again: kept, it pushes sums out of registers (q4_k 16 % slower).
+  if constexpr (P::kSums > 1) forget_loads();
+  if constexpr (kHolds && NT > 2 && Steps * P::kPlanesOfSum <= 2) {  // so few weights stay in registers: a token at a time
+    B64 w[Steps][Format::kPlanes];
+    for (int step = 0; step < Steps; ++step) Format::tile_step(tile, part, first + step, w[step]);
+    for (int t = 0; t < NT; ++t) {
+      Held held = begin_held(dot[t]);
+      for (int step = 0; step < Steps; ++step) {
+        for (int p = kPlane; p < kEnd; ++p) held = hold(held, w[step][p], activations(t, p, first + step));
       }
+      dot[t] = release(dot[t], held);
     }
-  }
-  if constexpr (Format::kMost != 0) {
-    for (int t = 0; t < NT; ++t) dot[t] = release(dot[t], held[t]);
+  } else {
+    Held held[NT];
+    for (int t = 0; t < NT; ++t) held[t] = begin_held(dot[t]);
+    const auto add_step = [&](int step) {
+      B64 w[Format::kPlanes];
+      Format::tile_step(tile, part, step, w);
+      for (int p = kPlane; p < kEnd; ++p) {
+        for (int t = 0; t < NT; ++t) {
+          if constexpr (Format::kMost != 0) held[t] = hold(held[t], w[p], activations(t, p, step));
+          else dot[t] = Format::tile_dot(dot[t], w[p], activations(t, p, step));
+        }
+      }
+    };
+    if constexpr (kHolds) {
+#pragma GCC unroll 8
+      for (int step = first; step < first + Steps; ++step) add_step(step);
+    } else {
+      for (int step = first; step < first + Steps; ++step) add_step(step);
+    }
+    if constexpr (Format::kMost != 0) {
+      for (int t = 0; t < NT; ++t) dot[t] = release(dot[t], held[t]);
+    }
   }
 }
 
@@ -84,12 +105,14 @@ template <class Format, int S, int NT>
 SIMD_INLINE void add_sum(const uint8_t* tile, const typename Format::TileScales& scales, int part, const ActivationRow* a,
                          int64_t col, F32* sums) {
   using P = Part<Format>;
+  const int8_t* q[NT];
+  for (int t = 0; t < NT; ++t) q[t] = a[t].q + col;
   for (int run = 0; run < P::kRuns; ++run) {
     const int64_t column = col + (S * P::kRuns + run) * Format::kScaleCols;
     I32 dot[NT];
     for (int t = 0; t < NT; ++t) dot[t] = broadcast(start_of<Format>(a[t], column));
     for (int step = run * P::kSteps; step < (run + 1) * P::kSteps; step += held_steps<Format>()) {
-      add_steps<Format, S, NT>(tile, part, step, step + held_steps<Format>(), a, col, dot);
+      add_steps<Format, S, NT, held_steps<Format>()>(tile, part, step, q, dot);
     }
     const int group = part * (P::kSums * P::kRuns) + S * P::kRuns + run;
     const F32 scale = Format::scale_of(scales, group);
@@ -129,6 +152,14 @@ SIMD_INLINE void add_elements(const uint8_t* group, int64_t cols, const Activati
   }
 }
 
+// The first `rows` of 16.
+SIMD_INLINE void store_rows(float* to, F32 sums, int64_t rows) {
+  if (rows >= kTileRows) return store(to, sums);
+  float lanes[kTileRows];
+  store(lanes, sums);
+  std::memcpy(to, lanes, static_cast<size_t>(rows) * sizeof(float));
+}
+
 // Formats that few files have: code for fewer numbers of tokens.
 template <class Format>
 constexpr bool is_rare() {
@@ -149,14 +180,7 @@ void product(const uint8_t* group, int64_t rows, int64_t cols, const ActivationR
   }
   for (int g = 0; g < NG; ++g) {
     for (int t = 0; t < NT; ++t) {
-      float* to = out + t * out_stride + g * kTileRows;
-      if (rows - g * kTileRows >= kTileRows) {
-        store(to, sums[g * NT + t]);
-      } else {
-        float lanes[kTileRows];
-        store(lanes, sums[g * NT + t]);
-        std::memcpy(to, lanes, static_cast<size_t>(rows - g * kTileRows) * sizeof(float));
-      }
+      store_rows(out + t * out_stride + g * kTileRows, sums[g * NT + t], rows - g * kTileRows);
     }
   }
 }
@@ -189,23 +213,6 @@ void product_of_groups(const uint8_t* group, int64_t rows, int64_t cols, const A
     take(std::integral_constant<int, (kTokens > 2 ? 2 : 1)>());
   }
   take(std::integral_constant<int, 1>());
-}
-
-template <class Format>
-void gemm(const uint8_t* tiles, int64_t rows, int64_t cols, const ActivationRow* activations, int64_t tokens, float* out,
-          int64_t out_stride) {
-  const int64_t stride = group_bytes(Format::kQuant, cols);
-  int64_t row = 0;
-  if constexpr (!is_block_quantized(Format::kQuant)) {
-    for (; rows - row > (kTileGroups - 1) * kTileRows; row += kTileGroups * kTileRows) {
-      product_of_groups<Format, kTileGroups>(tiles + row / kTileRows * stride, rows - row, cols, activations, tokens,
-                                             out + row, out_stride);
-    }
-  }
-  for (; row < rows; row += kTileRows) {
-    product_of_groups<Format, 1>(tiles + row / kTileRows * stride, rows - row, cols, activations, tokens, out + row,
-                                 out_stride);
-  }
 }
 
 }  // namespace

@@ -132,7 +132,14 @@ def test_scales_that_overflow_f16_give_nothing_finite(pool: _kernels.ThreadPool,
     assert not np.isfinite(linear(pool, block_quant, packed, 20, normal(1, 5, 96))).any()
 
 
-@given(data=st.data(), seed=seeds, rows=st.integers(1, 150), n_tokens=tokens, make=st.sampled_from([normal, uneven]))
+# Many tokens share an unpacked panel of 64 tokens, what is left over goes another way.
+@given(
+    data=st.data(),
+    seed=seeds,
+    rows=st.integers(1, 150),
+    n_tokens=tokens | st.integers(60, 140),
+    make=st.sampled_from([normal, uneven]),
+)
 def test_a_token_has_the_same_bits_alone_and_in_any_company_on_any_number_of_threads(
     pools: list[_kernels.ThreadPool],
     any_quant: _kernels.Quant,
