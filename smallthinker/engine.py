@@ -50,6 +50,7 @@ from smallthinker.memory_plan import (
     default_budget,
     most_at_once,
     parse_size,
+    plan_again,
     plan_process,
     slots_at,
 )
@@ -324,6 +325,21 @@ class Engine(StaysHere):
             if self._spare.look(self._decoded_tokens, self.experts.taken, self._planned_slots):
                 self._shared = (), 0, -1
         return logits
+
+    def set_aside(self, nbytes: int) -> None:
+        """Leave so much more of the budget to the application from now on; experts give way at once. Between two steps.
+        Raises MemoryBudgetError, and nothing has changed."""
+        self._home.check()
+        self.plan = plan_again(
+            self.plan,
+            self.config,
+            more_bytes=nbytes,
+            kv=self.options.kv,
+            record_bytes=self.store.record_bytes,
+            max_slots=self.options.max_slots,
+        )
+        self._shared = (), 0, -1
+        self._share_memory((), 0)
 
     def verify(
         self, conversation: Conversation, tokens: Sequence[int], *, cancelled: Callable[[], bool] = never

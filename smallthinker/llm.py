@@ -22,12 +22,12 @@ from smallthinker import arguments
 from smallthinker.arguments import is_list, refuse, token_ids
 from smallthinker.demo import DEMO_STORE as DEMO_STORE
 from smallthinker.engine import Engine
-from smallthinker.errors import CancelledError, RequestError
+from smallthinker.errors import CancelledError, MemoryBudgetError, RequestError
 from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.store import Store
 from smallthinker.forks import StaysHere
 from smallthinker.generation.answer import Completion, GenerationParams, LogitsProcessor
-from smallthinker.generation.constraints import constrained, offered
+from smallthinker.generation.constraints import constrained, grammar_bytes, offered
 from smallthinker.generation.embedding import Pooling
 from smallthinker.generation.logits import in_turn
 from smallthinker.generation.request import Request
@@ -147,7 +147,7 @@ class LLM(StaysHere):
     the name of one that it must call, with arguments that fit its parameters; `thinking`, True or False for templates
     with such a switch; and `template_values`, what else the template asks for.
     With `json_schema` the answer is JSON that fits it, token by token ({"type": "object"} for any). This needs
-    smallthinker[json], and when it is first used a second and 128 bytes a token of the vocabulary: `reserved` for it.
+    smallthinker[json], and when it is first used two seconds and memory of the budget, for which experts give way.
     Everything may be called from any thread: answers that are asked for at the same time wait for each other. Not in a
     process that was forked from the one that loaded it: threads don't come along, and ForkedError says so.
     """
@@ -308,6 +308,11 @@ class LLM(StaysHere):
                 except ImportError as e:
                     what = f"json_schema, tool_choice: need {e.name}: pip install 'smallthinker[json]'"
                     raise RequestError(what) from None
+                needed = grammar_bytes(self.config.vocab_size)
+                try:
+                    self.scheduler.between_steps(lambda: self._engine.set_aside(needed))
+                except MemoryBudgetError as e:
+                    raise MemoryBudgetError(f"json_schema, tool_choice: {e}", e.floor_bytes) from None
                 self._made_grammars = Grammars(self.tokenizer, self.config)
             return self._made_grammars
 

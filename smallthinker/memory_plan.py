@@ -188,6 +188,31 @@ def plan_process(
             raise _below(floor + STARTS_DIFFER_BYTES, budget_bytes, context, sequences)
 
 
+def plan_again(
+    plan: MemoryPlan, config: Model, *, more_bytes: int, kv: KvKind, record_bytes: int, max_slots: int | None
+) -> MemoryPlan:
+    """The plan of a process that comes to hold so much more than it was made for: experts give way. Raises
+    MemoryBudgetError with a floor that is enough for both."""
+    try:
+        return plan_memory(
+            config,
+            budget_bytes=plan.budget_bytes,
+            context=plan.context,
+            kv=kv,
+            dense_bytes=plan.dense_bytes,
+            record_bytes=record_bytes,
+            io_bytes=plan.io_bytes,
+            interpreter_bytes=plan.interpreter_bytes + more_bytes,
+            tokenizer_bytes=plan.tokenizer_bytes,
+            chunks=(plan.chunk,),
+            max_slots=max_slots,
+            sequences=plan.sequences,
+        )
+    except MemoryBudgetError as e:
+        floor = e.floor_bytes + STARTS_DIFFER_BYTES
+        raise _below(floor, plan.budget_bytes, plan.context, plan.sequences) from None
+
+
 def _below(floor_bytes: int, budget_bytes: int, context: int, sequences: int) -> MemoryBudgetError:
     """floor_bytes: in whole MiB, as it is named."""
     floor = floor_bytes // MIB

@@ -22,7 +22,7 @@ from smallthinker.commands.options import (
     text,
     whole,
 )
-from smallthinker.commands.run import grammar_bytes, schema_of
+from smallthinker.commands.run import schema_of
 from smallthinker.errors import RequestError
 
 if TYPE_CHECKING:
@@ -223,13 +223,15 @@ def _answer(
     from smallthinker.batch.capacity import context_for, rows_at_once
 
     find_drafts_model(args)
-    reserved = grammar_bytes(path) if prompts is None or args.json_schema is not None else 0
+    reserved = _grammar_bytes(path) if prompts is None or args.json_schema is not None else 0
     context = args.context or context_for(longest, most_context)
     left = facts.count - journal.done
     at_once = args.sequences
     if at_once is None:
         options = engine_options(args, context=context, reserved=reserved)
         at_once = rows_at_once(path, options, left, resident)
+    if prompts is not None:  # there an LLM makes the grammar, and takes what that needs itself
+        reserved = 0
     more = {"context": context, "sequences": at_once, "reserved": reserved, "max_waiting": max(64, at_once)}
     with load(args, path, **more) as llm:
         began = time.monotonic()
@@ -254,6 +256,16 @@ def _answer(
             "answering_sec": round(sec, 3),
             "tok_per_sec": round(stats.new_tokens / sec, 3),
         }
+
+
+def _grammar_bytes(path: Path) -> int:
+    """What a schema takes of the budget, as a server plans it."""
+    from smallthinker.expert_store.store import Store
+    from smallthinker.generation.constraints import GRAMMAR_BYTES_PER_TOKEN
+    from smallthinker.server.settings import WORKING_BYTES
+
+    with Store.open(path) as store:
+        return WORKING_BYTES + GRAMMAR_BYTES_PER_TOKEN * store.config.vocab_size
 
 
 def _answerer(args: argparse.Namespace, llm: LLM, path: Path, prompts: Prompts | None, facts: InputFacts) -> Answerer:

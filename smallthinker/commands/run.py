@@ -104,7 +104,7 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.chat.conversation import interrupts_cancel
 
     with (
-        load(args, path, reserved=0 if args.json_schema is None else grammar_bytes(path)) as llm,
+        load(args, path) as llm,
         contextlib.closing(PromptBar()) as bar,
         _stream(args, llm, prompt, bar, is_chat=is_chat) as stream,
         interrupts_cancel(llm),
@@ -158,15 +158,6 @@ def _stream(args: argparse.Namespace, llm: LLM, prompt: str, bar: PromptBar, *, 
             raise RequestError(f"--{name.replace('_', '-')}: a text is continued as it is; leave --raw out")
     schema = schema_of(args.json_schema)
     return llm.stream(prompt, special_tokens=args.special_tokens, on_prefill=bar, json_schema=schema, **options)
-
-
-def grammar_bytes(path: Path) -> int:
-    """What a schema takes of the budget, as a server plans it."""
-    from smallthinker.expert_store.store import Store
-    from smallthinker.server.settings import GRAMMAR_BYTES_PER_TOKEN, WORKING_BYTES
-
-    with Store.open(path) as store:
-        return WORKING_BYTES + GRAMMAR_BYTES_PER_TOKEN * store.config.vocab_size
 
 
 def schema_of(path: Path | None) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -100,6 +101,7 @@ class Scheduler(StaysHere):
         self._waiting: list[_Entry] = []
         self._turns = Turns()
         self._running: list[_Entry] = []
+        self._work: list[tuple[Callable[[], None], Future[None]]] = []
         self._ids = itertools.count(1)
         self._totals = Totals()
         self._closed = False
@@ -175,6 +177,20 @@ class Scheduler(StaysHere):
         self._totals.finished["error"] += 1
         out.request.fail(full)
 
+    def between_steps(self, work: Callable[[], None]) -> None:
+        """Let the thread that computes do this while no step is computed, and wait for it. Raises what it raises, and
+        RequestError where that thread is the caller's."""
+        self.home.check()
+        if self._thread is threading.current_thread():
+            raise RequestError("expected another thread, found the one that computes, in a callback or a processor")
+        done: Future[None] = Future()
+        with self._changed:
+            if self._closed:
+                raise RequestError("this model is closed")
+            self._work.append((work, done))
+            self._changed.notify_all()
+        done.result()
+
     def cancel_all(self) -> None:
         """Cancel everything that runs or waits."""
         self.home.check()
@@ -248,16 +264,33 @@ class Scheduler(StaysHere):
                 entry.request.fail(error)
             raise
         finally:
+            with self._changed:
+                self._closed = True
+                left, self._work = self._work, []
+            for _, done in left:
+                done.set_exception(RequestError("this model is closed"))
             self._at_end()
 
     def _serve(self) -> None:
         while self._take_waiting():
+            self._work_between_steps()
             self._answer()
+
+    def _work_between_steps(self) -> None:
+        with self._changed:
+            taken, self._work = self._work, []
+        for work, done in taken:
+            try:
+                work()
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
 
     def _take_waiting(self) -> bool:
         """Wait for something to do. False: there will be nothing any more."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._running or self._closed)
+            self._changed.wait_for(lambda: self._waiting or self._running or self._work or self._closed)
             if (self._closed and not self._waiting and not self._running) or not self.home.is_here:
                 return False
             ended = [entry for entry in self._waiting if entry.request.ending]

@@ -6,10 +6,9 @@ import ipaddress
 from dataclasses import dataclass, field
 
 from smallthinker.errors import RequestError
+from smallthinker.generation.constraints import GRAMMAR_BYTES_PER_TOKEN
 
 MIB = 1 << 20
-# A token of the vocabulary in llguidance's trie and masks: 18 MiB for 151,936 of them, measured.
-GRAMMAR_BYTES_PER_TOKEN = 128
 # Grammars, requests and answers at work beside the bodies, and what the libraries allocate once they are used.
 WORKING_BYTES = 24 * MIB
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from smallthinker import LLM, Message, Tool
-from smallthinker.errors import RequestError
+from smallthinker.errors import MemoryBudgetError, RequestError
+from smallthinker.generation.constraints import MIB, grammar_bytes
 
 MESSAGES: list[Message] = [{"role": "user", "content": [{"type": "text", "text": "Is the sea calm?"}]}]
 TOOLS: list[Tool] = [
@@ -55,6 +56,37 @@ def test_a_processor_of_the_caller_s_own_comes_before_the_schema(llm: LLM) -> No
     assert answer.text == "12" and seen[0] == 0
 
 
+def test_the_first_schema_takes_its_memory_of_the_budget_or_names_one_that_is_enough() -> None:
+    with pytest.raises(MemoryBudgetError) as refused:
+        LLM(memory="1MiB", context=64, threads=1)
+    tight = refused.value.floor_bytes + 2 * MIB
+    with LLM(memory=tight, context=64, threads=1) as llm:
+        with pytest.raises(MemoryBudgetError, match=r"^json_schema, tool_choice: memory: .* give `memory=") as lacking:
+            llm.generate("x", json_schema={"enum": [12]})
+        assert llm.generate("x", max_tokens=1).token_ids  # nothing else has changed
+    with LLM(memory=lacking.value.floor_bytes + 8 * MIB, context=64, threads=1) as llm:
+        before = llm.plan
+        assert llm.generate("x", json_schema={"enum": [12]}).text == "12"
+        needed = grammar_bytes(llm.config.vocab_size)
+        assert llm.plan.interpreter_bytes == before.interpreter_bytes + needed
+        assert llm.plan.slots < before.slots or before.slots == llm.plan.num_experts
+        assert llm.generate("x", json_schema={"enum": [13]}).text == "13"
+        assert llm.plan.interpreter_bytes == before.interpreter_bytes + needed  # once
+
+
+def test_a_first_schema_within_a_callback_is_refused_where_it_would_wait_for_itself() -> None:
+    faults: list[Exception] = []
+
+    def processor(ids: object, logits: object) -> None:
+        with pytest.raises(RequestError, match="the one that computes") as fault:
+            llm.submit("x", json_schema={"enum": [12]})
+        faults.append(fault.value)
+
+    with LLM(context=64, threads=1) as llm:
+        llm.generate("x", max_tokens=1, logits_processor=processor)
+    assert len(faults) == 1
+
+
 def test_logprobs_are_there_beside_a_schema(llm: LLM) -> None:
     answer = llm.generate("x", json_schema={"enum": [12]}, logprobs=2)
     assert answer.logprobs is not None and len(answer.logprobs) == len(answer.token_ids)
@@ -88,7 +120,8 @@ def test_it_needs_nothing_of_the_server_s_and_says_what_it_lacks() -> None:
 import logging, sys
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(name)s %(levelname)s %(message)s")
 from smallthinker import LLM
-from smallthinker.errors import RequestError
+from smallthinker.errors import MemoryBudgetError, RequestError
+from smallthinker.generation.constraints import MIB, grammar_bytes
 with LLM(context=256, threads=1) as llm:
     print(llm.generate("x", json_schema={"enum": [12]}).text)
     print([name for name in ("starlette", "pydantic", "uvicorn") if name in sys.modules])
