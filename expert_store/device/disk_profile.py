@@ -16,6 +16,7 @@ from smallthinker.expert_store.device.storage_profile import StorageProfile
 from smallthinker.expert_store.format import PROFILE_FILE
 from smallthinker.expert_store.native_queue import NativeKind
 from smallthinker.expert_store.store import Store
+from smallthinker.figures import rounded
 from smallthinker.files import parse_json, read_small
 
 _FORMAT: Final = 3  # of the file, and of what the figures mean
@@ -84,8 +85,8 @@ def shortfall(storage: StorageProfile, emulated: DiskProfile, real: DiskProfile)
     if not real.measured or real.bandwidth_bytes_per_sec >= _GOOD_ENOUGH * expected:
         return None
     return (
-        f"storage {storage.name}: this disk gives {real.bandwidth_bytes_per_sec / 1e6:.0f} MB/s of random reads, less "
-        f"than the profile's {expected / 1e6:.0f}: an emulated disk can't be faster than the real one"
+        f"storage {storage.name}: this disk gives {rounded(real.bandwidth_bytes_per_sec / 1e6)} MB/s of random reads, "
+        f"less than the profile's {rounded(expected / 1e6)}: an emulated disk can't be faster than the real one"
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from smallthinker import host
 from smallthinker.errors import MemoryBudgetError, RequestError, SmallThinkerError
 from smallthinker.expert_store.device.disk_facts import DiskFacts, disk_facts
+from smallthinker.figures import rounded
 from smallthinker.host.machine_facts import cores, kernel_features, memory, versions
 
 if TYPE_CHECKING:
@@ -166,7 +167,9 @@ def _answer_once(findings: list[Finding]) -> None:
             llm.generate("Once upon a time", max_tokens=1, seed=0)
     except (SmallThinkerError, OSError, MemoryError) as e:
         what = f"the bundled model gave no answer: {' '.join(str(e).split())}"
-        findings.append(Finding("error", what, "mend what it names; else report it with the block below"))
+        findings.append(
+            Finding("error", what, "mend what it names; else report it with what `smallthinker doctor --report` prints")
+        )
 
 
 def _store(path: Path, facts: dict[str, Any], findings: list[Finding]) -> dict[str, Any] | None:
@@ -260,7 +263,7 @@ def _chosen(facts: dict[str, Any]) -> dict[str, dict[str, Any]]:
     profile = None if store is None else store["disk_profile"]
     if profile is not None:
         reader = profile["kind"]
-        reader_why = f"a probe found {profile['bandwidth_bytes_per_sec'] / 1e6:,.0f} MB/s so"
+        reader_why = f"a probe found {rounded(profile['bandwidth_bytes_per_sec'] / 1e6)} MB/s so"
     elif facts["disk"]["direct_reads"]:
         reader, reader_why = "direct", "until the first run has probed the disk, which takes 2 seconds"
     else:

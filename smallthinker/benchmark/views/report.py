@@ -187,8 +187,8 @@ def _median_and_range(spread: Spread) -> Row:
 
 
 def _profile_figures(profile: Row) -> str:
-    random, sequential = (profile[f"{kind}_bytes_per_sec"] / 1e6 for kind in ("random", "sequential"))
+    random, sequential = (rounded(profile[f"{kind}_bytes_per_sec"] / 1e6) for kind in ("random", "sequential"))
     return (
-        f"{random:,.0f} MB/s random, {sequential:,.0f} MB/s sequential, {profile['random_iops']:,.0f} requests/s, "
+        f"{random} MB/s random, {sequential} MB/s sequential, {profile['random_iops']:,.0f} requests/s, "
         f"{1e6 * profile['latency_sec']:,.0f} us, depth {profile['queue_depth']}"
     )
