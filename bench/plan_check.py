@@ -4,9 +4,9 @@ python bench/plan_check.py --eight SKEWED_STORE EVEN_STORE [--only NAME ...] [--
 python bench/plan_check.py STORE --skew 1.3 --memory 512MiB 1GiB [--storage emmc] [--out FILE.jsonl]
 python bench/plan_check.py --table FILE.jsonl
 
-`--eight` goes through EIGHT, named combinations of model, budget and disk, with the prompt, answer and context of `plan`
-by default; the stores are those of `synth 4b --skew 1.3` and `--skew 0`. It says which speeds are predicted within
-15 % of what was measured, and exits with 1 unless all are.
+`--eight` goes through EIGHT, named combinations of model, budget and disk, with the prompt, answer and context of
+`plan` by default; the stores are those of `synth 4b --skew 1.3` and `--skew 0`. It says which speeds are predicted
+within 15 % of what was measured, and exits with 1 unless all are.
 
 For each combination, in processes of their own and in turns: a prediction, from a new probe of the disk or the named
 profile, a bench of the kernels and a routing drawn with that skew; then the engine, from a cold page cache, which gives
