@@ -123,6 +123,9 @@ def _inside(folder: Path, depth: int) -> Iterator[LibraryModel]:
     if names >= {CONFIG_FILE, DENSE_FILE, EXPERTS_FILE}:
         own = tuple(path for path in files if any(fnmatch(path.name, name) for name in ALL_FILES))
         yield LibraryModel(folder.name, folder, "store", own)
+    elif CONFIG_FILE in names and names & {DENSE_FILE, EXPERTS_FILE}:  # a removal that was cut short
+        own = tuple(path for path in files if any(fnmatch(path.name, name) for name in ALL_FILES))
+        yield LibraryModel(folder.name, folder, "partial", own)
     elif PULL_MARK in names:
         yield LibraryModel(folder.name.removesuffix(_DOWNLOAD), folder, "partial", files)
     elif CONFIG_FILE in names and any(n.endswith((".safetensors", ".bin")) for n in names - {*ALL_FILES}):

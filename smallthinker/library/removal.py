@@ -13,7 +13,8 @@ from pathlib import Path
 
 from smallthinker import host
 from smallthinker.errors import RequestError, StoreWriteError
-from smallthinker.library.folder import DEMO, LibraryModel
+from smallthinker.expert_store.format import CONFIG_FILE
+from smallthinker.library.folder import DEMO, PULL_MARK, LibraryModel
 from smallthinker.library.library import Library
 
 
@@ -32,7 +33,7 @@ def plan_removal(library: Library, model: LibraryModel) -> Removal:
         raise RequestError(f"{DEMO}: is bundled, not in the models folder; it goes with the package")
     if model.path == library.folder:
         raise RequestError(f"{model.path}: is the models folder itself; remove it by hand")
-    paths = tuple(dict.fromkeys(_in_folder(library.folder, path) for path in model.files))
+    paths = tuple(sorted(dict.fromkeys(_in_folder(library.folder, path) for path in model.files), key=_turn))
     own = [status for path in paths for status in [path.lstat()] if not path.is_symlink()]
     return Removal(model, paths, sum(status.st_size for status in own if status.st_nlink == 1))
 
@@ -59,6 +60,12 @@ def remove(library: Library, removal: Removal) -> None:
                 folder.rmdir()
                 folder = folder.parent
     library.forget(removal.model)
+
+
+def _turn(path: Path) -> tuple[int, int]:
+    """When it goes: what a model is known by at last, and before that its weights. So what is left by a removal that
+    was cut short is listed, and can be removed, as long as it takes any room."""
+    return {CONFIG_FILE: 1, PULL_MARK: 2}.get(path.name, 0), path.lstat().st_size
 
 
 def _in_folder(folder: Path, path: Path) -> Path:

@@ -100,7 +100,7 @@ def test_an_alias_names_a_model_of_the_folder_or_one_elsewhere(library: Library,
     assert library.remove_alias("s") and not library.remove_alias("s")
     with pytest.raises(ModelNotFoundError):
         library.find("s")
-    (elsewhere / STORE[1]).unlink()
+    (elsewhere / STORE[0]).unlink()
     assert "mine" not in kinds(library)
 
 
