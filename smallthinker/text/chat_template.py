@@ -58,7 +58,9 @@ class ChatTemplate:
         known |= {"messages": [_with_reasoning(message) for message in messages], "add_generation_prompt": True}
         try:
             with self._rendering:
-                return self.sandbox.render(self.template, known)
+                text = self.sandbox.render(self.template, known)
+                text.encode()  # half a surrogate pair, as JSON can write one, is no text that has tokens
+                return text
         except Exception as e:  # a template is a program, and can fail in any way
             raise TokenizerError(f"{self.path}: chat_template failed: {_said(e)}") from None
 

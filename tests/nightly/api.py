@@ -99,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Tries the server against the schemas of its requests.")
     parser.add_argument("schemathesis", help="the program")
     parser.add_argument("--examples", type=int, default=200, metavar="N", help="of each operation and phase")
+    parser.add_argument("--phases", default="examples,coverage,fuzzing")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     sys.path[:0] = [str(Path(__file__).parents[1] / "server")]
@@ -108,7 +109,15 @@ def main() -> None:
         path = Path(name) / "openapi.json"
         path.write_text(json.dumps(document()))
         command = [args.schemathesis, "run", str(path), "--url", server.url, "--checks", CHECKS]
-        command += ["--max-examples", str(args.examples), "--seed", str(args.seed), "--continue-on-failure"]
+        command += [
+            "--phases",
+            args.phases,
+            "--max-examples",
+            str(args.examples),
+            "--seed",
+            str(args.seed),
+            "--continue-on-failure",
+        ]
         ended = subprocess.run([*command, "--request-timeout", "60"], cwd=name, check=False)
         status = server.http.get("/health").json()
     print(json.dumps({"exit": ended.returncode, "health": status}))

@@ -313,3 +313,9 @@ def test_any_expression_is_as_jinja2_renders_it_or_is_refused(expression: str) -
         # slices: jinja2 makes nothing of a constant number's, and an error of any other's
         words = ("%", "**", "-", "+", "*", "is odd", "round", "format", ":]")
         assert any(word in expression for word in words)
+
+
+@pytest.mark.parametrize("source", ["{{ eos_token }}x", "{{ '\ud83d' }}", "{{ messages[0].content }}\ud800"])
+def test_half_a_surrogate_pair_in_a_rendering_is_the_template_s_fault(tmp_path: Path, source: str) -> None:
+    with pytest.raises(TokenizerError, match="chat_template failed: 'utf-8' codec can't encode"):
+        template(tmp_path, source, eos_token="\udfff").render(MESSAGES, {})
