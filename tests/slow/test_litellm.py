@@ -1,4 +1,5 @@
-"""litellm, which other programs reach models through, by both protocols. It is large, and slow to import."""
+"""litellm, which other programs reach models through, by both protocols. With what it needs it takes
+281 MB and 40 seconds of a processor to install, so no extra has it: `pip install litellm` beside the tests' own."""
 
 from __future__ import annotations
 
