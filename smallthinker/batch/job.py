@@ -6,13 +6,12 @@ Owns the order of work and when to give up. Knows nothing about formats, nor how
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
-from smallthinker.batch.journal import Journal
+from smallthinker.batch.journal import Answered, Journal
 from smallthinker.batch.rows import Row
 from smallthinker.errors import RequestError
 from smallthinker.expert_store.progress import Progress
@@ -22,20 +21,12 @@ _WINDOW_ROWS, _WINDOW_CHARACTERS = 1024, 16 << 20
 MAX_ERRORS = 50
 
 
-@dataclass(frozen=True)
-class Answered:
-    """A row's answer as it is kept. error: what is wrong with the row, if it is the row's own fault."""
-
-    index: int
-    answer: Mapping[str, Any]
-    error: str | None = None
+SortKey = Callable[[Row], str]
+"""What rows that share the beginning of their prompts have in common at theirs. Never raises."""
 
 
 class Answerer(Protocol):
     """How a row is answered."""
-
-    def sort_key(self, row: Row) -> str:
-        """What rows that share the beginning of their prompts have in common at theirs. Never raises."""
 
     async def answer(self, index: int, row: Row) -> Answered:
         """Raises what is no fault of the row's: the job ends there."""
@@ -50,6 +41,7 @@ def run(
     rows: Iterator[Row],
     journal: Journal,
     answerer: Answerer,
+    sort_key: SortKey,
     *,
     at_once: int,
     left: int,
@@ -60,17 +52,18 @@ def run(
     another end the job, none of which is kept; 0 for never.
 
     Raises RequestError then, and whatever else ended it; what has been answered by then is in the journal."""
-    in_order, errors = _in_order(rows, journal, answerer), _Errors(max_errors)
-    asyncio.run(_run(in_order, journal, answerer, at_once, left, errors, progress))
+    todo = in_order(rows, journal, sort_key)
+    asyncio.run(_run(todo, journal, answerer, at_once, left, Errors(max_errors), progress))
 
 
-def _in_order(rows: Iterator[Row], journal: Journal, answerer: Answerer) -> Iterator[tuple[int, Row]]:
+def in_order(rows: Iterator[Row], journal: Journal, sort_key: SortKey) -> Iterator[tuple[int, Row]]:
+    """What the journal lacks, those that begin alike side by side."""
     window: list[tuple[str, int, Row]] = []
     characters = 0
     for index, row in enumerate(rows):
         if index in journal:
             continue
-        key = answerer.sort_key(row)
+        key = sort_key(row)
         window.append((key, index, row))
         characters += len(key)
         if len(window) == _WINDOW_ROWS or characters > _WINDOW_CHARACTERS:
@@ -90,7 +83,7 @@ async def _run(
     answerer: Answerer,
     at_once: int,
     left: int,
-    errors: _Errors,
+    errors: Errors,
     progress: Progress,
 ) -> None:
     running: set[asyncio.Task[Answered]] = set()
@@ -103,26 +96,20 @@ async def _run(
             ended, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             faults = [task.exception() for task in ended]
             answered = [task.result() for task, fault in zip(ended, faults, strict=True) if fault is None]
-            _keep(journal, errors.sift(answered))
+            journal.keep(errors.sift(answered))
             for fault in faults:
                 if fault is not None:
                     raise fault
             done += len(answered)
             progress(done, left, "rows")
-        _keep(journal, errors.held)
+        journal.keep(errors.held)
     finally:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
 
-def _keep(journal: Journal, answered: Sequence[Answered]) -> None:
-    """One sync for all that came together."""
-    if answered:
-        journal.add((one.index, one.answer) for one in answered)
-
-
-class _Errors:
+class Errors:
     """Errors are held until a row has an answer: what goes wrong for every row is a fault of the job."""
 
     def __init__(self, most: int) -> None:

@@ -12,7 +12,8 @@ import json
 import os
 import zlib
 from array import array
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -28,6 +29,15 @@ _MISSING = -1
 
 def journal_path(output: Path) -> Path:
     return output.with_name(output.name + _SUFFIX)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A row's answer as it is kept. error: what is wrong with the row, if it is the row's own fault."""
+
+    index: int
+    answer: Mapping[str, Any]
+    error: str | None = None
 
 
 class Journal:
@@ -64,6 +74,11 @@ class Journal:
 
     def __contains__(self, index: int) -> bool:
         return self._offsets[index] != _MISSING
+
+    def keep(self, answered: Sequence[Answered]) -> None:
+        """As `add`, if there are any."""
+        if answered:
+            self.add((one.index, one.answer) for one in answered)
 
     def add(self, answers: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
         """These rows are done; durable on return. Raises StoreWriteError, after which none of them counts."""

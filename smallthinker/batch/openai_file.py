@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
-from smallthinker.batch.job import Answered, row_seed
+from smallthinker.batch.job import row_seed
+from smallthinker.batch.journal import Answered
 from smallthinker.batch.rows import Row
 from smallthinker.errors import RequestError, SmallThinkerError, shown_or_nothing
 from smallthinker.llm import LLM
@@ -62,6 +63,12 @@ def tokens_of(tokenizer: Tokenizer, row: Row, max_tokens: int) -> int:
     return len(tokenizer.encode(json.dumps(asked, ensure_ascii=False))) + around + max(0, min(most, 1 << 20))
 
 
+def sort_key(row: Row) -> str:
+    """See `job.SortKey`."""
+    beginnings = (row["body"].get(name) for name in ("messages", "instructions", "input", "prompt"))
+    return json.dumps([row["url"], *beginnings])
+
+
 class RequestAnswers:
     """An Answerer. Whatever model a body names, the one that is loaded answers."""
 
@@ -75,10 +82,6 @@ class RequestAnswers:
         limits = Limits(body_bytes=_BODY_BYTES, bodies_bytes=64 * _BODY_BYTES, requests=1024)
         self._app: Starlette = create_app(llm, name, Settings(timeout_sec=_LONGEST_SEC, limits=limits))
         self._seed, self._job = seed, job
-
-    def sort_key(self, row: Row) -> str:
-        body = row["body"]
-        return json.dumps([row["url"], *(body.get(name) for name in ("messages", "instructions", "input", "prompt"))])
 
     async def answer(self, index: int, row: Row) -> Answered:
         """See Answerer."""

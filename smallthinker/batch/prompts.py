@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from smallthinker.async_llm import AsyncLLM
-from smallthinker.batch.job import Answered, row_seed
+from smallthinker.batch.job import row_seed
+from smallthinker.batch.journal import Answered
 from smallthinker.batch.rows import Row
 from smallthinker.batch.template import Template
 from smallthinker.errors import CancelledError, ContextLengthError, RequestError, TokenizerError, one_line
@@ -37,6 +38,13 @@ class Prompts:
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": text}]
 
+    def sort_key(self, row: Row) -> str:
+        """See `job.SortKey`."""
+        try:
+            return self.template.fill(row)
+        except RequestError:
+            return ""
+
     def count(self, tokenizer: Tokenizer, row: Row) -> int:
         """Tokens of the row's prompt; 0 where it has none."""
         try:
@@ -54,12 +62,6 @@ class PromptAnswers:
     def __init__(self, llm: LLM, prompts: Prompts, seed: int, options: CallOptions) -> None:
         """options: but for the seed, which each row has of its own."""
         self._llm, self._prompts, self._seed, self._options = llm, prompts, seed, options
-
-    def sort_key(self, row: Row) -> str:
-        try:
-            return self._prompts.template.fill(row)
-        except RequestError:
-            return ""
 
     async def answer(self, index: int, row: Row) -> Answered:
         """See Answerer."""

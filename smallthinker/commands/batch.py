@@ -6,6 +6,8 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +29,9 @@ from smallthinker.errors import RequestError
 
 if TYPE_CHECKING:
     from smallthinker.batch.job import Answerer
+    from smallthinker.batch.journal import Journal
     from smallthinker.batch.prompts import Prompts
     from smallthinker.batch.rows import InputFacts, Rows
-    from smallthinker.expert_store.store import Store
     from smallthinker.llm import LLM
 
 EXIT_WITH_ERRORS = 1
@@ -82,6 +84,14 @@ def add(commands: Commands) -> None:
         "--max-errors", type=whole, default=50, metavar="N",
         help="end where so many rows one after another fail; 0 never does (default: 50)",
     )  # fmt: skip
+    group.add_argument(
+        "--cluster", type=text, metavar="ADDRESS",
+        help="compute on a Ray cluster's nodes, or `local`, on one that is started here; needs smallthinker[ray]",
+    )  # fmt: skip
+    group.add_argument(
+        "--node-dir", metavar="FOLDER",
+        help="where each node keeps its own copy of MODEL, which they all see (default: a cache; of local, none)",
+    )  # fmt: skip
     group.add_argument("--force", action="store_true", help="replace OUTPUT, and begin anew what was begun")
     group.add_argument("--json", action="store_true", help="print one JSON object: how many rows, and all figures")
     add_chat_options(parser, "a column of their own")
@@ -93,13 +103,21 @@ def add(commands: Commands) -> None:
 def handle(args: argparse.Namespace) -> int:
     from smallthinker import host
     from smallthinker.batch import openai_file
+    from smallthinker.batch.capacity import context_for
     from smallthinker.batch.journal import Journal, journal_path
+    from smallthinker.batch.node_store import identity_of
     from smallthinker.batch.output import answer_columns, check_columns, check_place, write_lines, write_rows
     from smallthinker.batch.rows import InputFacts, open_rows
     from smallthinker.expert_store.store import Store
     from smallthinker.text.tokenizer import Tokenizer
 
     resident = host.resident_bytes()
+    if args.cluster is not None:
+        from smallthinker.batch.cluster import check_ray
+
+        check_ray()
+    elif args.node_dir is not None:
+        raise RequestError("node_dir: has no meaning without --cluster")
     if args.max_errors < 0:
         raise RequestError("--max-errors: expected a number of at least 0")
     rows, facts = open_rows(args.input), InputFacts()
@@ -121,8 +139,9 @@ def handle(args: argparse.Namespace) -> int:
         if prompts is not None:
             prompts.template.check(facts.columns)
             check_columns(facts.columns, columns.values())
-        job = _job(args, store, facts, is_openai)
-        most = store.config.context
+        identity = identity_of(store)
+        job = _job(args, identity, facts, is_openai)
+        context = args.context or context_for(longest, store.config.context)
     del tokenizer
     if not facts.count:
         raise RequestError(f"{args.input}: expected rows, found none")
@@ -131,7 +150,7 @@ def handle(args: argparse.Namespace) -> int:
     with Journal(args.output, job, facts.count, anew=args.force) as journal:
         figures["already_done"] = journal.done
         if journal.done < facts.count:
-            figures |= _answer(args, path, rows, facts, prompts, journal, min(longest, most), most, resident)
+            figures |= _answer(args, path, rows, facts, prompts, journal, identity, context, resident)
         if is_openai:
             write_lines(args.output, rows, journal)
         else:
@@ -188,13 +207,10 @@ def _look_at(rows: Rows, facts: InputFacts, prompts: Prompts | None, tokenizer: 
     return longest
 
 
-def _job(args: argparse.Namespace, store: Store, facts: InputFacts, is_openai: bool) -> dict[str, Any]:
+def _job(args: argparse.Namespace, identity: str, facts: InputFacts, is_openai: bool) -> dict[str, Any]:
     """Whatever an answer depends on, by the names that a person knows it by."""
-    from hashlib import sha256
-
-    identity = f"{store.quant} {store.identity()} {store.small_files.digest('tokenizer.json')}"
     job: dict[str, Any] = {
-        "MODEL": sha256(identity.encode()).hexdigest(),
+        "MODEL": identity,
         "INPUT": facts.identity,
         "kind of input": "requests" if is_openai else "rows",
         "--schema": schema_of(args.json_schema),
@@ -213,49 +229,51 @@ def _answer(
     rows: Rows,
     facts: InputFacts,
     prompts: Prompts | None,
-    journal: Any,
-    longest: int,
-    most_context: int,
+    journal: Journal,
+    identity: str,
+    context: int,
     resident: int,
 ) -> dict[str, Any]:
     """What the journal lacks -> figures."""
-    from smallthinker.batch import job
-    from smallthinker.batch.capacity import context_for, rows_at_once
+    from smallthinker.batch import job, openai_file
+    from smallthinker.batch.capacity import rows_at_once
 
     find_drafts_model(args)
+    sort_key = openai_file.sort_key if prompts is None else prompts.sort_key
     reserved = _grammar_bytes(path) if prompts is None or args.json_schema is not None else 0
-    context = args.context or context_for(longest, most_context)
-    left = facts.count - journal.done
-    at_once = args.sequences
+    left, at_once = facts.count - journal.done, args.sequences
     if at_once is None:
         options = engine_options(args, context=context, reserved=reserved)
         at_once = rows_at_once(path, options, left, resident)
     if prompts is not None:  # there an LLM makes the grammar, and takes what that needs itself
         reserved = 0
     more = {"context": context, "sequences": at_once, "reserved": reserved, "max_waiting": max(64, at_once)}
-    with load(args, path, **more) as llm:
-        began = time.monotonic()
-        with ProgressBar("answering", "row") as progress:
-            job.run(
-                iter(rows),
-                journal,
-                _answerer(args, llm, path, prompts, facts),
-                at_once=2 * at_once,  # so that one is there when another ends
-                left=left,
-                max_errors=args.max_errors,
-                progress=progress,
-            )
-        stats, sec = llm.scheduler.stats(), time.monotonic() - began
-        return {
-            "at_once": at_once,
-            "context": context,
-            "new_tokens": stats.new_tokens,
-            "prompt_tokens": stats.prompt_tokens,
-            "reused_tokens": stats.reused_tokens,
-            "hit_rate": round(stats.hit_rate, 4),
-            "answering_sec": round(sec, 3),
-            "tok_per_sec": round(stats.new_tokens / sec, 3),
-        }
+    figures: dict[str, Any] = {"at_once": at_once, "context": context}
+    answers, began = _answers(args, path, prompts, facts), time.monotonic()
+    with ProgressBar("answering", "row") as progress:
+        told: dict[str, Any] = {"left": left, "max_errors": args.max_errors, "progress": progress}
+        if args.cluster is not None:
+            from smallthinker import __version__
+            from smallthinker.batch import cluster
+
+            node_dir = args.node_dir or (None if args.cluster == cluster.LOCAL else _node_dir())
+            options = engine_options(args, **more)
+            node = cluster.NodeJob(path.absolute(), identity, node_dir, options, __version__, answers)
+            figures["nodes"] = cluster.run(iter(rows), journal, sort_key, node, address=args.cluster, **told)
+            return figures | {"answering_sec": round(time.monotonic() - began, 3)}
+        with load(args, path, **more) as llm:
+            began = time.monotonic()
+            # twice as many at once: so that one is there when another ends
+            job.run(iter(rows), journal, answers(llm), sort_key, at_once=2 * at_once, **told)
+            stats, sec = llm.scheduler.stats(), time.monotonic() - began
+    return figures | {
+        "new_tokens": stats.new_tokens,
+        "prompt_tokens": stats.prompt_tokens,
+        "reused_tokens": stats.reused_tokens,
+        "hit_rate": round(stats.hit_rate, 4),
+        "answering_sec": round(sec, 3),
+        "tok_per_sec": round(stats.new_tokens / sec, 3),
+    }
 
 
 def _grammar_bytes(path: Path) -> int:
@@ -268,16 +286,26 @@ def _grammar_bytes(path: Path) -> int:
         return WORKING_BYTES + GRAMMAR_BYTES_PER_TOKEN * store.config.vocab_size
 
 
-def _answerer(args: argparse.Namespace, llm: LLM, path: Path, prompts: Prompts | None, facts: InputFacts) -> Answerer:
+def _answers(
+    args: argparse.Namespace, path: Path, prompts: Prompts | None, facts: InputFacts
+) -> Callable[[LLM], Answerer]:
+    """How a loaded model answers; can be sent to other machines."""
     from smallthinker.batch.openai_file import RequestAnswers
     from smallthinker.batch.prompts import PromptAnswers
     from smallthinker.llm import CallOptions
 
     if prompts is None:
-        return RequestAnswers(llm, name_of(path), args.seed, facts.identity)
+        return partial(RequestAnswers, name=name_of(path), seed=args.seed, job=facts.identity)
     options: CallOptions = {"json_schema": schema_of(args.json_schema)}
     options.update(generation_options(args))  # type: ignore[typeddict-item]
-    return PromptAnswers(llm, prompts, args.seed, options)
+    return partial(PromptAnswers, prompts=prompts, seed=args.seed, options=options)
+
+
+def _node_dir() -> str:
+    """Where each node keeps its copy of a model: the driver's idea of a user's folder, for all of them."""
+    from platformdirs import user_cache_dir
+
+    return str(Path(user_cache_dir("smallthinker")) / "batch")
 
 
 def _has_failed(answer: dict[str, Any]) -> bool:
