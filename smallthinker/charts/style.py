@@ -45,7 +45,9 @@ def require_matplotlib() -> None:
     except ImportError:
         raise ResultsError("plots and the report need matplotlib: pip install 'smallthinker[bench]'") from None
     # Text as text keeps a drawing small and searchable; the salt makes two drawings of the same figures the same bytes.
+    # Names come from files: a $ in one begins no formula.
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "smallthinker", "font.size": 9})
+    matplotlib.rcParams["text.parse_math"] = False
 
 
 def panels(titles: Sequence[str], height: float, *, same_scale: bool = True) -> tuple[Figure, list[Axes]]:

@@ -74,5 +74,6 @@ def handle(args: argparse.Namespace) -> int:
 
 def _chart(trace: Trace, replays: list[Replay]) -> Chart:
     from smallthinker.charts.routing import replay_chart
+    from smallthinker.errors import printable
 
-    return replay_chart(f"{trace.tokens} tokens of {trace.model}", replays, trace.record_bytes)
+    return replay_chart(f"{trace.tokens} tokens of {printable(trace.model, 80)}", replays, trace.record_bytes)

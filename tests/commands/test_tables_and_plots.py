@@ -28,7 +28,7 @@ def trace(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     ids = np.argsort(rng.random((40, 3, 8)), axis=2)[:, :, :2].astype(np.uint8)
     probs = np.full((40, 3, 8), 0.25, np.float16)
-    save_trace(Trace(ids, probs, np.array([0, 20]), 1 << 16, "a model"), tmp_path / "trace")
+    save_trace(Trace(ids, probs, np.array([0, 20]), 1 << 16, "a $\\frac{model$"), tmp_path / "trace")
     return tmp_path / "trace"
 
 
@@ -102,6 +102,7 @@ def test_a_plot_replaces_only_what_is_one(trace: Path, tmp_path: Path, capsys: p
     plot = tmp_path / "plot.svg"
     for _ in range(2):
         assert main(["cache-sim", str(trace), "--slots", "4", "--plot", str(plot)]) == 0
+        assert r"of a $\frac{model$" in plot.read_text()  # what it is called, not a formula
     plot.write_text("<svg>a drawing of somebody's</svg>")
     capsys.readouterr()
     refusals: list[tuple[Any, str]] = [
