@@ -105,8 +105,8 @@ class AtomicFolder:
             return
         if not self.out.is_dir():
             raise StoreWriteError(f"{self.out}: exists and is not a folder; choose another name")
-        if Path.cwd().is_relative_to(self.out) or self.out.is_mount():
-            what = "a mounted disk" if self.out.is_mount() else "the folder that this command runs in"
+        if Path.cwd().is_relative_to(self.out) or os.path.ismount(self.out):
+            what = "a mounted disk" if os.path.ismount(self.out) else "the folder that this command runs in"
             raise StoreWriteError(f"{self.out}: is {what}, which can't be replaced by a new one; give a name inside it")
         for source in self._inputs:
             for path in (source, *(source.iterdir() if source.is_dir() else ())):

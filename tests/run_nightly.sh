@@ -1,8 +1,20 @@
 #!/usr/bin/env bash
-# What takes an hour or needs root: memory under the kernel's limit. FOLDER gets the models, 1 GB.
+# What takes hours, or needs root or a program of its own: memory under the kernel's limit, growth, a long run with faults,
+# the server against its schemas, types as for other systems. FOLDER gets the models, 2 GB. SCHEMATHESIS and MINUTES may be set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-.venv/bin/python}
+python=$(command -v "${PYTHON:-$PWD/.venv/bin/python}")
+[[ $python = /* ]] || python=$PWD/$python
 folder=${1:-build/nightly}
+for platform in win32 darwin; do
+  (cd .ci && "$python" -m mypy --config-file ../pyproject.toml --platform "$platform" -p smallthinker)
+done
 "$python" tests/nightly/memory_truth.py "$folder"
 "$python" tests/nightly/memory_truth.py "$folder" --budgets 6 --more
+"$python" tests/nightly/growth.py
+if command -v "${SCHEMATHESIS:-schemathesis}" > /dev/null; then
+  "$python" tests/nightly/api.py "${SCHEMATHESIS:-schemathesis}"
+else
+  echo "schemathesis is not installed: the server's schemas were not tried"
+fi
+"$python" tests/nightly/long_run.py "$folder/long" --minutes "${MINUTES:-120}"

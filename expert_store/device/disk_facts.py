@@ -70,7 +70,7 @@ def disk_facts(path: Path, file: Path | None = None) -> DiskFacts:
     file_system, number, options = _mount_of(path)
     device = _device(number or _number(path.stat().st_dev))
     read_only = "ro" in options.split(",") if options is not None else None
-    if hasattr(os, "statvfs"):
+    if sys.platform != "win32":
         read_only = bool(os.statvfs(path).f_flag & os.ST_RDONLY)
     return DiskFacts(
         path=str(path),
@@ -121,7 +121,9 @@ def _mount_of(path: Path) -> tuple[str | None, str | None, str | None]:
 
 
 def _number(device: int) -> str:
-    return f"{os.major(device)}:{os.minor(device)}" if hasattr(os, "major") else ""
+    if sys.platform == "win32":
+        return ""
+    return f"{os.major(device)}:{os.minor(device)}"
 
 
 def _device(number: str) -> Path | None:

@@ -9,6 +9,7 @@ Shape letters: N tokens, P pairs of a source and a target, d hidden_size, E expe
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ Floats = npt.NDArray[np.float32]
 
 FEWEST_TOKENS = 256
 MOST_TOKENS = 8192  # more make little better and take P * d * 2 bytes of disk each, and each layer's logits
+
+_ZEROS = 1 << 20  # written at once
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,12 @@ def _spool(folder: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.ND
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with TemporaryFile(dir=folder) as file:
-            os.posix_fallocate(file.fileno(), 0, nbytes)
+            if sys.platform == "linux":
+                os.posix_fallocate(file.fileno(), 0, nbytes)
+            else:  # they have none; what is written is there
+                for at in range(0, nbytes, _ZEROS):
+                    file.write(bytes(min(_ZEROS, nbytes - at)))
+                file.flush()
             return np.memmap(file, dtype, "r+", 0, shape)
     except OSError as e:
         raise StoreWriteError(

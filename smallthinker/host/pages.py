@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ _MADV_COLD, _MADV_POPULATE_WRITE = 20, 23
 def weights_buffer(nbytes: int) -> mmap.mmap:
     """As `host.aligned_buffer`, in huge pages where the system has some."""
     buffer = host.aligned_buffer(nbytes)
-    if libc is not None:
+    if sys.platform == "linux":
         with contextlib.suppress(OSError):  # a kernel without them
             buffer.madvise(mmap.MADV_HUGEPAGE)
     return buffer
@@ -72,7 +73,7 @@ def discard(start: int, nbytes: int) -> None:
     """
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (start + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if libc is None or end <= first:
+    if sys.platform != "linux" or end <= first:
         return
     # Else the system may make the huge pages at both ends whole again, some time later.
     outer = first // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES, -(-end // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
@@ -83,7 +84,7 @@ def discard(start: int, nbytes: int) -> None:
 
 def allow_huge(start: int, nbytes: int) -> None:
     """Memory that was discarded is used again, and may lie in huge pages. Linux only."""
-    if libc is not None:
+    if sys.platform == "linux":
         _advise(start // mmap.PAGESIZE * mmap.PAGESIZE, start + nbytes, mmap.MADV_HUGEPAGE)
 
 

@@ -127,3 +127,13 @@ def test_an_existing_predictor_is_kept_without_force(demo: Path) -> None:
     with pytest.raises(StoreWriteError, match="`force`"):
         calibration.calibrate(demo, text(), tokens=300)
     assert (demo / PREDICTOR_FILE).read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_states_have_their_room_before_they_are_mapped(
+    platform: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration.sys, "platform", platform)
+    states = calibration._spool(tmp_path, np.dtype(np.float32), (700, 1000))  # more than is written at once
+    assert states.shape == (700, 1000) and not states[-1].any()
+    assert not list(tmp_path.iterdir())

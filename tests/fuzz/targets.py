@@ -10,10 +10,12 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from client_targets import body, grammar
 from gguf_files import write_gguf
 from lies import Draw, edited, gguf_bytes, json_bytes, pick, safetensors_bytes, scattered
 from tiny_models import HYBRID_ATTENTION, tiny_config
@@ -76,6 +78,16 @@ class Files:
             (t.name, t.shape[::-1], int(t.kind), raw[t.start : t.start + t.nbytes]) for t in header.tensors.values()
         ]
         self.configs = [self.raw_config, json.loads((self.store / "config.json").read_text()), *family_configs()]
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.store, 300)
+
+    @cached_property
+    def grammars(self) -> Any:
+        from smallthinker.generation.grammar import Grammars
+
+        return Grammars(self.tokenizer, tiny_config(**HYBRID_ATTENTION))
 
     @property
     def raw_config(self) -> Any:
@@ -357,7 +369,7 @@ TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (
         gguf, gguf_conversion, safetensors, checkpoint, store, config, tokenizer, raw_tokenizer, template, trace,
-        profile, conversation,
+        profile, conversation, body, grammar,
     )
 }  # fmt: skip
 
