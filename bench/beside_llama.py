@@ -3,9 +3,9 @@
 python bench/beside_llama.py FILE.gguf --llama FOLDER --text wiki.txt [--chunks 40] [--prompts 20] [--tokens 64]
 
 FOLDER holds llama.cpp's llama-perplexity and llama-completion. Chunks are llama-perplexity's: 512 tokens, of which the
-second half is predicted. Greedy answers are compared as text, token by token of this engine, up to the first token that
-differs: at a near-tie (the two likeliest logits are closer than a hundredth of the range of all) the rest of the answer
-isn't counted, elsewhere it counts as different. Last line: JSON.
+second half is predicted. Greedy answers are compared token by token, by the text of so many tokens, up to the first
+that differs: at a near-tie (the two likeliest logits are closer than a hundredth of the range of all) the rest of the
+answer isn't counted, elsewhere it counts as different. Last line: JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import re
 import subprocess
 import sys
+from bisect import bisect_left
 from pathlib import Path
 
 import numpy as np
@@ -112,13 +113,24 @@ def compared(
     engine: Engine, tokenizer: Tokenizer, args: argparse.Namespace, prompt: str
 ) -> tuple[int, int, float | None]:
     """Positions that are equal, and that count; the gap at the first that isn't."""
-    command = [str(args.llama / "llama-completion"), "-m", str(args.model), "-p", prompt, "-n", str(args.tokens)]
-    theirs = said([*command, "--temp", "0", "-no-cnv", "--no-display-prompt", "--ignore-eos", "-t", "2"])
     ids, gaps = greedy(engine, tokenizer, prompt, args.tokens)
-    for at in range(len(ids)):
-        if not theirs.startswith(tokenizer.decode(ids[: at + 1]).rstrip("\ufffd")):
-            return at, at if gaps[at] < NEAR_TIE else len(ids), gaps[at]
-    return len(ids), len(ids), None
+
+    def theirs(n: int) -> str:
+        command = [str(args.llama / "llama-completion"), "-m", str(args.model), "-p", prompt, "-n", str(n)]
+        answer = said([*command, "--temp", "0", "-no-cnv", "--no-display-prompt", "--ignore-eos", "-t", "2"])
+        return answer.removesuffix("\n\n").rstrip("\ufffd")
+
+    def ours(n: int) -> str:
+        return tokenizer.decode(ids[:n]).rstrip("\ufffd")
+
+    whole = theirs(len(ids))
+    differs = [at for at in range(len(ids)) if not whole.startswith(ours(at + 1))]
+    if not differs:
+        return len(ids), len(ids), None
+    # Their tokens are not printed. A longer one may have begun before: " The" where " " was chosen here. So the first
+    # that differs is looked for among their shorter answers.
+    first = bisect_left(range(differs[0]), True, key=lambda at: theirs(at + 1) != ours(at + 1))
+    return first, first if gaps[first] < NEAR_TIE else len(ids), gaps[first]
 
 
 def main() -> None:
