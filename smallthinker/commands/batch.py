@@ -95,7 +95,7 @@ def add(commands: Commands) -> None:
     group.add_argument("--force", action="store_true", help="replace OUTPUT, and begin anew what was begun")
     group.add_argument("--json", action="store_true", help="print one JSON object: how many rows, and all figures")
     add_chat_options(parser, "a column of their own")
-    add_model_options(parser)
+    add_model_options(parser, context="what the longest row needs")
     add_sampling_options(parser)
     parser.set_defaults(seed=DEFAULT_SEED)
 

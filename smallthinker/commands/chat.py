@@ -13,6 +13,7 @@ from smallthinker.commands.options import (
     add_command,
     add_model_options,
     add_sampling_options,
+    add_timings,
     chat_options,
     generation_options,
 )
@@ -26,6 +27,7 @@ def add(commands: Commands) -> None:
     add_chat_options(parser, "show them before the answer")
     parser.add_argument("--resume", action="store_true", help="go on with the last conversation at a terminal")
     add_model_options(parser)
+    add_timings(parser)
     add_sampling_options(parser)
 
 

@@ -150,13 +150,14 @@ def add_compression(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser, context: str = "at most 4096") -> None:
+    """context: what it is by default, for the help."""
     from smallthinker.expert_store.device.storage_profile import BUNDLED
 
     group = parser.add_argument_group("model")
     add_memory(group)
     group.add_argument(
-        "--context", type=whole, metavar="N", help="tokens of prompt and answer together (default: at most 4096)"
+        "--context", type=whole, metavar="N", help=f"tokens of prompt and answer together (default: {context})"
     )
     add_running(group)
     group.add_argument(
@@ -176,8 +177,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add_speculation(group)
     add_switches(group)
     group.add_argument("--verbose", action="store_true", help="print the memory plan to stderr")
-    group.add_argument("--timings", action="store_true", help="print where a token's time went to stderr")
-    renamed(group, "--profile", "--timings")
+
+
+def add_timings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--timings", action="store_true", help="print where a token's time went to stderr")
+    renamed(parser, "--profile", "--timings")
 
 
 def add_memory(group: Group) -> None:

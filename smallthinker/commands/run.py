@@ -29,6 +29,7 @@ from smallthinker.commands.options import (
     add_command,
     add_model_options,
     add_sampling_options,
+    add_timings,
     chat_options,
     generation_options,
     read_text,
@@ -77,6 +78,7 @@ def add(commands: Commands) -> None:
     )
     add_chat_options(parser, "show them on standard error")
     add_model_options(parser)
+    add_timings(parser)
     add_sampling_options(parser)
     parser.add_argument(
         "--schema",
