@@ -83,7 +83,10 @@ bool is_cached([[maybe_unused]] Handle handle, [[maybe_unused]] int64_t offset, 
 
 void drop_cached([[maybe_unused]] Handle handle, [[maybe_unused]] int64_t offset, [[maybe_unused]] int64_t bytes) {
 #ifdef __linux__
-  posix_fadvise(handle, offset, bytes, POSIX_FADV_DONTNEED);
+  // To whole pages outwards: the kernel keeps a page of which a part is asked for. A GGUF file's slices lie anywhere, and
+  // two such pages of each were 13 MiB after some hundred experts.
+  const int64_t page = page_bytes(), first = offset / page * page;
+  posix_fadvise(handle, first, (offset + bytes + page - 1) / page * page - first, POSIX_FADV_DONTNEED);
 #endif
 }
 
