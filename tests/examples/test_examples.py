@@ -13,6 +13,7 @@ from processes import LIMIT_SEC, User, free_port, post
 from smallthinker.llm import LLM
 
 QUESTION = "What did the captain see?"
+HERE = "4GiB"  # for an engine in this process, in which what other tests have left counts
 
 
 def test_the_tk_window_answers_stops_and_closes_while_it_writes(user: User, screen: None) -> None:
@@ -38,7 +39,7 @@ def test_the_fastapi_route_streams_and_a_client_that_leaves_costs_nothing(user: 
         body = {"text": "Who is there?", "max_tokens": 20, "temperature": 0}
         status, whole = post(f"{url}/ask", body)
         assert status == 200
-        with LLM(memory="600MiB") as llm:
+        with LLM(memory=HERE) as llm:
             expected = llm.generate([{"role": "user", "content": "Who is there?"}], max_tokens=20, temperature=0)
         answer = json.loads(whole)
         assert answer == {"text": expected.text, "tokens": 20, "finish_reason": "length"}
@@ -65,7 +66,7 @@ def test_the_summariser_goes_through_every_text_of_any_length(user: User) -> Non
 def test_the_openai_package_gets_the_same_answer_whole_and_streamed(user: User, server_url: str) -> None:
     pytest.importorskip("openai", reason="needs smallthinker[examples]")
     printed = user.run("python", "examples/openai_client.py", server_url)
-    with LLM(memory="600MiB") as llm:
+    with LLM(memory=HERE) as llm:
         text = llm.generate([{"role": "user", "content": QUESTION}], max_tokens=40, temperature=0).text
     assert printed == f"{text}\n(40 tokens, length)\n{text}\n"
 
@@ -74,6 +75,6 @@ def test_a_langchain_chain_gets_the_same_answer_whole_and_streamed(user: User, s
     pytest.importorskip("langchain_openai", reason="needs smallthinker[examples]")
     printed = user.run("python", "examples/langchain_client.py", server_url)
     system = {"role": "system", "content": "You tell of the sea."}
-    with LLM(memory="600MiB") as llm:
+    with LLM(memory=HERE) as llm:
         text = llm.generate([system, {"role": "user", "content": QUESTION}], max_tokens=40, temperature=0).text
     assert printed == f"{text}\n{text}\n"
