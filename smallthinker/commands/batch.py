@@ -240,7 +240,8 @@ def _answer(
 
     find_drafts_model(args)
     sort_key = openai_file.sort_key if prompts is None else prompts.sort_key
-    reserved = _grammar_bytes(path) if prompts is None or args.json_schema is not None else 0
+    in_a_form = prompts is None or args.json_schema is not None
+    reserved = _bytes_beside(path, prompts is None) if in_a_form else 0
     left, at_once = facts.count - journal.done, args.sequences
     if at_once is None:
         options = engine_options(args, context=context, reserved=reserved)
@@ -276,14 +277,14 @@ def _answer(
     }
 
 
-def _grammar_bytes(path: Path) -> int:
-    """What a schema takes of the budget, as a server plans it."""
+def _bytes_beside(path: Path, is_openai: bool) -> int:
+    """What answers in a form take of the budget. A file of OpenAI's may ask for any, and is answered as by a server."""
     from smallthinker.expert_store.store import Store
-    from smallthinker.generation.constraints import GRAMMAR_BYTES_PER_TOKEN
-    from smallthinker.server.settings import WORKING_BYTES
+    from smallthinker.generation.constraints import grammar_bytes
+    from smallthinker.server.settings import working_bytes
 
     with Store.open(path) as store:
-        return WORKING_BYTES + GRAMMAR_BYTES_PER_TOKEN * store.config.vocab_size
+        return (working_bytes if is_openai else grammar_bytes)(store.config.vocab_size)
 
 
 def _answers(

@@ -86,4 +86,9 @@ def is_loopback(host: str) -> bool:
 
 def reserved_bytes(limits: Limits, vocab_size: int) -> int:
     """What a server may come to hold beside its model: to be left free of the budget."""
-    return limits.bodies_bytes + WORKING_BYTES + GRAMMAR_BYTES_PER_TOKEN * vocab_size
+    return limits.bodies_bytes + working_bytes(vocab_size)
+
+
+def working_bytes(vocab_size: int) -> int:
+    """Of that, what isn't clients' bodies."""
+    return WORKING_BYTES + GRAMMAR_BYTES_PER_TOKEN * vocab_size
