@@ -45,8 +45,8 @@ class Journal:
 
     def __init__(self, output: Path, job: Mapping[str, Any], rows: int, *, anew: bool = False) -> None:
         """Open the one beside this output, or begin it. job: everything that an answer depends on, as JSON has it.
-        anew: begin it, whatever is there. Raises RequestError where there is one of another job or one that another
-        process writes, StoreWriteError."""
+        anew: begin it, whatever is there; one without a finished row is begun anew by any job. Raises RequestError
+        where there is one of another job or one that another process writes, StoreWriteError."""
         self.path = journal_path(output)
         self._offsets = array("q", [_MISSING]) * rows
         self.done, self._end = 0, 0
@@ -54,7 +54,7 @@ class Journal:
         self._file: io.FileIO | None = None
         try:
             if anew or not self.path.exists():
-                write_whole(self.path, _line({"format": _FORMAT, "version": _VERSION, "job": dict(job)}))
+                write_whole(self.path, _head(job))
                 sync_folder(self.path.absolute().parent)
             lock = lock_folder(self.path, wait=False)
             if lock is None:
@@ -133,7 +133,7 @@ class Journal:
     def _read(self, job: Mapping[str, Any]) -> None:
         assert self._reader is not None and self._file is not None
         head = self._reader.readline()
-        self._check(_parsed(head), job)
+        known = self._job_of(_parsed(head))
         self._end = len(head)
         for line in self._reader:
             found = self._entry(_parsed(line))
@@ -143,7 +143,14 @@ class Journal:
                 self._offsets[found[0]] = self._end
                 self.done += 1
             self._end += len(line)
+        if self.done:
+            self._check(known, job)
+        elif known != job:  # nothing would be lost; over the old one, since the lock is this file's
+            head = _head(job)
+            self._file.write(head)
+            self._end = len(head)
         self._file.truncate(self._end)
+        os.fsync(self._file.fileno())
         self._reader.close()  # it has read ahead, perhaps of what has just been cut off
         self._reader = os.fdopen(open_fd(self.path), "rb")
 
@@ -154,11 +161,13 @@ class Journal:
         is_row = type(parsed[0]) is int and 0 <= parsed[0] < len(self._offsets)
         return (parsed[0], parsed[1]) if is_row else None
 
-    def _check(self, head: Any, job: Mapping[str, Any]) -> None:
+    def _job_of(self, head: Any) -> dict[str, Any]:
         if not isinstance(head, dict) or (head.get("format"), head.get("version")) != (_FORMAT, _VERSION):
             raise RequestError(f"{self.path}: expected a journal of `smallthinker batch`, found another file; move it")
         known = head.get("job")
-        known = known if isinstance(known, dict) else {}
+        return known if isinstance(known, dict) else {}
+
+    def _check(self, known: Mapping[str, Any], job: Mapping[str, Any]) -> None:
         for name, value in job.items():
             if known.get(name) != value:
                 was, now = shown(known.get(name)), shown(value)
@@ -166,6 +175,10 @@ class Journal:
                     f"{self.path}: a batch that was begun with another {name} ({was}, now {now}) waits to be finished: "
                     "give it that again, or another OUTPUT, or --force to begin anew"
                 )
+
+
+def _head(job: Mapping[str, Any]) -> bytes:
+    return _line({"format": _FORMAT, "version": _VERSION, "job": dict(job)})
 
 
 def _line(value: Any) -> bytes:

@@ -63,6 +63,24 @@ def test_another_job_s_journal_is_refused_with_what_differs_and_what_to_do(tmp_p
         assert journal.done == 0
 
 
+@pytest.mark.parametrize("other", [{"--seed": 2}, {"MODEL": "b" * 200}, {"MODEL": ""}])
+@pytest.mark.parametrize("tail", [b"", b"torn"])
+def test_a_journal_without_a_finished_row_is_begun_anew_by_another_job(
+    tmp_path: Path, other: dict[str, str], tail: bytes
+) -> None:
+    with Journal(tmp_path / "out", JOB, 6):
+        pass
+    with journal_path(tmp_path / "out").open("ab") as file:
+        file.write(tail)
+    with Journal(tmp_path / "out", JOB | other, 6) as journal:
+        assert journal.done == 0
+        journal.add([(2, {"text": "one"})])
+    with Journal(tmp_path / "out", JOB | other, 6) as journal:
+        assert journal.done == 1 and journal.answer(2) == {"text": "one"}
+    with pytest.raises(RequestError, match="begun with another"):
+        Journal(tmp_path / "out", JOB, 6)
+
+
 def test_two_processes_never_write_one_journal(tmp_path: Path) -> None:
     with Journal(tmp_path / "out", JOB, 6), pytest.raises(RequestError, match="another process is at work"):
         Journal(tmp_path / "out", JOB, 6)
