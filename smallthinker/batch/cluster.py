@@ -1,48 +1,34 @@
 """The same job over several machines, as a Ray Data pipeline: one engine a node, rows as they have room for them.
 
-Scheduling, shipping, retries and recovery are Ray's. Owns what an engine on a node is made of, and that its model is
-the driver's. What has been answered is in the driver's journal as soon as Ray hands it over.
+Scheduling, shipping, retries and recovery are Ray's. What has been answered is in the driver's journal as soon as Ray
+hands it over.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import logging
-import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smallthinker.batch.job import Answerer, Errors, SortKey, in_order
 from smallthinker.batch.journal import Answered, Journal
-from smallthinker.batch.node_store import fetch
 from smallthinker.batch.rows import Row
-from smallthinker.errors import RequestError, SmallThinkerError, one_line
+from smallthinker.cluster.nodes import NodeModel, cause, find_ray, joined
+from smallthinker.errors import SmallThinkerError
 from smallthinker.expert_store.progress import Progress
-from smallthinker.options import EngineOptions
 
 if TYPE_CHECKING:
     from smallthinker.llm import LLM
 
-LOCAL = "local"
-_OBJECT_STORE_BYTES = 256 << 20  # of a cluster that is started here: rows and answers, which it spills to disk
-
 
 @dataclass(frozen=True)
 class NodeJob:
-    """What each node's engine is told. path: of the store, as every node sees it. identity: of its weights and words.
-    node_dir: where a node keeps a copy of its own; None reads it where it lies. answerer: of a loaded model."""
+    """What each node's engine is told. answerer: of a loaded model."""
 
-    path: Path
-    identity: str
-    node_dir: str | None
-    options: EngineOptions
-    version: str
+    model: NodeModel
     answerer: Callable[[LLM], Answerer]
 
 
@@ -51,14 +37,7 @@ class NodeEngine:
     these over nodes."""
 
     def __init__(self, job: NodeJob) -> None:
-        import smallthinker
-        from smallthinker.llm import LLM
-
-        if smallthinker.__version__ != job.version:
-            raise RequestError(
-                f"cluster: a node has smallthinker {smallthinker.__version__}, the driver {job.version}; install one"
-            )
-        self._llm = LLM(fetch(job.path, job.identity, job.node_dir), job.options)
+        self._llm = job.model.load()
         self._answerer = job.answerer(self._llm)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True, name="smallthinker-batch").start()
@@ -79,7 +58,7 @@ class NodeEngine:
 
 def check_ray() -> None:
     """Raises RequestError where it isn't installed."""
-    _ray()
+    find_ray("data")
 
 
 def run(
@@ -93,27 +72,12 @@ def run(
     max_errors: int,
     progress: Progress,
 ) -> int:
-    """As `job.run`, on the nodes of a cluster -> how many. address: of the cluster, or LOCAL for one that is started
-    here and ends with the job. Raises as that does."""
-    ray = _ray()
-    if address == LOCAL:
-        how: dict[str, Any] = {"address": LOCAL, "object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
-    else:
-        how = {"address": address}
-    try:
-        ray.init(**how, log_to_driver=False, logging_level="ERROR")
-    except Exception as e:  # ConnectionError, RuntimeError, ValueError
-        raise RequestError(f"cluster: {address}: {one_line(e, 300)}; `ray start --head` begins one") from None
-    try:
-        nodes: int = sum(node["Alive"] and node["Resources"].get("CPU", 0) >= 1 for node in ray.nodes())
-        if not nodes:
-            raise RequestError(f"cluster: {address}: no node with a processor; `ray start --address ...` adds one")
+    """As `job.run`, on the nodes of a cluster -> how many. address: as `joined` takes it. Raises as both do."""
+    ray = find_ray("data")
+    with joined(ray, address) as nodes:
         todo = in_order(rows, journal, sort_key)
         items = [{"index": index, "row": json.dumps(row, default=str)} for index, row in todo]
-        with contextlib.redirect_stdout(sys.stderr):  # where Ray tells of its nodes
-            _pipeline(ray, items, nodes, job, journal, left, Errors(max_errors), progress)
-    finally:
-        ray.shutdown()
+        _pipeline(ray, items, nodes, job, journal, left, Errors(max_errors), progress)
     return nodes
 
 
@@ -127,11 +91,10 @@ def _pipeline(
     errors: Errors,
     progress: Progress,
 ) -> None:
-    at_once = 2 * job.options.sequences  # so that one is there when another ends
+    options = job.model.options
+    at_once = 2 * options.sequences  # so that one is there when another ends
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    for name in ("ray", "ray.data"):  # which tell of each step of theirs; what ends the job is told in its error
-        logging.getLogger(name).setLevel(logging.ERROR)
     answers = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         NodeEngine,
         batch_size=None,
@@ -143,7 +106,7 @@ def _pipeline(
             enable_true_multi_threading=True,
         ),
         num_cpus=1,
-        memory=job.options.memory,
+        memory=options.memory,
     )
     done = 0
     try:
@@ -156,25 +119,4 @@ def _pipeline(
             progress(done, left, "rows")
         journal.keep(errors.held)
     except ray.exceptions.RayError as e:
-        raise SmallThinkerError(f"cluster: {_cause(e)}; what is done stays: the same command goes on") from None
-
-
-def _cause(error: Exception) -> str:
-    """What a node's engine said, of what Ray makes of that."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, SmallThinkerError):
-            return one_line(cause, 400)
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    return one_line(str(error).strip().splitlines()[-1], 400)
-
-
-def _ray() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-        import ray.data
-    except ImportError:
-        raise RequestError("cluster: needs Ray: pip install 'smallthinker[ray]'") from None
-    return ray
+        raise SmallThinkerError(f"cluster: {cause(e)}; what is done stays: the same command goes on") from None

@@ -11,11 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallthinker.commands.models import KINDS, find_drafts_model, find_model, is_demo, load, name_of
+from smallthinker.commands.models import KINDS, find_drafts_model, find_model, is_demo, load, name_of, node_model
 from smallthinker.commands.options import (
     Commands,
     ProgressBar,
     add_chat_options,
+    add_cluster_options,
     add_command,
     add_model_options,
     add_sampling_options,
@@ -84,14 +85,7 @@ def add(commands: Commands) -> None:
         "--max-errors", type=whole, default=50, metavar="N",
         help="end where so many rows one after another fail; 0 never does (default: 50)",
     )  # fmt: skip
-    group.add_argument(
-        "--cluster", type=text, metavar="ADDRESS",
-        help="compute on a Ray cluster's nodes, or `local`, on one that is started here; needs smallthinker[ray]",
-    )  # fmt: skip
-    group.add_argument(
-        "--node-dir", metavar="FOLDER",
-        help="where each node keeps its own copy of MODEL, which they all see (default: a cache; of local, none)",
-    )  # fmt: skip
+    add_cluster_options(group)
     group.add_argument("--force", action="store_true", help="replace OUTPUT, and begin anew what was begun")
     group.add_argument("--json", action="store_true", help="print one JSON object: how many rows, and all figures")
     add_chat_options(parser, "a column of their own")
@@ -105,9 +99,9 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.batch import openai_file
     from smallthinker.batch.capacity import context_for
     from smallthinker.batch.journal import Journal, journal_path
-    from smallthinker.batch.node_store import identity_of
     from smallthinker.batch.output import answer_columns, check_columns, check_place, write_lines, write_rows
     from smallthinker.batch.rows import InputFacts, open_rows
+    from smallthinker.cluster.node_store import identity_of
     from smallthinker.expert_store.store import Store
     from smallthinker.text.tokenizer import Tokenizer
 
@@ -254,12 +248,9 @@ def _answer(
     with ProgressBar("answering", "row") as progress:
         told: dict[str, Any] = {"left": left, "max_errors": args.max_errors, "progress": progress}
         if args.cluster is not None:
-            from smallthinker import __version__
             from smallthinker.batch import cluster
 
-            node_dir = args.node_dir or (None if args.cluster == cluster.LOCAL else _node_dir())
-            options = engine_options(args, **more)
-            node = cluster.NodeJob(path.absolute(), identity, node_dir, options, __version__, answers)
+            node = cluster.NodeJob(node_model(args, path, identity, **more), answers)
             figures["nodes"] = cluster.run(iter(rows), journal, sort_key, node, address=args.cluster, **told)
             return figures | {"answering_sec": round(time.monotonic() - began, 3)}
         with load(args, path, **more) as llm:
@@ -300,13 +291,6 @@ def _answers(
     options: CallOptions = {"json_schema": schema_of(args.json_schema)}
     options.update(generation_options(args))  # type: ignore[typeddict-item]
     return partial(PromptAnswers, prompts=prompts, seed=args.seed, options=options)
-
-
-def _node_dir() -> str:
-    """Where each node keeps its copy of a model: the driver's idea of a user's folder, for all of them."""
-    from platformdirs import user_cache_dir
-
-    return str(Path(user_cache_dir("smallthinker")) / "batch")
 
 
 def _has_failed(answer: dict[str, Any]) -> bool:

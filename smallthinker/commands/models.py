@@ -11,6 +11,7 @@ from smallthinker.commands.options import Group, engine_options
 from smallthinker.errors import RequestError, printable, shown
 
 if TYPE_CHECKING:
+    from smallthinker.cluster.nodes import NodeModel
     from smallthinker.llm import LLM
 
 KINDS = "a name (smallthinker list), a store's folder or a .gguf file"
@@ -93,6 +94,19 @@ def load(args: argparse.Namespace, path: Path, **more: Any) -> LLM:
     if args.verbose:
         print(llm.plan.table(), file=sys.stderr)
     return llm
+
+
+def node_model(args: argparse.Namespace, path: Path, identity: str, **more: Any) -> NodeModel:
+    """What each node of `--cluster` loads."""
+    from platformdirs import user_cache_dir
+
+    from smallthinker import __version__
+    from smallthinker.cluster.nodes import LOCAL, NodeModel
+
+    node_dir = args.node_dir
+    if node_dir is None and args.cluster != LOCAL:  # the driver's idea of a user's folder, for all of them
+        node_dir = str(Path(user_cache_dir("smallthinker")) / "batch")
+    return NodeModel(path.absolute(), identity, node_dir, engine_options(args, **more), __version__)
 
 
 def name_of(path: Path) -> str:

@@ -321,6 +321,17 @@ def chat_options(args: argparse.Namespace, llm: LLM) -> ChatOptions:
     return {"template_values": switches(llm.tokenizer.chat_template, thinking, args.reasoning_effort)}
 
 
+def add_cluster_options(group: Group) -> None:
+    group.add_argument(
+        "--cluster", type=text, metavar="ADDRESS",
+        help="compute on a Ray cluster's nodes, or `local`, on one that is started here; needs smallthinker[ray]",
+    )  # fmt: skip
+    group.add_argument(
+        "--node-dir", metavar="FOLDER",
+        help="where each node keeps its own copy of MODEL, which they all see (default: a cache; of local, none)",
+    )  # fmt: skip
+
+
 def engine_options(args: argparse.Namespace, **more: Any) -> EngineOptions:
     """What a command's options say of the engine, each by the name that it has there; `more` goes before."""
     from smallthinker.options import EngineOptions

@@ -7,12 +7,30 @@ import contextlib
 import json
 import os
 import signal
+import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO
 
-from smallthinker.commands.models import add_model, find_model, load, model_word, name_of
-from smallthinker.commands.options import Commands, add_command, add_model_options, engine_options, text, whole
+from smallthinker.commands.models import (
+    add_model,
+    find_drafts_model,
+    find_model,
+    load,
+    model_word,
+    name_of,
+    node_model,
+)
+from smallthinker.commands.options import (
+    Commands,
+    add_cluster_options,
+    add_command,
+    add_model_options,
+    engine_options,
+    text,
+    whole,
+)
 
 if TYPE_CHECKING:
     from smallthinker.server.settings import Settings
@@ -82,6 +100,11 @@ def add(commands: Commands) -> None:
     group.add_argument(
         "--only", action="store_true", help="this model alone, not also those of the models folder, by name"
     )
+    add_cluster_options(group)
+    group.add_argument(
+        "--replicas", type=text, metavar="N|MIN-MAX",
+        help="engines of --cluster: so many, or as many as there is work for (default: one a node)",
+    )  # fmt: skip
     group.add_argument("--access-log", action="store_true", help="a line for each request, without its text")
     group.add_argument("--json", action="store_true", help="say where it listens in JSON")
     add_model_options(parser)
@@ -101,10 +124,18 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.library import Library
     from smallthinker.llm import LLM
 
+    for option in ("replicas", "node_dir"):
+        if args.cluster is None and getattr(args, option) is not None:
+            raise RequestError(f"{option}: has no meaning without --cluster")
+    if args.cluster is not None and args.kv_dir is not None:
+        raise RequestError("kv_dir: has no meaning with --cluster, where replicas hold their own conversations")
     settings = _settings(args)
     path = find_model(word)
     name = printable(args.name) if args.name else name_of(path)  # it goes into JSON and onto the terminal
     with listen(args.host, args.port) as sock:  # before the model is loaded: a port that is taken is told at once
+        if args.cluster is not None:
+            _serve_replicas(args, path, name, settings, sock)
+            return 0
 
         def reserved(path: Path) -> int:
             with Store.open(path) as store:
@@ -116,17 +147,45 @@ def handle(args: argparse.Namespace) -> int:
         with load(args, path, reserved=reserved(path)) as llm:
             library = None if args.only else Library()
             app = create_app(llm, name, settings, load=load_another, library=library)
-            server = Server(app, grace_sec=args.grace, access_log=args.access_log)
-            host, port = sock.getsockname()[:2]
-            url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-            if args.json:
-                print(json.dumps({"url": url, "model": name, "context": llm.plan.context}), flush=True)
-            else:
-                print(f"{name} is served at {url} (Ctrl-C ends)", flush=True)
+            models = app.state.models
+            server = Server(app, settings.limits, models.cancel, grace_sec=args.grace, access_log=args.access_log)
+            _tell(args, sock, {"model": name, "context": llm.plan.context}, sys.stdout)
             with _signals_end_quietly():
                 server.run(sockets=[sock])
-                app.state.models.close()  # here, where one more Ctrl-C can't end it half-way
+                models.close()  # here, where one more Ctrl-C can't end it half-way
     return 0
+
+
+def _serve_replicas(args: argparse.Namespace, path: Path, name: str, settings: Settings, sock: socket.socket) -> None:
+    from smallthinker.cluster.node_store import identity_of
+    from smallthinker.cluster.nodes import find_ray, joined
+    from smallthinker.cluster.replicas import counts_of, deployed
+    from smallthinker.expert_store.store import Store
+    from smallthinker.server.runner import Server
+    from smallthinker.server.settings import reserved_bytes
+
+    ray, told = find_ray("serve"), sys.stdout
+    counts = None if args.replicas is None else counts_of(args.replicas)
+    from smallthinker.cluster.front import create_front
+
+    find_drafts_model(args)
+    with Store.open(path) as store:
+        identity, reserved = identity_of(store), reserved_bytes(settings.limits, store.config.vocab_size)
+    model = node_model(args, path, identity, reserved=reserved)
+    with joined(ray, args.cluster) as nodes, deployed(model, name, settings, counts or (nodes, nodes)) as replicas:
+        app = create_front(replicas, settings)
+        server = Server(app, settings.limits, app.state.cancel, grace_sec=args.grace, access_log=args.access_log)
+        facts = {"model": name, "context": replicas.context(), "replicas": replicas.running()}
+        _tell(args, sock, facts, told)
+        with _signals_end_quietly():
+            server.run(sockets=[sock])
+
+
+def _tell(args: argparse.Namespace, sock: socket.socket, facts: dict[str, Any], out: TextIO) -> None:
+    host, port = sock.getsockname()[:2]
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    said = json.dumps({"url": url, **facts}) if args.json else f"{facts['model']} is served at {url} (Ctrl-C ends)"
+    print(said, file=out, flush=True)
 
 
 def _settings(args: argparse.Namespace) -> Settings:

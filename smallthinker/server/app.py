@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -45,19 +45,8 @@ def create_app(
 ) -> Starlette:
     """An ASGI application that answers for this model, under this name; with `load` and `library` for those of the
     library, too, one at a time: see Models. Closing the model is the caller's."""
-    middleware = [Middleware(Safety, settings=settings)]
-    if settings.cors:
-        middleware.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=list(settings.cors),
-                allow_methods=["GET", "POST"],
-                allow_headers=["authorization", "content-type"],
-            )
-        )
-    middleware.append(Middleware(RequestLimit, limits=settings.limits))
-    app = Starlette(
-        routes=[
+    app = guarded(
+        [
             Route("/", Page().respond),
             Route("/v1/models", info.models),
             Route("/v1/models/{name:path}", info.model),
@@ -79,6 +68,27 @@ def create_app(
             Route("/metrics", info.metrics),
             Route("/api/stats", info.stats),
         ],
+        settings,
+    )
+    app.state.models = Models(llm, name, settings, load, library)
+    return app
+
+
+def guarded(routes: Sequence[Route], settings: Settings) -> Starlette:
+    """These, behind what keeps a server safe, with every error as JSON."""
+    middleware = [Middleware(Safety, settings=settings)]
+    if settings.cors:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(settings.cors),
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "content-type"],
+            )
+        )
+    middleware.append(Middleware(RequestLimit, limits=settings.limits))
+    return Starlette(
+        routes=routes,
         middleware=middleware,
         exception_handlers={
             ApiError: on_error,
@@ -88,8 +98,6 @@ def create_app(
             ClientGoneError: _nobody_there,
         },
     )
-    app.state.models = Models(llm, name, settings, load, library)
-    return app
 
 
 async def _nobody_there(request: Request, error: Exception) -> Response:

@@ -36,6 +36,12 @@ class Bodies:
     @asynccontextmanager
     async def read(self, request: Request, schema: type[Schema]) -> AsyncIterator[Schema]:
         """The checked body, counted until the block is left. Raises ApiError: 400, 408, 413, 429."""
+        async with self.received(request) as body:
+            yield parse(body, schema)
+
+    @asynccontextmanager
+    async def received(self, request: Request) -> AsyncIterator[bytearray]:
+        """As `read`, but not parsed."""
         limits, body = self._limits, bytearray()
         try:
             try:
@@ -45,7 +51,7 @@ class Bodies:
                 raise ApiError(408, f"the body had not arrived after {limits.body_sec:g} s", code="timeout") from None
             except ClientDisconnect:
                 raise ApiError(400, "the connection ended within the body") from None
-            yield parse(body, schema)
+            yield body
         finally:
             self._shares.give_back(client_of(request.scope), len(body))
 

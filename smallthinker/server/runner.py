@@ -20,7 +20,7 @@ from uvicorn.config import LOGGING_CONFIG
 from smallthinker.errors import RequestError
 from smallthinker.log import NAME
 from smallthinker.server.access.connections import Connection, Connections
-from smallthinker.server.models import Models
+from smallthinker.server.settings import Limits
 
 # The project's own words beside uvicorn's, in the same form.
 _OURS = {"handlers": ["default"], "level": "WARNING", "propagate": False}
@@ -60,15 +60,18 @@ class Server(uvicorn.Server):
     """Uvicorn's, which waits for open answers at a SIGTERM or Ctrl-C: after `grace_sec` they are cancelled, and say so.
     A second Ctrl-C waits for nothing."""
 
-    def __init__(self, app: Starlette, *, grace_sec: float, access_log: bool) -> None:
-        self._models: Models = app.state.models
-        limits = self._models.settings.limits
+    def __init__(
+        self, app: Starlette, limits: Limits, cancel: Callable[[], None], *, grace_sec: float, access_log: bool
+    ) -> None:
+        """cancel: every answer that is under way."""
+        self._cancel = cancel
         self.open_connections = Connections(limits)
         protocol = partial(Connection, connections=self.open_connections)
         super().__init__(
             uvicorn.Config(
                 app,
                 http=cast("type[asyncio.Protocol]", protocol),
+                loop="asyncio",  # whose faults are known here; uvloop may be there with other packages
                 backlog=_AT_A_TIME,
                 timeout_keep_alive=math.ceil(limits.idle_sec),
                 log_level="info" if access_log else "warning",
@@ -109,7 +112,7 @@ class Server(uvicorn.Server):
             loop.default_exception_handler(context)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        timer = asyncio.get_running_loop().call_later(self._grace_sec, self._models.cancel)
+        timer = asyncio.get_running_loop().call_later(self._grace_sec, self._cancel)
         try:
             await super().shutdown(sockets)
         finally:

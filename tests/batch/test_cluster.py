@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from smallthinker.batch.node_store import fetch, identity_of
 from smallthinker.cli import main
+from smallthinker.cluster.node_store import fetch, identity_of
 from smallthinker.errors import StoreFormatError, StoreReadError
 from smallthinker.expert_store.store import Store
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import zlib
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,9 @@ def test_another_template_is_refused_in_one_line_and_force_begins_anew(place: Pa
         if journal.exists():
             break
     assert journal.exists()
+    row = b'[0,{"text":"one that is done","error":null}]'
+    with journal.open("ab") as file:
+        file.write(b"%08x %s\n" % (zlib.crc32(row), row))
     other = run(command.replace("{text}", "{text}!"), place)
     assert other.code == 2 and other.err.count("\n") == 1
     assert "begun with another --prompt-template ('{text}', now '{text}!')" in other.err

@@ -80,7 +80,8 @@ def serving(llm: LLM, settings: Settings | None = None, *, grace_sec: float = 0,
     settings = settings or Settings()
     with listen("127.0.0.1", 0) as sock:
         app = create_app(llm, NAME, settings, **others)
-        server = Server(app, grace_sec=grace_sec, access_log=False)
+        models = app.state.models
+        server = Server(app, settings.limits, models.cancel, grace_sec=grace_sec, access_log=False)
         running = Running(f"http://127.0.0.1:{sock.getsockname()[1]}", llm, server, app)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
