@@ -20,6 +20,8 @@ readline = pytest.importorskip("readline", reason="this Python has no readline")
 if "libedit" in (readline.__doc__ or ""):
     pytest.skip("libedit pastes line by line", allow_module_level=True)
 
+OPTIONS = ("--memory", "1GiB", "--threads", "1", "--temperature", "0")  # greedy: chance may end an answer at once
+
 
 class Terminal:
     def __init__(self, process: subprocess.Popen[bytes], master: int) -> None:
@@ -54,7 +56,7 @@ def chat(home: Path, *args: object) -> Iterator[Terminal]:
     environment = os.environ | {"HOME": str(home), "TERM": "xterm", "COLUMNS": "80"}
     for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "INPUTRC"):
         environment.pop(name, None)
-    command = [sys.executable, "-m", "smallthinker", "chat", *map(str, args), "--memory", "1GiB", "--threads", "1"]
+    command = [sys.executable, "-m", "smallthinker", "chat", *map(str, args), *OPTIONS]
     process = subprocess.Popen(
         command, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True, cwd=home
     )
