@@ -118,7 +118,13 @@ def dense_pieces(source: WeightSource, spec: TensorSpec, strip_bytes: int = _STR
     rows, cols = spec.shape
     strip = max(strip_bytes // (4 * cols) // TILE_ROWS, 1) * TILE_ROWS  # whole tiles: strips join without a seam
     for start in range(0, rows, strip):
-        yield _packed(source, spec.name, spec.quant, "tiles", start, start + strip).data
+        yield dense_rows(source, spec, start, start + strip).data
+
+
+def dense_rows(source: WeightSource, spec: TensorSpec, start: int, stop: int) -> npt.NDArray[np.uint8]:
+    """Rows start..stop of a matrix as the kernels read it; start is a multiple of TILE_ROWS. Raises CheckpointError."""
+    assert spec.quant is not None
+    return _packed(source, spec.name, spec.quant, "tiles", start, stop)
 
 
 def _packed(

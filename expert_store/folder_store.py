@@ -29,8 +29,11 @@ from smallthinker.expert_store.format import (
     FORMAT_NAME,
     MANIFEST_FILE,
     REQUIRED_FILES,
+    TENSOR_ALIGN,
+    TILE_ROWS,
     StoredTensor,
     StoreFile,
+    TensorSpec,
     read_store_file,
 )
 from smallthinker.expert_store.header import fault
@@ -46,6 +49,7 @@ from smallthinker.models.tensors import ROUTER
 
 _MAX_CONFIG_BYTES = 1 << 20
 _PIECE_BYTES = 4 << 20  # one read of dense weights or of a verification
+_REMEDY = "the file changed since it was written, or the disk fails: check the disk, copy or convert it again"
 
 
 class FolderStore(Store):
@@ -59,6 +63,7 @@ class FolderStore(Store):
         self.num_compressed = sum(tensor.is_compressed for tensor in experts.tensors)
         self.on_disk_bytes = experts.file_bytes - experts.data_start
         self.small_files, self.weight_files = SmallFiles(path), (experts.path,)
+        self._table_file: _Sequential | None = None
 
     @classmethod
     def opened(cls, path: Path) -> FolderStore:
@@ -77,6 +82,12 @@ class FolderStore(Store):
             expected, found = f"{experts.formats} as in {EXPERTS_FILE}", one_line(dense.formats)
             raise fault(dense.path, 8, "__metadata__ quant", one_line(expected), found)
         return cls(path, config, dense, experts)
+
+    def close(self) -> None:
+        super().close()
+        if self._table_file is not None:
+            self._table_file.close()
+            self._table_file = None
 
     def record_offset(self, index: int) -> int:
         """Where record `index` starts in experts.safetensors, bytes; a multiple of 4096. Raises IndexError."""
@@ -192,10 +203,29 @@ class FolderStore(Store):
             self._check_dense(view)
         return self._frozen(memory)
 
+    def _table_rows(self, spec: TensorSpec, group: int) -> npt.NDArray[np.uint8]:
+        nbytes = spec.group_bytes + TENSOR_ALIGN
+        if self._table_file is None:
+            self._table_file = _Sequential(self.dense_file, buffer_bytes=host.whole_pages(nbytes) + host.DIRECT_ALIGN)
+        source, start = self._table_file, next(t.offset for t in self.dense_file.tensors if t.spec.name == spec.name)
+        offset = start + group * nbytes
+        skip = offset % host.DIRECT_ALIGN
+        for _ in range(2 if self._verifies else 1):  # what isn't what its checksum says is read once more
+            source.read(offset - skip, source.buffer[: host.whole_pages(skip + nbytes)], skip + nbytes)
+            found = np.array(source.buffer[skip : skip + nbytes])
+            rows, crc = found[: spec.group_bytes], int(found[spec.group_bytes :][:4].view("<u4")[0])
+            if not self._verifies or _storage.crc32(rows.data) == crc:
+                return rows
+        first = group * TILE_ROWS
+        what = f"checksum of rows {first} to {first + TILE_ROWS - 1} of tensor '{spec.name}'"
+        raise StoreReadError(
+            str(fault(source.path, offset, what, f"{crc:08x}", f"{_storage.crc32(rows.data):08x}", _REMEDY))
+        )
+
     def _check_dense(self, memory: memoryview) -> None:
         """What isn't what its checksum says is read once more from the disk itself. Raises StoreReadError."""
         file = self.dense_file
-        for tensor in file.tensors:
+        for tensor in file.tensors[: len(self._dense_specs)]:
             start = tensor.offset - file.data_start
             view = memory[start : start + tensor.nbytes]
             if _storage.crc32(view) == tensor.crc32:
@@ -230,8 +260,10 @@ class _Sequential:
     the file before.
     """
 
-    def __init__(self, file: StoreFile, from_cache: bool = False, drop: bool = False) -> None:
-        self._path = file.path
+    def __init__(
+        self, file: StoreFile, from_cache: bool = False, drop: bool = False, buffer_bytes: int = _PIECE_BYTES
+    ) -> None:
+        self.path = file.path
         self._fd = self._cached_fd = -1
         try:
             direct = host.open_direct(file.path)
@@ -240,17 +272,17 @@ class _Sequential:
                 host.drop_file_cache(self._fd, 0, 0)
             self._cached_fd = host.open_buffered(file.path) if from_cache else -1
         except OSError as e:
-            self._close()
+            self.close()
             raise _read_error(file.path, 0, e) from e
-        self.buffer = memoryview(host.aligned_buffer(_PIECE_BYTES))
+        self.buffer = memoryview(host.aligned_buffer(buffer_bytes))
 
     def __enter__(self) -> _Sequential:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
         for fd in (self._fd, self._cached_fd):
             if fd >= 0:
                 os.close(fd)
@@ -265,10 +297,10 @@ class _Sequential:
             try:
                 count = host.read_at(fd, into[done:], offset + done)
             except OSError as e:
-                raise _read_error(self._path, offset + done, e) from e
+                raise _read_error(self.path, offset + done, e) from e
             if count == 0 or (done + count < wanted and count < host.DIRECT_ALIGN):
                 raise StoreReadError(
-                    f"{self._path}: byte {offset + done}: expected {wanted - done} more bytes, found {count}: the file "
+                    f"{self.path}: byte {offset + done}: expected {wanted - done} more bytes, found {count}: the file "
                     f"was cut short after it was opened; copy or convert it again"
                 )
             done += count
@@ -278,8 +310,7 @@ class _Sequential:
 
 def _wrong(file: StoreFile, tensor: StoredTensor, crc: int) -> StoreFormatError:
     name = f"checksum of tensor '{tensor.spec.name}', bytes {tensor.offset} to {tensor.offset + tensor.nbytes}"
-    remedy = "the file changed since it was written, or the disk fails: check the disk, copy or convert it again"
-    return fault(file.path, tensor.offset, name, f"{tensor.crc32:08x}", f"{crc:08x}", remedy)
+    return fault(file.path, tensor.offset, name, f"{tensor.crc32:08x}", f"{crc:08x}", _REMEDY)
 
 
 def _crc32(source: _Sequential, tensor: StoredTensor, into: memoryview | None = None) -> int:

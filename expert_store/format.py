@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -54,7 +55,16 @@ from smallthinker.expert_store.file_names import (
 from smallthinker.expert_store.header import MAX_HEADER_BYTES, FileHeader, encode_header, fault, read_header
 from smallthinker.files import parse_json
 from smallthinker.models.description import Ffn, Model
-from smallthinker.models.tensors import EXPERT_BIASES, EXPERT_ROLES, GATE, ROUTER, dense_tensors, tensors
+from smallthinker.models.tensors import (
+    EXPERT_BIASES,
+    EXPERT_ROLES,
+    GATE,
+    ROUTER,
+    Tensor,
+    dense_tensors,
+    table_tensors,
+    tensors,
+)
 
 FORMAT_NAME = "smallthinker-store"
 FORMAT_VERSION = "1"
@@ -94,7 +104,7 @@ def align(nbytes: int, to: int) -> int:
 
 def column_multiple(quant: Quant) -> int:
     """What the columns of a matrix in this format are a multiple of."""
-    return max(BLOCK, _FORMATS[quant][0])
+    return _FORMATS[quant][0]
 
 
 def packed_bytes(quant: Quant, layout: Layout, rows: int, cols: int) -> int:
@@ -211,7 +221,8 @@ class TensorSpec:
     """One tensor of a store file: a vector of F32, or a matrix packed into U8, padded to a cache line.
 
     `shape` is the matrix's [rows, cols] or the vector's [size]; `nbytes` what the file holds, `content_bytes` the part
-    of it before the padding with zeros. `quant` is None for a vector.
+    of it before the padding with zeros. `quant` is None for a vector. is_table: of a matrix, single rows are read, so
+    each 16 of them have a checksum behind them.
     """
 
     name: str
@@ -219,6 +230,13 @@ class TensorSpec:
     quant: Quant | None
     content_bytes: int
     nbytes: int
+    is_table: bool = False
+
+    @property
+    def group_bytes(self) -> int:
+        """Of a matrix, 16 rows."""
+        assert self.quant is not None
+        return packed_bytes(self.quant, "tiles", TILE_ROWS, self.shape[1])
 
     @property
     def dtype(self) -> str:
@@ -231,15 +249,30 @@ class TensorSpec:
 
 
 def dense_table(model: Model, formats: Formats) -> Iterator[TensorSpec]:
-    """The tensors of dense.safetensors in file order."""
-    for tensor in dense_tensors(model):
-        if len(tensor.shape) == 1:
-            nbytes = 4 * tensor.shape[0]
-            yield TensorSpec(tensor.name, tensor.shape, None, nbytes, align(nbytes, TENSOR_ALIGN))
-            continue
-        kind = formats.of(tensor.role, tensor.layer)
-        nbytes = packed_bytes(kind, "tiles", *tensor.shape)
-        yield TensorSpec(tensor.name, tensor.shape, kind, nbytes, align(nbytes, TENSOR_ALIGN))
+    """The tensors of dense.safetensors that are kept in memory, in file order."""
+    return (_spec(tensor, formats) for tensor in dense_tensors(model))
+
+
+def lookup_table(model: Model, formats: Formats) -> Iterator[TensorSpec]:
+    """And those behind them, of which a token's rows alone are read."""
+    for tensor in table_tensors(model):
+        spec = _spec(tensor, formats)
+        nbytes = spec.content_bytes // spec.group_bytes * (spec.group_bytes + TENSOR_ALIGN)
+        yield replace(spec, content_bytes=nbytes, nbytes=nbytes, is_table=True)
+
+
+def dense_file_table(model: Model, formats: Formats) -> Iterator[TensorSpec]:
+    """Both: all tensors of dense.safetensors in file order."""
+    return chain(dense_table(model, formats), lookup_table(model, formats))
+
+
+def _spec(tensor: Tensor, formats: Formats) -> TensorSpec:
+    if len(tensor.shape) == 1:
+        nbytes = 4 * tensor.shape[0]
+        return TensorSpec(tensor.name, tensor.shape, None, nbytes, align(nbytes, TENSOR_ALIGN))
+    kind = formats.of(tensor.role, tensor.layer)
+    nbytes = packed_bytes(kind, "tiles", *tensor.shape)
+    return TensorSpec(tensor.name, tensor.shape, kind, nbytes, align(nbytes, TENSOR_ALIGN))
 
 
 def expert_name(layer: int, expert: int) -> str:
@@ -258,12 +291,12 @@ def expert_table(model: Model, formats: Formats) -> Iterator[TensorSpec]:
 
 
 def table(kind: Literal["dense", "experts"], config: Model, formats: Formats) -> Iterator[TensorSpec]:
-    return (dense_table if kind == "dense" else expert_table)(config, formats)
+    return (dense_file_table if kind == "dense" else expert_table)(config, formats)
 
 
 def num_tensors(kind: Literal["dense", "experts"], config: Model) -> int:
     """How many tensors `table` yields."""
-    return config.num_records if kind == "experts" else sum(1 for _ in dense_tensors(config))
+    return config.num_records if kind == "experts" else sum(1 for _ in (*dense_tensors(config), *table_tensors(config)))
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ import numpy.typing as npt
 
 from smallthinker import host
 from smallthinker.errors import CheckpointError, StoreReadError
-from smallthinker.expert_store.convert import dense_pieces
+from smallthinker.expert_store.convert import dense_pieces, dense_rows
 from smallthinker.expert_store.device.pacing import SequentialThrottle
 from smallthinker.expert_store.device.storage_profile import StorageProfile
-from smallthinker.expert_store.format import TOKENIZER_FILE
+from smallthinker.expert_store.format import TILE_ROWS, TOKENIZER_FILE, TensorSpec
 from smallthinker.expert_store.gguf_checksums import Checksums
 from smallthinker.expert_store.own_formats import formats_in
 from smallthinker.expert_store.progress import Progress, silent
@@ -121,6 +121,14 @@ class GgufStore(Store):
                 executor.shutdown(cancel_futures=True)
         self._source.drop_cached()  # the budget has no room for it, and experts are read past the cache
         return frozen
+
+    def _table_rows(self, spec: TensorSpec, group: int) -> U8:
+        if self._verifies:
+            self.checksums.check_rows(spec.name, group)
+        try:
+            return dense_rows(self._source, spec, group * TILE_ROWS, (group + 1) * TILE_ROWS)
+        except CheckpointError as e:
+            raise StoreReadError(str(e)) from e
 
     @property
     def checksums(self) -> Checksums:

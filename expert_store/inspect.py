@@ -60,11 +60,12 @@ def describe(store: Store) -> dict[str, Any]:
         "bytes": {
             "dense": store.dense_bytes,
             "dense_parts": dense,
+            "tables": store.table_bytes,
             "experts": experts_bytes,
             "total": sum(files.values()),
             "files": files,
         },
-        "bits_per_parameter": 8 * (store.dense_bytes + experts_bytes) / num_parameters(config),
+        "bits_per_parameter": 8 * (store.dense_bytes + store.table_bytes + experts_bytes) / num_parameters(config),
     }
 
 

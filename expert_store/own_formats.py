@@ -12,6 +12,7 @@ from math import prod
 from smallthinker.errors import ConfigError
 from smallthinker.expert_store.format import (
     ALWAYS_F32,
+    BLOCK,
     BLOCK_QUANTS,
     MADE_QUANTS,
     QUANTS,
@@ -24,19 +25,29 @@ from smallthinker.expert_store.format import (
 from smallthinker.expert_store.sources.checkpoint import WeightSource
 from smallthinker.expert_store.sources.gguf_checkpoint import IN_PLACE_REMEDY, GgufCheckpoint, GgufModel
 from smallthinker.models.description import Model
-from smallthinker.models.tensors import DOWN, EXPERT_ROLES, GATE, HEAD, UP, Tensor, head_role, tensors
+from smallthinker.models.tensors import (
+    DOWN,
+    EXPERT_ROLES,
+    GATE,
+    HEAD,
+    LAYER_EMBEDDINGS,
+    UP,
+    Tensor,
+    head_role,
+    tensors,
+)
 
 DEFAULT_QUANT = "q4"
 """What docs/quality.md finds best at four bits: q4_k_s, or q4_0 where the model can't use that; see `_four_bits`."""
 KEEP = "keep"
 MIXES: Mapping[str, Mapping[str, Quant]] = {
-    "q4_k_s": {"": "q4_k", HEAD: "q6_k"},
-    "q4_k_m": {"": "q4_k", HEAD: "q6_k", "v_proj": "q6_k", DOWN: "q6_k"},
+    "q4_k_s": {"": "q4_k", HEAD: "q6_k", LAYER_EMBEDDINGS: "q6_k"},
+    "q4_k_m": {"": "q4_k", HEAD: "q6_k", "v_proj": "q6_k", DOWN: "q6_k", LAYER_EMBEDDINGS: "q6_k"},
     "mxfp4": {"": "q8_0", GATE: "mxfp4", UP: "mxfp4", DOWN: "mxfp4"},
 }
 """The format of each role, and of all others. HEAD is whichever matrix gives the logits."""
 _OF_SMALL_BLOCKS: Mapping[Quant, Quant] = {"q4_k": "q4_0", "q6_k": "q8_0"}
-"""For columns that aren't whole blocks of 256."""
+"""For columns that aren't whole blocks of 256; f16 for those that aren't of 32 either."""
 _OF_NEURONS: Mapping[Quant, Quant] = {"q4_k": "q4_0", "q6_k": "q4_0"}
 """In a mix, for networks of which only live neurons are read: of formats that can lie in rows."""
 
@@ -66,8 +77,9 @@ def formats_of(model: Model, quant: str) -> Formats:
         wanted = roles.get(role, roles[""])
         if quant in MIXES and role in EXPERT_ROLES and tensor.layer in live:
             wanted = _OF_NEURONS.get(wanted, wanted)
-        is_whole = tensor.shape[-1] % column_multiple(wanted) == 0
-        of[tensor.name] = wanted if is_whole else _OF_SMALL_BLOCKS.get(wanted, wanted)
+        if tensor.shape[-1] % column_multiple(wanted):
+            wanted = _OF_SMALL_BLOCKS.get(wanted, wanted)
+        of[tensor.name] = "f16" if tensor.shape[-1] % BLOCK and wanted in BLOCK_QUANTS else wanted
     return Formats(*_named(matrices, of))
 
 
@@ -153,7 +165,7 @@ def _named(matrices: list[Tensor], of: dict[str, Quant]) -> tuple[Quant, dict[st
     weights: Counter[Quant] = Counter()
     of_roles: dict[str, set[Quant]] = {}
     for tensor in matrices:
-        weights[of[tensor.name]] += prod(tensor.shape)
+        weights[of[tensor.name]] += 0 if tensor.role == LAYER_EMBEDDINGS else prod(tensor.shape)  # nobody multiplies it
         of_roles.setdefault(tensor.role, set()).add(of[tensor.name])
     most = weights.most_common(1)[0][0]
     others: dict[str, Quant] = {}

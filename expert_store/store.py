@@ -6,6 +6,7 @@ Owns which records and dense tensors it has, where these lie in memory, and that
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import accumulate
@@ -16,7 +17,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker.expert_store.format import Formats, TensorSpec, dense_table, record_bytes, record_layouts
+from smallthinker.expert_store.format import (
+    Formats,
+    TensorSpec,
+    dense_table,
+    lookup_table,
+    record_bytes,
+    record_layouts,
+)
 from smallthinker.expert_store.progress import Progress, silent
 from smallthinker.files import SmallFiles, is_folder
 from smallthinker.models.description import Model
@@ -46,10 +54,11 @@ class Store(ABC):
     """A checked model; use `Store.open`, and close it or use it as a context manager.
 
     config: the model; formats: of its matrices, quant: of most of them; dense_bytes: memory of the dense weights;
-    record_bytes: of one expert in memory, a multiple of 4096; num_experts: records of all layers together.
-    is_compressed: experts are decompressed when they are read, num_compressed of them; on_disk_bytes: what they take in
-    the files. kind: what the files are, for people. small_files: config.json and the tokenizer's. weight_files: those
-    in which the experts lie. notes: what was taken for granted, since the files don't say it.
+    table_bytes: what tables take on disk of which single rows are read; record_bytes: of one expert in memory, a
+    multiple of 4096; num_experts: records of all layers together. is_compressed: experts are decompressed when they are
+    read, num_compressed of them; on_disk_bytes: what they take in the files. kind: what the files are, for people.
+    small_files: config.json and the tokenizer's. weight_files: those in which the experts lie. notes: what was taken
+    for granted, since the files don't say it.
     """
 
     is_compressed = False
@@ -73,6 +82,10 @@ class Store(ABC):
         self.dense_bytes = ends[-1]
         self._dense_specs = {spec.name: spec for spec in specs}
         self._start_of = {spec.name: end - spec.nbytes for spec, end in zip(specs, ends, strict=True)}
+        self._tables = {spec.name: spec for spec in lookup_table(config, formats)}
+        self.table_bytes = sum(spec.nbytes for spec in self._tables.values())
+        self._storage: StorageProfile | None = None
+        self._verifies = True
         self._dense: U8 | None = None
 
     @staticmethod
@@ -132,12 +145,13 @@ class Store(ABC):
 
         anonymous: read past the page cache into memory of our own, which the system can't drop and read again in the
         middle of a token; costs `dense_bytes`. mapped: starts at once, pages come from the file when first touched,
-        where the file holds them as the kernels read them. storage: a slower device to emulate while reading; a map is
+        where the file holds them as the kernels read them. storage: a slower device to emulate from now on; a map is
         read by the system, whenever it likes. reserved: gets the memory, uint8 [dense_bytes], before it is read into.
-        verify: what is read is compared with the files' checksums, where they have some.
+        verify: what is read, rows of tables too, is compared with the files' checksums, where they have some.
         Raises StoreReadError.
         """
         if self._dense is None:
+            self._storage, self._verifies = storage, verify
             self._dense = self._load_dense(mode, progress or silent, storage, reserved, verify)
 
     def dense(self, name: str) -> U8 | npt.NDArray[np.float32]:
@@ -152,6 +166,20 @@ class Store(ABC):
         start = self._start_of[name]
         view = self._dense[start : start + spec.content_bytes]
         return view.view(np.float32) if spec.quant is None else view
+
+    def table_rows(self, name: str, group: int) -> U8:
+        """Of a table of which single rows are read, rows 16 * group to 16 * group + 15 as a tile, those past its end
+        zero: from the disk each time, past the page cache. Raises KeyError, StoreReadError."""
+        began = time.perf_counter()
+        found = self._table_rows(self._tables[name], group)
+        if self._storage is not None:
+            took = found.nbytes / self._storage.bytes_per_sec(found.nbytes)
+            time.sleep(max(began + took - time.perf_counter(), 0.0))
+        return found
+
+    @abstractmethod
+    def _table_rows(self, spec: TensorSpec, group: int) -> U8:
+        """As `table_rows`, as fast as the disk is."""
 
     @abstractmethod
     def _load_dense(

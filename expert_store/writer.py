@@ -7,7 +7,7 @@ a tensor come from; whole-or-nothing is `folder`'s, sizes and names are `format`
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -23,9 +23,10 @@ from smallthinker.expert_store.format import (
     DENSE_FILE,
     EXPERTS_FILE,
     MANIFEST_FILE,
+    TENSOR_ALIGN,
     Formats,
     TensorSpec,
-    dense_table,
+    dense_file_table,
     encode_store_header,
     expert_table,
 )
@@ -113,7 +114,7 @@ class TensorFileWriter:
 
 
 class StoreWriter:
-    """Context manager that writes a store: every tensor of `dense_table`, then every record of `expert_table`.
+    """Context manager that writes a store: every tensor of `dense_file_table`, then every record of `expert_table`.
 
     `files` are the small files by name, config.json and tokenizer.json among them. Leaving the block without an
     exception publishes the store at `out`; anything else leaves what was there before. `compress` is the level that
@@ -141,7 +142,7 @@ class StoreWriter:
         self._files = dict(files)
         self._version = engine_version or installed_version()
         self._progress = progress or silent
-        self.dense_specs = tuple(dense_table(config, formats))
+        self.dense_specs = tuple(dense_file_table(config, formats))
         self.expert_specs = tuple(expert_table(config, formats))
         self.total_bytes = sum(spec.nbytes for spec in (*self.dense_specs, *self.expert_specs))
         self._done_bytes = 0
@@ -172,8 +173,9 @@ class StoreWriter:
         return self
 
     def write_dense(self, spec: TensorSpec, pieces: Iterable[Bytes]) -> None:
-        """Write the next tensor of dense.safetensors. Raises StoreWriteError; errors of `pieces` pass through."""
-        self._write(DENSE_FILE, spec, pieces)
+        """Write the next tensor of dense.safetensors; the pieces of a table are whole groups of 16 rows. Raises
+        StoreWriteError; errors of `pieces` pass through."""
+        self._write(DENSE_FILE, spec, _with_sums(pieces, spec.group_bytes) if spec.is_table else pieces)
 
     def write_expert(self, spec: TensorSpec, pieces: Iterable[Bytes]) -> None:
         """Write the next record of experts.safetensors; compressed, it is in memory whole."""
@@ -231,6 +233,15 @@ class StoreWriter:
 
     def _compressed_header(self, specs: tuple[TensorSpec, ...], crcs: list[int], sizes: list[int]) -> bytes:
         return encode_store_header(specs, self._formats, self._version, crcs, sizes)
+
+
+def _with_sums(pieces: Iterable[Bytes], group_bytes: int) -> Iterator[Bytes]:
+    for piece in pieces:
+        view = memoryview(piece).cast("B")
+        for at in range(0, len(view), group_bytes):
+            group = view[at : at + group_bytes]
+            yield group
+            yield _storage.crc32(group).to_bytes(TENSOR_ALIGN, "little")
 
 
 def write_synced(path: Path, content: bytes) -> None:

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <numeric>
 #include <optional>
@@ -65,13 +66,23 @@ class BoundForward {
     Guess guess;
   };
 
-  // mixers, ffns: of every layer, BoundAttentionLayer and BoundFfn. slots [n, record_bytes].
+  // mixers, ffns: of every layer, BoundAttentionLayer and BoundFfn. slots [n, record_bytes]. input_gates: of every layer, or
+  // none at all.
   BoundForward(ThreadPool& pool, const std::vector<py::object>& mixers, const std::vector<py::object>& ffns,
-               const py::array& slots, const Predictors& predictors)
-      : pool_(pool), kept_(mixers), kept_predictors_(predictors), slots_(slots) {
+               const py::array& slots, const Predictors& predictors,
+               const std::vector<std::shared_ptr<BoundInputGate>>& input_gates)
+      : pool_(pool), kept_(mixers), kept_predictors_(predictors), slots_(slots), input_gates_(input_gates) {
     kept_.insert(kept_.end(), ffns.begin(), ffns.end());
     if (mixers.empty() || mixers.size() != ffns.size()) {
       fail("ffns: expected as many as mixers, at least one, ", mixers.size(), ", found ", ffns.size());
+    }
+    if (!input_gates.empty() && input_gates.size() != mixers.size()) {
+      fail("input_gates: expected as many as mixers, ", mixers.size(), ", found ", input_gates.size());
+    }
+    for (const auto& gate : input_gates) {
+      if (gate == nullptr) continue;
+      if (input_width_ > 0 && gate->how().gate.rows != input_width_) fail("input_gates: expected one width, found two");
+      input_width_ = gate->how().gate.rows;
     }
     int64_t records = 0;
     for (size_t i = 0; i < mixers.size(); ++i) {
@@ -84,6 +95,7 @@ class BoundForward {
       if (call.shape.hidden != layer.mixer->dim() || call.shape.hidden != layers_[0].mixer->dim()) {
         fail("layer ", i, ": expected states ", layers_[0].mixer->dim(), " wide");
       }
+      if (gate_of(i) != nullptr && gate_of(i)->proj.rows != dim()) fail("input_gates[", i, "]: expected states ", dim(), " wide");
     }
     for (const auto& [pair, of_pair] : kept_predictors_) {
       const auto& [matrix, offset] = of_pair;
@@ -102,10 +114,10 @@ class BoundForward {
   // layer. counts[i] tokens of caches[i] from position starts[i] on. ahead [2, L]: the layer that is guessed before the
   // attention of one whose router reads what comes of it, and once attention has been added; -1 for none. ids, weights
   // [T, largest k] get the last route, as [T, its layer's k] from their start on;
-  // normed [T, d] the last norm.
+  // normed [T, d] the last norm. inputs [T, L * width]: what layers are given of the tokens, where they have input gates.
   End run(int64_t first, int64_t last, py::array& x, py::array& normed, py::array& ids, py::array& weights,
           const py::array& slot_of, const py::array& ahead, const Caches& caches, const std::vector<int64_t>& starts,
-          const std::vector<int64_t>& counts, const py::array& cos, const py::array& sin) {
+          const std::vector<int64_t>& counts, const py::array& cos, const py::array& sin, const py::array& inputs) {
     const int64_t n_layers = static_cast<int64_t>(layers_.size());
     if (first < 0 || first > last || last > n_layers) fail("first, last: expected 0 to ", n_layers, ", found ", first, ", ", last);
     State state;
@@ -116,6 +128,7 @@ class BoundForward {
     const int64_t widest = widest_k();
     state.ids = output<int32_t>(ids, "ids", {state.tokens, widest});
     state.weights = output<float>(weights, "weights", {state.tokens, widest});
+    state.inputs = check_inputs(inputs, state.tokens);
     state.slot_of = input<int32_t>(slot_of, "slot_of", {-1});
     if (slot_of.size() < records()) fail("slot_of: expected at least ", records(), " records, found ", slot_of.size());
     const int32_t* const guessed_before = input<int32_t>(ahead, "ahead", {2, n_layers});
@@ -169,7 +182,7 @@ class BoundForward {
       }
       end.live_neurons += compute_locked(layer, state.normed, state.weights, state.tokens, route, found);
       share_locked(layer, state.x, state.normed, state.tokens);
-      combine_locked(layer, state.x, state.weights, state.tokens);
+      combine_locked(end.layer, state.x, state.weights, state.tokens, state.inputs);
       end.used.push_back(std::move(route));
     }
     return end;
@@ -234,17 +247,18 @@ class BoundForward {
   }
 
   // x [T, d] += the sum over rank j of weights[t, j] times what was computed last for pair t * k + j, k the layer's, and
-  // then what was shared last.
-  void combine(int64_t layer, py::array& x, const py::array& weights) {
+  // then what was shared last; and what the layer makes of its part of inputs, as in `run`.
+  void combine(int64_t layer, py::array& x, const py::array& weights, const py::array& inputs) {
     const Layer& of = at("layer", layer);
     float* to = output<float>(x, "x", {-1, dim()});
     const int64_t tokens = x.shape(0);
     const float* w = input<float>(weights, "weights", {tokens, of.ffn->k()});
+    const float* given = check_inputs(inputs, tokens);
     py::gil_scoped_release unlocked;  // before the lock, which another thread may hold and want the GIL
     pool_.home().check();  // else the lock may be held for ever
     std::lock_guard<std::mutex> lock(mutex_);
     if (floats(of, tokens) > contributions_.size()) fail("x: expected at most the tokens that were computed, found ", tokens);
-    combine_locked(of, to, w, tokens);
+    combine_locked(layer, to, w, tokens, given);
   }
 
   void be_lossy(int64_t tokens, int64_t experts, float prefer, float skip) { lossy_ = {tokens, experts, prefer, skip}; }
@@ -276,11 +290,20 @@ class BoundForward {
     int64_t tokens;
     int32_t* ids;
     float* weights;
+    const float* inputs;
     const int32_t* slot_of;
     Angles angles;
   };
 
   int64_t dim() const { return layers_[0].mixer->dim(); }
+  // [T, L * width], or null where no layer has a gate.
+  const float* check_inputs(const py::array& inputs, int64_t tokens) const {
+    const int64_t width = input_width_ * static_cast<int64_t>(layers_.size());
+    return width == 0 ? nullptr : input<float>(inputs, "inputs", {tokens, width});
+  }
+  const InputGate* gate_of(size_t layer) const {
+    return input_gates_.empty() || input_gates_[layer] == nullptr ? nullptr : &input_gates_[layer]->how();
+  }
   int64_t records() const { return layers_.back().first_record + layers_.back().ffn->experts(); }
   int64_t widest_k() const {
     int64_t widest = 0;
@@ -482,18 +505,24 @@ class BoundForward {
     return experts(pool_, call);
   }
 
-  void combine_locked(const Layer& layer, float* x, const float* weights, int64_t tokens) {
+  void combine_locked(int64_t number, float* x, const float* weights, int64_t tokens, const float* inputs) {
+    const Layer& layer = layers_[static_cast<size_t>(number)];
     const std::vector<float> ones(static_cast<size_t>(layer.ffn->weighs_input() ? tokens * layer.ffn->k() : 0), 1.0f);
     if (layer.ffn->weighs_input()) weights = ones.data();
     Timed timed(pool_.timings(), "combine");
     smallthinker::combine(pool_, x, contributions_.data(), weights, shared_row(layer, tokens), tokens, layer.ffn->k(), dim(),
                           layer.ffn->residual(), layer.ffn->of_experts());
+    const InputGate* const gate = gate_of(static_cast<size_t>(number));
+    if (gate == nullptr) return;
+    input_gate(pool_, *gate, inputs + number * input_width_, static_cast<int64_t>(layers_.size()) * input_width_, tokens, x);
   }
 
   ThreadPool& pool_;
   std::vector<py::object> kept_;  // what layers_ points to
   const Predictors kept_predictors_;
   const py::array slots_;
+  const std::vector<std::shared_ptr<BoundInputGate>> input_gates_;
+  int64_t input_width_ = 0;
   std::vector<Layer> layers_;
   int64_t pairs_ = 0;  // of angles that layers need
   std::map<std::pair<int64_t, int64_t>, Predictor> predictors_;

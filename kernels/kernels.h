@@ -188,6 +188,15 @@ struct SharedFfn {  // a network that every token uses, of matrices that lie apa
 // out [T, d] = down(activation(gate x) * up x), or without a gate down(activation(up x)); times sigmoid(output_gate x).
 void shared_ffn(ThreadPool& pool, const SharedFfn& ffn, const float* x, int64_t tokens, float* out);
 
+// ops/input_gate.cpp
+struct InputGate {  // what a layer makes of the numbers that it is given of each token
+  Activation activation;
+  Matrix gate, proj;  // [width, d], [d, width]
+  Residual residual;
+};
+// x [T, d] and proj(activation(gate x) * inputs), as `residual` has it. inputs: `width` numbers every `stride`.
+void input_gate(ThreadPool& pool, const InputGate& how, const float* inputs, int64_t stride, int64_t tokens, float* x);
+
 // ops/sample.cpp: the order of tokens is that of their logits, the largest first, ties by lower id. -0 is 0.
 constexpr int64_t kMaxLogits = int64_t{1} << 20;  // weights add up to less than 2^63
 struct Filters {

@@ -432,9 +432,24 @@ class Ffn:
         reads_state: bool = False,
     ) -> None: ...
 
+class InputGate:
+    """What a layer makes of `width` numbers that it is given of each token: x [T, d] and
+    proj [d, width] @ (activation(gate [width, d] @ x) * the numbers), as `residual` has it. quants: of gate, proj."""
+
+    def __init__(
+        self,
+        quants: tuple[Quant, Quant],
+        hidden: int,
+        width: int,
+        activation: str,
+        gate: U8,
+        proj: U8,
+        residual: Residual,
+    ) -> None: ...
+
 class Forward:
     """The layers of a model, each an AttentionLayer and an Ffn, which may differ in width, E and k; slots
-    [n, record_bytes] hold experts' records.
+    [n, record_bytes] hold experts' records. input_gates: what each layer ends with, of one width; empty: none.
 
     predictors: by the layer whose state is taken and the layer guessed for, a matrix [E, d] as q8_0 in the tiles layout
     and an offset [E]: what they make of a state of mean square 1 takes the place of the router's product. It is the
@@ -454,6 +469,7 @@ class Forward:
         ffns: list[Ffn],
         slots: U8,
         predictors: Mapping[tuple[int, int], tuple[U8, F32]] = ...,
+        input_gates: Sequence[InputGate | None] = ...,
     ) -> None: ...
     def run(
         self,
@@ -470,6 +486,7 @@ class Forward:
         counts: list[int],
         cos: F32,
         sin: F32,
+        inputs: F32 = ...,
     ) -> tuple[
         int,
         int,
@@ -493,7 +510,7 @@ class Forward:
         experts are guessed before this one's attention, if its router reads what comes of that, and the layer whose are
         once it has been added; -1 for none. caches: of each sequence, by layer, for counts[i] tokens from position
         starts[i] on. ids, weights [T, largest k] get the last route, from their start on as [T, its layer's k]; normed
-        [T, d] the last norm; cos, sin [T, P].
+        [T, d] the last norm; cos, sin [T, P]. inputs [T, L * width]: what layers with input gates are given.
         """
 
     def guess(self, source: int, x: F32, targets: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -512,9 +529,10 @@ class Forward:
         """What the layer's shared network, if it has one, gives normed [T, d], or x [T, d] if it reads states, kept
         until `combine`."""
 
-    def combine(self, layer: int, x: F32, weights: F32) -> None:
+    def combine(self, layer: int, x: F32, weights: F32, inputs: F32 = ...) -> None:
         """x [T, d] += the sum over rank j of weights[t, j] times what was computed last for pair t * k + j, and then
-        what was shared last, the same bits as `run`; weights [T, k of the layer]. Raises ValueError for more tokens
+        what was shared last, and what the layer makes of its inputs, the same bits as `run`; weights [T, k of the
+        layer]. Raises ValueError for more tokens
         than any call before computed."""
 
     def be_lossy(self, tokens: int, experts: int, prefer: float, skip: float) -> None:

@@ -20,9 +20,20 @@ from smallthinker.cache.sequence_state import SequenceState
 from smallthinker.exact_head import ExactHead, bind_norm
 from smallthinker.expert_store.format import Formats
 from smallthinker.lossy_routing import LossyRouting, RoutingCounters
-from smallthinker.models.description import Ffn, Model, Norm, Router
+from smallthinker.models.description import Ffn, LayerInputs, Model, Norm, Router
 from smallthinker.models.supported import check_supported
-from smallthinker.models.tensors import BESIDE_NORMS, EMBEDDING, EXPERT_ROLES, ROUTER
+from smallthinker.models.tensors import (
+    BESIDE_NORMS,
+    EMBEDDING,
+    EXPERT_ROLES,
+    INPUT_GATE,
+    INPUT_OUT_NORM,
+    INPUT_PROJ,
+    LAYER_EMBEDDINGS,
+    LAYER_INPUTS_NORM,
+    LAYER_INPUTS_PROJ,
+    ROUTER,
+)
 from smallthinker.rotary import RotaryTable
 from smallthinker.router.predictor import Predictors
 
@@ -61,7 +72,8 @@ class Stop(NamedTuple):
 
 class Step:
     """What the layers of one step share: the states `x` [T, d], which each changes in place, their last norm, and where
-    the tokens go: `counts` of each sequence from its position `starts` on. k: of the layer that uses most experts."""
+    the tokens go: `counts` of each sequence from its position `starts` on. k: of the layer that uses most experts.
+    inputs: what each layer is given of each token, [T, layers * numbers]."""
 
     def __init__(self, spans: Sequence[Span], hidden_size: int, k: int) -> None:
         self.sequences = [state for state, _ in spans]
@@ -72,7 +84,7 @@ class Step:
         self.normed = np.empty_like(self.x)
         self.ids = np.empty((self.tokens, k), np.int32)
         self.weights = np.empty((self.tokens, k), np.float32)
-        self.cos = self.sin = np.empty((self.tokens, 0), np.float32)
+        self.cos = self.sin = self.inputs = np.empty((self.tokens, 0), np.float32)
 
     def chosen(self, k: int) -> tuple[npt.NDArray[np.int32], Floats]:
         """Ids and weights [T, k] of the last route, a layer's with this k: it lies at the start of both arrays."""
@@ -89,6 +101,8 @@ class DenseWeights(Protocol):
     def dense_names(self) -> list[str]: ...
 
     def dense(self, name: str) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]: ...
+
+    def table_rows(self, name: str, group: int) -> npt.NDArray[np.uint8]: ...
 
 
 class Arithmetic:
@@ -125,7 +139,9 @@ class Arithmetic:
         self._neurons_per_token = sum(layer.ffn.k * layer.ffn.width for layer in config.layers if layer.ffn is not None)
         self._mixers = [self._attention_layer(layer) for layer in self._layers]
         ffns = [self._ffn(layer) for layer in self._layers]
-        self._forward = _kernels.Forward(pool, self._mixers, ffns, slots, predictor or {})
+        gates = [self._input_gate(layer) for layer in self._layers] if config.layer_inputs else []
+        self._forward = _kernels.Forward(pool, self._mixers, ffns, slots, predictor or {}, gates)
+        self._table_rows = store.table_rows
         if lossy:
             self._forward.be_lossy(MANY_TOKENS, lossy.experts or 0, lossy.prefer, lossy.skip)
 
@@ -138,6 +154,8 @@ class Arithmetic:
         _kernels.embed(quant, self._dense[EMBEDDING], c.vocab_size, c.hidden_size, ids, step.x)
         if c.embedding_scale != 1:
             step.x *= np.float32(c.embedding_scale)
+        if c.layer_inputs is not None:
+            step.inputs = self._layer_inputs(step.x, ids, c.layer_inputs)
         places = zip(step.starts, step.counts, strict=True)
         positions = np.concatenate([np.arange(start, start + n, dtype=np.int64) for start, n in places])
         step.cos, step.sin = self._rotary.angles(positions)
@@ -167,6 +185,7 @@ class Arithmetic:
             step.counts,
             step.cos,
             step.sin,
+            step.inputs,
         )
         self.live_neurons += live
         stops = _kernels.Forward
@@ -198,7 +217,7 @@ class Arithmetic:
 
     def combine(self, step: Step, layer: int) -> None:
         """Add up, in the router's order and what was shared last, what was computed."""
-        self._forward.combine(layer, step.x, step.chosen(self._k[layer])[1])
+        self._forward.combine(layer, step.x, step.chosen(self._k[layer])[1], step.inputs)
 
     def routing_counters(self) -> RoutingCounters:
         return RoutingCounters(*self._forward.lossy_counts())
@@ -218,6 +237,41 @@ class Arithmetic:
         """Free what a large step left; the next takes what it needs."""
         self.pool.release_scratch()
         self._forward.release()
+
+    def _layer_inputs(self, x: Floats, ids: npt.NDArray[np.int32], how: LayerInputs) -> Floats:
+        """[T, layers * size] of embedded tokens [T, d]. Raises StoreReadError: the table's rows are on the disk."""
+        width, d = self.config.num_layers * how.size, self.config.hidden_size
+        found = np.empty((len(ids), width), np.float32)
+        quant = self._formats.of(LAYER_INPUTS_PROJ, None)
+        _kernels.linear(self.pool, quant, self._dense[LAYER_INPUTS_PROJ], width, d, x, found)
+        found *= np.float32(how.projection_scale)
+        rows = found.reshape(-1, how.size)
+        _kernels.norm(bind_norm(how.norm, how.size, LAYER_INPUTS_NORM, self._dense.__getitem__), rows, rows)
+        quant, groups = self._formats.of(LAYER_EMBEDDINGS, None), ids // _kernels.TILE_ROWS
+        for group in np.unique(groups).tolist():  # as they lie on the disk
+            tokens = np.flatnonzero(groups == group)
+            of_tokens = np.empty((len(tokens), width), np.float32)
+            tile = self._table_rows(LAYER_EMBEDDINGS, group)
+            _kernels.embed(quant, tile, _kernels.TILE_ROWS, width, ids[tokens] % _kernels.TILE_ROWS, of_tokens)
+            found[tokens] += of_tokens * np.float32(how.embedding_scale)
+        found *= np.float32(how.scale)
+        return found
+
+    def _input_gate(self, number: int) -> _kernels.InputGate | None:
+        layer, inputs = self.config.layers[number], self.config.layer_inputs
+        if layer.input_gate is None or inputs is None:
+            return None
+        return _kernels.InputGate(
+            (self._formats.of(INPUT_GATE, number), self._formats.of(INPUT_PROJ, number)),
+            self.config.hidden_size,
+            inputs.size,
+            layer.input_gate.activation.kind,
+            self._dense[f"layers.{number}.{INPUT_GATE}"],
+            self._dense[f"layers.{number}.{INPUT_PROJ}"],
+            _kernels.Residual(
+                self._norm(number, layer.input_gate.after, INPUT_OUT_NORM), 1.0, self._output_scale(number)
+            ),
+        )
 
     def _attention_layer(self, number: int) -> _kernels.AttentionLayer:
         layer, d = self.config.layers[number], self.config.hidden_size
@@ -351,5 +405,9 @@ class Arithmetic:
     def _ffn_residual(self, number: int) -> _kernels.Residual:
         layer = self.config.layers[number]
         norm = self._norm(number, layer.norms.after_ffn, "ffn_out_norm")
-        output_scale = float(self._dense[f"layers.{number}.output_scale"][0]) if layer.output_scale else 1.0
-        return _kernels.Residual(norm, layer.residual_scale, output_scale)
+        is_last = layer.input_gate is None
+        return _kernels.Residual(norm, layer.residual_scale, self._output_scale(number) if is_last else 1.0)
+
+    def _output_scale(self, number: int) -> float:
+        has_one = self.config.layers[number].output_scale
+        return float(self._dense[f"layers.{number}.output_scale"][0]) if has_one else 1.0

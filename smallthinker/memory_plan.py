@@ -330,6 +330,7 @@ def scratch_bytes(config: Model, chunk: int, context: int, sequences: int = 1) -
     networks = [layer.ffn for layer in config.layers if layer.ffn]
     shared = [ffn.shared for ffn in networks if ffn.shared] + [ffn.beside.ffn for ffn in networks if ffn.beside]
     weighs_input = any(ffn.router and ffn.router.applied_to == "input" for ffn in networks)
+    given = 0 if config.layer_inputs is None else config.layer_inputs.size
     projected = max(2 * (mixer.heads + mixer.kv_heads) * mixer.head_dim for mixer in mixers)
     floats_per_token = (
         5 * d  # residual, normed copy, projections' output and their int8 copies
@@ -338,6 +339,8 @@ def scratch_bytes(config: Model, chunk: int, context: int, sequences: int = 1) -
         + config.experts_per_layer
         + max((2 * ffn.width + d for ffn in shared), default=0)  # gate, up and output
         + (k * d if weighs_input else 0)  # what each expert of a token reads
+        + given * config.num_layers  # what layers are given of a token
+        + (2 * given + d if given else 0)  # and what they make of it
     )
     neurons = min(chunk * 3 * k * ffn * 4, _NEURONS_BYTES)  # gate, up, and what down reads
     splits = context // _kernels.KV_SPLIT + 1  # of one token's attention, each with sums for every head

@@ -20,6 +20,7 @@ from smallthinker.models.description import (
     Activation,
     Attention,
     Ffn,
+    LayerInputs,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
@@ -29,7 +30,23 @@ from smallthinker.models.description import (
     Router,
     YarnScaling,
 )
-from smallthinker.models.tensors import BESIDE_NORMS, DOWN, EMBEDDING, FINAL_NORM, GATE, HEAD, ROUTER, UP, tensors
+from smallthinker.models.tensors import (
+    BESIDE_NORMS,
+    DOWN,
+    EMBEDDING,
+    FINAL_NORM,
+    GATE,
+    HEAD,
+    INPUT_GATE,
+    INPUT_OUT_NORM,
+    INPUT_PROJ,
+    LAYER_EMBEDDINGS,
+    LAYER_INPUTS_NORM,
+    LAYER_INPUTS_PROJ,
+    ROUTER,
+    UP,
+    tensors,
+)
 
 KVCache = list[tuple[Tensor, Tensor]]  # per layer: keys and values, [B, K, S, D]
 Named = Callable[[str], Tensor]
@@ -64,6 +81,7 @@ class ReferenceModel(nn.Module):
     ) -> tuple[Tensor, KVCache, list[tuple[Tensor, Tensor]]]:
         """Like forward, before the head; also router logits [N, E] and expert ids [N, k] of layers with a router."""
         x = F.embedding(tokens, self.weight(EMBEDDING)) * self.model.embedding_scale
+        given = None if self.model.layer_inputs is None else self._layer_inputs(tokens, x, self.model.layer_inputs)
         grown: KVCache = []
         routing = []
         for number, layer in enumerate(self.model.layers):
@@ -86,9 +104,20 @@ class ReferenceModel(nn.Module):
                 if route is not None:
                     routing.append(route)
                 x = x + scale * norm(out, norms.after_ffn, of, "ffn_out_norm")
+            if layer.input_gate is not None:
+                assert given is not None
+                gated = _activated(linear(x, of, INPUT_GATE), given[:, :, number], layer.input_gate.activation)
+                x = x + norm(linear(gated, of, INPUT_PROJ), layer.input_gate.after, of, INPUT_OUT_NORM)
             if layer.output_scale:
                 x = x * of("output_scale")
         return norm(x, self.model.final_norm, self.weight, FINAL_NORM), grown, routing
+
+    def _layer_inputs(self, tokens: Tensor, x: Tensor, how: LayerInputs) -> Tensor:
+        """tokens [B, T], and embedded [B, T, d] -> [B, T, layers, size]."""
+        shape = (*tokens.shape, self.model.num_layers, how.size)
+        of_state = (linear(x, self.weight, LAYER_INPUTS_PROJ) * how.projection_scale).view(shape)
+        of_token = F.embedding(tokens, self.weight(LAYER_EMBEDDINGS)).view(shape) * how.embedding_scale
+        return (norm(of_state, how.norm, self.weight, LAYER_INPUTS_NORM) + of_token) * how.scale
 
     def head(self, x: Tensor) -> Tensor:
         head = self.model.head

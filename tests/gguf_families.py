@@ -40,6 +40,8 @@ ARCHITECTURES = {
     "llama4 whole": gguf.MODEL_ARCH.LLAMA4,
     "gemma4 experts": gguf.MODEL_ARCH.GEMMA4,
     "gemma4 shared keys": gguf.MODEL_ARCH.GEMMA4,
+    "gemma4 small": gguf.MODEL_ARCH.GEMMA4,
+    "gemma4 narrow inputs": gguf.MODEL_ARCH.GEMMA4,
     "glm4_moe": gguf.MODEL_ARCH.GLM4_MOE,
     "glm4_moe groups": gguf.MODEL_ARCH.GLM4_MOE,
 }
@@ -95,7 +97,8 @@ def metadata(model: Model) -> dict[str, Any]:
             "rope.dimension_count": full.head_dim, "rope.dimension_count_swa": sliding.head_dim,
             "rope.freq_base": full.rope.theta, "rope.freq_base_swa": rope.theta,
             "attention.sliding_window": sliding.window, "final_logit_softcapping": model.head.softcap,
-            "attention.shared_kv_layers": raw["num_kv_shared_layers"], "embedding_length_per_layer_input": 0,
+            "attention.shared_kv_layers": raw["num_kv_shared_layers"],
+            "embedding_length_per_layer_input": raw["hidden_size_per_layer_input"],
             "attention.sliding_window_pattern": [kind == "sliding_attention" for kind in types],
         }  # fmt: skip
         if raw["use_double_wide_mlp"]:

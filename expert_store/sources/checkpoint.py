@@ -25,7 +25,13 @@ from smallthinker.expert_store.sources.weight_files import WeightFiles
 from smallthinker.files import is_folder, is_there, parse_json, read_small
 from smallthinker.models.description import Model
 from smallthinker.models.places import Place
-from smallthinker.models.registry import checkpoint_name, checkpoint_places, checkpoint_tensors, is_unused
+from smallthinker.models.registry import (
+    checkpoint_name,
+    checkpoint_places,
+    checkpoint_tensors,
+    is_unused,
+    text_tensor,
+)
 from smallthinker.models.tensors import HEAD
 
 SINGLE_FILE = "model.safetensors"
@@ -86,7 +92,10 @@ class Checkpoint:
         headers = [self._header(path) for path in self._weight_files()]
         self._entries: dict[str, tuple[Path, TensorEntry]] = {}
         for header in headers:
-            for name, entry in header.tensors.items():
+            for of_file, entry in header.tensors.items():
+                name = text_tensor(of_file)
+                if name is None:
+                    continue
                 if name in self._entries:
                     raise CheckpointError(f"{header.path}: tensor '{name}' is also in {self._entries[name][0].name}")
                 self._entries[name] = header.path, entry

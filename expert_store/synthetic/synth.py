@@ -156,7 +156,7 @@ def _part(name: str) -> str:
 
 def _gain(part: str) -> float:
     """Standard deviation of a matrix's outputs for inputs of 1."""
-    if part in ("embed_tokens", "lm_head"):
+    if part in ("embed_tokens", "lm_head", "layer_embeddings"):
         return 2.0  # logits of about 2. Small beside what the layers add: else a tied head repeats its input for ever
     if part == "o_proj":
         return 0.1  # attention averages over tokens: at 0.8, what they share took over and all chose the same experts

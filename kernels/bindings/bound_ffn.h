@@ -103,6 +103,30 @@ class BoundSharedFfn {
   SharedFfn ffn_{};
 };
 
+// What a layer makes of the numbers that it is given of each token; checked once.
+class BoundInputGate {
+ public:
+  BoundInputGate(const std::array<std::string, 2>& quants, int64_t hidden, int64_t width, const std::string& activation,
+                 const py::array& gate, const py::array& proj, const BoundResidual& residual)
+      : kept_{gate, proj}, kept_residual_(residual) {
+    const auto matrix = [](const std::string& quant, const py::array& data, const char* name, int64_t rows, int64_t cols) {
+      const Quant format = parse_quant(quant);
+      check_matrix(format, rows, cols);
+      return Matrix{format, packed(data, name, packed_bytes(format, Layout::tiles, rows, cols)), rows, cols};
+    };
+    how_ = {parse_activation(activation), matrix(quants[0], gate, "gate", width, hidden),
+            matrix(quants[1], proj, "proj", hidden, width), kept_residual_.residual(hidden)};
+    if (how_.activation == Activation::clamped_swiglu) fail("activation: expected one without a limit, found ", activation);
+  }
+
+  const InputGate& how() const { return how_; }
+
+ private:
+  const std::array<py::array, 2> kept_;  // whose memory how_ points to, as that of this
+  const BoundResidual kept_residual_;
+  InputGate how_{};
+};
+
 // The feed-forward network of one layer: its router, and the shape of its experts' records; checked once. Without a router
 // its k slices are all used by every token, with weight 1. reads_mixed: the router reads what the experts do, so that they
 // are known only after the layer's mixer; reads_state: it reads the state without the experts' norm. router_norm: of what

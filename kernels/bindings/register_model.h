@@ -17,9 +17,9 @@ namespace {
 py::tuple bind_run(BoundForward& self, int64_t first, int64_t last, py::array& x, py::array& normed, py::array& ids,
                    py::array& weights, const py::array& slot_of, const py::array& ahead, const BoundForward::Caches& caches,
                    const std::vector<int64_t>& starts, const std::vector<int64_t>& counts, const py::array& cos,
-                   const py::array& sin) {
+                   const py::array& sin, const py::array& inputs) {
   const BoundForward::End end =
-      self.run(first, last, x, normed, ids, weights, slot_of, ahead, caches, starts, counts, cos, sin);
+      self.run(first, last, x, normed, ids, weights, slot_of, ahead, caches, starts, counts, cos, sin, inputs);
   py::list used;
   for (const Routes& routes : end.used) {
     std::vector<int32_t> tokens;
@@ -97,14 +97,19 @@ inline void register_model(py::module_& m) {
            arg("biased") = false, arg("clamp") = ClampOf{}, arg("weighs_input") = false, arg("residual") = py::none(),
            arg("whole") = false, arg("router_norm") = py::none(), arg("reads_state") = false);
 
+  py::class_<BoundInputGate, std::shared_ptr<BoundInputGate>>(m, "InputGate")
+      .def(py::init<const std::array<std::string, 2>&, int64_t, int64_t, const std::string&, const py::array&,
+                    const py::array&, const BoundResidual&>(),
+           arg("quants"), arg("hidden"), arg("width"), arg("activation"), arg("gate"), arg("proj"), arg("residual"));
+
   py::class_<BoundForward> forward(m, "Forward");
   forward
       .def(py::init<ThreadPool&, const std::vector<py::object>&, const std::vector<py::object>&, const py::array&,
-                    const BoundForward::Predictors&>(),
+                    const BoundForward::Predictors&, const std::vector<std::shared_ptr<BoundInputGate>>&>(),
            arg("pool"), arg("mixers"), arg("ffns"), arg("slots"), arg("predictors") = BoundForward::Predictors{},
-           py::keep_alive<1, 2>())
+           arg("input_gates") = std::vector<std::shared_ptr<BoundInputGate>>{}, py::keep_alive<1, 2>())
       .def("run", &bind_run, arg("first"), arg("last"), arg("x"), arg("normed"), arg("ids"), arg("weights"), arg("slot_of"),
-           arg("ahead"), arg("caches"), arg("starts"), arg("counts"), arg("cos"), arg("sin"))
+           arg("ahead"), arg("caches"), arg("starts"), arg("counts"), arg("cos"), arg("sin"), arg("inputs") = none)
       .def("guess",
            [](BoundForward& self, int64_t source, const py::array& x, const std::vector<int64_t>& targets) {
              py::list guesses;
@@ -117,7 +122,7 @@ inline void register_model(py::module_& m) {
       .def("compute", &BoundForward::compute, arg("layer"), arg("normed"), arg("pairs"), arg("slots"),
            arg("weights") = py::none())
       .def("share", &BoundForward::share, arg("layer"), arg("normed"), arg("x") = py::none())
-      .def("combine", &BoundForward::combine, arg("layer"), arg("x"), arg("weights"))
+      .def("combine", &BoundForward::combine, arg("layer"), arg("x"), arg("weights"), arg("inputs") = none)
       .def("be_lossy", &BoundForward::be_lossy, arg("tokens"), arg("experts"), arg("prefer"), arg("skip"))
       .def("lossy_counts",
            [](const BoundForward& self) {

@@ -388,7 +388,11 @@ def written(path: Path) -> dict[str, Any]:
     with Store.open(path) as store:
         with contextlib.suppress(TokenizerError):  # whoever runs it is told
             Tokenizer(store.small_files, store.config.vocab_size, store)
-        facts = {"store": str(path), "quant": store.quant, "bytes": store.dense_bytes + store.on_disk_bytes}
+        facts = {
+            "store": str(path),
+            "quant": store.quant,
+            "bytes": store.dense_bytes + store.table_bytes + store.on_disk_bytes,
+        }
         return facts | {"experts": store.num_experts, "records": store.config.records_are}
 
 

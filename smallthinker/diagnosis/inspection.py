@@ -18,6 +18,7 @@ def inspection_text(facts: dict[str, Any]) -> str:
     shape, experts, sizes = facts["shape"], facts["experts"], facts["bytes"]
     head = "tied head" if shape["tied_head"] else "head of its own"
     dense = ", ".join(f"{name} {_mib(size)}" for name, size in sizes["dense_parts"].items())
+    tables = [f"; {_mib(sizes['tables'])} stay on disk, a token's rows are read"] if sizes["tables"] else []
     files = ", ".join(f"{name} {_mib(size)}" for name, size in sizes["files"].items())
     rows = {
         "format": facts["format"] + (f", written by {facts['engine_version']}" if facts["engine_version"] else ""),
@@ -28,7 +29,7 @@ def inspection_text(facts: dict[str, Any]) -> str:
         "attention": f"{_attention(shape['attention'])}, context {shape['context']}",
         "slices" if experts["records"] == "slices" else "experts": _experts(experts),
         "compression": _compression(experts, sizes["experts"]),
-        "dense": f"{_mib(sizes['dense'])}: {dense}",
+        "dense": f"{_mib(sizes['dense'])}: {dense}{''.join(tables)}",
         "on disk": f"{_mib(sizes['total'])}: {files}",
     }
     return "\n".join(

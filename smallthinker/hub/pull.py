@@ -22,7 +22,7 @@ from smallthinker.expert_store.folder import AtomicFolder
 from smallthinker.expert_store.format import (
     ALL_FILES,
     TOKENIZER_FILE,
-    dense_table,
+    dense_file_table,
     expert_table,
 )
 from smallthinker.expert_store.own_formats import DEFAULT_QUANT, MADE, formats_of
@@ -299,7 +299,7 @@ def _stored_quant(quant: str | None) -> str:
 
 def _store_bytes(model: Model, stored: str) -> int:
     formats = formats_of(model, stored)
-    return sum(spec.nbytes for spec in (*dense_table(model, formats), *expert_table(model, formats)))
+    return sum(spec.nbytes for spec in (*dense_file_table(model, formats), *expert_table(model, formats)))
 
 
 def _check_folder(folder: Path) -> None:

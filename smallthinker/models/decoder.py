@@ -85,6 +85,7 @@ class Common(NamedTuple):
         final_norm: d.Norm | None = None,
         head: d.Head | None = None,
         embedding_scale: float = 1.0,
+        layer_inputs: d.LayerInputs | None = None,
     ) -> d.Model:
         """The keywords are for a family with others than these."""
         return d.Model(
@@ -97,6 +98,7 @@ class Common(NamedTuple):
             final_norm=final_norm or self.norm,
             head=head or self.head,
             embedding_scale=embedding_scale,
+            layer_inputs=layer_inputs,
         )
 
 

@@ -8,7 +8,8 @@ where it comes from, `tensors.py` which tensors it means. Written so that these 
 - qwen2, qwen3, qwen3_moe, olmoe: `Attention.bias`, `qk_norm` of each head or of the whole projection, `clip`
 - mixtral, phi3, phimoe: `Rope.size` below the head's, LongRopeScaling, `Norm.kind` "layer"
 - gemma2, 3, 4: `Norm.plus_one`, sandwich norms, softcaps, `embedding_scale`, a window a layer, keys used as values, a
-  layer that reads another one's (`kv_of`), a dense network beside the experts (`Ffn.beside`)
+  layer that reads another one's (`kv_of`), a dense network beside the experts (`Ffn.beside`), an embedding for each
+  layer (`LayerInputs`, `InputGate`)
 - gpt_oss: `sinks`, biases, clamped SwiGLU, scores after top-k
 - granite, command-r, falcon: multipliers, parallel networks (`Norms.parallel`)
 - llama4: interleaved pairs, chunked attention, weights on the experts' input, shared experts
@@ -34,8 +35,10 @@ from smallthinker.models.parts import (
     GatedDeltaNet,
     Growth,
     Head,
+    InputGate,
     LatentAttention,
     Layer,
+    LayerInputs,
     LinearScaling,
     Llama3Scaling,
     LongRopeScaling,
@@ -60,8 +63,10 @@ __all__ = [
     "GatedDeltaNet",
     "Growth",
     "Head",
+    "InputGate",
     "LatentAttention",
     "Layer",
+    "LayerInputs",
     "LinearScaling",
     "Llama3Scaling",
     "LongRopeScaling",
@@ -93,6 +98,7 @@ class Model:
     head: Head
     tokens: SpecialTokens
     embedding_scale: float = 1.0
+    layer_inputs: LayerInputs | None = None
 
     def __post_init__(self) -> None:
         """Raises ConfigError where two values contradict each other, by the names that most configurations have."""
@@ -110,6 +116,10 @@ class Model:
                 check_attention(layer.mixer)
             if layer.ffn is not None:
                 check_ffn(layer.ffn)
+            if layer.input_gate is not None and self.layer_inputs is None:
+                raise ConfigError("input_gate: expected layer_inputs of the model, found none")
+        if self.layer_inputs is not None:
+            at_least_one("layer_inputs size", self.layer_inputs.size)
 
     @property
     def num_layers(self) -> int:

@@ -256,6 +256,26 @@ class Ffn:
 
 
 @dataclass(frozen=True)
+class LayerInputs:
+    """What each layer is given of each token: `size` numbers, scale * (norm(projection_scale * P x) + embedding_scale *
+    E[token]), of the embedded token x and of a table E that has a row of all layers' numbers for each token."""
+
+    size: int
+    norm: Norm
+    embedding_scale: float = 1.0
+    projection_scale: float = 1.0
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class InputGate:
+    """x += after(W(activation(G x) * what the layer is given of the token)), last of a layer."""
+
+    activation: Activation
+    after: Norm | None = None
+
+
+@dataclass(frozen=True)
 class Norms:
     """Around a layer's two parts; None where there is none. parallel: the network reads what the mixer reads."""
 
@@ -268,13 +288,14 @@ class Norms:
 
 @dataclass(frozen=True)
 class Layer:
-    """x += residual_scale * mixer(norm(x)), then the same of the network. output_scale: the layer's result times one
-    stored number."""
+    """x += residual_scale * mixer(norm(x)), then the same of the network. input_gate: and then what it is given of the
+    token, of a model with `layer_inputs`. output_scale: the layer's result times one stored number."""
 
     mixer: Mixer | None
     ffn: Ffn | None
     norms: Norms
     residual_scale: float = 1.0
+    input_gate: InputGate | None = None
     output_scale: bool = False
 
     @property

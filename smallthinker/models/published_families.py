@@ -59,6 +59,14 @@ def _gemma3(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, **mor
     return _config("Gemma3ForCausalLM", layers, hidden, ffn, heads, kv_heads, **{"vocab_size": 262_144} | more)
 
 
+def _gemma4_small(layers: int, hidden: int, ffn: int, kv_heads: int, full_every: int, **more: Any) -> Config:
+    types = ["full_attention" if (n + 1) % full_every == 0 else "sliding_attention" for n in range(layers)]
+    return _config(
+        "Gemma4ForCausalLM", layers, hidden, ffn, 8, kv_heads, max_position_embeddings=131_072, layer_types=types,
+        final_logit_softcapping=30.0, **more,
+    )  # fmt: skip
+
+
 FAMILIES: dict[str, Config] = {
     "qwen3-0.6b": _qwen3(28, 1024, 3072, 16),
     "qwen3-1.7b": _qwen3(28, 2048, 6144, 16),
@@ -88,6 +96,8 @@ FAMILIES: dict[str, Config] = {
         "Glm4MoeForCausalLM", 46, 4096, 10_944, 96, 8, head_dim=128, attention_bias=True, rope_theta=1e6,
         eos_token_id=[151_329, 151_336, 151_338],
     ),
+    "gemma-4-e2b": _gemma4_small(35, 1536, 6144, 1, 5, num_kv_shared_layers=20, use_double_wide_mlp=True),
+    "gemma-4-e4b": _gemma4_small(42, 2560, 10_240, 2, 6, num_kv_shared_layers=18),
     "gemma-4-26b-a4b": _config(
         "Gemma4ForCausalLM", 30, 2816, 2112, 16, 8, max_position_embeddings=262_144, sliding_window=1024,
         hidden_size_per_layer_input=0, attention_k_eq_v=True, num_global_key_value_heads=2, enable_moe_block=True,

@@ -46,6 +46,12 @@ UNUSED_TENSORS, patterns of names, where checkpoints have more; for who has GGUF
 gguf_notes, and, where GGUF has a name for them, GGUF_ARCHITECTURE and from_gguf."""
 
 
+_WHOLE_MODEL = "ForConditionalGeneration"
+_OF_THE_WHOLE = ("bos_token_id", "eos_token_id", "quantization_config", "tie_word_embeddings")
+_HEAD = "lm_head.weight"
+_OTHER_PARTS = r"(model\.)?(audio|vision|multi_modal|embed_vision|embed_audio)[\w.]*"
+
+
 def read_model(path: str | Path, *, in_store: bool = False) -> Model:
     """The model of a config.json, a checkpoint's or a store's. Raises ConfigError, with the path and the key."""
     path = Path(path)
@@ -65,6 +71,7 @@ def parse_model(raw: Any, *, in_store: bool = False) -> Model:
     """The model of a parsed config.json. Raises ConfigError, naming the key."""
     if not isinstance(raw, Mapping):
         raise ConfigError(f"expected a JSON object, found {type(raw).__name__}")
+    raw = _text_model(raw)
     model: Model = _family(raw).from_config(raw, in_store=in_store)
     return model
 
@@ -73,6 +80,13 @@ def to_config(model: Model) -> dict[str, Any]:
     """The config.json of a checkpoint of this model; `parse_model` gives back an equal one."""
     config: dict[str, Any] = FAMILIES[model.family].to_config(model)
     return config
+
+
+def text_tensor(name: str) -> str | None:
+    """What a tensor of a model that also sees or hears is called in a checkpoint of its text model; None for one of its
+    other parts. Other models' names stay."""
+    name = re.sub(r"^(model\.)?language_model\.(model\.)?", "" if name.endswith(_HEAD) else "model.", name)
+    return None if re.match(_OTHER_PARTS, name) else name
 
 
 def checkpoint_name(model: Model, name: str) -> str:
@@ -132,6 +146,19 @@ def gguf_family(metadata: Mapping[str, Any], where: str) -> tuple[ModuleType, st
             "this engine runs no other models"
         )
     return known[architecture], architecture
+
+
+def _text_model(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a model that also sees or hears, which keeps its text model's configuration apart."""
+    text, architectures = raw.get("text_config"), raw.get("architectures")
+    is_whole = isinstance(architectures, list) and _one_name(architectures) and architectures[0].endswith(_WHOLE_MODEL)
+    if not is_whole or not isinstance(text, Mapping) or not isinstance(text.get("model_type"), str):
+        return raw
+    family = FAMILIES.get(text["model_type"])
+    if family is None:
+        raise ConfigError(f"text_config.model_type: found {shown(text['model_type'])}; expected {', '.join(FAMILIES)}")
+    common = {key: raw[key] for key in _OF_THE_WHOLE if raw.get(key) is not None}
+    return {**text, **common, "architectures": [family.ARCHITECTURE]}
 
 
 def _family(raw: Mapping[str, Any]) -> ModuleType:

@@ -18,7 +18,9 @@ from smallthinker.models.description import (
     Ffn,
     Growth,
     Head,
+    InputGate,
     Layer,
+    LayerInputs,
     Model,
     Norm,
     Norms,
@@ -34,9 +36,11 @@ _ANY: _Choice = ()
 
 _SUPPORTED: Mapping[type, Mapping[str, _Choice]] = {
     Model: dict.fromkeys(("family", "vocab_size", "hidden_size", "context", "layers", "tokens"), _ANY)
-    | {"final_norm": (Norm,), "head": (Head,), "embedding_scale": _ANY},
+    | {"final_norm": (Norm,), "head": (Head,), "embedding_scale": _ANY, "layer_inputs": (LayerInputs, None)},
+    LayerInputs: dict.fromkeys(("size", "embedding_scale", "projection_scale", "scale"), _ANY) | {"norm": (Norm,)},
     Layer: dict.fromkeys(("residual_scale", "output_scale"), _ANY)
-    | {"mixer": (Attention,), "ffn": (Ffn,), "norms": (Norms,)},
+    | {"mixer": (Attention,), "ffn": (Ffn,), "norms": (Norms,), "input_gate": (InputGate, None)},
+    InputGate: {"activation": (Activation,), "after": (Norm, None)},
     Attention: dict.fromkeys(("heads", "kv_heads", "head_dim", "window", "chunk", "scale", "qk_norm_of"), _ANY)
     | dict.fromkeys(("bias", "out_bias", "clip", "sinks", "softcap", "values", "kv_of"), _ANY)
     | {"rope": (Rope, None), "qk_norm": (Norm, None), "v_norm": (Norm, None), "growth": (Growth, None)},
@@ -64,6 +68,8 @@ def check_supported(model: Model) -> None:
         _check_source(model, number)
         if layer.ffn is not None:
             _check_network(f"layers[{number}].ffn.", layer.ffn)
+        if layer.input_gate is not None:
+            _check_plain(f"layers[{number}].input_gate.", layer.input_gate.activation, "an input gate")
 
 
 def _check_fields(at: str, value: Any) -> None:
@@ -118,8 +124,12 @@ def _check_every_token_s(at: str, ffn: Ffn) -> None:
     alone = {"router": None, "bias": False, "slices": 1, "shared": None, "shared_gate": False, "beside": None}
     for name, expected in alone.items():
         _expect(f"{at}.{name}", getattr(ffn, name), expected, "of a shared network")
-    if ffn.activation.kind == "clamped_swiglu":
-        _refuse(f"{at}.activation.kind", "another one for a shared network", repr(ffn.activation.kind))
+    _check_plain(f"{at}.", ffn.activation, "a shared network")
+
+
+def _check_plain(at: str, activation: Activation, of: str) -> None:
+    if activation.kind == "clamped_swiglu":
+        _refuse(f"{at}activation.kind", f"another one for {of}", repr(activation.kind))
 
 
 def _expect(name: str, found: Any, expected: Any, why: str) -> None:

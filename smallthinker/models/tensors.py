@@ -31,6 +31,10 @@ EXPERT_ROLES = (GATE, UP, DOWN)
 """Of a layer's feed-forward network, with all its experts (or slices): [E, F, d], [E, F, d], [E, d, F]."""
 EXPERT_BIASES = tuple(f"{role}_bias" for role in EXPERT_ROLES)
 """And, where there are such, [E, F], [E, F], [E, d]."""
+LAYER_EMBEDDINGS = "layer_embeddings"
+"""[V, layers * size]: of each token a row, looked up on disk."""
+LAYER_INPUTS_PROJ, LAYER_INPUTS_NORM = "layer_inputs_proj", "layer_inputs_norm"
+INPUT_GATE, INPUT_PROJ, INPUT_OUT_NORM = "input_gate", "input_proj", "input_out_norm"
 BESIDE_NORMS = ("beside_norm", "beside_out_norm", "experts_out_norm")
 """Before and after the network beside the experts, and of what they give."""
 
@@ -65,12 +69,18 @@ class Tensor(NamedTuple):
 
 
 def tensors(model: Model) -> list[Tensor]:
-    """All of them, in the order in which they are first used."""
-    return [*dense_tensors(model), *expert_tensors(model)]
+    """All of them, in the order in which a store has them."""
+    return [*dense_tensors(model), *table_tensors(model), *expert_tensors(model)]
+
+
+def table_tensors(model: Model) -> Iterator[Tensor]:
+    """Of which a token uses one row."""
+    if model.layer_inputs is not None:
+        yield Tensor(LAYER_EMBEDDINGS, None, (model.vocab_size, model.num_layers * model.layer_inputs.size))
 
 
 def dense_tensors(model: Model) -> Iterator[Tensor]:
-    """What every token uses."""
+    """What every token uses, and the embedding."""
     yield Tensor(EMBEDDING, None, (model.vocab_size, model.hidden_size))
     if not model.head.tied:
         yield Tensor(HEAD, None, (model.vocab_size, model.hidden_size))
@@ -78,8 +88,13 @@ def dense_tensors(model: Model) -> Iterator[Tensor]:
         yield Tensor("lm_head_bias", None, (model.vocab_size,))
     for role, shape in _norm(FINAL_NORM, model.final_norm, model.hidden_size):
         yield Tensor(role, None, shape)
+    inputs = model.layer_inputs
+    if inputs is not None:
+        yield Tensor(LAYER_INPUTS_PROJ, None, (model.num_layers * inputs.size, model.hidden_size))
+        for role, shape in _norm(LAYER_INPUTS_NORM, inputs.norm, inputs.size):
+            yield Tensor(role, None, shape)
     for number, layer in enumerate(model.layers):
-        for role, shape in _layer(layer, model.hidden_size):
+        for role, shape in _layer(layer, model.hidden_size, 0 if inputs is None else inputs.size):
             yield Tensor(role, number, shape)
 
 
@@ -118,7 +133,8 @@ def _linear(role: str, rows: int, cols: int, bias: bool = False) -> Shapes:
         yield f"{role}_bias", (rows,)
 
 
-def _layer(layer: Layer, d: int) -> Shapes:
+def _layer(layer: Layer, d: int, given: int) -> Shapes:
+    """given: how many numbers of each token."""
     norms, ffn = layer.norms, layer.ffn
     yield from _norm("input_layernorm", norms.before_mixer, d)
     yield from _norm("attention_out_norm", norms.after_mixer, d)
@@ -128,6 +144,10 @@ def _layer(layer: Layer, d: int) -> Shapes:
         yield from _beside_experts(ffn, d)
     if layer.mixer is not None:
         yield from _mixer(layer.mixer, d)
+    if layer.input_gate is not None:
+        yield INPUT_GATE, (given, d)
+        yield INPUT_PROJ, (d, given)
+        yield from _norm(INPUT_OUT_NORM, layer.input_gate.after, d)
     if layer.output_scale:
         yield "output_scale", (1,)
 

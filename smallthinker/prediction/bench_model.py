@@ -21,6 +21,7 @@ from smallthinker.expert_store.format import (
     Quant,
     TensorSpec,
     dense_table,
+    lookup_table,
     record_bytes,
     record_layouts,
 )
@@ -64,6 +65,8 @@ class RandomModel:
             tokens=SpecialTokens(None, ()),
         )
         self._dense = {spec.name: _matrix(spec, rng) for spec in dense_table(self.config, formats)}
+        of_one_tile = replace(self.config, vocab_size=TILE_ROWS)
+        self._table_rows = {spec.name: _matrix(spec, rng) for spec in lookup_table(of_one_tile, formats)}
         most = max(config.experts_per_token, int(share / 2 // nbytes))
         count = min(self.config.num_records, most)
         self.slots = _filled(count * nbytes, random_record(config, formats, rng)).reshape(count, nbytes)
@@ -73,6 +76,10 @@ class RandomModel:
 
     def dense(self, name: str) -> npt.NDArray[Any]:
         return self._dense[name]
+
+    def table_rows(self, name: str, group: int) -> npt.NDArray[np.uint8]:
+        """The same of every group."""
+        return self._table_rows[name]
 
 
 def random_record(config: Model, formats: Formats, rng: np.random.Generator) -> npt.NDArray[np.uint8]:

@@ -90,6 +90,9 @@ class PackedWeights:
     def dense(self, name: str) -> Any:
         return self._dense[name]
 
+    def table_rows(self, name: str, group: int) -> Any:
+        raise AssertionError("no layer has inputs")
+
 
 def logits(weights: PackedWeights, chunks: list[list[int]]) -> Floats:
     """Of every position, with everything in memory."""

@@ -132,6 +132,8 @@ def mixers(draw: st.DrawFn) -> d.Attention:
 
 @st.composite
 def models(draw: st.DrawFn, all_chosen: bool = False) -> d.Model:
+    activations = st.builds(d.Activation, st.sampled_from(["relu", "silu", "gelu_tanh"]))
+
     def layer() -> d.Layer:
         after_mixer, after_ffn = (draw(st.none() | norms()) for _ in range(2))
         # none at all, and numbers would soon be beyond a KV cache's range
@@ -140,8 +142,10 @@ def models(draw: st.DrawFn, all_chosen: bool = False) -> d.Model:
         parallel = draw(st.sampled_from([False, False, before_mixer is not None]))
         around = d.Norms(before_mixer, before_ffn, after_mixer, after_ffn, parallel)
         scale = draw(st.sampled_from([1.0, 0.5]))
-        return d.Layer(draw(mixers()), draw(networks(all_chosen)), around, scale, output_scale=draw(st.booleans()))
+        gate = draw(st.none() | st.builds(d.InputGate, activations, st.none() | norms())) if inputs else None
+        return d.Layer(draw(mixers()), draw(networks(all_chosen)), around, scale, gate, draw(st.booleans()))
 
+    inputs = draw(st.none() | st.builds(d.LayerInputs, st.sampled_from([32, 64]), norms(), st.just(2.0), st.just(0.3)))
     layers = [layer() for _ in range(draw(st.integers(1, 4)))]
     for number in range(1, len(layers)):
         source = draw(st.sampled_from([None, None, *range(number)]))
@@ -163,6 +167,7 @@ def models(draw: st.DrawFn, all_chosen: bool = False) -> d.Model:
         ),
         tokens=d.SpecialTokens(298, (298, 299)),
         embedding_scale=draw(st.sampled_from([1.0, 8.0])),
+        layer_inputs=inputs,
     )
 
 

@@ -106,6 +106,8 @@ INERT = {
     "gemma4 experts": {"use_double_wide_mlp"},
     "gemma4 biases": {"num_experts", "top_k_experts", "moe_intermediate_size", "use_double_wide_mlp"},
     "gemma4 shared keys": {"num_experts", "top_k_experts", "moe_intermediate_size"},
+    "gemma4 small": {"num_experts", "top_k_experts", "moe_intermediate_size"},
+    "gemma4 narrow inputs": {"num_experts", "top_k_experts", "moe_intermediate_size", "use_double_wide_mlp"},
     "llama4 whole": {
         "num_local_experts", "num_experts_per_tok", "attention_chunk_size", "attn_temperature_tuning", "floor_scale",
         "attn_scale",
@@ -162,8 +164,6 @@ def test_absent_keys_mean_what_transformers_class_means(kind: str) -> None:
     said: dict[str, Any] = {"architectures": [FAMILIES[kind].ARCHITECTURE]}
     if kind == "glm4_moe":
         said["head_dim"] = 128  # the class's own don't fit its hidden_size
-    if kind == "gemma4_text":
-        said["hidden_size_per_layer_input"] = 0  # the class's own is refused
     defaults = hf.AutoConfig.for_model(kind, **said).to_dict()
     assert parse_model(said) == parse_model(defaults | said)
 
@@ -195,9 +195,8 @@ JSON = st.recursive(
     ),
     max_leaves=6,
 )  # fmt: skip
-_SAID = {"gemma4_text": {"hidden_size_per_layer_input": 0}}
 DEFAULTS = {
-    kind: to_config(parse_model(_SAID.get(kind, {}) | {"architectures": [family.ARCHITECTURE], "head_dim": 128}))
+    kind: to_config(parse_model({"architectures": [family.ARCHITECTURE], "head_dim": 128}))
     for kind, family in FAMILIES.items()
     if kind not in ("described", "smallthinker")
 }

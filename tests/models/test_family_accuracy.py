@@ -27,9 +27,10 @@ from smallthinker.models.registry import parse_model
 CASES: dict[str, tuple[int | None, ...]] = {
     **dict.fromkeys(
         ("llama 3", "mistral", "qwen2", "qwen3", "smollm3", "gemma3", "phi3", "ministral3", "llama4",
-         "gemma4 shared keys"), (0, 1, 2),
+         "gemma4 shared keys", "gemma4 small"), (0, 1, 2),
     ),
     **dict.fromkeys(("qwen3_moe", "olmoe", "mixtral whole", "gpt_oss limits as published", "glm4_moe"), (0, 1, 2)),
+    "gemma4 narrow inputs": (0,),
     "gemma4 experts": (2, 5, 14),
 }  # fmt: skip
 CLEAR_GAP = 1e-3  # of a router's choice

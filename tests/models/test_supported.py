@@ -24,8 +24,11 @@ COMPUTED: dict[type, dict[str, list[Any]]] = {
     Model: {
         "family": ["other"], "vocab_size": [400], "hidden_size": [96], "context": [64], "layers": [],
         "final_norm": [OTHER_NORM], "head": [], "tokens": [], "embedding_scale": [8.0],
+        "layer_inputs": [d.LayerInputs(32, NORM, 4.0, 0.1, 0.5)],
     },
-    d.Layer: {"mixer": [], "ffn": [FFN], "norms": [], "residual_scale": [0.5], "output_scale": [True]},
+    d.Layer: {
+        "mixer": [], "ffn": [FFN], "norms": [], "residual_scale": [0.5], "output_scale": [True], "input_gate": [],
+    },
     d.Attention: {
         "heads": [8], "kv_heads": [1], "head_dim": [32], "rope": [None], "window": [8], "scale": [0.25, 1.0, None],
         "qk_norm": [OTHER_NORM, None], "qk_norm_of": ["projection"], "bias": [True], "out_bias": [True], "clip": [8.0],

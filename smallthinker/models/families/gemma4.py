@@ -1,8 +1,8 @@
 """Gemma 4, text: two kinds of attention with heads of their own, and experts beside a dense network (26B-A4B).
 
 Five of six layers have a window; in the others a quarter of the pairs of a wide head turns, and keys may be values.
-The last layers may read earlier ones' keys and values. Models with embeddings of each layer (E2B, E4B) are refused.
-Knows nothing about stores or kernels.
+The last layers may read earlier ones' keys and values. Small ones (E2B, E4B) have an embedding for each layer, too,
+whose table is larger than all of their layers. Knows nothing about stores or kernels.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ _ABSENT: Mapping[str, Any] = {
     "max_position_embeddings": 131_072, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "attention_bias": False,
     "sliding_window": 512, "hidden_size_per_layer_input": 256, "attention_k_eq_v": False, "num_kv_shared_layers": 0,
     "enable_moe_block": False, "use_double_wide_mlp": False, "global_head_dim": 512,
+    "vocab_size_per_layer_input": 262_144,
 }  # fmt: skip
 _ABSENT_BOS, _ABSENT_EOS, _PATTERN = 2, 1, 6
 _ABSENT_POSITIONS = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
 }
-_IGNORED = {"vocab_size_per_layer_input"}  # of what is refused
+_IGNORED = {"vocab_size_per_layer_input"}  # but where there are such embeddings
 _LIMITS = decoder.LIMITS | {
     "global_head_dim": 1_024, "num_global_key_value_heads": 1_024, "top_k_experts": 256, "num_kv_shared_layers": 1_024,
+    "hidden_size_per_layer_input": 65_536,
 }  # fmt: skip
 _FULL, _SLIDING = LAYER_TYPES
 
@@ -49,11 +51,17 @@ _NORMS = {
     "beside_norm": "pre_feedforward_layernorm",
     "beside_out_norm": "post_feedforward_layernorm_1",
     "experts_out_norm": "post_feedforward_layernorm_2",
+    "input_out_norm": "post_per_layer_input_norm",
 }
 _PARTS = ("gate", "up", "down")
 CHECKPOINT_NAMES = decoder.ATTENTION_NAMES | {
     **{role: f"{_LAYER}{name}.weight" for role, name in _NORMS.items()},
     "output_scale": f"{_LAYER}layer_scalar",
+    "layer_embeddings": "model.embed_tokens_per_layer.weight",
+    "layer_inputs_proj": "model.per_layer_model_projection.weight",
+    "layer_inputs_norm": "model.per_layer_projection_norm.weight",
+    "input_gate": f"{_LAYER}per_layer_input_gate.weight",
+    "input_proj": f"{_LAYER}per_layer_projection.weight",
     "router": f"{_LAYER}router.proj.weight",
     "router_norm": f"{_LAYER}router.scale",
     "router_expert_scale": f"{_LAYER}router.per_expert_scale",
@@ -61,7 +69,10 @@ CHECKPOINT_NAMES = decoder.ATTENTION_NAMES | {
     "down": f"{_LAYER}experts.down_proj",
     **{f"{kind}_{part}": f"{_LAYER}mlp.{part}_proj.weight" for kind in ("beside", "dense") for part in _PARTS},
 }
+# Keys and values of layers that read other ones', which published files have all the same.
+UNUSED_TENSORS = (r"model\.layers\.\d+\.self_attn\.([kv]_proj|k_norm)\.weight",)
 _GGUF = "blk.{layer}."
+UNUSED_IN_GGUF = (r"blk\.\d+\.attn_([kv]|k_norm)\.weight",)
 GGUF_NAMES = gguf_decoder.NAMES_OF_SANDWICHES | {
     "post_attention_layernorm": f"{_GGUF}pre_ffw_norm_2.weight",
     "dense_post_attention_layernorm": f"{_GGUF}ffn_norm.weight",
@@ -69,6 +80,12 @@ GGUF_NAMES = gguf_decoder.NAMES_OF_SANDWICHES | {
     "beside_out_norm": f"{_GGUF}post_ffw_norm_1.weight",
     "experts_out_norm": f"{_GGUF}post_ffw_norm_2.weight",
     "output_scale": f"{_GGUF}layer_output_scale.weight",
+    "layer_embeddings": "per_layer_token_embd.weight",
+    "layer_inputs_proj": "per_layer_model_proj.weight",
+    "layer_inputs_norm": "per_layer_proj_norm.weight",
+    "input_gate": f"{_GGUF}inp_gate.weight",
+    "input_proj": f"{_GGUF}proj.weight",
+    "input_out_norm": f"{_GGUF}post_norm.weight",
     "router_norm": f"{_GGUF}ffn_gate_inp.scale",
     "router_expert_scale": f"{_GGUF}ffn_down_exps.scale",
     **{part: Stored(f"{_GGUF}ffn_gate_up_exps.weight", joined=("gate", "up")) for part in ("gate", "up")},
@@ -115,7 +132,8 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     if keys.flag("enable_moe_block"):
         networks = [_with_experts(keys, common, act, network) for network in networks]
     softcap = 0.0 if keys.get("final_logit_softcapping") is None else keys.number("final_logit_softcapping", 1e-3, 1e6)
-    keys.only("hidden_size_per_layer_input", (0,))
+    inputs = _layer_inputs(keys, common)
+    gate = None if inputs is None else d.InputGate(act, common.norm)
     keys.only("use_bidirectional_attention", (None, "vision"))
     for key in () if keys.raw["enable_moe_block"] else ("num_experts", "top_k_experts", "moe_intermediate_size"):
         keys.get(key)
@@ -124,12 +142,21 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     return common.model(
         MODEL_TYPE,
         [
-            d.Layer(replace(mixers[kind], kv_of=source), network, norms, output_scale=True)
+            d.Layer(replace(mixers[kind], kv_of=source), network, norms, input_gate=gate, output_scale=True)
             for kind, source, network in zip(types, sources, networks, strict=True)
         ],
         head=replace(common.head, softcap=softcap),
         embedding_scale=common.hidden**0.5,
+        layer_inputs=inputs,
     )
+
+
+def _layer_inputs(keys: Keys, common: decoder.Common) -> d.LayerInputs | None:
+    if keys.get("hidden_size_per_layer_input") in (None, 0):
+        return None
+    size = keys.positive("hidden_size_per_layer_input")
+    keys.only("vocab_size_per_layer_input", (common.vocab,))
+    return d.LayerInputs(size, common.norm, size**0.5, common.hidden**-0.5, 2**-0.5)
 
 
 def _of_full_layers(
@@ -226,7 +253,8 @@ def to_config(model: d.Model) -> dict[str, Any]:
         "sliding_window": sliding.window or None,
         "layer_types": types,
         "final_logit_softcapping": model.head.softcap or None,
-        "hidden_size_per_layer_input": 0,
+        "hidden_size_per_layer_input": 0 if model.layer_inputs is None else model.layer_inputs.size,
+        "vocab_size_per_layer_input": model.vocab_size,
         "num_kv_shared_layers": sum(mixer.kv_of is not None for mixer in mixers),
         "use_double_wide_mlp": _width(networks[-1]) > _width(first),
         "enable_moe_block": first.router is not None,
@@ -288,6 +316,7 @@ def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
         "layer_types": types,
         "num_kv_shared_layers": keys.integer("attention.shared_kv_layers", 0),
         "hidden_size_per_layer_input": keys.integer("embedding_length_per_layer_input", 0),
+        "vocab_size_per_layer_input": facts.vocab_size,
         "final_logit_softcapping": keys.number("final_logit_softcapping", 0.0) or None,
         "enable_moe_block": experts > 0,
         "num_experts": experts or None,
