@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,32 +35,73 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    ("command", "room"),
-    [
-        ("convert hf out --quant f16", 30_000),
-        ("convert hf out --quant f16 --compress", 30_000),
-        ("convert hf out", 100),
-        ("synth hf/config.json out --quant q8_0", 30_000),
-        ("synth hf/config.json out --quant none", 30_000),
-        ("trace store --text text -o out", 200),
-        ("calibrate store --text text", 500),
-        ("alias ./store one", 10),
-        ("bench store --out out --tokens 1 --prompt-tokens 4", 100),
-    ],
-)
-def test_a_full_disk_is_one_line_and_leaves_nothing(command: str, room: int, place: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "here"
-    shutil.copytree(place, folder)
+WRITING = [
+    ("convert hf out --quant f16", 30_000),
+    ("convert hf out --quant f16 --compress", 30_000),
+    ("convert hf out", 100),
+    ("synth hf/config.json out --quant q8_0", 30_000),
+    ("synth hf/config.json out --quant none", 30_000),
+    ("trace store --text text -o out", 200),
+    ("calibrate store --text text", 500),
+    ("alias ./store one", 10),
+    ("bench store --out out --tokens 1 --prompt-tokens 4", 100),
+]
+
+
+def one_line_and_nothing_changed(command: str, folder: Path, cache: Path, limits: dict[int, int]) -> None:
     before = everything(folder)
-    env = {"SMALLTHINKER_MODELS": str(folder / "models"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    ended = run(command, folder, env=env, limits={resource.RLIMIT_FSIZE: room})
+    env = {"SMALLTHINKER_MODELS": str(folder / "models"), "XDG_CACHE_HOME": str(cache)}
+    ended = run(command, folder, env=env, limits=limits)
     assert ended.code == 2, ended
     last = ended.err.splitlines()[-1]
     assert "error: " in last
     assert "Traceback" not in ended.err
     after = {key: value for key, value in everything(folder).items() if value is not None}  # but for empty folders
     assert {key for key in after if before.get(key) != after[key]} == set()
+
+
+@pytest.mark.parametrize(("command", "room"), WRITING)
+def test_a_full_disk_is_one_line_and_leaves_nothing(command: str, room: int, place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    shutil.copytree(place, folder)
+    one_line_and_nothing_changed(command, folder, tmp_path / "cache", {resource.RLIMIT_FSIZE: room})
+
+
+@pytest.fixture(params=["full", "quota"])
+def mounted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """A small file system, or a part of one that may hold no more than this; and what says that it is full."""
+    if os.geteuid() != 0 or shutil.which("mkfs.btrfs") is None:
+        pytest.skip("needs root and btrfs-progs")
+    at, image = tmp_path / "mounted", tmp_path / "image"
+    at.mkdir()
+    with image.open("wb") as file:
+        file.truncate(256 << 20)
+    if request.param == "full":
+        commands = [f"mount -t tmpfs -o size=24m none {at}"]
+    else:
+        limit = [f"btrfs subvolume create {at}/ours", f"btrfs quota enable {at}", f"btrfs qgroup limit 24M {at}/ours"]
+        commands = [f"mkfs.btrfs -q {image}", f"mount -o loop {image} {at}", *limit]
+    for command in commands:
+        subprocess.run(command.split(), check=True, stdout=subprocess.DEVNULL)
+    yield (at / "ours", errno.EDQUOT) if request.param == "quota" else (at, errno.ENOSPC)
+    subprocess.run(["umount", at], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_file_system_and_a_quota_that_is_used_up_are_one_line(
+    mounted: tuple[Path, int], place: Path, tmp_path: Path
+) -> None:
+    folder = mounted[0] / "here"
+    shutil.copytree(place, folder)
+    filler = os.open(mounted[0] / "filler", os.O_WRONLY | os.O_CREAT)
+    for size in (1 << 20, 4096):
+        with pytest.raises(OSError, match=os.strerror(mounted[1])):
+            while True:
+                os.write(filler, bytes(size))
+                os.fsync(filler)
+    os.close(filler)
+    for command, _ in WRITING:
+        one_line_and_nothing_changed(command, folder, tmp_path / "cache", {})
 
 
 def test_checksums_that_find_no_room_are_said_and_change_nothing(place: Path, tmp_path: Path) -> None:
