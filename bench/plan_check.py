@@ -89,7 +89,7 @@ def predicted(args: argparse.Namespace) -> Row:
         disk = DiskModel.of_probe(found, "this disk")
     else:
         disk = DiskModel.of_device(load_profile(args.storage), model.record_bytes)
-    costs = measure(model.config, model.formats)
+    costs = measure(model.config, model.formats, read_sec=model.stored_bytes / disk.random_bytes_per_sec)
     setting = Setting(
         model=model,
         process=Process(args.context, "f16", disk.io_bytes, resident),

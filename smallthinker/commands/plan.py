@@ -120,6 +120,7 @@ def handle(args: argparse.Namespace) -> int:
             model.formats if quant == model.quant else model.with_quant(quant).formats,
             options.kv,
             threads,
+            model.stored_bytes / disk.random_bytes_per_sec,
         )
 
     costs = costs_of(model.quant, options.threads or host.physical_cores())

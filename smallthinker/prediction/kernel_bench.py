@@ -28,19 +28,23 @@ from smallthinker.router.look_ahead import LookAhead
 from smallthinker.router.trial import Trial
 
 _TOKENS_SEC = 0.3  # of decoding with all experts resident; half of it for each other measurement
-_READ_SEC = 300e-6  # what a wait for a record takes: long enough for the pool's threads to fall asleep
+_LEAST_READ_SEC = 300e-6  # long enough for the pool's threads to fall asleep
+_MOST_READ_SEC = 10e-3  # after longer waits, too, nothing is left in the processor's caches
 _CHUNKS = (16, 128)
 _EXPERTS = ("experts", "combine")
 _BESIDE = ("embed", "rope_angles", "rmsnorm", "linear")  # of a token, not of a layer
 
 
-def measure(config: Model, formats: Formats, kv: KvKind = "f16", threads: int | None = None) -> ComputeCosts:
-    """Takes one or two seconds, and at most half of the memory that is free, at most 600 MB."""
+def measure(
+    config: Model, formats: Formats, kv: KvKind = "f16", threads: int | None = None, read_sec: float = 0.0
+) -> ComputeCosts:
+    """Takes one to three seconds, and at most half of the memory that is free, at most 600 MB. read_sec: what the disk
+    takes for a record: the longer a wait, the slower is what comes after it."""
     threads = threads or host.physical_cores()
     pool = _kernels.ThreadPool(threads)
     model = RandomModel(config, formats, host.available_memory_bytes())
-    resident = _decode(model, pool, kv, misses=False)
-    missing = _decode(model, pool, kv, misses=True)
+    resident = _decode(model, pool, kv, None)
+    missing = _decode(model, pool, kv, min(max(read_sec, _LEAST_READ_SEC), _MOST_READ_SEC))
     chunks = [_chunk(model, pool, kv, min(tokens, config.context)) for tokens in _CHUNKS]
     tokens, pairs, experts = ([chunk[key] for chunk in chunks] for key in ("tokens", "pairs", "experts"))
     fixed, each = _line(tokens, [chunk["attend"] for chunk in chunks])
@@ -119,11 +123,14 @@ class _TimedForward(ForwardPass):
 class _Bench:
     """One sequence's engine of a random model."""
 
-    def __init__(self, model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: int, misses: bool) -> None:
+    def __init__(
+        self, model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: int, read_sec: float | None
+    ) -> None:
+        """read_sec: of each record that a layer wants; None: all are in memory."""
         config = model.config
-        k = config.experts_per_token
+        k, misses = config.experts_per_token, read_sec is not None
         slots = model.slots[: min(2 * k, len(model.slots))] if misses else model.slots
-        queue = WaitingQueue(_READ_SEC if misses else 0.0)
+        queue = WaitingQueue(read_sec or 0.0)
         of_layers = model.experts_of_all  # what it takes to choose a victim grows with all experts
         policy = DEFAULT_POLICY(of_layers, model.used_of_all)
         self.experts = ExpertCache(slots, queue, policy, of_layers)
@@ -139,10 +146,10 @@ class _Bench:
         self.forward.step([(self.state, tokens)])
 
 
-def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, misses: bool) -> Mapping[str, float]:
+def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, read_sec: float | None) -> Mapping[str, float]:
     """Seconds of a layer and a token, by part; `beside` and `head` of a token, `calls` of experts of a layer."""
-    most = 256
-    bench = _Bench(model, pool, kv, most, misses)
+    most, misses = 256, read_sec is not None
+    bench = _Bench(model, pool, kv, most, read_sec)
     rng = np.random.default_rng(0)
     if not misses:
         for layer in range(model.config.num_layers):  # all resident from the start
@@ -186,7 +193,7 @@ def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, misses: b
 def _chunk(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, tokens: int) -> Mapping[str, float]:
     """Seconds of a layer and a chunk of that many tokens: `attend` is all but the experts'."""
     rng = np.random.default_rng(0)
-    bench = _Bench(model, pool, kv, tokens, misses=False)
+    bench = _Bench(model, pool, kv, tokens, None)
     for again in range(2):
         bench.state.rewind(0)
         before, bench.arithmetic.layers_sec = kernel_times(_kernels.timings(), pool.timings()), 0.0
