@@ -39,11 +39,11 @@ def is_v2() -> bool:
 
 
 @contextmanager
-def memory_limit(limit_bytes: int) -> Iterator[MemoryGroup]:
-    """A group of that size, to be joined by a child, and removed at the end. Raises RequestError where the system
-    doesn't let this process make one."""
+def memory_limit(limit_bytes: int, name: str = "") -> Iterator[MemoryGroup]:
+    """A group of that size, to be joined by a child, and removed at the end. name: of one among several. Raises
+    RequestError where the system doesn't let this process make one."""
     v2 = is_v2()
-    folder = (CGROUPS if v2 else CGROUPS / "memory") / f"smallthinker-limit-{os.getpid()}"
+    folder = (CGROUPS if v2 else CGROUPS / "memory") / f"smallthinker-limit-{os.getpid()}{name}"
     try:
         if v2:
             with contextlib.suppress(OSError):  # it may be on already, and be nobody's to change
