@@ -71,6 +71,11 @@ def theirs(args: argparse.Namespace, at_once: int) -> dict[str, Any]:
     return {"rows_per_sec": at_once / figures["t"], "at_once": at_once, **seen}
 
 
+def shown(i: int, side: str, figures: dict[str, Any]) -> dict[str, Any]:
+    print(f"round {i + 1}: {side:12} {figures['rows_per_sec']:.3f} rows/s, {figures}", flush=True)
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("store", type=Path)
@@ -90,12 +95,9 @@ def main() -> None:
         texts = ("".join(row) for row in rng.choice(list(ascii_uppercase), (args.rows, args.prompt)).tolist())
         (folder / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
         for i in range(args.repeats):
-            found = {"smallthinker": ours(args, folder)}
-            peers = [theirs(args, at_once) for at_once in args.at_once]
-            found["llama.cpp"] = max(peers, key=lambda one: float(one["rows_per_sec"]))
-            rounds.append(found)
-            for side, figures in [("smallthinker", found["smallthinker"]), *(("llama.cpp", peer) for peer in peers)]:
-                print(f"round {i + 1}: {side:12} {figures['rows_per_sec']:.3f} rows/s, {figures}", flush=True)
+            found = {"smallthinker": shown(i, "smallthinker", ours(args, folder))}
+            peers = [shown(i, "llama.cpp", theirs(args, at_once)) for at_once in args.at_once]
+            rounds.append(found | {"llama.cpp": max(peers, key=lambda one: float(one["rows_per_sec"]))})
     ratios = [one["smallthinker"]["rows_per_sec"] / one["llama.cpp"]["rows_per_sec"] for one in rounds]
     print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
     shape = {"rows": args.rows, "prompt": args.prompt, "tokens": args.tokens, "limit": args.limit}

@@ -4,9 +4,9 @@ python bench/scale.py measure STORE OUT.json [--nodes 1 2 3 4] [--storage emmc] 
 python bench/scale.py simulate MEASURED.json [--nodes 1 10 100 1000] [--rows 10000] [--spread 0.3] [--store 2GiB]
        [--source 1.25] [--link 0.125] [--row-sec S]
 
-measure: `batch` on one machine with 1, 2 and 4 rows side by side, which is a node's curve; the driver's cost of a row,
-by rows of the demo model; and `batch --cluster` over Ray nodes, each in a memory cgroup of its own (needs root),
-beside what the simulation says of the same job. All nodes share this machine's processors, so --storage emulates a disk
+measure: `batch --cluster` on one Ray node with 1, 2 and 4 rows side by side, which is a node's curve; the driver's cost
+of a row, by rows of the demo model; and jobs over several nodes, each in a memory cgroup of its own (needs root); and
+what the simulation says of them. All nodes share this machine's processors, so --storage emulates a disk
 that they wait for most of the time; what nodes that arithmetic keeps busy do can't be seen that way.
 
 simulate: a queue. Nodes fetch the store from one source (GB/s, shared; each has its link), load it, and take rows as
@@ -43,6 +43,7 @@ def simulated_sec(
     """From the first node's readiness on. curve: rows/s of a node with so many side by side."""
     rng = np.random.default_rng(0)
     speed = np.exp(rng.normal(0, spread, nodes))
+    speed /= speed.mean()
     most = max(curve)
     known = sorted(curve)
     per_row = [0.0] + [k / float(np.interp(k, known, [curve[n] for n in known])) for k in range(1, most + 1)]
@@ -102,7 +103,9 @@ def batch(args: argparse.Namespace, folder: Path, rows: int, tokens: int, *optio
     return float(json.loads(done.stdout)["answering_sec"])
 
 
-def on_nodes(args: argparse.Namespace, folder: Path, nodes: int, *jobs: tuple[int, int]) -> tuple[list[float], Any]:
+def on_nodes(
+    args: argparse.Namespace, folder: Path, nodes: int, at_once: int, *jobs: tuple[int, int]
+) -> tuple[list[float], Any]:
     """The seconds of these jobs (rows, tokens), one after another, and each node's peak and ceiling hits."""
     import psutil
     from ray.cluster_utils import Cluster
@@ -120,7 +123,7 @@ def on_nodes(args: argparse.Namespace, folder: Path, nodes: int, *jobs: tuple[in
                     for each in (process, *process.children(recursive=True)):  # later ones are born into it
                         (groups[-1].folder / "cgroup.procs").write_text(str(each.pid))
             cluster.wait_for_nodes()
-            there = ["--cluster", cluster.address, "--parallel", str(PARALLEL), "--node-dir", str(folder / "node")]
+            there = ["--cluster", cluster.address, "--parallel", str(at_once), "--node-dir", str(folder / "node")]
             secs = [batch(args, folder, *job, *there) for job in jobs]
             seen = [{"peak_mib": g.peak_bytes() // MIB, "ceiling_hits": g.ceiling_hits()} for g in groups]
         finally:
@@ -133,18 +136,19 @@ def measure(args: argparse.Namespace) -> None:
     found: dict[str, Any] = machine() | {"storage": args.storage, "memory": args.memory, "limit": args.limit}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        curve = {
-            k: args.rows / batch(args, folder, args.rows, args.tokens, "--parallel", str(k)) for k in (1, 2, PARALLEL)
-        }
-        print(f"one node, rows/s by rows side by side: {curve}", flush=True)
-        (few, many), _ = on_nodes(args, folder, 1, (50, 1), (450, 1))
+        curve = dict[int, float]()
+        for k in (1, 2, PARALLEL):  # on a node of Ray, whose libraries take their share of --memory
+            (few, many), _ = on_nodes(args, folder, 1, k, (k, args.tokens), (3 * k + 8, args.tokens))
+            curve[k] = (2 * k + 8) / (many - few)
+            start = few - k / curve[k]
+            print(f"one node, {k} rows side by side: {curve[k]:.3f} rows/s, a start {start:.1f} s", flush=True)
+        (few, many), _ = on_nodes(args, folder, 1, PARALLEL, (50, 1), (450, 1))
         driver = (many - few) / 400
-        start = max(few - 50 * driver, 0.0)
-        print(f"the driver: {1000 * driver:.1f} ms a row; a start {start:.1f} s", flush=True)
+        print(f"the driver: {1000 * driver:.1f} ms a row", flush=True)
         found |= {"curve": curve, "driver_sec": driver, "start_sec": start, "real": []}
         for nodes in args.nodes:
             rows = args.rows * nodes
-            (sec,), seen = on_nodes(args, folder, nodes, (rows, args.tokens))
+            (sec,), seen = on_nodes(args, folder, nodes, PARALLEL, (rows, args.tokens))
             told = simulated_sec(nodes, rows, curve=curve, driver_sec=driver, ready_sec=start, spread=0.0)
             found["real"].append({"nodes": nodes, "rows": rows, "sec": sec, "simulated_sec": told, "groups": seen})
             print(f"{nodes} nodes, {rows} rows: {sec:.1f} s real, {told:.1f} s simulated; {seen}", flush=True)
