@@ -33,7 +33,8 @@ const char* kind_name(Kind kind) {
   }
 }
 
-std::string error_text(int error) { return std::system_category().message(error); }
+// as errno numbers it, which are other numbers than the system's own on Windows
+std::string error_text(int error) { return std::generic_category().message(error); }
 
 StoreFile::StoreFile(const std::string& path, int64_t file_bytes, Kind kind)
     : file_bytes_(file_bytes), kind_(kind), buffered_(os::kNone), direct_(os::kNone) {

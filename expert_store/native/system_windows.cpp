@@ -1,4 +1,4 @@
-// Windows. Compiled nowhere and run nowhere yet.
+// Windows. Run under wine alone, by tests/run_wine.sh.
 #ifdef _WIN32
 #define NOMINMAX
 #include <windows.h>

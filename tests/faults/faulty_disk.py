@@ -3,8 +3,9 @@
     python tests/faults/faulty_disk.py FOLDER MOUNTED CONTROL
 
 CONTROL holds a fault's name and the number of the read from which it strikes, counted anew whenever that changes:
-`none`, `once` (EIO, this read alone), `broken` (EIO, all from then on), `stalled` (two seconds), `stuck` (for good),
-`pulled` (the disk is gone). CONTROL with the suffix .count gets the number of reads so far. Nothing can be written.
+`none`, `once` (EIO, this read alone), `broken` (EIO, all from then on), `stalled` (two seconds), `stuck` (until CONTROL
+changes), `pulled` (the disk is gone). CONTROL with the suffix .count gets the number of reads so far. Nothing can be
+written.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class FaultyDisk(Operations):  # type: ignore[misc]
             strikes, is_first = self.reads >= int(first), self.reads == int(first)
         if fault == "pulled" and strikes:
             os._exit(1)
-        if fault == "stuck" and strikes:
-            time.sleep(3600)
+        while fault == "stuck" and strikes and self.control.read_text() == asked:
+            time.sleep(0.05)
         if fault == "stalled" and is_first:
             time.sleep(2)
         if (fault == "broken" and strikes) or (fault == "once" and is_first):

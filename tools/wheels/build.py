@@ -25,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", action="append", choices=TARGETS, help="default: all")
     parser.add_argument("--python", action="append", choices=PYTHONS, help="default: all")
+    parser.add_argument("--compile-only", action="store_true", help="the modules, in the work folder, and no wheels")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "wheels")
     parser.add_argument("--out", type=Path, default=ROOT / "dist")
     args = parser.parse_args()
@@ -37,16 +38,17 @@ def main() -> None:
     found = {python: folder for python, folder in headers.items() if folder is not None}
     if not found:
         sys.exit("no Python's headers were found: name a folder with python3.X/Python.h in PYTHON_HEADERS")
-    package = package_folder(work)
-    out.mkdir(parents=True, exist_ok=True)
-    report(demo_wheel(work, out), begun)
+    if not args.compile_only:
+        package = package_folder(work)
+        out.mkdir(parents=True, exist_ok=True)
+        report(demo_wheel(work, out), begun)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for target in (TARGETS[name] for name in args.target or TARGETS):
             files = Compiler(target, found, work).build(pool)
             used = resource.getrusage(resource.RUSAGE_CHILDREN)
             spent = f"{time.monotonic() - begun:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of CPU time"
             print(f"{target.name}: compiled; until here {spent}", flush=True)
-            for python, modules in files.items():
+            for python, modules in () if args.compile_only else files.items():
                 wheel = pack(package, modules, target, python, out)
                 if wheel.stat().st_size > MAX_BASE_BYTES:
                     sys.exit(f"{wheel}: {wheel.stat().st_size:,} bytes, expected at most {MAX_BASE_BYTES:,}")

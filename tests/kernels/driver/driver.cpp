@@ -2,8 +2,13 @@
 // that the tests of tests/kernels can run them where Python doesn't: on an emulated CPU, or compiled with sanitizers.
 //
 // Arguments come in the order of _kernels.pyi. Nothing is checked but their types: the checks belong to the bindings.
+#ifdef _WIN32
+#include <fcntl.h>
+#include <io.h>
+#else
 #include <sys/wait.h>
 #include <unistd.h>
+#endif
 
 #include <algorithm>
 
@@ -158,7 +163,7 @@ const std::map<std::string, void (*)(Call&)> kKernels{
     {"KV_SPLIT", [](Call& c) { c.result(kKeySplit); }},
 };
 
-#if SMALLTHINKER_COMPILES_AVXVNNI
+#if SMALLTHINKER_COMPILES_AVXVNNI && !defined(_WIN32)
 // Virtual machines may hide the flag of AVX-VNNI and run its instructions all the same. So ask the CPU: a child
 // executes one, and dies of it or not.
 bool runs_avxvnni() {
@@ -177,7 +182,7 @@ bool runs_avxvnni() {
 
 std::vector<const Isa*> runnable_isas() {
   std::vector<const Isa*> isas = available_isas();
-#if SMALLTHINKER_COMPILES_AVXVNNI
+#if SMALLTHINKER_COMPILES_AVXVNNI && !defined(_WIN32)
   const bool is_there = std::find(isas.begin(), isas.end(), &isa_avx2vnni()) != isas.end();
   if (!is_there && std::find(isas.begin(), isas.end(), &isa_avx2()) != isas.end() && runs_avxvnni()) {
     isas.push_back(&isa_avx2vnni());
@@ -214,6 +219,9 @@ bool answer(Call::Pools& pools) {
 }  // namespace smallthinker
 
 int main() {
+#ifdef _WIN32
+  for (FILE* stream : {stdin, stdout}) _setmode(_fileno(stream), _O_BINARY);
+#endif
   smallthinker::Call::Pools pools;
   try {
     while (smallthinker::answer(pools)) {

@@ -10,9 +10,6 @@
 // A string is u32 bytes and then the bytes. Numbers are little-endian, as in the processes on both ends.
 #pragma once
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -25,6 +22,7 @@
 #include <vector>
 
 #include "formats/formats.h"
+#include "pages.h"
 #include "thread_pool.h"
 
 namespace smallthinker {
@@ -67,18 +65,14 @@ struct Array {
 #ifdef __SANITIZE_ADDRESS__
     data = new uint8_t[bytes];
 #else
-    void* map = mmap(nullptr, mapped(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (map == MAP_FAILED) throw std::bad_alloc();
-    uint8_t* end = static_cast<uint8_t*>(map) + mapped() - page();
-    mprotect(end, page(), PROT_NONE);
-    data = end - (bytes + kAlign - 1) / kAlign * kAlign;
+    data = pages::before_unreadable(whole()) - whole();
 #endif
   }
   ~Array() {
 #ifdef __SANITIZE_ADDRESS__
     delete[] data;
 #else
-    munmap(data + (bytes + kAlign - 1) / kAlign * kAlign + page() - mapped(), mapped());
+    pages::give_back(data + whole(), whole());
 #endif
   }
   Array(const Array&) = delete;
@@ -86,8 +80,7 @@ struct Array {
 
  private:
   static constexpr size_t kAlign = 8;
-  static size_t page() { return static_cast<size_t>(sysconf(_SC_PAGESIZE)); }
-  size_t mapped() const { return (bytes / page() + 2) * page(); }
+  size_t whole() const { return (bytes + kAlign - 1) / kAlign * kAlign; }
 };
 
 class Call {
