@@ -1,5 +1,5 @@
-"""litellm, which other programs reach models through, by both protocols. With what it needs it takes 281 MB, and an older
-version of what other packages need, so no extra has it: CI installs it for itself (.ci/litellm.lock)."""
+"""litellm, which other programs reach models through, by both protocols. With what it needs it takes 281 MB, and an
+older version of what other packages need, so no extra has it: CI installs it for itself (.ci/litellm.lock)."""
 
 from __future__ import annotations
 
