@@ -64,9 +64,9 @@ class RandomModel:
             head=Head(tied=True),  # a second matrix of which one row is read would only take memory
             tokens=SpecialTokens(None, ()),
         )
-        self._dense = {spec.name: _matrix(spec, rng) for spec in dense_table(self.config, formats)}
+        self._dense = _dense(list(dense_table(self.config, formats)), rng)
         of_one_tile = replace(self.config, vocab_size=TILE_ROWS)
-        self._table_rows = {spec.name: _matrix(spec, rng) for spec in lookup_table(of_one_tile, formats)}
+        self._table_rows = _dense(list(lookup_table(of_one_tile, formats)), rng)
         most = max(config.experts_per_token, int(share / 2 // nbytes))
         count = min(self.config.num_records, most)
         self.slots = _filled(count * nbytes, random_record(config, formats, rng)).reshape(count, nbytes)
@@ -96,12 +96,22 @@ def random_record(config: Model, formats: Formats, rng: np.random.Generator) -> 
     return record
 
 
-def _matrix(spec: TensorSpec, rng: np.random.Generator) -> npt.NDArray[Any]:
-    if spec.quant is None:
-        return np.ones(spec.shape, np.float32)
-    rows, cols = spec.shape
-    weights = rng.standard_normal((min(rows, 1024), cols), dtype=np.float32) * np.float32(cols**-0.5)
-    return _filled(spec.content_bytes, _packed(spec.quant, "tiles", weights))
+def _dense(specs: list[TensorSpec], rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
+    """By name, in memory of one piece, as a store's are: in pages as large."""
+    memory = np.frombuffer(pages.touched_buffer(max(sum(spec.nbytes for spec in specs), 1)), np.uint8)
+    found: dict[str, npt.NDArray[Any]] = {}
+    at = 0
+    for spec in specs:
+        view, at = memory[at : at + spec.content_bytes], at + spec.nbytes
+        if spec.quant is None:
+            found[spec.name] = view.view(np.float32)
+            found[spec.name][:] = 1
+            continue
+        rows, cols = spec.shape
+        weights = rng.standard_normal((min(rows, 1024), cols), dtype=np.float32) * np.float32(cols**-0.5)
+        _fill(view, _packed(spec.quant, "tiles", weights))
+        found[spec.name] = view
+    return found
 
 
 def _packed(quant: Quant, layout: Layout, weights: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
@@ -113,9 +123,13 @@ def _packed(quant: Quant, layout: Layout, weights: npt.NDArray[np.float32]) -> n
 def _filled(nbytes: int, pattern: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Memory of its own with the pattern again and again."""
     memory = np.frombuffer(pages.touched_buffer(nbytes), np.uint8)[:nbytes]
-    for at in range(0, nbytes, len(pattern)):
-        memory[at : at + len(pattern)] = pattern[: nbytes - at]
+    _fill(memory, pattern)
     return memory
+
+
+def _fill(memory: npt.NDArray[np.uint8], pattern: npt.NDArray[np.uint8]) -> None:
+    for at in range(0, len(memory), len(pattern)):
+        memory[at : at + len(pattern)] = pattern[: len(memory) - at]
 
 
 class WaitingQueue:
