@@ -11,20 +11,22 @@ from smallthinker import host
 from smallthinker.memory_plan import MIB, STARTING_BYTES
 
 KEPT_BYTES = 8 * MIB  # free of the budget, whatever is lent
-_FIRST_TOKENS, _MOST_TOKENS = 8, 256  # decoded before it is measured for the first time, and between two times
+USUAL_BYTES = 8 * MIB  # lent: seen 8 to 10 MiB under a kernel's limit
+FIRST_TOKENS, _MOST_TOKENS = 8, 256  # decoded before it is measured for the first time, and between two times
 _MOST_SHARE = 4  # of the planned slots, one in so many
 
 
 class SpareMemory:
     """`slots`: how many more than planned may be used. From the first measurement on; fewer again where others take the
-    memory after all."""
+    memory after all. `usual`: what it mostly comes to."""
 
     def __init__(self, budget_bytes: int, record_bytes: int, planned: int, most: int) -> None:
         """planned: slots at most; most: slots that the model needs in all."""
         self.slots = 0
         self._budget_bytes, self._record_bytes = budget_bytes, record_bytes
         self.most = max(0, min(STARTING_BYTES // record_bytes, planned // _MOST_SHARE, most - planned))
-        self._next_tokens, self._step = _FIRST_TOKENS, _FIRST_TOKENS
+        self.usual = min(USUAL_BYTES // record_bytes, self.most)
+        self._next_tokens, self._step = FIRST_TOKENS, FIRST_TOKENS
 
     def look(self, decoded_tokens: int, taken: int, planned: int) -> bool:
         """After so many tokens, with `taken` slots in use of the `planned` ones beside what contexts and scratch take

@@ -28,6 +28,7 @@ from smallthinker.prediction.compute_costs import ComputeCosts
 from smallthinker.prediction.disk_model import Clock, DiskModel, SimulatedQueue
 from smallthinker.prediction.routing import Routing
 from smallthinker.router.look_ahead import LookAhead
+from smallthinker.spare_memory import FIRST_TOKENS, SpareMemory
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,8 @@ class SimulatedEngine:
         self._clock = clock = Clock()
         finish_sec = costs.decompress_sec if stored_bytes < record_bytes else 0.0
         self._queue = queue = SimulatedQueue(disk, clock, stored_bytes, finish_sec)
-        slots = allocate_slots(plan.most_slots, DIRECT_ALIGN)  # never touched
+        self._spare = SpareMemory(plan.budget_bytes, record_bytes, plan.most_slots, config.num_records).usual
+        slots = allocate_slots(plan.most_slots + self._spare, DIRECT_ALIGN)  # never touched
         policy = DEFAULT_POLICY(config.experts_of_layers, config.used_of_layers)
         self._cache = ExpertCache(slots, queue, policy, config.experts_of_layers, clock=lambda: clock.sec)
         self._arithmetic = _Arithmetic(config, costs, routing, clock)
@@ -197,8 +199,9 @@ class SimulatedEngine:
         look = None if is_whole or not look_ahead else LookAhead(layers, k, certain=certain, own=own)
         self._forward = ForwardPass(self._arithmetic, self._cache, layers, look_ahead=look, clock=lambda: clock.sec)
         self._context = SequenceState(SequenceShape(()))  # without memory: nothing is kept but the length
-        self._at = 0  # in the routing
-        self._shared = (-1, 0)
+        self._at = self._decoded = 0  # in the routing; tokens
+        self._shared = (-1, 0, False)
+        self._cache.resize(plan.most_slots)
 
     def forget(self) -> None:
         """Empty the context, as before another prompt."""
@@ -214,6 +217,7 @@ class SimulatedEngine:
         began = self._reading()
         for _ in range(tokens):
             self._step(1)
+            self._decoded += 1
         return self._phase(began, tokens)
 
     def _step(self, tokens: int) -> None:
@@ -235,10 +239,10 @@ class SimulatedEngine:
 
     def _share_memory(self, tokens: int) -> None:
         """As Engine does before each step."""
-        positions = self._context.length + tokens
-        if self._plan.most_slots > self._plan.slots and (positions // 16, tokens) != self._shared:
-            self._shared = positions // 16, tokens
+        positions, lends = self._context.length + tokens, self._decoded >= FIRST_TOKENS
+        if self._plan.most_slots > self._plan.slots and (positions // 16, tokens, lends) != self._shared:
+            self._shared = positions // 16, tokens, lends
             plan = self._plan
             kv_bytes = self._shape.touched_bytes(positions + 16)
             limit = slots_at(plan, self._config, self._record_bytes, kv_bytes, tokens)
-            self._cache.resize(min(limit, self._plan.most_slots))
+            self._cache.resize(min(limit, plan.most_slots) + (self._spare if lends else 0))
