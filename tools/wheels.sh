@@ -7,6 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+command -v advzip > /dev/null || { echo "tools/wheels.sh: needs advzip (apt-get install advancecomp)" >&2; exit 1; }
 work=${WHEELS_WORK:-build/wheels}
 if [[ ! -x $work/venv/bin/auditwheel ]]; then
   "${PYTHON:-python3}" -m venv "$work/venv"

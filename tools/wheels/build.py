@@ -104,6 +104,7 @@ def pack(package: Path, modules: list[Path], target: Target, python: str, out: P
     path.unlink(missing_ok=True)
     with WheelFile(path, "w") as wheel:
         wheel.write_files(package)
+    subprocess.run(["advzip", "--recompress", "--shrink-extra", "--quiet", path], check=True)  # 3 to 4 % smaller
     return path
 
 
