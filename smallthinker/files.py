@@ -10,15 +10,17 @@ import errno
 import json
 import os
 import stat
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 MAX_SMALL_BYTES = 64 << 20
 """Over every configuration, template and tokenizer that is published (Gemma's tokenizer.json has 33 MB)."""
 
+_HIDDEN_BYTES = 8  # of chance in a temporary's name
 _MOST_NAME_BYTES = 200  # of a name that something is added to: file systems take 255
 
 _MAX_DIGITS = 308  # of a whole number, so that every one is a double too; Python's limit is 4,300, and another error
@@ -185,18 +187,48 @@ def _is_same(path: Path, status: os.stat_result) -> bool:
         return False
 
 
+def lock_folder(path: Path, wait: bool) -> int | None:
+    """Lock a folder, or a file, for this process; close the returned descriptor to unlock. None: another one holds it.
+
+    The kernel unlocks when the process ends, however it ends. Windows: -1, no lock; open files can't be deleted there.
+    """
+    if sys.platform == "win32":
+        return -1
+    import fcntl
+
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except OSError:  # a network file system without locks
+        pass
+    return fd
+
+
+def unlock_folder(lock: int) -> None:
+    if lock >= 0:
+        os.close(lock)
+
+
 @contextmanager
 def replacing(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
     """A file to write that becomes `path` at the end, synced; an exception leaves `path` as it was.
 
-    A link to a file stays, and what it leads to is replaced. Raises OSError: also for a pipe or device there, and
-    without `replace` for whatever is there by then.
+    A link to a file stays, and what it leads to is replaced; what killed processes left of the same goes. Raises
+    OSError: also for a pipe or device there, and without `replace` for whatever is there by then.
     """
     path = Path(os.path.realpath(path))
     check_output(path, replace=replace)
-    temporary = path.with_name(f"{hidden_name(path.name)}.{os.urandom(8).hex()}")
+    _remove_stale(path)
+    lock = None
+    while lock is None:  # between its first moment and the lock, another process may have taken it for a stale one
+        temporary = path.with_name(f"{hidden_name(path.name)}.{os.urandom(_HIDDEN_BYTES).hex()}")
+        temporary.open("xb").close()
+        lock = _locked(temporary)
     try:
-        with temporary.open("xb") as file:
+        with temporary.open("r+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -204,6 +236,30 @@ def replacing(path: Path, *, replace: bool = True) -> Iterator[BinaryIO]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+        unlock_folder(lock)
+
+
+def _remove_stale(path: Path) -> None:
+    """Temporaries of this file whose process is gone: the system has let go of their locks."""
+    begins, digits = hidden_name(path.name) + ".", 2 * _HIDDEN_BYTES
+    with suppress(OSError):
+        for old in path.parent.iterdir():
+            is_one = old.name.startswith(begins) and len(old.name) == len(begins) + digits
+            if is_one and (lock := _locked(old)) is not None:
+                old.unlink(missing_ok=True)
+                unlock_folder(lock)
+
+
+def _locked(path: Path) -> int | None:
+    """None for a file that another process has, or that is gone."""
+    try:
+        lock = lock_folder(path, wait=False)
+    except FileNotFoundError:
+        return None
+    if lock is not None and not path.exists():
+        unlock_folder(lock)
+        return None
+    return lock
 
 
 def _link(file: Path, name: Path) -> bool:

@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from smallthinker.errors import RequestError, StoreReadError, StoreWriteError, shown
-from smallthinker.files import open_fd, parse_json, write_whole
-from smallthinker.host.folders import lock_folder, sync_folder, unlock_folder
+from smallthinker.files import lock_folder, open_fd, parse_json, unlock_folder, write_whole
+from smallthinker.host.folders import sync_folder
 
 _FORMAT, _VERSION = "smallthinker-batch", 1
 _SUFFIX = ".journal"

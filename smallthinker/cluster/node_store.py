@@ -8,7 +8,8 @@ from pathlib import Path
 
 from smallthinker.errors import StoreFormatError, StoreWriteError
 from smallthinker.expert_store.store import Store, is_gguf
-from smallthinker.host.folders import lock_folder, sync_folder, unlock_folder
+from smallthinker.files import lock_folder, unlock_folder
+from smallthinker.host.folders import sync_folder
 
 
 def identity_of(store: Store) -> str:

@@ -5,6 +5,7 @@ Knows nothing about models or stores. Importing it works everywhere; where a fun
 docstring or a comment says what happens on Windows and macOS instead. Sizes are bytes.
 """
 
+from smallthinker.files import lock_folder, unlock_folder
 from smallthinker.host.direct_io import (
     DIRECT_ALIGN,
     address,
@@ -17,7 +18,7 @@ from smallthinker.host.direct_io import (
     read_at,
     whole_pages,
 )
-from smallthinker.host.folders import cache_folder, exchange_folders, lock_folder, sync_folder, unlock_folder
+from smallthinker.host.folders import cache_folder, exchange_folders, sync_folder
 from smallthinker.host.memory import (
     Memory,
     available_memory_bytes,

@@ -1,4 +1,4 @@
-"""Folders that several processes use: synced, locked, exchanged at once; and the user's own for what may be lost."""
+"""Folders that several processes use: synced, exchanged at once; and the user's own for what may be lost."""
 
 from __future__ import annotations
 
@@ -18,31 +18,6 @@ def sync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def lock_folder(path: Path, wait: bool) -> int | None:
-    """Lock a folder for this process; close the returned descriptor to unlock. None: another process holds it.
-
-    The kernel unlocks when the process ends, however it ends. Windows: -1, no lock; open files can't be deleted there.
-    """
-    if sys.platform == "win32":
-        return -1
-    import fcntl
-
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        os.close(fd)
-        return None
-    except OSError:  # a network file system without locks
-        pass
-    return fd
-
-
-def unlock_folder(lock: int) -> None:
-    if lock >= 0:
-        os.close(lock)
 
 
 def exchange_folders(a: Path, b: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -83,6 +84,19 @@ def test_a_failed_write_leaves_what_was_there_and_nothing_else(tmp_path: Path) -
         raise RuntimeError
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file can't be removed there, and needs no lock")
+def test_what_a_killed_process_left_goes_with_the_next_write_and_what_a_live_one_writes_stays(tmp_path: Path) -> None:
+    path, left = tmp_path / "file", tmp_path / ".file.0123456789abcdef"
+    others = [tmp_path / name for name in (".file.0123", ".file.0123456789abcdef0", ".filed.0123456789abcdef")]
+    for each in (left, *others):
+        each.write_bytes(b"half")
+    with replacing(path) as one, replacing(path) as other:
+        one.write(b"one")
+        other.write(b"other")
+    assert path.read_bytes() == b"one" and not left.exists()
+    assert {each.name for each in tmp_path.iterdir()} == {"file", *(each.name for each in others)}
 
 
 def test_a_write_replaces_what_a_link_leads_to_and_no_device_or_pipe(tmp_path: Path) -> None:
