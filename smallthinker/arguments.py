@@ -7,6 +7,7 @@ numbers.
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
 import operator
@@ -89,6 +90,16 @@ def texts(name: str, value: object) -> tuple[str, ...]:
     if not is_list(value):
         refuse(name, "a text or a list of texts", value)
     return tuple(text(name, one, "a text or a list of texts") for one in value)
+
+
+def json_value(name: str, value: object, expected: str) -> None:
+    """Of what JSON has: objects, lists, valid Unicode, finite numbers."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except UnicodeEncodeError as e:
+        raise RequestError(f"{name}: expected valid Unicode, found {e.object[e.start]!r} in a text") from None
+    except (TypeError, ValueError, RecursionError):
+        raise RequestError(f"{name}: expected {expected}, found a value that JSON doesn't have") from None
 
 
 def token_ids(name: str, value: object) -> list[int]:

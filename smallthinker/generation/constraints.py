@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from smallthinker.arguments import refuse
+from smallthinker.arguments import json_value, refuse
 from smallthinker.errors import RequestError
 from smallthinker.generation.answer import LogitsProcessor
 from smallthinker.text.chat_prompt import AnswerFormat
@@ -59,10 +58,7 @@ def constrained(
     if schema is not None:
         if not isinstance(schema, Mapping):
             refuse("json_schema", "a JSON schema, such as {'type': 'object'}", schema)
-        try:
-            json.dumps(schema)
-        except (TypeError, ValueError, RecursionError):
-            raise RequestError("json_schema: expected a JSON schema, found a value that JSON doesn't have") from None
+        json_value("json_schema", schema, "a JSON schema")
         return answer, grammars().of_schema(schema, "json_schema", answer or AnswerFormat()).begin()
     from smallthinker.generation.grammar import Function, writable
 

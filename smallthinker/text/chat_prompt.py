@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from smallthinker.arguments import json_value
 from smallthinker.errors import RequestError
 from smallthinker.text.answer_parser import AnswerParser
 from smallthinker.text.call_payloads import Tools
@@ -121,7 +122,9 @@ def can_switch_thinking(template: ChatTemplate) -> bool:
 
 
 def check_values(template: ChatTemplate, values: Mapping[str, Any]) -> None:
-    """Raises RequestError for what the template would ignore, or gets from elsewhere."""
+    """Raises RequestError for what the template would ignore, or gets from elsewhere, and for what no JSON has."""
+    for name, value in values.items():
+        json_value("template_values", {name: value}, "JSON values")
     unknown = next((name for name in values if name not in template.variables or name in ("messages", "tools")), None)
     if unknown is not None:
         raise RequestError(f"{unknown}: this model's chat template has no such switch")

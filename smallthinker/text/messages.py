@@ -6,11 +6,10 @@ Knows nothing about templates. What is wrong is a RequestError that begins with 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from smallthinker.arguments import choice, found, is_list, refuse, text
+from smallthinker.arguments import choice, found, is_list, json_value, refuse, text
 from smallthinker.errors import RequestError
 from smallthinker.files import parse_json
 from smallthinker.text.chat_template import REASONING
@@ -51,6 +50,7 @@ def _tool(given: object, place: str) -> dict[str, Any]:
     text(f"{place}.function.name", function.get("name"))
     if not isinstance(function.get("parameters") or {}, Mapping):
         refuse(f"{place}.function.parameters", "a JSON schema", function["parameters"])
+    json_value(f"{place}.function", dict(function), expected)
     return {"type": "function", "function": {key: value for key, value in function.items() if value is not None}}
 
 
@@ -105,19 +105,17 @@ def _call(given: object, place: str) -> dict[str, Any]:
 
 def _arguments(given: object, place: str) -> object:
     """A JSON object, or the text of one; other text stays what it is, as what a model may have written."""
+    if not isinstance(given, str):
+        if not isinstance(given, dict):
+            refuse(place, "a JSON object, or its text", given)
+        json_value(place, given, "a JSON object")
+        return given
+    given = text(place, given)
     try:
-        if not isinstance(given, str):
-            if not isinstance(given, dict):
-                refuse(place, "a JSON object, or its text", given)
-            json.dumps(given, allow_nan=False).encode()  # whether it is one
-            return given
-        value = parse_json(text(place, given))
-    except RequestError:
-        raise
-    except (TypeError, ValueError, RecursionError):
-        if isinstance(given, str):
-            return given
-        raise RequestError(f"{place}: expected a JSON object, found a value that JSON doesn't have") from None
+        value = parse_json(given)
+        json_value(place, value, "a JSON object")  # an escape can write half a surrogate pair
+    except ValueError:
+        return given
     return value if isinstance(value, dict) else given
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from streams import CONTROL, Terminal, assert_one_line, in_process, streams
 from smallthinker.cli import main
 from smallthinker.commands import COMMANDS
 from smallthinker.errors import MAX_MESSAGE_CHARACTERS, RequestError, SmallThinkerError, one_line, shown
-from smallthinker.llm import LLM
+from smallthinker.llm import LLM, Message
 from smallthinker.terminal import visible
 
 NAMES = [module.__name__.rpartition(".")[2].replace("_", "-") for module in COMMANDS]
@@ -129,6 +130,9 @@ def test_a_chat_from_a_pipe_ends_at_a_line_that_is_no_text() -> None:
     assert_one_line(err)
 
 
+ASKED: list[Message] = [{"role": "user", "content": "x"}]
+
+
 @given(text=st.text(min_size=1, max_size=20), lone=st.characters(categories=["Cs"]))
 @settings(max_examples=30)
 def test_half_a_surrogate_pair_is_no_text(demo: LLM, text: str, lone: str) -> None:
@@ -137,6 +141,16 @@ def test_half_a_surrogate_pair_is_no_text(demo: LLM, text: str, lone: str) -> No
             demo.generate(prompt)
         with pytest.raises(RequestError, match="expected valid Unicode"):
             demo.chat([{"role": "user", "content": prompt}])
+        for function in ({"name": "f", "description": prompt}, {"name": "f", "parameters": {"enum": [{prompt: 1}]}}):
+            with pytest.raises(RequestError, match=r"^tools\.0\.function: expected valid Unicode"):
+                demo.chat(ASKED, tools=[{"type": "function", "function": function}])
+        with pytest.raises(RequestError, match=r"^json_schema: expected valid Unicode"):
+            demo.generate("x", json_schema={"const": prompt})
+        call = {"function": {"name": "f", "arguments": {"x": prompt}}}
+        with pytest.raises(RequestError, match=r"^messages\.1\.tool_calls.*\.arguments: expected valid Unicode"):
+            demo.chat([*ASKED, {"role": "assistant", "tool_calls": [call]}])
+        call["function"]["arguments"] = json.dumps({"x": prompt})  # as a model can have written it
+        assert demo.chat([*ASKED, {"role": "assistant", "tool_calls": [call]}], max_tokens=1).token_ids
     assert demo.detokenize(demo.tokenize(text)) == text
 
 

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lies import Draw, edited, json_bytes, pick
 
+from smallthinker.generation.constraints import constrained
 from smallthinker.server import schemas
 from smallthinker.server.body import parse
 from smallthinker.server.ollama import schemas as ollama
-from smallthinker.text.chat_prompt import AnswerFormat, chat_prompt
+from smallthinker.text.chat_prompt import chat_prompt
 from smallthinker.text.messages import plain_tools
 
 if TYPE_CHECKING:
@@ -75,5 +76,6 @@ def grammar(draw: Draw, files: Files) -> None:
     """A client's JSON schema, as far as the first tokens that fit it."""
     schema = edited(draw, _SCHEMA)
     if isinstance(schema, dict):
-        begun = files.grammars.of_schema(schema, "json_schema", AnswerFormat()).begin()
+        _, begun = constrained(lambda: files.grammars, None, schema, [], None)
+        assert begun is not None
         begun([], np.zeros(300, np.float32))
