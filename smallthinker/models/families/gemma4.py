@@ -286,6 +286,8 @@ def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
     raw = gguf_decoder.common(keys, facts._replace(factors_of={}), ARCHITECTURE)
     layers = raw["num_hidden_layers"]
     types = gguf_decoder.layer_types(keys, layers, _PATTERN)
+    if types[-1:] != [_FULL]:
+        raise keys.fault("attention.sliding_window_pattern", "a last layer without a window", types)
     widths = gguf_decoder.of_layers(keys, "feed_forward_length", width, layers)
     heads = dict(zip(types, gguf_decoder.of_layers(keys, "attention.head_count_kv", kv_heads, layers), strict=True))
     head_dim = keys.integer("attention.key_length_swa")

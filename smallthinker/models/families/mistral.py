@@ -1,6 +1,6 @@
 """Mistral 7B (arXiv 2310.06825), Mistral Nemo and Small, text only: Llama's shape, one window for all layers or none.
 
-GGUF files of it say that they are Llama, and `llama.py` reads them. Knows nothing about stores or kernels.
+GGUF files of it say that they are Llama, which `llama.py` reads, or Ministral 3. Knows nothing about stores or kernels.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smallthinker.models import decoder
+from smallthinker.models import decoder, gguf_decoder
 from smallthinker.models import description as d
 from smallthinker.models.keys import Keys
 from smallthinker.models.rope_keys import rope, rope_keys
@@ -26,6 +26,7 @@ _ABSENT_THETA, _ABSENT_BOS, _ABSENT_EOS = 1e4, 1, 2
 
 CHECKPOINT_NAMES = decoder.ATTENTION_NAMES | decoder.DENSE_NAMES
 UNUSED_TENSORS = decoder.OLD_FREQUENCIES
+GGUF_NAMES = gguf_decoder.NAMES_OF_LLAMA
 
 
 def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
@@ -52,3 +53,8 @@ def to_config(model: d.Model) -> dict[str, Any]:
         "hidden_act": decoder.activation_name(ffn.activation),
         "sliding_window": decoder.window_of(model),
     }
+
+
+def gguf_notes(keys: Any, model: d.Model) -> tuple[str, ...]:
+    """What was taken for granted, since the file can't say it: published models have no window."""
+    return ()

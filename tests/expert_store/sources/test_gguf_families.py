@@ -10,8 +10,8 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from family_checkpoints import make_checkpoint
-from gguf_families import ARCHITECTURES, write
+from family_checkpoints import BASE, CASES, make_checkpoint
+from gguf_families import ARCHITECTURES, metadata, write
 from safetensors.numpy import load_file
 
 from smallthinker.errors import CheckpointError, ConfigError
@@ -19,14 +19,16 @@ from smallthinker.expert_store.sources.checkpoint import Checkpoint
 from smallthinker.expert_store.sources.gguf_checkpoint import GgufCheckpoint
 from smallthinker.models import decoder
 from smallthinker.models.description import Llama3Scaling
-from smallthinker.models.registry import checkpoint_places
+from smallthinker.models.gguf_keys import GgufFacts
+from smallthinker.models.registry import checkpoint_places, gguf_model, parse_model
 from smallthinker.rotary import frequencies
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_the_same_weights_are_the_same_model(name: str, tmp_path: Path) -> None:
+# Mistral's newest files say that they are Ministral, whose queries they don't scale.
+@pytest.mark.parametrize(("name", "architecture"), [*ARCHITECTURES.items(), ("mistral nemo", gguf.MODEL_ARCH.MISTRAL3)])
+def test_the_same_weights_are_the_same_model(name: str, architecture: gguf.MODEL_ARCH, tmp_path: Path) -> None:
     case = make_checkpoint(name, tmp_path / "checkpoint")
-    path = write(case.folder, tmp_path / "tiny.gguf", ARCHITECTURES[name])
+    path = write(case.folder, tmp_path / "tiny.gguf", architecture)
     with Checkpoint(case.folder) as expected, closing(GgufCheckpoint(path)) as found:
         assert_equal_but_for_rounding(asdict(found.config), asdict(expected.config) | {"family": found.config.family})
         for tensor, place in checkpoint_places(expected.config):
@@ -112,6 +114,17 @@ def test_factors_of_another_number_of_pairs_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="short_factor: expected a list of 8 numbers, one a rotary pair"):
         GgufCheckpoint(path)
+
+
+@pytest.mark.parametrize("pattern", [[True] * 4, None])
+def test_windows_up_to_the_last_layer_of_gemma_4_are_refused(pattern: list[bool] | None) -> None:
+    kind, more = CASES["gemma4 experts"]
+    facts = metadata(parse_model({"model_type": kind, **BASE, **more}))
+    facts.pop("attention.sliding_window_pattern")  # then llama.cpp takes every sixth layer to have none
+    facts |= {"attention.sliding_window_pattern": pattern} if pattern else {}
+    file = {"general.architecture": "gemma4"} | {f"gemma4.{key}": value for key, value in facts.items()}
+    with pytest.raises(ConfigError, match=r"gemma4\.attention\.sliding_window_pattern: expected a last layer without"):
+        gguf_model(file, GgufFacts(300, True, None, []), "tiny.gguf")
 
 
 def test_experts_as_gpt_oss_is_published_are_read(tmp_path: Path) -> None:
