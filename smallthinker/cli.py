@@ -130,6 +130,7 @@ def _signals_unwind() -> Iterator[None]:
 
     SystemExit, not KeyboardInterrupt, which a conversation answers with a hint. Only the first one counts: `timeout`
     sends it to the process and to its group. One that is ignored (nohup) stays so; `serve` puts its own in their place.
+    After Ctrl-C, a second one ends the process as it is: the clean-up may wait for a disk that never answers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -140,15 +141,23 @@ def _signals_unwind() -> Iterator[None]:
             signal.signal(each, lambda *_: None)
         raise SystemExit(128 + number)
 
+    def interrupt(*_: object) -> NoReturn:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     previous = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) == signal.SIG_DFL}
     try:
         for number in previous:
             signal.signal(number, end)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, interrupt)
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _parser() -> Parser:

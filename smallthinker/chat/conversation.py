@@ -6,12 +6,14 @@ It prints. Knows nothing about how text is generated, or how lines are typed.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 from smallthinker.chat.kept_messages import Message, keep_last, read_messages, to_json
@@ -57,6 +59,7 @@ _CUT = {
     "cancelled": "stopped",
     "timeout": "stopped: it took too long",
 }
+_IMPATIENT = 3  # of times Ctrl-C in one answer
 _LEAVE = ("/quit", "/bye", "/exit")
 
 
@@ -91,6 +94,7 @@ class Chat:
             self._go_on(messages)
 
     def run(self, lines: LineInput) -> Path | None:
+        on_interrupt = signal.getsignal(signal.SIGINT)
         while self._wanted is None:
             try:
                 line = lines.next().strip()
@@ -99,6 +103,7 @@ class Chat:
                     print()
                 return None
             except KeyboardInterrupt:
+                signal.signal(signal.SIGINT, on_interrupt)  # the command line's own, which a first one disarms
                 print("\n/bye or Ctrl-D leaves.")
                 continue
             if line in _LEAVE:
@@ -265,8 +270,16 @@ class Chat:
 
 @contextlib.contextmanager
 def interrupts_cancel(llm: LLM) -> Iterator[None]:
-    """Inside, Ctrl-C ends the answer instead of raising KeyboardInterrupt in the middle of a step."""
-    previous = signal.signal(signal.SIGINT, lambda *_: llm.cancel())
+    """Inside, Ctrl-C ends the answer instead of raising KeyboardInterrupt in the middle of a step. The third one in an
+    answer does what it would do outside: a step may wait for a disk that never answers."""
+    presses = itertools.count(1)
+
+    def cancel(number: int, frame: FrameType | None) -> None:
+        llm.cancel()
+        if next(presses) == _IMPATIENT and callable(previous):
+            previous(number, frame)
+
+    previous = signal.signal(signal.SIGINT, cancel)
     try:
         yield
     finally:

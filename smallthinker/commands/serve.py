@@ -152,7 +152,8 @@ def handle(args: argparse.Namespace) -> int:
             _tell(args, sock, {"model": name, "context": llm.plan.context}, sys.stdout)
             with _signals_end_quietly():
                 server.run(sockets=[sock])
-                models.close()  # here, where one more Ctrl-C can't end it half-way
+                signal.signal(signal.SIGINT, signal.SIG_DFL)  # closing may wait for a disk that never answers
+                models.close()
     return 0
 
 

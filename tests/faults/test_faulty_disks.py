@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -17,6 +18,7 @@ from gguf_files import rounded_checkpoint, write_gguf
 from tiny_models import HYBRID_ATTENTION, make_store, tiny_config
 
 pytestmark = pytest.mark.slow
+ASK = "import sys, urllib.request as r; r.urlopen(r.Request(sys.argv[1], sys.argv[2].encode()))"
 TRIES = 8  # moments a fault, model and reader
 Started = Callable[..., "subprocess.Popen[str]"]
 
@@ -126,3 +128,43 @@ def test_ctrl_c_at_a_disk_that_is_stuck_ends_the_command_when_the_disk_is_back(
         codes.add(process.returncode)
     assert 130 in codes
     assert codes <= {0, 130}
+
+
+@pytest.mark.parametrize("command", ["run", "chat", "serve"])
+def test_ctrl_c_again_and_again_ends_what_waits_for_a_disk_that_never_answers(
+    command: str, disk: Disk, start: Started, tmp_path: Path
+) -> None:
+    """By the buffered reader: a direct read that FUSE has begun is given back to nobody, not even for `kill -9`."""
+    disk.plug_in("none")
+    start("store", "buffered").communicate()
+    disk.plug_in("stuck", read := disk.reads() - 3)
+    words = [command, "-m", str(disk.mounted / "store"), "--reader", "buffered"]
+    words += ["--port", "0", "--json"] if command == "serve" else ["--max-tokens", "8"]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "smallthinker", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        asking = None
+        if command == "serve":
+            url = json.loads(process.stdout.readline())["url"]
+            data = json.dumps({"prompt": "hello", "max_tokens": 8})
+            asking = subprocess.Popen([sys.executable, "-c", ASK, f"{url}/v1/completions", data])
+        else:
+            process.stdin.write(b"hello\n")
+            process.stdin.flush()
+            if command == "run":
+                process.stdin.close()
+        while disk.reads() < read:
+            time.sleep(0.05)
+        presses = 0
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            presses += 1
+            time.sleep(0.5)  # a second one within the same moment is the first one still
+        if asking is not None:
+            asking.wait()
+    print(f"{command}: ended by Ctrl-C number {presses}, {process.returncode}")
+    assert presses <= 8
+    assert process.returncode in (-signal.SIGINT, 130, 0)
+    assert disk.control.read_text() == f"stuck {read}"
