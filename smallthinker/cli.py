@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     program, 130 for Ctrl-C. SIGTERM and SIGHUP raise SystemExit with 143 and 129, once a command has cleaned up."""
     with terminal.standard_streams():
         try:
-            _spare_address_space()
+            _spare_threads()
             return _run(argv)
         except terminal.OutputError as e:
             terminal.drop_output()
@@ -77,13 +77,18 @@ def _run(argv: Sequence[str] | None) -> int:
         return _tell(name, code, in_options(said) if isinstance(e, SmallThinkerError) else said)
 
 
-def _spare_address_space() -> None:
-    """OpenBLAS, which numpy loads, starts a thread a core and ends the process where it can't."""
+def _spare_threads() -> None:
+    """OpenBLAS, which numpy loads, starts a thread a core, and ends the process where it can't."""
     if sys.platform == "win32":
         return
     import resource
 
-    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+    can_start = True
+    try:
+        threading.Thread(target=int).start()
+    except RuntimeError:
+        can_start = False
+    if not can_start or resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 

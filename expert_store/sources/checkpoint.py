@@ -178,9 +178,9 @@ class Checkpoint:
 
     def _weight_files(self) -> list[Path]:
         index = self.path / INDEX_FILE
-        if not index.exists():
+        if not is_there(index):
             single = self.path / SINGLE_FILE
-            if not single.exists():
+            if not is_there(single):
                 raise CheckpointError(f"{self.path}: neither {SINGLE_FILE} nor {INDEX_FILE}; {self._remedy()}")
             return [single]
         try:
@@ -188,7 +188,7 @@ class Checkpoint:
         except OSError as e:
             raise CheckpointError(f"{index}: cannot read: {e.strerror or e}") from e
         for name in names:
-            if not (self.path / name).exists():
+            if not is_there(self.path / name):
                 raise CheckpointError(f"{self.path / name}: missing, but {INDEX_FILE} names it; download it")
         return [self.path / name for name in names]
 

@@ -193,6 +193,7 @@ def test_missing_files_are_named(checkpoint: Path, tmp_path: Path) -> None:
         ('{"weight_map": {"a": 1}}', "weight_map"),
         ('{"weight_map": {"a": "../../etc/passwd"}}', r"names of \.safetensors files"),
         ('{"weight_map": {"a": "/tmp/x.safetensors"}}', r"names of \.safetensors files"),
+        ('{"weight_map": {"a": "' + "a" * 300 + '.safetensors"}}', r"a\.safetensors: missing"),
         ('{"weight_map": {"a": "none.safetensors"}}', r"none\.safetensors: missing"),
     ],
 )

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 from ended_commands import everything, run
 from gguf_files import rounded_checkpoint, write_gguf
 from tiny_models import HYBRID_ATTENTION, make_store, tiny_config
+
+from smallthinker.benchmark.cgroup import CGROUPS, is_v2, joining
 
 SAID = "run -m store --max-tokens 3 --temperature 0 --raw hello"
 
@@ -129,3 +132,37 @@ def test_with_any_number_of_descriptors_a_model_answers_or_one_line_says_why(mod
             assert ended.err.strip().count("\n") == 0, (files, ended)
             assert "Traceback" not in ended.err
     assert codes == {0, 2}
+
+
+@pytest.fixture
+def few_threads() -> Iterator[Path]:
+    """A control group whose `pids.max` says how many threads it may have."""
+    folder = (CGROUPS if is_v2() else CGROUPS / "pids") / f"smallthinker-threads-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError as e:
+        pytest.skip(f"needs root and a control group of threads: {e}")
+    if not (folder / "pids.max").exists():
+        folder.rmdir()
+        pytest.skip("needs a control group of threads")
+    yield folder
+    folder.rmdir()
+
+
+def test_with_any_number_of_threads_a_model_answers_or_one_line_says_why(few_threads: Path, place: Path) -> None:
+    expected = run(SAID, place).out
+    codes = []
+    for threads in (1, 2, 4, 6, 8, 16):
+        (few_threads / "pids.max").write_text(str(threads))
+        command = joining([few_threads], [sys.executable, "-m", "smallthinker", *SAID.split()])
+        ended = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+        codes.append(ended.returncode)
+        if ended.returncode == 0:
+            assert ended.stdout == expected
+        else:
+            assert ended.returncode == 2, (threads, ended)
+            assert ended.stderr.count("\n") == 1 and "error: no memory or threads left" in ended.stderr, (
+                threads,
+                ended,
+            )
+    assert codes[0] == 2 and codes[-1] == 0 and codes == sorted(codes, reverse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import threading
@@ -88,6 +89,13 @@ def test_all_that_run_are_listed_and_shown(client: OpenAI, several: Running) -> 
     assert sorted(model.model or "" for model in known.list().models) == sorted(model["id"] for model in listed)
     assert "And" in (known.show(OTHER).template or "")  # without loading it
     assert [model.model for model in known.ps().models] == [NAME]
+
+
+@pytest.mark.parametrize("seconds", [-(2**31), 0, 2**33, 2**40])  # as far as the file system can keep it
+def test_files_of_any_date_are_listed(seconds: int, several: Running, folder: Path) -> None:
+    for path in (folder / OTHER).iterdir():
+        os.utime(path, (seconds, seconds))
+    assert OTHER in [model.model for model in ollama.Client(several.url).list().models]
 
 
 def test_an_alias_is_the_model_that_it_names(client: OpenAI, several: Running, folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from hashlib import sha256
 from typing import Any
 
@@ -25,6 +25,7 @@ from smallthinker.text.chat_template import load_chat_template
 
 # Whose protocol this is; clients ask whether it is new enough for them.
 FOLLOWED_VERSION = "0.12.11"
+_LAST_SECOND = 253_402_300_799.0  # of the year 9999
 _NEVER = "9999-12-31T23:59:59Z"
 
 
@@ -114,4 +115,6 @@ def _details(model: LibraryModel, family: str, parameters: int, quant: str) -> d
 
 
 def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
+    """Of a file, whose date can be any: what no date can say is the nearest that one can."""
+    since = timedelta(seconds=min(max(seconds, 0.0), _LAST_SECOND))
+    return (datetime(1970, 1, 1, tzinfo=timezone.utc) + since).isoformat().replace("+00:00", "Z")
