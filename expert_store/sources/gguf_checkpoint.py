@@ -209,10 +209,12 @@ class GgufCheckpoint:
     def blocks(
         self, name: str, quant: Quant, start: int = 0, stop: int | None = None, *, transposed: bool = False
     ) -> npt.NDArray[np.uint8] | None:
-        """uint8 [rows, blocks, block bytes] if the file has blocks of this kind along these rows, else None."""
+        """uint8 [rows, blocks, block bytes] if the file has blocks of this kind along a matrix's rows, else None."""
         found = self.model.places[name]
         place = found.place
         if quant not in BLOCK_QUANTS or self.own_format(name) != quant or place.transposed != transposed:
+            return None
+        if len(place.shape) < 2:
             return None
         block = _kernels.formats()[quant][0]
         if transposed:  # rows of the file's matrix

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from smallthinker.cli import main
 from smallthinker.errors import CheckpointError, ConfigError
 from smallthinker.expert_store.convert import convert, open_checkpoint
 from smallthinker.expert_store.sources.checkpoint import Checkpoint
+from smallthinker.expert_store.sources.gguf_checkpoint import GgufCheckpoint
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.synth import synth
 from smallthinker.llm import LLM
@@ -85,6 +87,15 @@ def test_the_engine_answers_from_a_converted_gguf_as_from_safetensors(tmp_path: 
         with LLM(store, memory="4GiB") as llm:
             answers.append(llm.generate("a sea", max_tokens=24, ignore_eos=True, temperature=0).token_ids)
     assert answers[0] == answers[1] and len(answers[0]) == 24
+
+
+def test_a_vector_in_blocks_is_read_as_values(checkpoint: Path, tmp_path: Path) -> None:
+    quantized = gguf.quantize(np.linspace(0.5, 1.5, 64, dtype=np.float32)[None], gguf.GGMLQuantizationType.Q4_0)
+    tensors = {"blk.0.attn_norm.weight": (quantized[0], gguf.GGMLQuantizationType.Q4_0)}
+    with closing(GgufCheckpoint(write_gguf(checkpoint, tmp_path / "tiny.gguf", "Q4_0", tensors=tensors))) as source:
+        found = source.read("layers.0.input_layernorm")
+        assert np.array_equal(found, gguf.dequantize(quantized, gguf.GGMLQuantizationType.Q4_0)[0])
+        assert source.blocks("layers.0.input_layernorm", "q4_0") is None
 
 
 @pytest.mark.parametrize(("kind", "quant"), [("Q4_0", "q4_0"), ("Q8_0", "q8_0")])
