@@ -61,6 +61,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm2": ("llama", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
     "llama biases": ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 32}),
     "llama linear": ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 5e5}}),
+    "llama proportional": (
+        "llama", {"rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e4}},
+    ),
     "mistral": ("mistral", {"sliding_window": 12, "head_dim": 32}),
     "mistral nemo": ("mistral", {"sliding_window": None}),
     "qwen2": ("qwen2", {"use_sliding_window": True, "sliding_window": 12, "max_window_layers": 2}),

@@ -26,6 +26,7 @@ ARCHITECTURES = {
     "smollm2": gguf.MODEL_ARCH.LLAMA,
     "llama biases": gguf.MODEL_ARCH.LLAMA,
     "llama linear": gguf.MODEL_ARCH.LLAMA,
+    "llama proportional": gguf.MODEL_ARCH.LLAMA,
     "mixtral whole": gguf.MODEL_ARCH.LLAMA,
     "qwen2 yarn": gguf.MODEL_ARCH.QWEN2,
     "qwen3": gguf.MODEL_ARCH.QWEN3,

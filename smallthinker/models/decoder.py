@@ -6,7 +6,7 @@ Each family's file says what its own absent keys mean and what its layers are; n
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -53,6 +53,12 @@ ATTENTION_NAMES = {
 DENSE_NAMES = {
     **{part: f"{_LAYER}mlp.{part}_proj.weight" for part in ("gate", "up", "down")},
     **{f"{part}_bias": f"{_LAYER}mlp.{part}_proj.bias" for part in ("gate", "up", "down")},
+}
+# Where norms stand behind both parts of a layer, too.
+SANDWICH_NAMES = {
+    "attention_out_norm": f"{_LAYER}post_attention_layernorm.weight",
+    "post_attention_layernorm": f"{_LAYER}pre_feedforward_layernorm.weight",
+    "ffn_out_norm": f"{_LAYER}post_feedforward_layernorm.weight",
 }
 EXPERT_NAMES = {
     "router": f"{_LAYER}mlp.gate.weight",
@@ -102,8 +108,9 @@ class Common(NamedTuple):
         )
 
 
-def common(keys: Keys, bos: int | None = None, *eos: int) -> Common:
-    """bos, eos: what absent keys mean. Raises ConfigError, naming the key."""
+def common(keys: Keys, bos: int | None = None, *eos: int, own: Collection[str] = ()) -> Common:
+    """bos, eos: what absent keys mean. own: keys that the family reads itself, and others must not have. Raises
+    ConfigError, naming the key."""
     layers, hidden = keys.positive("num_hidden_layers"), keys.positive("hidden_size", multiple_of=d.BLOCK)
     heads, vocab = keys.positive("num_attention_heads"), keys.positive("vocab_size")
     if keys.get("head_dim") is None and hidden % heads:
@@ -112,7 +119,7 @@ def common(keys: Keys, bos: int | None = None, *eos: int) -> Common:
         keys.token("bos_token_id", bos, vocab),
         keys.tokens("eos_token_id", eos, vocab),
     )
-    keys.only_these(_ONLY)
+    keys.only_these({key: values for key, values in _ONLY.items() if key not in own})
     return Common(
         layers,
         hidden,
@@ -128,8 +135,9 @@ def common(keys: Keys, bos: int | None = None, *eos: int) -> Common:
 
 
 def common_keys(model: d.Model, architecture: str) -> dict[str, Any]:
-    """The way back, of all layers alike in these."""
-    attention = model.layers[0].attention
+    """The way back, of all layers alike in these; heads are those of layers with a window, if there are any."""
+    mixers = [layer.attention for layer in model.layers]
+    attention = next((mixer for mixer in mixers if mixer.window), mixers[0])
     return {
         "architectures": [architecture],
         "model_type": model.family,
@@ -149,6 +157,12 @@ def common_keys(model: d.Model, architecture: str) -> dict[str, Any]:
 
 def activation(keys: Keys, key: str = "hidden_act") -> d.Activation:
     return keys.one_of(key, _ACTIVATIONS)
+
+
+def softcap(keys: Keys) -> float:
+    """Of the logits; 0 for none."""
+    key = "final_logit_softcapping"
+    return 0.0 if keys.get(key) is None else keys.number(key, 1e-3, 1e6)
 
 
 def activation_name(activation: d.Activation) -> str:
@@ -179,7 +193,8 @@ def dense(
 
 
 def dense_keys(ffn: d.Ffn) -> dict[str, Any]:
-    """The keys of a dense network but for its activation."""
+    """The keys of a dense network, or of the one beside experts, but for its activation."""
+    ffn = ffn if ffn.beside is None else ffn.beside.ffn
     return {"intermediate_size": ffn.width * ffn.slices, "num_mlp_slices": ffn.slices}
 
 

@@ -6,12 +6,16 @@ nothing here knows a family.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from smallthinker.models.gguf_keys import FACTORS, GgufFacts, GgufKeys
+from smallthinker.models.layer_keys import per_layer_config
 from smallthinker.models.places import Stored
+from smallthinker.models.rope_keys import turning_part
 
 _MOST_LAYERS = 1024
+_INFINITE = 1e29  # a factor of a pair that doesn't turn is 1e30
 _LAYER = "blk.{layer}."
 # Where a layer's experts are one tensor.
 NAMES: dict[str, str | Stored] = {
@@ -30,6 +34,19 @@ NAMES: dict[str, str | Stored] = {
     **{f"dense_{part}": f"{_LAYER}ffn_{part}.weight" for part in ("gate", "up", "down")},
     **{f"dense_{part}_bias": f"{_LAYER}ffn_{part}.bias" for part in ("gate", "up", "down")},
     **{f"shared_{part}": f"{_LAYER}ffn_{part}_shexp.weight" for part in ("gate", "up", "down")},
+    **{f"beside_{part}": f"{_LAYER}ffn_{part}.weight" for part in ("gate", "up", "down")},
+    "beside_norm": f"{_LAYER}ffn_norm.weight",
+    "beside_out_norm": f"{_LAYER}post_ffw_norm_1.weight",
+    "experts_out_norm": f"{_LAYER}post_ffw_norm_2.weight",
+    "router_norm": f"{_LAYER}ffn_gate_inp.scale",
+    "router_expert_scale": f"{_LAYER}ffn_down_exps.scale",
+    "output_scale": f"{_LAYER}layer_output_scale.weight",
+    "layer_embeddings": "per_layer_token_embd.weight",
+    "layer_inputs_proj": "per_layer_model_proj.weight",
+    "layer_inputs_norm": "per_layer_proj_norm.weight",
+    "input_gate": f"{_LAYER}inp_gate.weight",
+    "input_proj": f"{_LAYER}proj.weight",
+    "input_out_norm": f"{_LAYER}post_norm.weight",
 }
 # Of llama's relatives: llama.cpp turns pairs that lie side by side there, so its converter moves rows.
 NAMES_OF_LLAMA: dict[str, str | Stored] = {
@@ -95,7 +112,7 @@ def common(keys: GgufKeys, facts: GgufFacts, architecture: str, *, partial: bool
         "max_position_embeddings": context,
         "rms_norm_eps": keys.number("attention.layer_norm_rms_epsilon"),
         "rope_theta": keys.number("rope.freq_base", 10_000.0),
-        "rope_scaling": _scaling(keys, facts, context),
+        "rope_scaling": _scaling(keys, facts, context, turned // 2),
         **({"partial_rotary_factor": turned / max(head_dim, 1)} if partial else {}),
         "tie_word_embeddings": facts.tied,
         "bos_token_id": facts.bos_token_id,
@@ -103,13 +120,40 @@ def common(keys: GgufKeys, facts: GgufFacts, architecture: str, *, partial: bool
     }
 
 
-def _scaling(keys: GgufKeys, facts: GgufFacts, context: int) -> dict[str, Any] | None:
+def rope_parameters(keys: GgufKeys, raw: dict[str, Any], theta: float) -> dict[str, Any]:
+    """Positions of both types of layers, where each has a base of its own; what `raw` says of those without a window is
+    taken out of it. theta: what an absent base of the others means. Raises ConfigError."""
+    return {
+        "full_attention": {"rope_theta": raw.pop("rope_theta")} | (raw.pop("rope_scaling") or {"rope_type": "default"}),
+        "sliding_attention": {"rope_type": "default", "rope_theta": keys.number("rope.freq_base_swa", theta)},
+    }
+
+
+def heads_of_types(keys: GgufKeys, raw: Mapping[str, Any], types: Sequence[str], kv_heads: Any) -> dict[str, Any]:
+    """Heads of both types of layers, where each has its own; `raw` has those of layers without a window. kv_heads: what
+    `attention.head_count_kv` says. Raises ConfigError."""
+    size = keys.integer("attention.key_length_swa")
+    for key in ("attention.value_length_swa", "rope.dimension_count_swa"):
+        keys.same(key, keys.integer(key, size), size, "attention.key_length_swa")
+    counts = dict(zip(types, of_layers(keys, "attention.head_count_kv", kv_heads, len(types)), strict=True))
+    full = counts["full_attention"]
+    return {
+        "head_dim": size,
+        "num_key_value_heads": counts.get("sliding_attention", full),
+        "per_layer_config": per_layer_config(types, full, raw["head_dim"]),
+    }
+
+
+def _scaling(keys: GgufKeys, facts: GgufFacts, context: int, pairs: int) -> dict[str, Any] | None:
     kind = keys.text("rope.scaling.type", "none")
     factor = keys.number("rope.scaling.factor", 1.0)
     whole, long, short = (facts.factors(name) for name in FACTORS)
     if whole is not None or long is not None:
         if kind not in ("none", "longrope") or factor not in (0.0, 1.0):
             raise keys.fault("rope.scaling.type", "'none' or 'longrope', beside factors of each pair", kind)
+        turning = whole.count(1.0) if whole else 0
+        if whole and len(whole) == pairs and all(f >= _INFINITE for f in whole[turning:]):
+            return {"rope_type": "proportional", "partial_rotary_factor": turning_part(turning, 2 * pairs)}
         original = keys.integer("rope.scaling.original_context_length", context)
         return {
             "rope_type": "longrope",

@@ -42,8 +42,8 @@ _MODULES = (
 )  # fmt: skip
 FAMILIES: dict[str, ModuleType] = {family.MODEL_TYPE: family for family in _MODULES}
 """By model_type: modules with ARCHITECTURE, from_config, to_config and CHECKPOINT_NAMES (None: the description's own);
-UNUSED_TENSORS, patterns of names, where checkpoints have more; for who has GGUF files, GGUF_NAMES, UNUSED_IN_GGUF and
-gguf_notes, and, where GGUF has a name for them, GGUF_ARCHITECTURE and from_gguf."""
+UNUSED_TENSORS, patterns of names, where checkpoints have more; for who has GGUF files, GGUF_NAMES and UNUSED_IN_GGUF;
+where GGUF has a name for them, GGUF_ARCHITECTURE and from_gguf, and gguf_notes where files don't say all they could."""
 
 
 _WHOLE_MODEL = "ForConditionalGeneration"
@@ -133,7 +133,8 @@ def gguf_model(metadata: Mapping[str, Any], facts: GgufFacts, where: str) -> tup
         model = parse_model(raw)
     except ConfigError as e:
         raise ConfigError(f"{where}: metadata of '{architecture}', as a config.json: {e}") from None
-    return model, FAMILIES[model.family].gguf_notes(GgufKeys(metadata, architecture, where), model)
+    notes = getattr(FAMILIES[model.family], "gguf_notes", None)
+    return model, () if notes is None else notes(GgufKeys(metadata, architecture, where), model)
 
 
 def gguf_family(metadata: Mapping[str, Any], where: str) -> tuple[ModuleType, str]:

@@ -32,6 +32,7 @@ _KEYS: Mapping[str, set[str]] = {
         "factor", _ORIGINAL, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate",
     },
     "longrope": {"short_factor", "long_factor", "factor", _ORIGINAL, "attention_factor"},
+    "proportional": {"factor"},
 }  # fmt: skip
 
 
@@ -61,7 +62,11 @@ def rope(
     found = {theta_key: keys.get(theta_key), f"{where}.rope_theta": settings.get("rope_theta")}
     theta = _agreed(found, theta, *ROPE_THETA_RANGE)
     key = "partial_rotary_factor"
-    part = _agreed({key: keys.get(key), f"{where}.{key}": settings.get(key)}, partial or 1.0, 1e-3, 1.0)
+    part = _agreed({key: keys.get(key), f"{where}.{key}": settings.get(key)}, partial or 1.0, 0.0, 1.0)
+    if kind == "proportional":  # frequencies are the whole head's, and the last pairs have none
+        if settings.get("factor") is not None:
+            checked_number(f"{where}.factor", settings["factor"], 1.0, 1.0)
+        return Rope(theta, head_dim, turning=None if part == 1.0 else _turning(part, head_dim))
     if partial is None and part != 1.0:
         raise ConfigError(f"{key}: only 1.0 is supported, found {part:g}")
     size = int(head_dim * part)
@@ -70,15 +75,33 @@ def rope(
     return Rope(theta, size, scaling=_scaling(where, kind, settings, size, context, original))
 
 
-def rope_keys(rope: Rope, head_dim: int | None = None) -> dict[str, Any]:
-    """The keys for these positions, as both transformers 4 and 5 read them. head_dim: of a family whose rotary part can
-    be smaller."""
-    found: dict[str, Any] = {"rope_theta": rope.theta, "rope_scaling": scaling_keys(rope.scaling)}
-    return found if head_dim is None else found | {"partial_rotary_factor": rope.size / head_dim}
+def rope_keys(rope: Rope | None, head_dim: int | None = None) -> dict[str, Any]:
+    """The keys for these positions, as both transformers 4 and 5 read them; none without positions. head_dim: of a
+    family whose rotary part can be smaller."""
+    if rope is None:
+        return {}
+    found: dict[str, Any] = {"rope_theta": rope.theta, "rope_scaling": scaling_keys(rope)}
+    if head_dim is None:
+        return found
+    part = rope.size / head_dim if rope.turning is None else turning_part(rope.turning, rope.size)
+    return found | {"partial_rotary_factor": part}
 
 
-def scaling_keys(scaling: RopeScaling | None) -> dict[str, Any] | None:
+def turning_part(turning: int, size: int) -> float:
+    """`partial_rotary_factor` of the kind "proportional" for so many pairs of a head of this size."""
+    part = 2 * turning / size
+    return part if _turning(part, size) == turning else math.nextafter(part, 1.0)
+
+
+def _turning(part: float, size: int) -> int:
+    return int(part * size // 2)
+
+
+def scaling_keys(rope: Rope) -> dict[str, Any] | None:
     """`rope_scaling` for these positions."""
+    scaling = rope.scaling
+    if rope.turning is not None:
+        return {"rope_type": "proportional", "partial_rotary_factor": turning_part(rope.turning, rope.size)}
     if isinstance(scaling, LinearScaling):
         return {"rope_type": "linear", "factor": scaling.factor}
     if isinstance(scaling, Llama3Scaling):

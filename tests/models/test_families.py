@@ -22,9 +22,10 @@ from smallthinker.expert_store.sources.checkpoint import Checkpoint
 from smallthinker.expert_store.store import Store
 from smallthinker.expert_store.synthetic.byte_tokenizer import byte_tokenizer_files
 from smallthinker.models import description as d
-from smallthinker.models.keys import _IGNORED
+from smallthinker.models.keys import _IGNORED, Keys
 from smallthinker.models.published import PUBLISHED as SHAPES
 from smallthinker.models.registry import FAMILIES, parse_model, to_config
+from smallthinker.models.rope_keys import rope, rope_keys
 from smallthinker.models.supported import check_supported
 from smallthinker.models.tensors import num_parameters
 from smallthinker.reference import ReferenceModel
@@ -188,9 +189,11 @@ def test_positions_as_transformers_4_writes_them_mean_the_same(name: str, made: 
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
-    | st.sampled_from([0, 1, 2, 64, 1e-6, 10**307, "default", "yarn", "longrope", "llama3", FULL, SLIDING, "silu"]),
+    | st.sampled_from([0, 1, 2, 64, 1e-6, 10**307, "default", "yarn", "longrope", "llama3", "proportional", 0.5, FULL,
+                         SLIDING, "silu"]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-        st.sampled_from([FULL, SLIDING, "rope_type", "factor", "rope_theta", "short_factor", "mscale"])
+        st.sampled_from([FULL, SLIDING, "rope_type", "factor", "rope_theta", "short_factor", "mscale",
+                         "partial_rotary_factor"])
         | st.text(max_size=5), inner, max_size=4,
     ),
     max_leaves=6,
@@ -214,6 +217,14 @@ def test_any_value_of_any_key_is_a_model_or_one_line(kind: str, value: Any, data
         refused = ""
         assert parse_model(to_config(model)) == model
     assert len(refused) < 400 and refused.isprintable()
+
+
+def test_any_number_of_turning_pairs_is_written_as_a_part_that_reads_as_it() -> None:
+    """The part times the head's size is rounded down, as transformers does it."""
+    for size in (44, 88, 90, 128):
+        for turning in range(size // 2):
+            positions = d.Rope(1e4, size, turning=turning)
+            assert rope(Keys(rope_keys(positions, size), (), {}), size, 512, 1e4, partial=1.0) == positions
 
 
 @pytest.mark.parametrize(

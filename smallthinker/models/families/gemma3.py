@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from smallthinker.models import decoder, gguf_decoder
+from smallthinker.models import decoder, gguf_decoder, layer_keys
 from smallthinker.models import description as d
 from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
 from smallthinker.models.places import Stored
-from smallthinker.models.rope_keys import rope, scaling_keys
+from smallthinker.models.rope_keys import rope
 
 ARCHITECTURE = "Gemma3ForCausalLM"
 MODEL_TYPE, GGUF_ARCHITECTURE = "gemma3_text", "gemma3"
@@ -30,16 +30,7 @@ _ABSENT_THETA, _ABSENT_SLIDING_THETA, _ABSENT_BOS, _ABSENT_EOS = 1e6, 1e4, 2, 1
 _LAYERS_OF_27B, _PATTERN = 62, 6
 _IGNORED = {"cache_implementation", "_sliding_window_pattern"}  # layer_types say what the second says
 
-_LAYER = "model.layers.{layer}."
-CHECKPOINT_NAMES = (
-    decoder.ATTENTION_NAMES
-    | decoder.DENSE_NAMES
-    | {
-        "attention_out_norm": f"{_LAYER}post_attention_layernorm.weight",
-        "post_attention_layernorm": f"{_LAYER}pre_feedforward_layernorm.weight",
-        "ffn_out_norm": f"{_LAYER}post_feedforward_layernorm.weight",
-    }
-)
+CHECKPOINT_NAMES = decoder.ATTENTION_NAMES | decoder.DENSE_NAMES | decoder.SANDWICH_NAMES
 _NORMS = (
     "norm", "input_layernorm", "post_attention_layernorm", "attention_out_norm", "ffn_out_norm", "q_norm", "k_norm",
 )  # fmt: skip
@@ -69,16 +60,14 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
         out_bias=bias,
     )
     pattern, window = keys.positive("sliding_window_pattern"), keys.window("sliding_window")
-    types = keys.layer_types(
-        ["sliding_attention" if (n + 1) % pattern else "full_attention" for n in range(common.layers)]
-    )
+    types = keys.layer_types(layer_keys.types_of_period(common.layers, pattern))
     decoder.check_window(window, types)
     mixers = {
         "full_attention": replace(mixer, rope=positions["full_attention"]),
         "sliding_attention": replace(mixer, rope=positions["sliding_attention"], window=window),
     }
     network = decoder.dense(keys, common.hidden, decoder.activation(keys, "hidden_activation"))
-    softcap = 0.0 if keys.get("final_logit_softcapping") is None else keys.number("final_logit_softcapping", 1e-3, 1e6)
+    softcap = decoder.softcap(keys)
     keys.only_these({"attn_logit_softcapping": (None,), "use_bidirectional_attention": (False,)})
     keys.reject_unknown()
     return common.model(
@@ -92,35 +81,18 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
 
 def to_config(model: d.Model) -> dict[str, Any]:
     """The config.json of a checkpoint of this model; `from_config` gives back an equal one."""
-    mixer, ffn = model.layers[0].attention, model.layers[0].ffn
-    assert ffn is not None and mixer.scale is not None
-    positions = {
-        kind: {"rope_theta": layer.attention.rope.theta} | (scaling_keys(layer.attention.rope.scaling) or {})
-        for kind, layer in zip(decoder.layer_types(model), model.layers, strict=True)
-        if layer.attention.rope is not None
-    }
-    return {
-        **decoder.common_keys(model, ARCHITECTURE),
-        **decoder.dense_keys(ffn),
-        "rope_parameters": positions,
-        "hidden_activation": decoder.activation_name(ffn.activation),
-        "attention_bias": mixer.bias,
-        "query_pre_attn_scalar": _scalar(mixer.scale),
-        "sliding_window": decoder.window_of(model),
-        "layer_types": decoder.layer_types(model),
-        "final_logit_softcapping": model.head.softcap or None,
-    }
+    scale = model.layers[0].attention.scale
+    assert scale is not None
+    return layer_keys.gemma_keys(model, ARCHITECTURE) | {"query_pre_attn_scalar": _scalar(scale)}
 
 
 def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
     """The config.json that says what llama.cpp would compute. Raises ConfigError, naming the metadata's key."""
     raw = gguf_decoder.common(keys, facts, ARCHITECTURE)
-    sliding = {"rope_type": "default", "rope_theta": keys.number("rope.freq_base_swa", _ABSENT_SLIDING_THETA)}
-    full = {"rope_theta": raw.pop("rope_theta")} | (raw.pop("rope_scaling") or {"rope_type": "default"})
+    raw["rope_parameters"] = gguf_decoder.rope_parameters(keys, raw, _ABSENT_SLIDING_THETA)
     window, layers = keys.integer("attention.sliding_window", 0), raw["num_hidden_layers"]
     heads = max(raw["num_attention_heads"], 1)
     return raw | {
-        "rope_parameters": {"full_attention": full, "sliding_attention": sliding},
         "intermediate_size": keys.integer("feed_forward_length"),
         # llama.cpp knows the one model whose scale isn't a head's by its layers
         "query_pre_attn_scalar": raw["hidden_size"] // heads if layers == _LAYERS_OF_27B else raw["head_dim"],
@@ -128,11 +100,6 @@ def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
         "layer_types": gguf_decoder.layer_types(keys, layers, _PATTERN if window else 1),
         "final_logit_softcapping": keys.number("final_logit_softcapping", 0.0) or None,
     }
-
-
-def gguf_notes(keys: GgufKeys, model: d.Model) -> tuple[str, ...]:
-    """What was taken for granted, since the file can't say it: scales as published."""
-    return ()
 
 
 def _scalar(scale: float) -> float:

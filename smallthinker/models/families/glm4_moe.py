@@ -134,8 +134,3 @@ def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
         "n_group": keys.integer("expert_group_count", 1),
         "topk_group": keys.integer("expert_group_used_count", 1),
     }
-
-
-def gguf_notes(keys: GgufKeys, model: d.Model) -> tuple[str, ...]:
-    """What was taken for granted, since the file can't say it: nothing."""
-    return ()

@@ -74,8 +74,3 @@ def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
             "architectures": ["MixtralForCausalLM"], "num_local_experts": experts, "num_experts_per_tok": used,
         }  # fmt: skip
     return raw | {"attention_bias": facts.has("blk.0.attn_q.bias"), "mlp_bias": facts.has("blk.0.ffn_up.bias")}
-
-
-def gguf_notes(keys: GgufKeys, model: d.Model) -> tuple[str, ...]:
-    """What was taken for granted, since the file can't say it."""
-    return ()

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from smallthinker.errors import ConfigError, shown
-from smallthinker.models import decoder, gguf_decoder
+from smallthinker.models import decoder, gguf_decoder, layer_keys
 from smallthinker.models import description as d
 from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
@@ -56,10 +56,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     keys = Keys({**_ABSENT, **raw}, _IGNORED, _LIMITS)
     common = decoder.common(keys, _ABSENT_BOS, _ABSENT_EOS)
     positions = replace(rope(keys, common.head_dim, common.context, _ABSENT_THETA), pairing="interleaved")
-    bias, interval = keys.flag("attention_bias"), keys.positive("no_rope_layer_interval")
-    has_rope = [bool((n + 1) % interval) for n in range(common.layers)]
-    if keys.get("no_rope_layers"):  # 1 where there is one, in spite of the name
-        has_rope = list(keys.layout("no_rope_layers", common.layers, absent=True))
+    bias, has_rope = keys.flag("attention_bias"), layer_keys.layers_with_rope(keys, common.layers, (None, []))
     chunk = keys.window("attention_chunk_size")
     types = keys.layer_types(
         [_CHUNKED if chunk and one else "full_attention" for one in has_rope], ("full_attention", _CHUNKED)
@@ -104,7 +101,7 @@ def to_config(model: d.Model) -> dict[str, Any]:
     growth = next((mixer.growth for mixer in mixers if mixer.growth), None)
     dense = next((ffn for ffn in networks if ffn.router is None), None)
     sparse = next((ffn for ffn in networks if ffn.router is not None), None)
-    found = decoder.common_keys(model, ARCHITECTURE)
+    found = decoder.common_keys(model, ARCHITECTURE) | rope_keys(positions)
     if dense is not None:
         found |= {"intermediate_size_mlp": dense.width * dense.slices, "num_mlp_slices": dense.slices}
     if sparse is not None and sparse.router is not None:
@@ -113,8 +110,6 @@ def to_config(model: d.Model) -> dict[str, Any]:
             "num_local_experts": sparse.router.experts,
             "num_experts_per_tok": sparse.router.k,
         }
-    if positions is not None:
-        found |= rope_keys(positions)
     if growth is not None:
         found |= {"attn_scale": growth.beta, "floor_scale": growth.every}
     return found | {
@@ -147,9 +142,3 @@ def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
         "num_experts_per_tok": keys.integer("expert_used_count"),
         "use_qk_norm": experts != _EXPERTS_OF_MAVERICK,
     }
-
-
-def gguf_notes(keys: GgufKeys, model: d.Model) -> tuple[str, ...]:
-    """What was taken for granted, since the file can't say it: chunks, growth and layers without positions as
-    published."""
-    return ()

@@ -89,8 +89,3 @@ def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
         return raw | {"architectures": ["MistralForCausalLM"]}
     positions = {"rope_theta": raw.pop("rope_theta"), **(raw.pop("rope_scaling") or {}), _GROWTH: beta}
     return raw | {"rope_parameters": positions}
-
-
-def gguf_notes(keys: GgufKeys, model: d.Model) -> tuple[str, ...]:
-    """What was taken for granted, since the file can't say it: published models have no window."""
-    return ()

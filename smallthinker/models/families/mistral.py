@@ -53,8 +53,3 @@ def to_config(model: d.Model) -> dict[str, Any]:
         "hidden_act": decoder.activation_name(ffn.activation),
         "sliding_window": decoder.window_of(model),
     }
-
-
-def gguf_notes(keys: Any, model: d.Model) -> tuple[str, ...]:
-    """What was taken for granted, since the file can't say it: published models have no window."""
-    return ()

@@ -64,8 +64,3 @@ def to_config(model: d.Model) -> dict[str, Any]:
         "num_local_experts": ffn.router.experts,
         "num_experts_per_tok": ffn.router.k,
     }
-
-
-def gguf_notes(keys: Any, model: d.Model) -> tuple[str, ...]:
-    """What was taken for granted, since the file can't say it: the published model has no window."""
-    return ()

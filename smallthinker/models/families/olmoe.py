@@ -83,8 +83,3 @@ def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
         "num_experts": keys.integer("expert_count"),
         "num_experts_per_tok": keys.integer("expert_used_count"),
     }
-
-
-def gguf_notes(keys: GgufKeys, model: d.Model) -> tuple[str, ...]:
-    """What was taken for granted, since the file can't say it: the published model neither clips nor divides."""
-    return ()

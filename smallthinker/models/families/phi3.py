@@ -93,8 +93,3 @@ def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
         "intermediate_size": keys.integer("feed_forward_length"),
         "sliding_window": keys.integer("attention.sliding_window", 0) or None,
     }
-
-
-def gguf_notes(keys: GgufKeys, model: d.Model) -> tuple[str, ...]:
-    """What was taken for granted, since the file can't say it: nothing."""
-    return ()

@@ -54,8 +54,3 @@ def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
     """The config.json that says what llama.cpp would compute. Raises ConfigError, naming the metadata's key."""
     raw = gguf_decoder.common(keys, facts, ARCHITECTURE)
     return raw | {"intermediate_size": keys.integer("feed_forward_length")}
-
-
-def gguf_notes(keys: GgufKeys, model: d.Model) -> tuple[str, ...]:
-    """What was taken for granted, since the file can't say it: published models have no window."""
-    return ()

@@ -104,8 +104,3 @@ def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
         "moe_intermediate_size": keys.integer("expert_feed_forward_length"),
         "norm_topk_prob": True,
     }
-
-
-def gguf_notes(keys: GgufKeys, model: d.Model) -> tuple[str, ...]:
-    """What was taken for granted, since the file can't say it: published models divide the weights by their sum."""
-    return ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smallthinker.models import decoder, gguf_decoder
+from smallthinker.models import decoder, gguf_decoder, layer_keys
 from smallthinker.models import description as d
 from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
@@ -39,10 +39,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     bias = keys.flag("attention_bias")
     mixer = d.Attention(common.heads, common.kv_heads, common.head_dim, positions, bias=bias, out_bias=bias)
     network = decoder.dense(keys, common.hidden, decoder.activation(keys), keys.flag("mlp_bias"))
-    interval, window = keys.positive("no_rope_layer_interval"), keys.window("sliding_window")
-    has_rope = [bool((number + 1) % interval) for number in range(common.layers)]
-    if keys.get("no_rope_layers") is not None:  # 1 where there is one, in spite of the name
-        has_rope = list(keys.layout("no_rope_layers", common.layers, absent=True))
+    has_rope, window = layer_keys.layers_with_rope(keys, common.layers), keys.window("sliding_window")
     if not keys.flag("use_sliding_window"):
         window = 0
     types = keys.layer_types(["sliding_attention" if window and not one else "full_attention" for one in has_rope])
@@ -61,7 +58,7 @@ def to_config(model: d.Model) -> dict[str, Any]:
     return {
         **decoder.common_keys(model, ARCHITECTURE),
         **decoder.dense_keys(ffn),
-        **({} if first is None else rope_keys(first)),
+        **rope_keys(first),
         "hidden_act": decoder.activation_name(ffn.activation),
         "attention_bias": mixer.bias,
         "mlp_bias": ffn.bias,
@@ -76,8 +73,3 @@ def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
     """The config.json that says what llama.cpp would compute. Raises ConfigError, naming the metadata's key."""
     raw = gguf_decoder.common(keys, facts, ARCHITECTURE)
     return raw | {"intermediate_size": keys.integer("feed_forward_length")}
-
-
-def gguf_notes(keys: GgufKeys, model: d.Model) -> tuple[str, ...]:
-    """What was taken for granted: llama.cpp, too, takes every fourth layer to have no rotary positions."""
-    return ()
