@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from smallthinker.errors import ConfigError
 from smallthinker.models import description as d
 from smallthinker.models.keys import Keys
-from smallthinker.models.rope_keys import rope_keys
 
 # Upper bounds keep a hostile file from asking for absurd allocations; each is over ten times what is published.
 LIMITS = {
@@ -211,66 +209,3 @@ def num_slices(hidden: int, width: int, expert_width: int = 0) -> int:
     if expert_width:
         return next(count for count in counts if width // count <= expert_width)
     return min(counts, key=lambda count: abs(math.log(blocks // count * block_bytes / _RECORD_BYTES)))
-
-
-def qwen_windows(keys: Keys, layers: int) -> tuple[int, tuple[str, ...]]:
-    """The window and each layer's type where layers from `max_window_layers` on have one, if `use_sliding_window`."""
-    window, first = keys.window("sliding_window"), keys.natural("max_window_layers")
-    if not keys.flag("use_sliding_window"):
-        window = 0
-    types = keys.layer_types(
-        ["sliding_attention" if window and layer >= first else "full_attention" for layer in range(layers)]
-    )
-    return check_window(window, types), types
-
-
-def qwen_keys(model: d.Model, architecture: str) -> dict[str, Any]:
-    """The way back of a dense Qwen."""
-    mixer, ffn, window = model.layers[0].attention, model.layers[0].ffn, window_of(model)
-    assert ffn is not None and mixer.rope is not None
-    return {
-        **common_keys(model, architecture),
-        **dense_keys(ffn),
-        **rope_keys(mixer.rope),
-        "hidden_act": activation_name(ffn.activation),
-        "use_sliding_window": window is not None,
-        "sliding_window": window,
-        "max_window_layers": model.num_layers,
-        "layer_types": layer_types(model),
-    }
-
-
-def check_window(window: int, types: Sequence[str]) -> int:
-    """Raises ConfigError where a layer should have a window and there is none."""
-    if "sliding_attention" in types and not window:
-        raise ConfigError("layer_types: 'sliding_attention' for a layer, but there is no sliding_window")
-    return window if "sliding_attention" in types else 0
-
-
-def in_layers(
-    attention: d.Attention,
-    ffns: Sequence[d.Ffn],
-    norms: d.Norms,
-    window: int = 0,
-    types: Sequence[str] = (),
-    has_rope: Sequence[bool] = (),
-) -> list[d.Layer]:
-    """Layers that differ in their networks, by their types in whether they have the window, and in whether they have
-    positions."""
-    types = types or ["sliding_attention" if window else "full_attention"] * len(ffns)
-    windowed = {"full_attention": attention, "sliding_attention": replace(attention, window=window)}
-    mixers = [
-        windowed[kind] if rotary else replace(windowed[kind], rope=None)
-        for kind, rotary in zip(types, has_rope or [True] * len(types), strict=True)
-    ]
-    return [d.Layer(mixer, ffn, norms) for mixer, ffn in zip(mixers, ffns, strict=True)]
-
-
-def layer_types(model: d.Model) -> list[str]:
-    """As config.json has them."""
-    return ["sliding_attention" if layer.attention.window else "full_attention" for layer in model.layers]
-
-
-def window_of(model: d.Model) -> int | None:
-    """The one window of those layers that have one."""
-    return next((layer.attention.window for layer in model.layers if layer.attention.window), None)

@@ -1,4 +1,4 @@
-"""Keys by which layers of a model differ: types, heads and positions of each type, keys of others, inputs of their own.
+"""Keys by which layers of a model differ: windows, heads and positions by type, keys of others, inputs of their own.
 
 Names of keys are those of transformers 5. Knows nothing about which family has which of them.
 """
@@ -6,13 +6,14 @@ Names of keys are those of transformers 5. Knows nothing about which family has 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from smallthinker.errors import ConfigError, shown
 from smallthinker.models import decoder
 from smallthinker.models import description as d
 from smallthinker.models.keys import LAYER_TYPES, Keys
-from smallthinker.models.rope_keys import scaling_keys
+from smallthinker.models.rope_keys import rope_keys, scaling_keys
 
 _FULL, _SLIDING = LAYER_TYPES
 
@@ -33,6 +34,42 @@ def types_of_period(layers: int, period: int) -> list[str]:
     return [_SLIDING if (n + 1) % period else _FULL for n in range(layers)]
 
 
+def layer_types(model: d.Model) -> list[str]:
+    """As config.json has them."""
+    return ["sliding_attention" if layer.attention.window else "full_attention" for layer in model.layers]
+
+
+def window_of(model: d.Model) -> int | None:
+    """The one window of those layers that have one."""
+    return next((layer.attention.window for layer in model.layers if layer.attention.window), None)
+
+
+def check_window(window: int, types: Sequence[str]) -> int:
+    """Raises ConfigError where a layer should have a window and there is none."""
+    if "sliding_attention" in types and not window:
+        raise ConfigError("layer_types: 'sliding_attention' for a layer, but there is no sliding_window")
+    return window if "sliding_attention" in types else 0
+
+
+def in_layers(
+    attention: d.Attention,
+    ffns: Sequence[d.Ffn],
+    norms: d.Norms,
+    window: int = 0,
+    types: Sequence[str] = (),
+    has_rope: Sequence[bool] = (),
+) -> list[d.Layer]:
+    """Layers that differ in their networks, by their types in whether they have the window, and in whether they have
+    positions."""
+    types = types or ["sliding_attention" if window else "full_attention"] * len(ffns)
+    windowed = {"full_attention": attention, "sliding_attention": replace(attention, window=window)}
+    mixers = [
+        windowed[kind] if rotary else replace(windowed[kind], rope=None)
+        for kind, rotary in zip(types, has_rope or [True] * len(types), strict=True)
+    ]
+    return [d.Layer(mixer, ffn, norms) for mixer, ffn in zip(mixers, ffns, strict=True)]
+
+
 def layers_with_rope(keys: Keys, layers: int, unsaid: tuple[Any, ...] = (None,)) -> list[bool]:
     """Which layers have rotary positions: all but every so many's last, or as `no_rope_layers` says, which is 1 where
     there are some, in spite of the name. unsaid: values of it that say nothing."""
@@ -50,11 +87,11 @@ def heads_of_full_layers(
     overrides = keys.get("per_layer_config")
     if overrides is None:
         return published
-    numbers = [n for n, kind in enumerate(types) if kind == _FULL]
-    found_numbers = [str(key) for key in overrides] if isinstance(overrides, Mapping) else []
-    if not all(key.isdecimal() for key in found_numbers) or sorted(map(int, found_numbers)) != numbers:
+    numbers = {str(n) for n, kind in enumerate(types) if kind == _FULL}
+    # transformers writes "05" where there are more than ten layers
+    if not isinstance(overrides, Mapping) or {str(n).lstrip("0") or "0" for n in overrides} != numbers:
         raise ConfigError(f"per_layer_config: expected the layers without a window, found {shown(overrides)}")
-    of, *others = {shown(value): value for value in overrides.values()}.values()
+    of, *others = {shown(value): value for value in overrides.values()}.values() or [{}]
     if others or not isinstance(of, Mapping) or not set(of) <= {"head_dim", "num_key_value_heads"}:
         raise ConfigError(f"per_layer_config: expected one head_dim and num_key_value_heads, found {shown(overrides)}")
     read = Keys({"head_dim": published[1], "num_key_value_heads": kv_heads, **of}, (), decoder.LIMITS)
@@ -88,9 +125,36 @@ def layer_inputs(keys: Keys, common: decoder.Common) -> d.LayerInputs | None:
     return d.LayerInputs(size, common.norm, size**0.5, common.hidden**-0.5, 2**-0.5)
 
 
+def qwen_windows(keys: Keys, layers: int) -> tuple[int, tuple[str, ...]]:
+    """The window and each layer's type where layers from `max_window_layers` on have one, if `use_sliding_window`."""
+    window, first = keys.window("sliding_window"), keys.natural("max_window_layers")
+    if not keys.flag("use_sliding_window"):
+        window = 0
+    types = keys.layer_types(
+        ["sliding_attention" if window and layer >= first else "full_attention" for layer in range(layers)]
+    )
+    return check_window(window, types), types
+
+
+def qwen_keys(model: d.Model, architecture: str) -> dict[str, Any]:
+    """The way back of a dense Qwen."""
+    mixer, ffn, window = model.layers[0].attention, model.layers[0].ffn, window_of(model)
+    assert ffn is not None and mixer.rope is not None
+    return {
+        **decoder.common_keys(model, architecture),
+        **decoder.dense_keys(ffn),
+        **rope_keys(mixer.rope),
+        "hidden_act": decoder.activation_name(ffn.activation),
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "max_window_layers": model.num_layers,
+        "layer_types": layer_types(model),
+    }
+
+
 def gemma_keys(model: d.Model, architecture: str) -> dict[str, Any]:
     """The way back of what Gemma 3 and 4 say by the same keys."""
-    types, mixers, ffn = decoder.layer_types(model), [layer.attention for layer in model.layers], model.layers[0].ffn
+    types, mixers, ffn = layer_types(model), [layer.attention for layer in model.layers], model.layers[0].ffn
     assert ffn is not None
     ropes = {kind: mixer.rope for kind, mixer in zip(types, mixers, strict=True) if mixer.rope}
     return {
@@ -102,7 +166,7 @@ def gemma_keys(model: d.Model, architecture: str) -> dict[str, Any]:
         },
         "hidden_activation": decoder.activation_name(ffn.activation),
         "attention_bias": mixers[0].bias,
-        "sliding_window": decoder.window_of(model),
+        "sliding_window": window_of(model),
         "layer_types": types,
         "final_logit_softcapping": model.head.softcap or None,
     }

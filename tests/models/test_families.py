@@ -254,6 +254,23 @@ def test_what_llama_cannot_say_is_refused_by_its_key(changes: dict[str, Any], ma
         parse_model({"architectures": ["LlamaForCausalLM"]} | changes)
 
 
+@pytest.mark.parametrize(
+    ("heads", "match"),
+    [
+        ({}, "the layers without a window"),
+        ([1], "the layers without a window"),
+        ({"0": {"head_dim": 64}}, "the layers without a window"),
+        ({"5": {"head_dim": 64}, "9" * 5000: {"head_dim": 64}}, "the layers without a window"),
+        ({"5": {"head_dim": 64, "hidden_size": 64}}, "one head_dim and num_key_value_heads"),
+    ],
+)  # fmt: skip
+def test_heads_of_other_layers_than_gemma_4_has_are_refused(heads: Any, match: str) -> None:
+    raw = {"architectures": ["Gemma4ForCausalLM"], "num_hidden_layers": 6}
+    assert parse_model(raw | {"per_layer_config": {"5": {"head_dim": 64}}}).layers[5].attention.head_dim == 64
+    with pytest.raises(ConfigError, match=f"^per_layer_config: expected {match}"):
+        parse_model(raw | {"per_layer_config": heads})
+
+
 def test_slices_make_records_of_one_to_four_megabytes() -> None:
     for hidden, width in ((576, 1536), (896, 4864), (1536, 8960), (2048, 8192), (4096, 14_336), (5120, 25_600)):
         raw = {"architectures": ["LlamaForCausalLM"], "hidden_size": hidden, "intermediate_size": width}

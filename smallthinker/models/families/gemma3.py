@@ -61,7 +61,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     )
     pattern, window = keys.positive("sliding_window_pattern"), keys.window("sliding_window")
     types = keys.layer_types(layer_keys.types_of_period(common.layers, pattern))
-    decoder.check_window(window, types)
+    layer_keys.check_window(window, types)
     mixers = {
         "full_attention": replace(mixer, rope=positions["full_attention"]),
         "sliding_attention": replace(mixer, rope=positions["sliding_attention"], window=window),

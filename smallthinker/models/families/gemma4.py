@@ -80,7 +80,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     types = (*types[:-1], _FULL)  # the last one is, whatever the file says
     if not isinstance(positions, Mapping) or {*positions} - {*LAYER_TYPES} or not all(map(positions.get, types)):
         raise ConfigError(f"rope_parameters: expected positions of {_FULL} and {_SLIDING}, found {shown(positions)}")
-    window, bias = decoder.check_window(keys.window("sliding_window"), types), keys.flag("attention_bias")
+    window, bias = layer_keys.check_window(keys.window("sliding_window"), types), keys.flag("attention_bias")
     keys_are_values = keys.flag("attention_k_eq_v")
     global_kv_heads = keys.positive("num_global_key_value_heads", null=common.kv_heads)
     published = global_kv_heads if keys_are_values else common.kv_heads, keys.positive("global_head_dim")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smallthinker.errors import ConfigError
-from smallthinker.models import decoder, gguf_decoder
+from smallthinker.models import decoder, gguf_decoder, layer_keys
 from smallthinker.models import description as d
 from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
@@ -88,7 +88,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     keys.only_these(_ONLY)
     keys.reject_unknown()
     networks = [dense] * first + [sparse] * (common.layers - first)
-    return common.model(MODEL_TYPE, decoder.in_layers(mixer, networks, d.Norms(common.norm, common.norm)))
+    return common.model(MODEL_TYPE, layer_keys.in_layers(mixer, networks, d.Norms(common.norm, common.norm)))
 
 
 def to_config(model: d.Model) -> dict[str, Any]:

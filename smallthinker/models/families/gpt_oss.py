@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smallthinker.models import decoder, gguf_decoder
+from smallthinker.models import decoder, gguf_decoder, layer_keys
 from smallthinker.models import description as d
 from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
@@ -80,7 +80,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     )
     window = keys.window("sliding_window")
     types = keys.layer_types(["full_attention" if n % 2 else "sliding_attention" for n in range(common.layers)])
-    decoder.check_window(window, types)
+    layer_keys.check_window(window, types)
     experts = keys.positive("num_local_experts")
     used = keys.positive("num_experts_per_tok", most=experts)
     keys.agrees("num_experts", (None, experts), "num_local_experts")
@@ -95,7 +95,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     )
     keys.reject_unknown()
     norms = d.Norms(common.norm, common.norm)
-    return common.model(MODEL_TYPE, decoder.in_layers(mixer, [network] * common.layers, norms, window, types))
+    return common.model(MODEL_TYPE, layer_keys.in_layers(mixer, [network] * common.layers, norms, window, types))
 
 
 def to_config(model: d.Model) -> dict[str, Any]:
@@ -109,8 +109,8 @@ def to_config(model: d.Model) -> dict[str, Any]:
         "rope_scaling": positions["rope_scaling"] or {"rope_type": "default"},
         "intermediate_size": ffn.width,
         "attention_bias": mixer.bias,
-        "sliding_window": decoder.window_of(model),
-        "layer_types": decoder.layer_types(model),
+        "sliding_window": layer_keys.window_of(model),
+        "layer_types": layer_keys.layer_types(model),
         "num_local_experts": ffn.router.experts,
         "num_experts_per_tok": ffn.router.k,
         "swiglu_limit": ffn.activation.limit,

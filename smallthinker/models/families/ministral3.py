@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smallthinker.errors import ConfigError, shown
-from smallthinker.models import decoder, gguf_decoder
+from smallthinker.models import decoder, gguf_decoder, layer_keys
 from smallthinker.models import description as d
 from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import ROPE_KEYS, Keys, checked_number
@@ -61,7 +61,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     window = keys.window("sliding_window")
     keys.reject_unknown()
     norms = d.Norms(common.norm, common.norm)
-    return common.model(MODEL_TYPE, decoder.in_layers(mixer, [network] * common.layers, norms, window))
+    return common.model(MODEL_TYPE, layer_keys.in_layers(mixer, [network] * common.layers, norms, window))
 
 
 def to_config(model: d.Model) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def to_config(model: d.Model) -> dict[str, Any]:
             "rope_theta": positions["rope_theta"], **positions["rope_scaling"], _GROWTH: mixer.growth.beta,
         },
         "hidden_act": decoder.activation_name(ffn.activation),
-        "sliding_window": decoder.window_of(model),
+        "sliding_window": layer_keys.window_of(model),
     }  # fmt: skip
 
 

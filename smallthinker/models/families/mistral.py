@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smallthinker.models import decoder, gguf_decoder
+from smallthinker.models import decoder, gguf_decoder, layer_keys
 from smallthinker.models import description as d
 from smallthinker.models.keys import Keys
 from smallthinker.models.rope_keys import rope, rope_keys
@@ -39,7 +39,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     window = keys.window("sliding_window")
     keys.reject_unknown()
     norms = d.Norms(common.norm, common.norm)
-    return common.model(MODEL_TYPE, decoder.in_layers(mixer, [network] * common.layers, norms, window))
+    return common.model(MODEL_TYPE, layer_keys.in_layers(mixer, [network] * common.layers, norms, window))
 
 
 def to_config(model: d.Model) -> dict[str, Any]:
@@ -51,5 +51,5 @@ def to_config(model: d.Model) -> dict[str, Any]:
         **decoder.dense_keys(ffn),
         **rope_keys(mixer.rope),
         "hidden_act": decoder.activation_name(ffn.activation),
-        "sliding_window": decoder.window_of(model),
+        "sliding_window": layer_keys.window_of(model),
     }

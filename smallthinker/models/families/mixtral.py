@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smallthinker.models import decoder, gguf_decoder
+from smallthinker.models import decoder, gguf_decoder, layer_keys
 from smallthinker.models import description as d
 from smallthinker.models.keys import Keys
 from smallthinker.models.rope_keys import rope, rope_keys
@@ -48,7 +48,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     network, window = d.Ffn(width, decoder.activation(keys), router=router), keys.window("sliding_window")
     keys.reject_unknown()
     norms = d.Norms(common.norm, common.norm)
-    return common.model(MODEL_TYPE, decoder.in_layers(mixer, [network] * common.layers, norms, window))
+    return common.model(MODEL_TYPE, layer_keys.in_layers(mixer, [network] * common.layers, norms, window))
 
 
 def to_config(model: d.Model) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def to_config(model: d.Model) -> dict[str, Any]:
         **rope_keys(mixer.rope),
         "intermediate_size": ffn.width,
         "hidden_act": decoder.activation_name(ffn.activation),
-        "sliding_window": decoder.window_of(model),
+        "sliding_window": layer_keys.window_of(model),
         "num_local_experts": ffn.router.experts,
         "num_experts_per_tok": ffn.router.k,
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smallthinker.models import decoder, gguf_decoder
+from smallthinker.models import decoder, gguf_decoder, layer_keys
 from smallthinker.models import description as d
 from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
@@ -63,7 +63,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     keys.only_these(_ONLY)
     keys.reject_unknown()
     norms = d.Norms(common.norm, common.norm)
-    return common.model(MODEL_TYPE, decoder.in_layers(mixer, [network] * common.layers, norms, window))
+    return common.model(MODEL_TYPE, layer_keys.in_layers(mixer, [network] * common.layers, norms, window))
 
 
 def to_config(model: d.Model) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def to_config(model: d.Model) -> dict[str, Any]:
         **rope_keys(mixer.rope, mixer.head_dim),
         "original_max_position_embeddings": original,
         "hidden_act": decoder.activation_name(ffn.activation),
-        "sliding_window": decoder.window_of(model),
+        "sliding_window": layer_keys.window_of(model),
     }
 
 

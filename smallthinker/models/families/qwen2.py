@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from smallthinker.models import decoder, gguf_decoder
+from smallthinker.models import decoder, gguf_decoder, layer_keys
 from smallthinker.models import description as d
 from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
@@ -37,15 +37,15 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     positions = rope(keys, common.head_dim, common.context, _ABSENT_THETA)
     mixer = d.Attention(common.heads, common.kv_heads, common.head_dim, positions, bias=True)
     network = decoder.dense(keys, common.hidden, decoder.activation(keys))
-    window, types = decoder.qwen_windows(keys, common.layers)
+    window, types = layer_keys.qwen_windows(keys, common.layers)
     keys.reject_unknown()
     norms = d.Norms(common.norm, common.norm)
-    return common.model(MODEL_TYPE, decoder.in_layers(mixer, [network] * common.layers, norms, window, types))
+    return common.model(MODEL_TYPE, layer_keys.in_layers(mixer, [network] * common.layers, norms, window, types))
 
 
 def to_config(model: d.Model) -> dict[str, Any]:
     """The config.json of a checkpoint of this model; `from_config` gives back an equal one."""
-    return decoder.qwen_keys(model, ARCHITECTURE)
+    return layer_keys.qwen_keys(model, ARCHITECTURE)
 
 
 def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:

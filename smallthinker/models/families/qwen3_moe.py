@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smallthinker.errors import ConfigError, shown
-from smallthinker.models import decoder, gguf_decoder
+from smallthinker.models import decoder, gguf_decoder, layer_keys
 from smallthinker.models import description as d
 from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
@@ -65,12 +65,12 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     if all(network.router is None for network in networks):
         raise ConfigError("mlp_only_layers: no layer is left that has experts; Qwen3ForCausalLM is such a model")
     norms = d.Norms(common.norm, common.norm)
-    return common.model(MODEL_TYPE, decoder.in_layers(mixer, networks, norms, window))
+    return common.model(MODEL_TYPE, layer_keys.in_layers(mixer, networks, norms, window))
 
 
 def to_config(model: d.Model) -> dict[str, Any]:
     """The config.json of a checkpoint of this model; `from_config` gives back an equal one."""
-    mixer, window = model.layers[0].attention, decoder.window_of(model)
+    mixer, window = model.layers[0].attention, layer_keys.window_of(model)
     networks = [layer.ffn for layer in model.layers if layer.ffn is not None]
     sparse = next((ffn for ffn in networks if ffn.router is not None), None)
     dense = next((ffn for ffn in networks if ffn.router is None), None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from smallthinker.models import decoder, gguf_decoder
+from smallthinker.models import decoder, gguf_decoder, layer_keys
 from smallthinker.models import description as d
 from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import Keys
@@ -73,7 +73,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     mixer = d.Attention(common.heads, common.kv_heads, common.head_dim, d.Rope(theta, common.head_dim))
     router = d.Router(experts, active, "residual", score, over="chosen", normalise=True)
     networks, norms = [d.Ffn(width, d.Activation("relu"), router=router)] * layers, d.Norms(common.norm, common.norm)
-    return common.model(MODEL_TYPE, decoder.in_layers(mixer, networks, norms, window, types, has_rope))
+    return common.model(MODEL_TYPE, layer_keys.in_layers(mixer, networks, norms, window, types, has_rope))
 
 
 def to_config(model: d.Model) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def to_config(model: d.Model) -> dict[str, Any]:
         "rope_scaling": None,
         "rope_layout": [int(mixer.rope is not None) for mixer in mixers],
         "sliding_window_layout": [int(mixer.window > 0) for mixer in mixers],
-        "sliding_window_size": decoder.window_of(model) or _ABSENT["sliding_window_size"],
+        "sliding_window_size": layer_keys.window_of(model) or _ABSENT["sliding_window_size"],
     }
 
 
@@ -133,7 +133,7 @@ def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
 
 def gguf_notes(keys: GgufKeys, model: d.Model) -> tuple[str, ...]:
     """What was taken for granted, since the file can't say it or doesn't; nothing of the published layouts."""
-    notes, has_window = [], decoder.window_of(model) is not None
+    notes, has_window = [], layer_keys.window_of(model) is not None
     if not keys.has("expert_gating_func"):
         notes.append(
             f"{GGUF_ARCHITECTURE}.expert_gating_func: missing, taken as sigmoid, which PowerInfer's converter doesn't "

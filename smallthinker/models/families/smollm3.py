@@ -43,16 +43,16 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     if not keys.flag("use_sliding_window"):
         window = 0
     types = keys.layer_types(["sliding_attention" if window and not one else "full_attention" for one in has_rope])
-    window = decoder.check_window(window, types)
+    window = layer_keys.check_window(window, types)
     keys.reject_unknown()
     norms = d.Norms(common.norm, common.norm)
-    layers = decoder.in_layers(mixer, [network] * common.layers, norms, window, types, has_rope)
+    layers = layer_keys.in_layers(mixer, [network] * common.layers, norms, window, types, has_rope)
     return common.model(MODEL_TYPE, layers)
 
 
 def to_config(model: d.Model) -> dict[str, Any]:
     """The config.json of a checkpoint of this model; `from_config` gives back an equal one."""
-    mixer, ffn, window = model.layers[0].attention, model.layers[0].ffn, decoder.window_of(model)
+    mixer, ffn, window = model.layers[0].attention, model.layers[0].ffn, layer_keys.window_of(model)
     assert ffn is not None
     first = next((layer.attention.rope for layer in model.layers if layer.attention.rope), None)
     return {
@@ -65,7 +65,7 @@ def to_config(model: d.Model) -> dict[str, Any]:
         "no_rope_layers": [int(layer.attention.rope is not None) for layer in model.layers],
         "use_sliding_window": window is not None,
         "sliding_window": window,
-        "layer_types": decoder.layer_types(model),
+        "layer_types": layer_keys.layer_types(model),
     }
 
 
