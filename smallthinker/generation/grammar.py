@@ -38,6 +38,9 @@ _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator
 # Tokens that are allowed together in a JSON text, as a trie of their own. llguidance's usual four take 27 MiB more for
 # 150,000 tokens and save nothing that was measured; without any, a text with a maxLength takes 8 ms a token, not 1.
 _SLICES = [r"[^\"\\\x00-\x1F\x7F]{1,10}"]
+# As a double, in which llguidance keeps it, this has no positive counterpart: it recurses without end, and the process
+# dies of that.
+_LOWEST = -(2**63)
 _NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 
@@ -84,6 +87,7 @@ class Grammars:
         """An answer that calls one of the functions, with arguments that fit its parameters. Raises RequestError.
 
         answer: in a notation of calls that `writable` has found."""
+        self.check([function.parameters or _NO_ARGUMENTS for function in functions], param)
         block, calls = answer.format.of("call")[0], []
         for function in functions:
             head, end = self._literal(block.written % function.name), self._literal(block.closed)
@@ -98,6 +102,8 @@ class Grammars:
         level: list[Any] = list(schemas)
         for _ in range(limits.depth):
             nodes += len(level)
+            if any(isinstance(node, int | float) and _LOWEST <= node <= _LOWEST + 512 for node in level):
+                raise RequestError(f"{param}: numbers as low as {_LOWEST} are not taken")
             level = [child for node in level for child in _children(node)]
             if not level:
                 break

@@ -27,8 +27,9 @@ from smallthinker.errors import SmallThinkerError
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.device.disk_profile import DiskProfile
 from smallthinker.expert_store.device.storage_profile import BUNDLED, load_profile, profile_toml
-from smallthinker.expert_store.format import Formats, dense_table, expert_table
+from smallthinker.expert_store.format import dense_table, expert_table
 from smallthinker.expert_store.header import read_header
+from smallthinker.expert_store.own_formats import formats_of
 from smallthinker.expert_store.sources.checkpoint import Checkpoint
 from smallthinker.expert_store.sources.checkpoint_settings import read_config, settings_files
 from smallthinker.expert_store.sources.gguf_checkpoint import GgufCheckpoint
@@ -180,7 +181,7 @@ def config(draw: Draw, files: Files) -> None:
     assert parse_model(to_config(model)) == model
     list(islice(checkpoint_tensors(model), _MOST_LISTED))
     check_supported(model)
-    formats = Formats("q4_0")
+    formats = formats_of(model, "q4_0")
     list(islice(dense_table(model, formats), _MOST_LISTED))
     list(islice(expert_table(model, formats), _MOST_LISTED))
     context = choose_context(model, None)

@@ -50,6 +50,20 @@ def test_a_function_that_must_be_called_is(llm: LLM) -> None:
     assert llm.chat([*MESSAGES, said, result], tools=TOOLS, tool_choice="none", max_tokens=2).calls == ()
 
 
+@pytest.mark.parametrize("number", [-(2**63), -(2**63) + 512, float(-(2**63))])
+def test_the_number_that_would_end_the_process_is_refused(llm: LLM, number: float) -> None:
+    schemas: list[Any] = [
+        {"const": number}, {"enum": [1, {"a": [number]}]}, {"type": "integer", "minimum": number, "maximum": number}
+    ]  # fmt: skip
+    for schema in schemas:
+        with pytest.raises(RequestError, match=r"^json_schema: numbers as low as -9223372036854775808"):
+            llm.generate("x", json_schema=schema)
+        tool: Tool = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": schema}}}}
+        with pytest.raises(RequestError, match=r"^tools: numbers as low as"):
+            llm.chat(MESSAGES, tools=[tool], tool_choice="required")
+    assert llm.generate("x", json_schema={"const": -(2**62)}, max_tokens=3).token_ids
+
+
 def test_a_processor_of_the_caller_s_own_comes_before_the_schema(llm: LLM) -> None:
     seen: list[int] = []
     answer = llm.generate("x", json_schema={"enum": [12]}, logits_processor=lambda ids, logits: seen.append(len(ids)))
