@@ -155,7 +155,8 @@ class Formats:
             multiple = column_multiple(quant)
             if cols % multiple:
                 expected = f"columns in multiples of {multiple} for {quant}"
-                raise ConfigError(f"{tensor.name}: expected {expected}, found {cols}; take q4_0 or q8_0 for it")
+                others = "f16" if cols % BLOCK else "q4_0 or q8_0"
+                raise ConfigError(f"{tensor.name}: expected {expected}, found {cols}; take {others} for it")
 
 
 class Section(NamedTuple):

@@ -150,7 +150,7 @@ def _four_bits(model: Model) -> str:
 
 def _layers_of_live_neurons(model: Model) -> frozenset[int]:
     """Those of which only live neurons are read, of formats that can lie in rows."""
-    layouts = enumerate(record_layouts(model, Formats("q4_0")))
+    layouts = enumerate(record_layouts(model, Formats("f16")))
     return frozenset(at for at, layout in layouts if layout and any(part.layout == "rows" for part in layout.sections))
 
 

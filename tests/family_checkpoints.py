@@ -115,6 +115,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 32, "sliding_window": 12, "num_local_experts": 8, "num_experts_per_tok": 3,
          "rope_parameters": YARN | {"truncate": False}},
     ),
+    "gpt_oss of half blocks": (
+        "gpt_oss",
+        {"head_dim": 32, "sliding_window": 12, "num_local_experts": 8, "num_experts_per_tok": 3,
+         "intermediate_size": 48, "rope_parameters": YARN | {"truncate": False}},
+    ),
     "phi3": (
         "phi3",
         {"rope_parameters": LONG, "original_max_position_embeddings": 48, "sliding_window": 20,
@@ -130,6 +135,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama4 whole": (
         "llama4_text",
         LLAMA4 | {"moe_layers": [], "no_rope_layers": [1, 1, 1, 1], "attention_chunk_size": None, "use_qk_norm": False},
+    ),
+    "llama4 of half blocks": (
+        "llama4_text",
+        LLAMA4 | {"interleave_moe_layer_step": 2, "num_local_experts": 8, "num_experts_per_tok": 2,
+                  "intermediate_size": 48, "intermediate_size_mlp": 144},
     ),
     "llama4 experts": (
         "llama4_text",

@@ -69,7 +69,8 @@ class BoundSharedFfn {
                  const std::optional<py::array>& gate, const py::array& up, const py::array& down,
                  const std::optional<py::array>& output_gate, const Around& around)
       : around_(around) {
-    if (hidden % kBlock != 0 || width % kBlock != 0) fail("hidden, width: expected multiples of ", kBlock, ", found ", hidden, ", ", width);
+    if (hidden % kBlock != 0) fail("hidden: expected a multiple of ", kBlock, ", found ", hidden);
+    if (width % kTileRows != 0) fail("width: expected a multiple of ", kTileRows, ", found ", width);
     ffn_.activation = parse_activation(activation);
     if (ffn_.activation == Activation::clamped_swiglu) fail("activation: expected one without a limit, found ", activation);
     const auto matrix = [this](const std::string& quant, const py::array& data, const char* name, int64_t rows, int64_t cols) {

@@ -30,7 +30,7 @@ inline FfnShape check_ffn_shape(const FfnQuants& quants, int64_t hidden, int64_t
   check_dim("hidden", hidden);
   check_dim("ffn", ffn);
   if (hidden % kBlock != 0) fail("hidden: expected a multiple of ", kBlock, ", found ", hidden);
-  if (ffn % kBlock != 0) fail("ffn: expected a multiple of ", kBlock, ", found ", ffn);
+  if (ffn % kTileRows != 0) fail("ffn: expected a multiple of ", kTileRows, ", found ", ffn);
   const FfnFormats formats{parse_quant(quants[0]), parse_quant(quants[1]), parse_quant(quants[2])};
   const auto check_cols = [](const char* name, Quant quant, int64_t cols) {
     const FormatSizes& sizes = sizes_of(quant);

@@ -178,13 +178,13 @@ def dense(
     """The network of `intermediate_size`, or of another key, in slices: as many as `num_mlp_slices` says, which is our
     own key (a store keeps the records that it was written with), or as make records of a good size. expert_width: of
     other layers."""
-    width = keys.positive(key, multiple_of=d.BLOCK)
-    slices = num_slices(hidden, width, expert_width)
+    width = keys.positive(key, multiple_of=d.TILE)
+    slices, block = num_slices(hidden, width, expert_width), _block(width, expert_width)
     if keys.get("num_mlp_slices") is not None:
         slices = keys.positive("num_mlp_slices")
-        if width % (d.BLOCK * slices):
+        if width % (block * slices):
             raise ConfigError(
-                f"num_mlp_slices: expected one that makes slices of whole blocks of {d.BLOCK} from an "
+                f"num_mlp_slices: expected one that makes slices of whole blocks of {block} from an "
                 f"{key} of {width}, found {slices}"
             )
     return d.Ffn(width // slices, act, bias=bias, slices=slices)
@@ -203,9 +203,14 @@ _BITS = 4.5  # of a weight in q4_0
 def num_slices(hidden: int, width: int, expert_width: int = 0) -> int:
     """Of a dense network of this width, so that a slice's three matrices are nearest to 2 MiB at q4_0 and its width is
     whole blocks. Where other layers have experts, all records have one size: then the widest that are no wider."""
-    blocks = width // d.BLOCK
-    block_bytes = 3 * hidden * d.BLOCK * _BITS / 8
+    block = _block(width, expert_width)
+    blocks, block_bytes = width // block, 3 * hidden * block * _BITS / 8
     counts = [count for count in range(1, blocks + 1) if blocks % count == 0]
     if expert_width:
         return next(count for count in counts if width // count <= expert_width)
     return min(counts, key=lambda count: abs(math.log(blocks // count * block_bytes / _RECORD_BYTES)))
+
+
+def _block(width: int, expert_width: int) -> int:
+    """Of which slices are made that are no wider than experts."""
+    return d.TILE if width % d.BLOCK or expert_width % d.BLOCK else d.BLOCK

@@ -28,6 +28,7 @@ from smallthinker.errors import ConfigError
 from smallthinker.models.part_checks import at_least_one, check_attention, check_blocks, check_ffn
 from smallthinker.models.parts import (
     BLOCK,
+    TILE,
     Activation,
     Attention,
     Beside,
@@ -56,6 +57,7 @@ from smallthinker.models.parts import (
 
 __all__ = [
     "BLOCK",
+    "TILE",
     "Activation",
     "Attention",
     "Beside",

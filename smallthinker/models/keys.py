@@ -63,7 +63,7 @@ class Keys:
         if type(value) is not int or not 0 < value <= most:
             raise ConfigError(f"{key}: expected an integer from 1 to {most}, found {shown(value)}")
         if value % multiple_of:
-            raise ConfigError(f"{key}: expected a multiple of {multiple_of} (one weight block), found {value}")
+            raise ConfigError(f"{key}: expected a multiple of {multiple_of}, found {value}")
         return value
 
     def natural(self, key: str) -> int:

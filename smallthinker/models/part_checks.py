@@ -6,7 +6,7 @@ Every function raises ConfigError. Knows nothing about which parts this engine c
 from __future__ import annotations
 
 from smallthinker.errors import ConfigError
-from smallthinker.models.parts import BLOCK, Attention, Ffn, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
+from smallthinker.models.parts import BLOCK, TILE, Attention, Ffn, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
 
 
 def check_attention(mixer: Attention) -> None:
@@ -61,7 +61,7 @@ def _above(what: str, found: float, least: float) -> None:
 
 
 def check_ffn(ffn: Ffn) -> None:
-    check_blocks("width of a feed-forward network", ffn.width)
+    check_blocks("width of a feed-forward network", ffn.width, TILE)
     at_least_one("slices", ffn.slices)
     activation = ffn.activation
     if activation.kind == "clamped_swiglu" and not (ffn.gated and activation.limit > 0 and activation.alpha > 0):
@@ -101,7 +101,7 @@ def at_least_one(what: str, size: int) -> None:
         raise ConfigError(f"{what}: expected at least 1, found {size}")
 
 
-def check_blocks(what: str, size: int) -> None:
+def check_blocks(what: str, size: int, block: int = BLOCK) -> None:
     at_least_one(what, size)
-    if size % BLOCK:
-        raise ConfigError(f"{what}: expected a multiple of {BLOCK} (one weight block), found {size}")
+    if size % block:
+        raise ConfigError(f"{what}: expected a multiple of {block}, found {size}")

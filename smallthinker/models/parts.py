@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-BLOCK = 32
-"""Columns of every matrix come in whole blocks of so many weights."""
+BLOCK, TILE = 32, 16
+"""Columns of a matrix come in whole blocks of so many weights. Neurons of a network need only be whole tiles of so many
+rows: where they are no blocks, `down` keeps numbers."""
 
 
 @dataclass(frozen=True)

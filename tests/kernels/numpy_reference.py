@@ -332,10 +332,12 @@ def dense_expert(
     else:
         neurons = activated(activation, linear(quants[0], gate, x)) * neurons
     narrow = neurons.astype(np.float32)
-    blocks = narrow.reshape(len(x), -1, 32)
-    step = np.abs(blocks).max(-1, keepdims=True).astype(np.float64) / 127
-    steps = np.abs(blocks / np.where(step == 0, 1, step))
-    may_differ = np.where(np.abs(steps % 1 - 0.5) < 0.01, step, 0).reshape(neurons.shape) * (quants[2] not in ELEMENTS)
+    may_differ = np.zeros_like(neurons)
+    if quants[2] not in ELEMENTS:
+        blocks = narrow.reshape(len(x), -1, 32)
+        step = np.abs(blocks).max(-1, keepdims=True).astype(np.float64) / 127
+        steps = np.abs(blocks / np.where(step == 0, 1, step))
+        may_differ = np.where(np.abs(steps % 1 - 0.5) < 0.01, step, 0).reshape(neurons.shape)
     rounding: F64 = (may_differ + 2e-6 * np.abs(neurons)) @ np.abs(down).T.astype(np.float64)
     return linear(quants[2], down, narrow), rounding
 

@@ -24,6 +24,12 @@ def choose(seed: int, tokens: int, experts: int, k: int) -> npt.NDArray[np.int64
     return np.argsort(np.random.default_rng(seed).random((tokens, experts)), axis=1)[:, :k]
 
 
+def neurons(quant: _kernels.Quant, tiles: int) -> int:
+    """So many tiles of 16, and what makes whole blocks of them."""
+    block = _kernels.formats()[quant][0]
+    return -(-16 * tiles // block) * block
+
+
 @dataclass
 class Layer:
     """Random experts as records, and as the matrices that the records mean: gate and up [ffn, hidden], down

@@ -7,7 +7,7 @@ import numpy_reference
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_experts import THE_ONE, Layer, choose
+from random_experts import THE_ONE, Layer, choose, neurons
 from random_inputs import F32, Make, at_most, bits, normal, seeds, uneven
 
 from smallthinker import _kernels
@@ -17,6 +17,7 @@ SHAPES = [(activation, gated) for activation in PLAIN for gated in (True, False)
 DENSE: list[tuple[_kernels.Activation, bool]] = [shape for shape in SHAPES if shape != ("relu", True)]
 
 sizes = st.integers(1, 9).map(lambda n: 32 * n)
+tiles = st.integers(1, 19)
 formats = st.sampled_from(list(_kernels.formats()))
 dense = st.sampled_from(DENSE)
 
@@ -35,7 +36,7 @@ def assert_matches_the_reference(layer: Layer, x: F32, chosen: np.ndarray, out: 
 
 
 @at_most(8)
-@given(seed=seeds, hidden=sizes, ffn=sizes, shape=dense, tokens=st.integers(1, 11), k=st.integers(1, 3))
+@given(seed=seeds, hidden=sizes, ffn=tiles, shape=dense, tokens=st.integers(1, 11), k=st.integers(1, 3))
 def test_experts_match_the_reference(
     pool: _kernels.ThreadPool,
     quant: _kernels.Quant,
@@ -46,6 +47,7 @@ def test_experts_match_the_reference(
     tokens: int,
     k: int,
 ) -> None:
+    ffn = neurons(quant, ffn)
     layer = Layer.random(quant, hidden, ffn, 4, seed, *shape)
     x, chosen = normal(seed + 9, tokens, hidden), choose(seed, tokens, 4, k)
     out, live = layer.run(pool, x, chosen)
@@ -89,7 +91,7 @@ def test_gate_up_and_down_have_a_format_each(
 @given(
     seed=seeds,
     hidden=sizes,
-    ffn=sizes,
+    ffn=tiles,
     shape=dense,
     tokens=st.integers(1, 45),
     k=st.integers(1, 3),
@@ -106,6 +108,7 @@ def test_a_token_has_the_same_bits_alone_and_in_any_company_on_any_number_of_thr
     k: int,
     make: Make,
 ) -> None:
+    ffn = neurons(quant, ffn)
     layer = Layer.random(quant, hidden, ffn, 4, seed, *shape)
     x, chosen = make(seed + 9, tokens, hidden), choose(seed, tokens, 4, k)
     together = [layer.run(pool, x, chosen) for pool in pools]

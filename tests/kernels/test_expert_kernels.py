@@ -5,19 +5,21 @@ import numpy_reference
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from random_experts import THE_ONE, Layer, choose
+from random_experts import THE_ONE, Layer, choose, neurons
 from random_inputs import Make, bits, normal, seeds, uneven
 
 from smallthinker import _kernels
 
 sizes = st.integers(1, 9).map(lambda n: 32 * n)
+tiles = st.integers(1, 19)
 formats = st.sampled_from([quant for quant in _kernels.formats() if _kernels.has_rows(quant)])
 
 
-@given(seed=seeds, hidden=sizes, ffn=sizes, tokens=st.integers(1, 11), k=st.integers(1, 3))
+@given(seed=seeds, hidden=sizes, ffn=tiles, tokens=st.integers(1, 11), k=st.integers(1, 3))
 def test_experts_match_the_reference(
     pool: _kernels.ThreadPool, quant: _kernels.Quant, seed: int, hidden: int, ffn: int, tokens: int, k: int
 ) -> None:
+    ffn = neurons(quant, ffn)
     layer = Layer.random(quant, hidden, ffn, 4, seed)
     x, chosen = normal(seed + 9, tokens, hidden), choose(seed, tokens, 4, k)
     out, live = layer.run(pool, x, chosen)
@@ -50,7 +52,7 @@ def test_gate_up_and_down_have_a_format_each(
 @given(
     seed=seeds,
     hidden=sizes,
-    ffn=sizes,
+    ffn=tiles,
     tokens=st.integers(1, 19),
     k=st.integers(1, 3),
     make=st.sampled_from([normal, uneven]),
@@ -65,6 +67,7 @@ def test_a_token_has_the_same_bits_alone_and_in_any_company_on_any_number_of_thr
     k: int,
     make: Make,
 ) -> None:
+    ffn = neurons(quant, ffn)
     layer = Layer.random(quant, hidden, ffn, 4, seed)
     x, chosen = make(seed + 9, tokens, hidden), choose(seed, tokens, 4, k)
     together = [layer.run(pool, x, chosen) for pool in pools]
@@ -121,7 +124,7 @@ def test_an_expert_whose_neurons_are_all_dead_gives_zeros(pool: _kernels.ThreadP
     assert not out.any()
 
 
-@given(seed=seeds, hidden=sizes, ffn=sizes, exponent=st.integers(-14, 10), weight_exponent=st.integers(-6, 3))
+@given(seed=seeds, hidden=sizes, ffn=tiles, exponent=st.integers(-14, 10), weight_exponent=st.integers(-6, 3))
 def test_experts_of_every_size_match_the_reference(
     pool: _kernels.ThreadPool,
     quant: _kernels.Quant,
@@ -131,6 +134,7 @@ def test_experts_of_every_size_match_the_reference(
     exponent: int,
     weight_exponent: int,
 ) -> None:
+    ffn = neurons(quant, ffn)
     layer = Layer.of(quant, [tuple(normal(seed, 3, ffn, hidden) * np.float32(10.0**weight_exponent))])
     x = normal(seed + 1, 1, hidden) * np.float32(10.0**exponent)
     out, _ = layer.run(pool, x, THE_ONE)

@@ -345,7 +345,7 @@ def described(**changes: Any) -> dict[str, Any]:
         ({"layer__mixer__is": "Attentive"}, r"model.layers\[0\].mixer.is: expected 'Attention' or .*'Attentive'"),
         ({"layer__mixer__rope__scaling": {}}, r"mixer.rope.scaling.is: expected 'LinearScaling' or"),
         ({"layer__mixer__sink": True}, r"mixer.sink: unknown key; Attention has heads"),
-        ({"layer__ffn__width": 33}, "width of a feed-forward network: expected a multiple of 32"),
+        ({"layer__ffn__width": 33}, "width of a feed-forward network: expected a multiple of 16"),
         ({"layer__ffn__slices": 0}, "slices: expected at least 1, found 0"),
         ({"layer__ffn__activation__kind": "tanh"}, r"ffn.activation.kind: expected 'relu' or .*'tanh'"),
         ({"layer__norms__before_mixer__eps": float("nan")}, r"norms.before_mixer.eps: expected float, found nan"),

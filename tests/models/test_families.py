@@ -241,7 +241,7 @@ def test_any_number_of_turning_pairs_is_written_as_a_part_that_reads_as_it() -> 
         ({"rope_parameters": [1]}, "rope_parameters: expected an object"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: only 1.0"),
         ({"hidden_act": "tanh"}, "hidden_act: expected 'silu' or"),
-        ({"intermediate_size": 100}, "intermediate_size: expected a multiple of 32"),
+        ({"intermediate_size": 100}, "intermediate_size: expected a multiple of 16"),
         ({"num_mlp_slices": 7}, "num_mlp_slices: expected one that makes slices"),
         ({"hidden_size": 100}, "hidden_size: expected a multiple of 32"),
         ({"num_key_value_heads": 3}, "num_key_value_heads: 3 does not divide"),

@@ -133,7 +133,7 @@ def _with_experts(keys: Keys, common: decoder.Common, act: d.Activation, dense: 
         experts, used, "mixed", "softmax", "all", normalise=True, norm=norm, expert_scale=True, logit_scale=scale
     )
     beside = d.Beside(d.Ffn(dense.width * dense.slices, act), norm, norm, norm)
-    return d.Ffn(keys.positive("moe_intermediate_size", multiple_of=d.BLOCK), act, router=router, beside=beside)
+    return d.Ffn(keys.positive("moe_intermediate_size", multiple_of=d.TILE), act, router=router, beside=beside)
 
 
 def to_config(model: d.Model) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
         kept_groups=keys.positive("topk_group", most=groups),
         scale=keys.number("routed_scaling_factor", 1e-6, 1e6),
     )
-    act, width = decoder.activation(keys), keys.positive("moe_intermediate_size", multiple_of=d.BLOCK)
+    act, width = decoder.activation(keys), keys.positive("moe_intermediate_size", multiple_of=d.TILE)
     shared = keys.natural("n_shared_experts")
     sparse = d.Ffn(width, act, router=router, shared=d.Ffn(width * shared, act) if shared else None)
     first, dense = keys.natural("first_k_dense_replace"), decoder.dense(keys, common.hidden, act, expert_width=width)

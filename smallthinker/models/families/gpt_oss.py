@@ -88,7 +88,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     keys.only("hidden_act", ("silu",))
     limit, alpha = keys.number("swiglu_limit", 1e-3, 1e6), keys.number("swiglu_alpha", 1e-3, 1e6)
     network = d.Ffn(
-        keys.positive("intermediate_size", multiple_of=d.BLOCK),
+        keys.positive("intermediate_size", multiple_of=d.TILE),
         d.Activation("clamped_swiglu", limit, alpha),
         bias=True,
         router=d.Router(experts, used, "ffn_input", "softmax", over="chosen", normalise=True, bias="logits"),

@@ -84,7 +84,7 @@ def _networks(keys: Keys, layers: int, hidden: int) -> list[d.Ffn]:
     sparse = list(range(step - 1, layers, step)) if sparse is None and step else sparse or []
     if not isinstance(sparse, list) or sparse != [n for n in range(layers) if n in sparse]:
         raise ConfigError(f"moe_layers: expected a list of layers' numbers, ascending, found {shown(sparse)}")
-    act, width = decoder.activation(keys), keys.positive("intermediate_size", multiple_of=d.BLOCK)
+    act, width = decoder.activation(keys), keys.positive("intermediate_size", multiple_of=d.TILE)
     experts = keys.positive("num_local_experts")
     keys.agrees("num_experts", (None, experts), "num_local_experts")
     used = keys.positive("num_experts_per_tok", most=experts)

@@ -44,7 +44,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     keys.agrees("num_experts", (None, experts), "num_local_experts")
     used = keys.positive("num_experts_per_tok", most=experts)
     router = d.Router(experts, used, "ffn_input", "softmax", over="all", normalise=True)
-    width = keys.positive("intermediate_size", multiple_of=d.BLOCK)
+    width = keys.positive("intermediate_size", multiple_of=d.TILE)
     network, window = d.Ffn(width, decoder.activation(keys), router=router), keys.window("sliding_window")
     keys.reject_unknown()
     norms = d.Norms(common.norm, common.norm)

@@ -50,7 +50,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     keys.agrees("num_local_experts", (None, experts), "num_experts")
     used = keys.positive("num_experts_per_tok", most=experts)
     router = d.Router(experts, used, "ffn_input", "softmax", over="all", normalise=keys.flag("norm_topk_prob"))
-    width = keys.positive("intermediate_size", multiple_of=d.BLOCK)
+    width = keys.positive("intermediate_size", multiple_of=d.TILE)
     network = d.Ffn(width, decoder.activation(keys), router=router)
     keys.reject_unknown()
     norms = d.Norms(common.norm, common.norm)

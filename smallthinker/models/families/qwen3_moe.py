@@ -53,7 +53,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
         normalise=keys.flag("norm_topk_prob"),
     )
     act = decoder.activation(keys)
-    sparse = d.Ffn(keys.positive("moe_intermediate_size", multiple_of=d.BLOCK), act, router=router)
+    sparse = d.Ffn(keys.positive("moe_intermediate_size", multiple_of=d.TILE), act, router=router)
     dense = decoder.dense(keys, common.hidden, act, expert_width=sparse.width)
     step, without = keys.positive("decoder_sparse_step"), keys.get("mlp_only_layers") or []
     if not isinstance(without, list) or any(type(number) is not int for number in without):

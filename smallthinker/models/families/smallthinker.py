@@ -55,7 +55,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     common = decoder.common(keys, _ABSENT_BOS, *_ABSENT_EOS)
     layers, experts = common.layers, keys.positive("moe_num_primary_experts")
     active = keys.positive("moe_num_active_primary_experts", most=experts)
-    width = keys.positive("moe_ffn_hidden_size", multiple_of=d.BLOCK)
+    width = keys.positive("moe_ffn_hidden_size", multiple_of=d.TILE)
     has_window, has_rope = keys.layout("sliding_window_layout", layers, False), keys.layout("rope_layout", layers, True)
     window, theta = keys.positive("sliding_window_size"), keys.rope_theta(_THETA_IN_STORES if in_store else _THETA)
     types = ["sliding_attention" if one else "full_attention" for one in has_window]
