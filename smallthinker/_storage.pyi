@@ -57,6 +57,9 @@ class SimulatedQueue:
 
     @property
     def withdrawn_bytes(self) -> int: ...
+    @property
+    def busy_sec(self) -> float:
+        """With something under way at the disk, so far."""
 
 class ReadQueue:
     def __init__(

@@ -278,7 +278,8 @@ PYBIND11_MODULE(_storage, m) {
       .def("poll", [](SimulatedQueue& self, double now) { return told(self.poll(now)); }, py::arg("now_sec"))
       .def("next_end", &SimulatedQueue::next_end, py::arg("now_sec"))
       .def("drain", &SimulatedQueue::drain, py::arg("now_sec"))
-      .def_property_readonly("withdrawn_bytes", &SimulatedQueue::withdrawn_bytes);
+      .def_property_readonly("withdrawn_bytes", &SimulatedQueue::withdrawn_bytes)
+      .def_property_readonly("busy_sec", &SimulatedQueue::busy_sec);
   py::class_<BoundQueue>(m, "ReadQueue")
       .def(py::init<const std::vector<std::pair<std::string, int64_t>>&, int64_t, const BoundQueue::Table&,
                     std::vector<int64_t>, py::array, const std::string&, int64_t, int, int, std::optional<Device>,

@@ -79,6 +79,7 @@ class SimulatedQueue {
   }
 
   int64_t withdrawn_bytes() const { return schedule_.counters().withdrawn_bytes; }
+  double busy_sec() const { return busy_sec_; }  // with at least one chunk under way
 
  private:
   struct InFlight {
@@ -98,11 +99,13 @@ class SimulatedQueue {
     while (!chunks_.empty() && chunks_.top().end <= until) {
       const InFlight done = chunks_.top();
       chunks_.pop();
+      busy_sec_ += done.end - now_;
       now_ = done.end;
       schedule_.give_back(done.chunk, std::nullopt, false);
       hear(now_);
       fill();
     }
+    if (!chunks_.empty()) busy_sec_ += std::max(until - now_, 0.0);
     now_ = std::max(now_, until);
   }
 
@@ -123,7 +126,7 @@ class SimulatedQueue {
 
   Schedule schedule_;
   Pace pace_;
-  double finish_sec_, now_ = 0, finished_ = -std::numeric_limits<double>::infinity();
+  double finish_sec_, now_ = 0, busy_sec_ = 0, finished_ = -std::numeric_limits<double>::infinity();
   int64_t order_ = 0;
   std::priority_queue<InFlight, std::vector<InFlight>, std::greater<InFlight>> chunks_;
   std::vector<Known> ended_;

@@ -119,7 +119,7 @@ class SimulatedQueue:
         return self.poll()
 
     def counters(self) -> ReadCounters:
-        return ReadCounters()  # nothing that a prediction asks for
+        return ReadCounters(busy_sec=self._raw.busy_sec)  # what the look-ahead's share of idle time asks for
 
     def drain(self) -> None:
         self.clock.sec = self._raw.drain(self.clock.sec)

@@ -151,6 +151,23 @@ def test_a_certain_read_overtakes_guesses_and_what_has_begun_is_withdrawn_in_the
     assert [finished.record for finished in queue.wait()] == [4]
 
 
+def test_a_simulated_disk_is_busy_while_something_is_under_way() -> None:
+    clock = Clock()
+    queue = SimulatedQueue(DiskModel(storage(1e9, 100e-6), RECORD // 4, 2, 1), clock, RECORD)
+    assert queue.counters().busy_sec == 0
+    queue.submit(1, 0)
+    queue.submit(2, 1)
+    queue.wait()
+    assert queue.counters().busy_sec == pytest.approx(clock.sec)
+    while queue.poll() or queue.counters().busy_sec == pytest.approx(clock.sec):
+        clock.sec += RECORD / 1e9  # idle by then
+    busy = queue.counters().busy_sec
+    assert 2 * RECORD / 1e9 < busy < clock.sec
+    clock.sec += 1
+    queue.poll()
+    assert queue.counters().busy_sec == busy
+
+
 @given(st.integers(1, 4), st.floats(1e8, 5e9), st.floats(1e-5, 1e-4))
 def test_a_probed_disk_gives_what_the_probe_found(depth: int, bandwidth: float, latency: float) -> None:
     """Where the latency of one block is less than half of the time that a record takes, as it must be for a probe to
