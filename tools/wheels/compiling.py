@@ -18,6 +18,7 @@ from headers import WINDOWS_PYCONFIG
 from targets import Target
 
 ROOT = Path(__file__).resolve().parents[2]
+_UNDEMANGLED = ROOT / "tools" / "wheels" / "undemangled.cpp"
 _QUIET = ["-Wno-macro-redefined", "-Wno-unused-command-line-argument"]  # pyconfig.h sets what systems' headers do
 
 
@@ -53,7 +54,8 @@ class Compiler:
     def build(self, pool: ThreadPoolExecutor) -> dict[str, list[Path]]:
         """The modules' files by Python's version."""
         objects: dict[tuple[str, str], list[Path]] = {}
-        jobs: list[Callable[[], None]] = []
+        undemangled = self.work / "any" / "undemangled.cpp.o"
+        jobs: list[Callable[[], None]] = [lambda: self._compile(_UNDEMANGLED, undemangled, "tools/wheels", "any")]
         for module, folder in modules().items():
             # the longest first: one file an instruction set, then the bindings
             for source in sorted((ROOT / folder).rglob("*.cpp"), key=lambda path: ("isa_" not in path.name, path)):
@@ -66,7 +68,7 @@ class Compiler:
         if self.target.system == "windows":
             list(pool.map(self._import_library, self.headers))
         links = [
-            pool.submit(self._link, module, python, [*objects["any", module], *objects[python, module]])
+            pool.submit(self._link, module, python, [*objects["any", module], *objects[python, module], undemangled])
             for python in self.headers
             for module in modules()
         ]
