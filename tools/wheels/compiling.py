@@ -48,6 +48,7 @@ class Compiler:
         self.environment = os.environ | {"ZIG_GLOBAL_CACHE_DIR": str((work / "zig-cache").resolve())}
         self.zig = [sys.executable, "-m", "ziglang"]
         self.cxx = [*self.zig, "c++", "-target", target.triple]
+        self._linker = [*self.cxx, "-O3", "-s", "-shared", "-pthread"]
         self.flags = [*flags(), *([] if target.system == "windows" else ["-fPIC"]), *_QUIET]
         self.pybind11 = pybind11.get_include()
 
@@ -55,7 +56,7 @@ class Compiler:
         """The modules' files by Python's version."""
         objects: dict[tuple[str, str], list[Path]] = {}
         undemangled = self.work / "any" / "undemangled.cpp.o"
-        jobs: list[Callable[[], None]] = [lambda: self._compile(_UNDEMANGLED, undemangled, "tools/wheels", "any")]
+        jobs: list[Callable[[], None]] = [lambda: self._begin(undemangled)]
         for module, folder in modules().items():
             # the longest first: one file an instruction set, then the bindings
             for source in sorted((ROOT / folder).rglob("*.cpp"), key=lambda path: ("isa_" not in path.name, path)):
@@ -83,6 +84,11 @@ class Compiler:
         if done.returncode != 0:
             raise RuntimeError(f"{self.target.name}: {' '.join(command)}\n{done.stdout}{done.stderr}")
 
+    def _begin(self, undemangled: Path) -> None:
+        """A first link beside all that compiles: by it zig builds libc++, in minutes."""
+        self._compile(_UNDEMANGLED, undemangled, "tools/wheels", "any")
+        self._run([*self._linker, str(undemangled), "-o", str(undemangled.with_suffix(".so"))])
+
     def _compile(self, source: Path, to: Path, folder: str, python: str) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)
         command = [*self.cxx, *self.flags, f"-I{folder}"]
@@ -99,7 +105,7 @@ class Compiler:
             "windows": [str(self._import_library_of(python))],
             "macos": ["-Wl,-undefined,dynamic_lookup", f"-Wl,-install_name,@rpath/{to.name}"],
         }[self.target.system]
-        self._run([*self.cxx, "-O3", "-s", "-shared", *map(str, objects), *more, "-pthread", "-o", str(to)])
+        self._run([*self._linker, *map(str, objects), *more, "-o", str(to)])
         return python, to
 
     def _import_library_of(self, python: str) -> Path:
