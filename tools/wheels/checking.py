@@ -70,13 +70,17 @@ def _check_pe(file: Path, target: Target, python: str) -> None:
 def _check_macho(file: Path, target: Target, python: str) -> None:
     from macholib.mach_o import LC_BUILD_VERSION, LC_CODE_SIGNATURE, LC_ID_DYLIB
     from macholib.MachO import MachO
+    from macholib.SymbolTable import SymbolTable
 
-    (header,) = MachO(str(file)).headers
+    module = MachO(str(file))
+    (header,) = module.headers
     is_arm = target.name.endswith("arm64")
     _expect(file, "machine", header.header.cputype, 0x100000C if is_arm else 0x1000007)
     names = {name for _, _, name in header.walkRelocatables()}
     _expect(file, "libraries", names - {"/usr/lib/libSystem.B.dylib"}, set())
     commands = {load.cmd: command for load, command, _ in header.commands if load.cmd != LC_ID_DYLIB}
     _expect(file, "macOS", commands[LC_BUILD_VERSION].minos >> 16, 11)
+    exported = [name.decode() for _, name in SymbolTable(module).extdefsyms]
+    _expect(file, "what Python calls", f"_PyInit_{file.name.partition('.')[0]}" in exported, True)
     if is_arm:  # unsigned ones are killed there
         _expect(file, "signed", LC_CODE_SIGNATURE in commands, True)

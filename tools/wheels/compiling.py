@@ -103,7 +103,8 @@ class Compiler:
         more = {
             "linux": [],
             "windows": [str(self._import_library_of(python))],
-            "macos": ["-Wl,-undefined,dynamic_lookup", f"-Wl,-install_name,@rpath/{to.name}"],
+            # -x: -s does nothing there
+            "macos": ["-Wl,-undefined,dynamic_lookup", "-Wl,-x", f"-Wl,-install_name,@rpath/{to.name}"],
         }[self.target.system]
         self._run([*self._linker, *map(str, objects), *more, "-o", str(to)])
         return python, to
