@@ -87,7 +87,8 @@ class Compiler:
     def _begin(self, undemangled: Path) -> None:
         """A first link beside all that compiles: by it zig builds libc++, in minutes."""
         self._compile(_UNDEMANGLED, undemangled, "tools/wheels", "any")
-        self._run([*self._linker, str(undemangled), "-o", str(undemangled.with_suffix(".so"))])
+        # compiled anew, so that it exports something: without, zig's linker for macOS crashes
+        self._run([*self._linker, str(_UNDEMANGLED), "-o", str(undemangled.with_suffix(".so"))])
 
     def _compile(self, source: Path, to: Path, folder: str, python: str) -> None:
         to.parent.mkdir(parents=True, exist_ok=True)
