@@ -102,6 +102,6 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("read_memory", &bind_read_memory, arg("pool"), arg("data"));
   m.def("multiply_add", &bind_multiply_add, arg("pool"), arg("multiplications"), arg("int8") = false);
   register_formats(m);
-  register_ops(m);
   register_model(m);
+  register_ops(m);  // after the classes, which signatures would else name in C++
 }
