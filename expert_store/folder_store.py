@@ -340,6 +340,8 @@ def _check_folder(path: Path) -> None:
     remedy = "copy or convert it again"
     if any(path.glob("model*.safetensors")) and DENSE_FILE in missing:
         remedy = "this is a Hugging Face checkpoint: convert it first"
+    elif len(missing) == len(REQUIRED_FILES):
+        raise StoreFormatError(f"{path}: a folder without a model; give a store's folder or a .gguf file")
     raise StoreFormatError(f"{path}: not a whole store: {', '.join(missing)} missing; {remedy}")
 
 

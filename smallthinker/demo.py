@@ -19,6 +19,11 @@ def _folder() -> Path:
 DEMO_STORE = _folder() / "store"
 
 
+def folder_name(store: Path) -> str:
+    """What results call a store: `demo`, or as its folder."""
+    return "demo" if store.resolve() == DEMO_STORE.resolve() else store.resolve().name
+
+
 def refuse_missing_demo(path: Path) -> None:
     """Of a path where nothing was found: a StoreFormatError with the remedy if the demo model should lie there."""
     if path == DEMO_STORE:

@@ -263,10 +263,13 @@ class Engine(StaysHere):
     def check_fits(self, prompt_tokens: int, new_tokens: int) -> None:
         """Raises ContextLengthError when prompt and answer together exceed the planned context."""
         if prompt_tokens + new_tokens > self.plan.context:
+            new = f" and up to {new_tokens} new ones" if new_tokens else ""
+            ways = ["a shorter prompt"] + (["a smaller `max_tokens`"] if new_tokens else [])
+            if self.plan.context < self.config.context:
+                ways.append(f"a larger `context` (this model takes up to {self.config.context})")
             raise ContextLengthError(
-                f"context: {prompt_tokens} prompt tokens and up to {new_tokens} new ones don't fit the planned "
-                f"{self.plan.context}; give a shorter prompt, a smaller `max_tokens` or a larger `context` "
-                f"(this model takes up to {self.config.context})"
+                f"context: {prompt_tokens} prompt tokens{new} don't fit the planned {self.plan.context}; "
+                f"give {', '.join(ways[:-1])}{' or ' if ways[1:] else ''}{ways[-1]}"
             )
 
     def check_prompt(self, tokens: Sequence[int]) -> None:

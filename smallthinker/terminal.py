@@ -69,12 +69,12 @@ def bar_stream() -> TextIO:
 
 class PromptBar:
     """How much of a prompt has been read, and how long the rest will take: on stderr, after two seconds, gone once the
-    answer begins. Nothing where stderr is not a terminal."""
+    answer begins. Nothing where stderr is not a terminal, or with `quiet`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         self._bar: Any = None
         self._began = time.monotonic()
-        self._is_over = not bar_stream().isatty()
+        self._is_over = quiet or not bar_stream().isatty()
         self._lock = threading.Lock()  # it is told on the thread that computes
 
     def __call__(self, done: int, total: int) -> None:

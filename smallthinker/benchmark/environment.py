@@ -12,6 +12,7 @@ import psutil
 
 import smallthinker
 from smallthinker import host
+from smallthinker.demo import folder_name
 from smallthinker.expert_store.store import Store
 from smallthinker.host import machine_facts
 
@@ -55,10 +56,10 @@ def commit() -> str | None:
 
 
 def model_facts(store: Store) -> dict[str, Any]:
-    """What was run. The name is the store's folder's."""
+    """What was run. The name is the store's folder's, or demo."""
     config = store.config
     return {
-        "name": store.path.resolve().name[:80],
+        "name": folder_name(store.path)[:80],
         "quant": store.quant,
         "compressed": store.is_compressed,
         "layers": config.num_layers,

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker.arithmetic import Route
+from smallthinker.demo import folder_name
 from smallthinker.engine import Engine
 from smallthinker.errors import RequestError
 from smallthinker.expert_store.format import CONFIG_FILE
@@ -85,7 +86,7 @@ def record(engine: Engine, sequences: Sequence[Sequence[int]], progress: Progres
 
     run_observed(engine, sequences, Observers(routed=observe))
     starts = np.cumsum([0, *map(len, sequences)], dtype=np.int64)[:-1]
-    return Trace(ids, probs, starts, engine.store.record_bytes, engine.store.path.resolve().name)
+    return Trace(ids, probs, starts, engine.store.record_bytes, folder_name(engine.store.path))
 
 
 def whole_layers(engine: Engine, sequences: Sequence[Sequence[int]]) -> Trace:
@@ -94,7 +95,7 @@ def whole_layers(engine: Engine, sequences: Sequence[Sequence[int]]) -> Trace:
     shape = (total, config.num_layers, config.experts_per_token)
     ids = np.broadcast_to(np.arange(shape[2], dtype=ids_dtype(shape[2])), shape)
     starts = np.cumsum([0, *map(len, sequences)], dtype=np.int64)[:-1]
-    return Trace(ids, np.ones(shape, np.float16), starts, engine.store.record_bytes, engine.store.path.resolve().name)
+    return Trace(ids, np.ones(shape, np.float16), starts, engine.store.record_bytes, folder_name(engine.store.path))
 
 
 def _logits_bias(engine: Engine, layer: int) -> Floats:

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -67,7 +68,7 @@ class Chat:
     """One conversation with one model. `run` returns at its end, or the path of the model that is wanted next; raises
     SmallThinkerError when an answer fails and nobody sits at a terminal to ask again. `timings` prints where the time
     went after every answer; `words` makes what is said of an error fit the command line; `find` says where a model of
-    a name is. messages: a conversation to go on with; kept: the folder where it is remembered."""
+    a name is. messages: a conversation to go on with; kept: the folder where it is remembered; quiet: no progress."""
 
     def __init__(
         self,
@@ -78,13 +79,14 @@ class Chat:
         *,
         shows_thoughts: bool = True,
         timings: bool = False,
+        quiet: bool = False,
         words: Callable[[str], str] = str,
         find: Callable[[str], Path] = Path,
         messages: Sequence[Message] = (),
         kept: Path | None = None,
     ) -> None:
         self._llm, self.options, self._chat, self._timings = llm, options, chat, timings
-        self._shows_thoughts, self._words = shows_thoughts, words
+        self._shows_thoughts, self._words, self._quiet = shows_thoughts, words, quiet
         self._find, self._kept = find, kept
         self._opening: list[Message] = [{"role": "system", "content": system}] if system else []
         self.messages: list[Message] = list(self._opening)
@@ -146,7 +148,8 @@ class Chat:
         elif name == "/load":
             print(self._load(argument))
         else:
-            print(f"{name}: unknown command; /help lists them")
+            close = get_close_matches(name, COMMANDS, n=1)
+            print(f"{name}: unknown command; {f'did you mean {close[0]}? ' if close else ''}/help lists them")
 
     def _take_back(self) -> str | None:
         """The last question, which is forgotten with its answer; None, and a word of it, where there is none."""
@@ -248,7 +251,7 @@ class Chat:
     def _stream(self) -> Iterator[Part]:
         """The answer to the conversation, its oldest turns dropped if it has outgrown the context."""
         while True:
-            bar = PromptBar()
+            bar = PromptBar(quiet=self._quiet)
             try:
                 stream = self._llm.stream(self.messages, on_prefill=bar, **self.options, **self._chat)
                 break

@@ -12,6 +12,7 @@ from smallthinker.commands.options import (
     add_chat_options,
     add_command,
     add_model_options,
+    add_quiet,
     add_sampling_options,
     add_timings,
     chat_options,
@@ -28,6 +29,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the last conversation at a terminal")
     add_model_options(parser)
     add_timings(parser)
+    add_quiet(parser, " and notes")
     add_sampling_options(parser)
 
 
@@ -40,13 +42,13 @@ def handle(args: argparse.Namespace) -> int:
     word = model_word(args)
     path: Path | None = find_model(word)
     if word is None:
-        tell_of_demo()
+        tell_of_demo(args)
     messages = last_messages() if args.resume else []
     options = generation_options(args)
     kept = state_folder() if sys.stdin.isatty() else None
     before: Path | None = None
     with LineInput(COMMANDS, kept) as lines:
-        if lines.is_terminal:
+        if lines.is_terminal and not args.quiet:
             print("/help lists the commands.")
         while path is not None:
             try:
@@ -65,6 +67,7 @@ def handle(args: argparse.Namespace) -> int:
                     args.system,
                     shows_thoughts=args.thinking == "show",
                     timings=args.timings,
+                    quiet=args.quiet,
                     words=args.parser.options_in,
                     find=find_model,
                     messages=messages,

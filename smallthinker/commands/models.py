@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smallthinker.commands.options import Group, engine_options
-from smallthinker.errors import RequestError, printable, shown
+from smallthinker.commands.options import Group, ProgressBar, engine_options
+from smallthinker.errors import ModelNotFoundError, RequestError, printable, shown
 
 if TYPE_CHECKING:
     from smallthinker.cluster.nodes import NodeModel
+    from smallthinker.library import Library
     from smallthinker.llm import LLM
 
 KINDS = "a name (smallthinker list), a store's folder or a .gguf file"
@@ -41,10 +42,19 @@ def find_model(word: str | None, *, used: bool = True) -> Path:
     from smallthinker.library.resolve import resolve
 
     library = Library()
+    if word is not None and is_to_pull(word, library):
+        raise ModelNotFoundError(f"{shown(word)}: not here yet; smallthinker pull {word.lower()} brings it")
     path = resolve(word, library)
     if used:
         library.mark_used(path)
     return path
+
+
+def is_to_pull(word: str, library: Library) -> bool:
+    """Whether it is a short name of what `pull` would bring, and of nothing that is here."""
+    from smallthinker.hub.known import KNOWN
+
+    return word.lower() in KNOWN and library.named(word) is None and not Path(word).exists()
 
 
 def find_model_or_folder(word: str | None) -> Path | None:
@@ -66,9 +76,10 @@ def model_among(words: list[str], more: bool) -> str | None:
     if not words or words[0] == "-":
         return None
     library = Library()
-    if is_meant(words[0], library):
+    is_first = len(words) > 1 or more
+    if is_meant(words[0], library) or (is_first and is_to_pull(words[0], library)):
         return words.pop(0)
-    if (len(words) > 1 or more) and " " not in words[0] and library.close_to(words[0]) is not None:
+    if is_first and " " not in words[0] and library.close_to(words[0]) is not None:
         library.find(words[0])
     return None
 
@@ -84,10 +95,12 @@ def load(args: argparse.Namespace, path: Path, **more: Any) -> LLM:
     from smallthinker.llm import LLM
 
     find_drafts_model(args)
-    llm = LLM(path, engine_options(args, **more))
-    if llm.storage is not None:
+    quiet = getattr(args, "quiet", False)
+    with ProgressBar("loading", leave=False, quiet=quiet) as progress:
+        llm = LLM(path, engine_options(args, progress=progress, **more))
+    if llm.storage is not None and not quiet:
         print(f"the disk is emulated: {llm.storage.name} ({llm.storage.summary})", file=sys.stderr)
-    for note in llm.notes:
+    for note in () if quiet else llm.notes:
         print(f"note: {printable(str(path))}: {note}", file=sys.stderr)
     if llm.storage_warning is not None:
         print(f"warning: {llm.storage_warning}", file=sys.stderr)
@@ -123,11 +136,11 @@ def is_demo(path: Path) -> bool:
     return path.resolve() == DEMO_STORE.resolve()
 
 
-def tell_of_demo() -> None:
+def tell_of_demo(args: argparse.Namespace) -> None:
     """To a person who has chosen no model."""
     from smallthinker.library.folder import DEMO, DEMO_IS
 
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and not args.quiet:
         print(
             f"{DEMO} answers, a {DEMO_IS}; smallthinker list names other models, smallthinker pull brings them",
             file=sys.stderr,

@@ -184,6 +184,10 @@ def add_timings(parser: argparse.ArgumentParser) -> None:
     renamed(parser, "--profile", "--timings")
 
 
+def add_quiet(parser: argparse.ArgumentParser, more: str = "") -> None:
+    parser.add_argument("-q", "--quiet", action="store_true", help=f"no progress{more} on stderr, only what is wrong")
+
+
 def add_memory(group: Group) -> None:
     group.add_argument(
         "--memory",
@@ -403,12 +407,13 @@ def written_text(facts: dict[str, Any]) -> str:
 
 class ProgressBar:
     """A bar on stderr for work that takes longer than two seconds; nothing where stderr is not a terminal. One at a
-    time: a bar begins with its first progress and ends the one before."""
+    time: a bar begins with its first progress and ends the one before. leave: the bar stays when it has ended. quiet:
+    nothing is shown."""
 
     _shown: ProgressBar | None = None
 
-    def __init__(self, what: str, unit: str = "B") -> None:
-        self._what, self._unit = what, unit
+    def __init__(self, what: str, unit: str = "B", *, leave: bool = True, quiet: bool = False) -> None:
+        self._what, self._unit, self._leave, self._quiet = what, unit, leave, quiet
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
@@ -431,8 +436,9 @@ class ProgressBar:
             unit=self._unit,
             unit_scale=self._unit == "B",
             unit_divisor=1024,
-            disable=None,
+            disable=True if self._quiet else None,
             delay=2,
+            leave=self._leave,
             file=terminal.bar_stream(),
         )
 

@@ -28,6 +28,7 @@ from smallthinker.commands.options import (
     add_chat_options,
     add_command,
     add_model_options,
+    add_quiet,
     add_sampling_options,
     add_timings,
     chat_options,
@@ -79,6 +80,7 @@ def add(commands: Commands) -> None:
     add_chat_options(parser, "show them on standard error")
     add_model_options(parser)
     add_timings(parser)
+    add_quiet(parser, ", notes and figures")
     add_sampling_options(parser)
     parser.add_argument(
         "--schema",
@@ -101,13 +103,13 @@ def handle(args: argparse.Namespace) -> int:
     path = find_model(word)
     prompt = _prompt(args, word)
     if word is None:
-        tell_of_demo()
+        tell_of_demo(args)
     is_chat = not is_demo(path)
     from smallthinker.chat.conversation import interrupts_cancel
 
     with (
         load(args, path) as llm,
-        contextlib.closing(PromptBar()) as bar,
+        contextlib.closing(PromptBar(quiet=args.quiet)) as bar,
         _stream(args, llm, prompt, bar, is_chat=is_chat) as stream,
         interrupts_cancel(llm),
     ):
@@ -124,8 +126,10 @@ def handle(args: argparse.Namespace) -> int:
         if args.json:
             said = {"text": stream.completion.text, "reasoning": stream.completion.reasoning or None}
             print(json.dumps({"model": name_of(path)} | said | figures))
-        else:
-            print(json.dumps(figures) if args.stats == "json" else stats.line(), file=sys.stderr)
+        elif args.stats == "json":
+            print(json.dumps(figures), file=sys.stderr)
+        elif not args.quiet:
+            print(stats.line(), file=sys.stderr)
         return EXIT_INTERRUPTED if stream.completion.finish_reason == "cancelled" else 0
 
 

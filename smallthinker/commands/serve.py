@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from smallthinker.commands.models import (
+    KINDS,
     add_model,
     find_drafts_model,
     find_model,
@@ -21,18 +22,21 @@ from smallthinker.commands.models import (
     model_word,
     name_of,
     node_model,
+    tell_of_demo,
 )
 from smallthinker.commands.options import (
     Commands,
     add_cluster_options,
     add_command,
     add_model_options,
+    add_quiet,
     engine_options,
     text,
     whole,
 )
 
 if TYPE_CHECKING:
+    from smallthinker.library import Library
     from smallthinker.server.settings import Settings
 
 MOST_KEY_BYTES = 1 << 16
@@ -47,7 +51,7 @@ def add(commands: Commands) -> None:
         "answer other programs by the protocols of OpenAI and Ollama, and show a chat page",
         "smallthinker serve ./4b-store --memory 1GiB --port 8080",
     )
-    add_model(parser)
+    add_model(parser, f"the model to begin with, {KINDS}; those of the models folder are served, too")
     group = parser.add_argument_group("server")
     group.add_argument("--host", type=text, default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     group.add_argument("--port", type=whole, default=8080, metavar="N", help="0 takes a free one (default: 8080)")
@@ -108,6 +112,7 @@ def add(commands: Commands) -> None:
     group.add_argument("--access-log", action="store_true", help="a line for each request, without its text")
     group.add_argument("--json", action="store_true", help="say where it listens in JSON")
     add_model_options(parser)
+    add_quiet(parser, " and notes")
 
 
 def handle(args: argparse.Namespace) -> int:
@@ -131,6 +136,8 @@ def handle(args: argparse.Namespace) -> int:
         raise RequestError("kv_dir: has no meaning with --cluster, where replicas hold their own conversations")
     settings = _settings(args)
     path = find_model(word)
+    if word is None:
+        tell_of_demo(args)
     name = printable(args.name) if args.name else name_of(path)  # it goes into JSON and onto the terminal
     with listen(args.host, args.port) as sock:  # before the model is loaded: a port that is taken is told at once
         if args.cluster is not None:
@@ -150,6 +157,8 @@ def handle(args: argparse.Namespace) -> int:
             models = app.state.models
             server = Server(app, settings.limits, models.cancel, grace_sec=args.grace, access_log=args.access_log)
             _tell(args, sock, {"model": name, "context": llm.plan.context}, sys.stdout)
+            if sys.stderr.isatty() and not args.quiet:
+                _tell_of_others(library, path)
             with _signals_end_quietly():
                 server.run(sockets=[sock])
                 signal.signal(signal.SIGINT, signal.SIG_DFL)  # closing may wait for a disk that never answers
@@ -187,6 +196,20 @@ def _tell(args: argparse.Namespace, sock: socket.socket, facts: dict[str, Any], 
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     said = json.dumps({"url": url, **facts}) if args.json else f"{facts['model']} is served at {url} (Ctrl-C ends)"
     print(said, file=out, flush=True)
+
+
+def _tell_of_others(library: Library | None, path: Path) -> None:
+    """Whoever reads along hears which names requests may have beside the first."""
+    from smallthinker.errors import printable
+    from smallthinker.library.library import is_same
+
+    models = [] if library is None else library.models()
+    names = [printable(model.name) for model in models if model.runs and not is_same(model.path, path)]
+    if names:
+        print(
+            f"a request may name another, which is loaded then: {', '.join(names)}; --only refuses them",
+            file=sys.stderr,
+        )
 
 
 def _settings(args: argparse.Namespace) -> Settings:

@@ -120,14 +120,21 @@ class GenerationStats:
         """One line for people."""
         return (
             f"TTFT {rounded(self.ttft_sec)} s ({self.prompt_tokens} tokens), "
-            f"{rounded(self.decode_tok_per_sec)} tokens/s ({self.new_tokens} tokens), hit rate {self.hit_rate:.0%}, "
-            f"{rounded(self.bytes_read_per_token / MIB)} MiB read per token, "
-            f"{self._roofline()}peak memory {self.peak_memory_bytes / MIB:.0f} MiB"
+            f"{self._decode()}{self._roofline()}peak memory {self.peak_memory_bytes / MIB:.0f} MiB"
             f"{'' if self.storage is None else f'; the disk is emulated: {self.storage}'}"
             f"{self._repeats()}"
             f"{'; ' + self.speculation.line() if self.speculation.batches else ''}"
             f"{'' if self.lossy_head is None else '; ' + self.lossy_head.line()}"
             f"{'' if self.lossy_routing is None else '; ' + self.lossy_routing.line()}"
+        )
+
+    def _decode(self) -> str:
+        """The first token comes with the prompt: one that is alone says nothing of a speed."""
+        if self.new_tokens < 2:
+            return f"{self.new_tokens} new, "
+        return (
+            f"{rounded(self.decode_tok_per_sec)} tokens/s ({self.new_tokens} tokens), hit rate {self.hit_rate:.0%}, "
+            f"{rounded(self.bytes_read_per_token / MIB)} MiB read per token, "
         )
 
     def _repeats(self) -> str:

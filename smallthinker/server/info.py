@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from smallthinker.errors import TokenizerError
 from smallthinker.library import LibraryModel
+from smallthinker.library.folder import DEMO, DEMO_IS
 from smallthinker.server.access.clients import client_of
 from smallthinker.server.answers import unless_gone
 from smallthinker.server.errors import ApiError, bad_request
@@ -23,9 +24,10 @@ from smallthinker.text.chat_prompt import can_switch_thinking
 
 
 def _model(known: Models, model: LibraryModel) -> dict[str, Any]:
-    """The context only of the one that is loaded: of others nobody has planned it yet."""
+    """The context only of the one that is loaded: of others nobody has planned it yet. The demo says what it is."""
     loaded = known.loaded(model)
     said = {"id": model.name, "object": "model", "created": round(model.modified), "owned_by": "smallthinker"}
+    said |= {"description": f"a {DEMO_IS}"} if model.name == DEMO else {}
     return said | ({} if loaded is None else {"max_model_len": loaded.llm.plan.context})
 
 

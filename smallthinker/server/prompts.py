@@ -12,7 +12,7 @@ from smallthinker.server.errors import bad_request
 from smallthinker.server.schemas import Tool
 from smallthinker.server.settings import Limits
 from smallthinker.text import chat_prompt as chats
-from smallthinker.text.chat_prompt import ChatPrompt, check_values, switches
+from smallthinker.text.chat_prompt import ChatPrompt, check_values, switches, takes_effort
 
 # A token is rarely longer; a text of more bytes a token of the context is refused before it is encoded.
 _LONGEST_TOKEN_BYTES = 32
@@ -59,6 +59,8 @@ def chat_prompt(
     if len(messages) > limits.messages:
         raise bad_request(f"messages: at most {limits.messages} are taken, found {len(messages)}", "messages")
     template = llm.tokenizer.chat_template.for_tools(tools)
+    if not takes_effort(template):
+        effort = None  # as official clients send it to every model: one without thoughts thinks as little as it may
     try:
         values = switches(template, thinking, effort, **(template_values or {}))
         check_values(template, values)

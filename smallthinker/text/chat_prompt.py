@@ -117,6 +117,11 @@ def switches(
     return values
 
 
+def takes_effort(template: ChatTemplate) -> bool:
+    """Whether how much to think means anything to the model."""
+    return EFFORT in template.variables or can_switch_thinking(template) or chat_format(template.source).thinks
+
+
 def can_switch_thinking(template: ChatTemplate) -> bool:
     return any(switch in template.variables for switch in _SWITCHES)
 

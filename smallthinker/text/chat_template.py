@@ -23,6 +23,7 @@ TEMPLATE_FILE = "chat_template.jinja"
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of what an assistant thought, in messages; the first is that of the others' meaning."""
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_NONE = "chat needs the model's chat_template, and it has none; have it continue a text instead"
 _SHOWN = 300  # characters of what a template says of itself
 _MAX_DATE_FORMAT = 100
 
@@ -78,7 +79,7 @@ def load_chat_template(files: Path | SmallFiles) -> ChatTemplate:
         config = parse_json(files.read("tokenizer_config.json"))
     except FileNotFoundError:
         if named is None:
-            raise NoChatTemplateError(f"{path}: not found; chat needs the model's chat_template") from None
+            raise NoChatTemplateError(f"{path}: not found; {_NONE}") from None
     except (OSError, ValueError) as e:
         why = (e.strerror if isinstance(e, OSError) else None) or e
         raise TokenizerError(f"{path}: cannot read the tokenizer configuration: {why}") from None
@@ -97,8 +98,9 @@ def _load(path: Path, source: object, special_tokens: Mapping[str, str]) -> Chat
     from smallthinker.sandbox.environment import Sandbox  # jinja2: 30 ms that `inspect` and `--help` do without
 
     if not isinstance(source, str):
-        kind = NoChatTemplateError if source is None else TokenizerError
-        raise kind(f"{path}: chat_template: expected a template text, found {type(source).__name__}")
+        if source is None:
+            raise NoChatTemplateError(f"{path}: {_NONE}")
+        raise TokenizerError(f"{path}: chat_template: expected a template text, found {type(source).__name__}")
     sandbox = Sandbox()
     sandbox.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
     try:

@@ -277,7 +277,7 @@ def test_ctrl_c_in_a_chat_stops_the_answer_and_not_the_program(hybrid_store: Pat
 
 
 def test_a_chat_keeps_history_saves_it_and_resets(hybrid_store: Path, tmp_path: Path) -> None:
-    lines = ["/help", "hello", "again", "/save talk.json", "/save talk.json", "/save talk.txt", "/reset",
+    lines = ["/help", "hello", "again", "/save talk.json", "/save talk.json", "/save talk.txt", "/reset", "/lod",
              "/save empty.json", "/save ~?/x", "/save /dev/full", "/nonsense", "/quit", "never reached"]  # fmt: skip
     result = smallthinker(
         "chat", "-m", hybrid_store, "--max-tokens", "5", "--system", "Be brief.", stdin="\n".join(lines), cwd=tmp_path
@@ -289,7 +289,7 @@ def test_a_chat_keeps_history_saves_it_and_resets(hybrid_store: Path, tmp_path: 
     assert "~?/x: not saved" in result.stdout and "/dev/full: not saved" in result.stdout
     assert (tmp_path / "talk.txt").read_text().startswith("system: Be brief.\n\nuser: hello\n")
     assert [m["role"] for m in json.loads((tmp_path / "empty.json").read_text())] == ["system"]
-    assert "/nonsense: unknown command" in result.stdout
+    assert "/nonsense: unknown command; /help" in result.stdout and "did you mean /load?" in result.stdout
     assert "/save FILE" in result.stdout
 
 

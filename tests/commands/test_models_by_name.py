@@ -188,7 +188,40 @@ def test_a_schema_is_kept_to_and_pictures_are_refused(models: Path, shell: Shell
 def test_messages_of_the_library_get_the_commands_options(models: Path, shell: Shell) -> None:
     assert "--memory: 1 MiB is below the floor" in (said := shell("run", "tiny", "x", "--memory", "1MiB", code=2))
     assert "give --memory " in said and "a smaller --context" in said
-    assert "a smaller --max-tokens or a larger --context" in shell("run", "tiny", "x", "--max-tokens", "9999", code=2)
+    too_long = ("--max-tokens", "9999", "--context", "100")
+    assert "a smaller --max-tokens or a larger --context" in shell("run", "tiny", "x", *too_long, code=2)
     assert "--top-p: " in shell("run", "tiny", "x", "--top-p", "7", code=2)
     assert "'rnu': no such command; did you mean run?" in shell("rnu", code=2)
     assert "--seed: expected a command first" in shell("--seed", "1", "run", "x", code=2)
+
+
+def test_a_short_name_of_what_could_be_pulled_is_no_prompt_for_the_demo(models: Path, shell: Shell) -> None:
+    for words in (("run", "SmolLM2-135M", "hello"), ("run", "-m", "smollm2-135m", "hello"), ("chat", "smollm2-135m")):
+        assert "not here yet; smallthinker pull smollm2-135m brings it" in shell(*words, code=2)
+    shell("alias", "tiny", "smollm2-135m")
+    assert shell("run", "smollm2-135m", "hello", *SHORT) == shell("run", "tiny", "hello", *SHORT)
+
+
+def test_a_prompt_that_is_too_long_gets_advice_that_helps(models: Path, shell: Shell) -> None:
+    said = shell("run", "demo", "word " * 2000, code=2)
+    assert "new ones" not in said and said.endswith("give a shorter prompt\n")
+
+
+def test_quiet_leaves_the_answer_alone(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "hello", *SHORT, "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert said.out and said.err == ""
+    assert main(["run", "hello", *SHORT, "--quiet", "--stats", "json"]) == 0
+    assert json.loads(capsys.readouterr().err)["new_tokens"] == 3
+
+
+def test_one_token_has_no_speed(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "hello", "--max-tokens", "1"]) == 0
+    said = capsys.readouterr().err
+    assert "1 new, peak memory" in said and "tokens/s" not in said
+
+
+def test_what_is_measured_of_the_demo_is_called_demo(models: Path, shell: Shell) -> None:
+    Path("text").write_text("Once upon a time.")
+    assert json.loads(shell("trace", "--text", "text", "-o", "t.trace", "--json"))["model"] == "demo"
+    assert json.loads(shell("trace", "tiny", "--text", "text", "-o", "u.trace", "--json"))["model"] == "tiny"

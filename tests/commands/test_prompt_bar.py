@@ -7,6 +7,10 @@ import io
 import pytest
 
 from smallthinker import terminal
+from smallthinker.cli import main
+from smallthinker.commands import models
+from smallthinker.commands.options import ProgressBar
+from smallthinker.expert_store.progress import Progress
 from smallthinker.terminal import PromptBar
 
 
@@ -50,3 +54,25 @@ def test_a_file_gets_nothing(screen: Screen, monkeypatch: pytest.MonkeyPatch) ->
     bar(300, 1000)
     bar.close()
     assert screen.getvalue() == ""
+
+
+def test_a_quiet_one_and_a_quiet_progress_bar_show_nothing(screen: Screen, capsys: pytest.CaptureFixture[str]) -> None:
+    bar = PromptBar(quiet=True)
+    bar(300, 1000)
+    bar.close()
+    with ProgressBar("loading", quiet=True) as progress:
+        progress(300, 1000, "bytes")
+    assert screen.getvalue() == "" and capsys.readouterr().err == ""
+
+
+def test_loading_is_told_to_a_bar_up_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+
+    class Told(ProgressBar):
+        def __enter__(self) -> Progress:
+            assert self._what == "loading"
+            return lambda done, total, what: told.append((done, total))
+
+    monkeypatch.setattr(models, "ProgressBar", Told)
+    assert main(["run", "Once", "--max-tokens", "1"]) == 0
+    assert told and told[-1][0] == told[-1][1] > 1 << 20

@@ -247,6 +247,7 @@ def test_a_missing_file_is_named(tiny_store: Path, name: str) -> None:
 
 
 def test_what_is_no_store_says_what_it_is(tmp_path: Path) -> None:
+    refused(tmp_path, "a folder without a model")
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "model.safetensors").write_bytes(b"")

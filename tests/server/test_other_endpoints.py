@@ -219,6 +219,7 @@ def test_a_failure_within_a_stream_is_told_in_it(
 def test_the_one_model_is_listed(client: OpenAI) -> None:
     assert [model.id for model in client.models.list()] == [NAME]
     assert client.models.retrieve(NAME).owned_by == "smallthinker"
+    assert "15-million-parameter" in str(client.models.retrieve(NAME).to_dict()["description"])
     with pytest.raises(NotFoundError):
         client.models.retrieve("another/one")
 

@@ -168,7 +168,7 @@ def test_another_model_s_name_is_not_found(client: OpenAI) -> None:
     [
         ({"extra_body": {"best_of": 3}}, "best_of"),
         ({"extra_body": {"functions": []}}, "functions"),
-        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"reasoning_effort": "a lot"}, "reasoning_effort"),
         ({"store": True}, "store"),
         ({"modalities": ["audio"]}, "modalities.0"),
         ({"top_logprobs": 2}, "top_logprobs"),
@@ -232,3 +232,10 @@ def test_switching_thoughts_off_is_no_error_for_a_model_that_has_none(client: Op
     usual = client.chat.completions.create(**GREEDY).choices[0].message.content
     for body in ({"enable_thinking": False}, {"chat_template_kwargs": {"enable_thinking": False}}):
         assert client.chat.completions.create(**GREEDY, extra_body=body).choices[0].message.content == usual
+
+
+def test_how_much_to_think_is_taken_for_a_model_that_never_does(client: OpenAI) -> None:
+    said = [
+        client.chat.completions.create(**GREEDY | more).choices[0].message for more in ({}, {"reasoning_effort": "low"})
+    ]
+    assert said[0].content == said[1].content
