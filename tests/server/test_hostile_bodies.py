@@ -74,6 +74,8 @@ def assert_refused(response: httpx.Response) -> dict[str, Any]:
         b'{"prompt": "x", "max_tokens": 1e5}',
         b'{"prompt": [1e0]}',
         b'{"prompt": [-1]}',
+        b'{"prompt": [-1], "echo": true}',
+        b'{"prompt": [[1], [' + b"9" * 12 + b'], [73574173695716474880]], "echo": true}',
         b'{"prompt": [' + b"9" * 400 + b"]}",
         b'{"prompt": "x", "top_k": ' + b"9" * 400 + b"}",
         b'{"prompt": "x", "temperature": ' + b"9" * 400 + b"}",
@@ -89,7 +91,7 @@ def test_a_broken_body_is_refused(server: Running, path: str, body: bytes) -> No
 
 
 def test_a_schema_with_numbers_that_are_none_is_refused(server: Running) -> None:
-    for number in (b"NaN", b"1e999"):
+    for number in (b"NaN", b"1e999", b"-9223372036854775808"):
         body = b'{"messages": [{"role": "user", "content": "x"}], "max_tokens": 4, "response_format": '
         body += b'{"type": "json_schema", "json_schema": {"name": "x", "schema": {"minimum": ' + number + b"}}}}"
         assert_refused(post(server, "/v1/chat/completions", body))

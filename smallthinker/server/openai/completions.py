@@ -11,6 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from smallthinker.arguments import token_ids
 from smallthinker.generation.answer import Completion, Finished, Token, TokenLogprobs
 from smallthinker.server.access.clients import client_of
 from smallthinker.server.answers import Answers, PromptRead, WantedAnswer, respond, unless_gone, with_seeds
@@ -56,7 +57,7 @@ def _prepare(service: Service, asked: CompletionRequest) -> _Texts:
         if isinstance(prompt, str):
             ids = encode(llm, prompt, special_tokens=asked.special_tokens, is_prompt=True)
         else:
-            ids = prompt
+            ids = token_ids("prompt", prompt)
         params = generation_params(
             asked.model_dump(),
             limits,
@@ -65,7 +66,7 @@ def _prepare(service: Service, asked: CompletionRequest) -> _Texts:
             max_tokens=asked.max_tokens or DEFAULT_MAX_TOKENS,
         )
         wanted += with_seeds(WantedAnswer(ids, params, asked.logprobs, make_processor), n)
-        echo = "" if not asked.echo else prompt if isinstance(prompt, str) else llm.tokenizer.decode(prompt)
+        echo = "" if not asked.echo else prompt if isinstance(prompt, str) else llm.tokenizer.decode(ids)
         echoes += [echo] * n
     usage_wanted = asked.stream_options is not None and asked.stream_options.include_usage
     return _Texts(service, wanted, n, echoes, usage_wanted)
