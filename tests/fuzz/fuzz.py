@@ -1,4 +1,6 @@
-"""Coverage-guided lies: `python tests/fuzz/fuzz.py TARGET [-max_total_time=60] [libFuzzer's options]`; needs atheris.
+"""Coverage-guided lies: `python tests/fuzz/fuzz.py TARGET [FOLDER] [-max_total_time=60] [libFuzzer's options]`.
+
+Needs atheris. Begins with what corpus.zip has of earlier runs; FOLDER gets what this one finds besides.
 
 Ends at the first input that gives anything but an answer or one of the project's errors, that takes over ten seconds,
 or for which the process's memory grows beyond what any of these small files can ask for.
@@ -10,6 +12,7 @@ import resource
 import sys
 import tempfile
 from pathlib import Path
+from zipfile import ZipFile
 
 import atheris
 
@@ -36,7 +39,10 @@ class Fuzzed:
 def main() -> None:
     name = sys.argv.pop(1)
     folder = Path(tempfile.mkdtemp())
-    target, files = TARGETS[name], Files(folder)
+    target, files, kept = TARGETS[name], Files(folder), folder / "kept"
+    with ZipFile(Path(__file__).with_name("corpus.zip")) as corpus:
+        corpus.extractall(kept, [entry for entry in corpus.namelist() if entry.startswith(f"{name}/")])
+    (kept / name).mkdir(parents=True, exist_ok=True)
 
     def once(data: bytes) -> None:
         call(target, Fuzzed(data), files)
@@ -45,9 +51,8 @@ def main() -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + _MORE_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    atheris.Setup(
-        [sys.argv[0], "-timeout=10", "-rss_limit_mb=0", "-len_control=0", "-max_len=4096", *sys.argv[1:]], once
-    )
+    options = ["-timeout=10", "-rss_limit_mb=0", "-len_control=0", "-max_len=4096"]
+    atheris.Setup([sys.argv[0], *options, *sys.argv[1:], str(kept / name)], once)
     atheris.Fuzz()
 
 
