@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from smallthinker.library import Library
     from smallthinker.llm import LLM
 
-KINDS = "a name (smallthinker list), a store's folder or a .gguf file"
+KINDS = "a name (smallthinker list), a store's folder, a .gguf file or a Hugging Face folder"
 DEFAULT = "default: demo, the bundled 15-million-parameter writer of old prose"
 
 
@@ -44,10 +44,43 @@ def find_model(word: str | None, *, used: bool = True) -> Path:
     library = Library()
     if word is not None and is_to_pull(word, library):
         raise ModelNotFoundError(f"{shown(word)}: not here yet; smallthinker pull {word.lower()} brings it")
-    path = resolve(word, library)
+    path = _made_store(word, library, make=used) or resolve(word, library)
     if used:
         library.mark_used(path)
     return path
+
+
+def _made_store(word: str | None, library: Library, *, make: bool) -> Path | None:
+    """Of a folder of weights as a hub has them; None for all else, and for one of which none was made or is to be."""
+    if word is None:
+        return None
+    from smallthinker.library.folder import model_at
+    from smallthinker.library.resolve import is_path
+
+    found = (None if is_path(word) else library.named(word)) or model_at(Path(word).expanduser())
+    if found is None or found.kind != "checkpoint":
+        return None
+    from smallthinker.library.made_stores import MadeStores
+
+    made = MadeStores(library)
+    path = made.find(found.path)
+    if path is None and make:
+        begins = f"{found.path}: weights as a hub has them; once, a store is made of them: {made.place(found.path)}"
+        said = [begins]  # when it has begun: what can't be converted is one line
+
+        with ProgressBar("converting", leave=False) as shown_progress:
+
+            def progress(done: int, total: int, what: str) -> None:
+                while said:
+                    _notice(said.pop())
+                shown_progress(done, total, what)
+
+            path = made.make(found.path, progress, _notice)
+    return path
+
+
+def _notice(text: str) -> None:
+    print(printable(text, 1000), file=sys.stderr)
 
 
 def is_to_pull(word: str, library: Library) -> bool:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tiny_models import make_store, tiny_config
 
 from smallthinker.cli import main
 from smallthinker.demo import DEMO_STORE
@@ -130,7 +131,7 @@ def test_what_is_no_model_says_what_to_do(models: Path, shell: Shell, tmp_path: 
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("x")
     for path, said in {
-        hub: "smallthinker convert",
+        hub: "architectures: missing; expected the one of smallthinker",
         tmp_path / "empty": "a folder without a model",
         tmp_path / "notes.txt": "a file that is no model",
         hub / "model.safetensors": "a file of weights; smallthinker convert",
@@ -225,3 +226,49 @@ def test_what_is_measured_of_the_demo_is_called_demo(models: Path, shell: Shell)
     Path("text").write_text("Once upon a time.")
     assert json.loads(shell("trace", "--text", "text", "-o", "t.trace", "--json"))["model"] == "demo"
     assert json.loads(shell("trace", "tiny", "--text", "text", "-o", "u.trace", "--json"))["model"] == "tiny"
+
+
+def test_a_hugging_face_folder_becomes_a_store_once(
+    models: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    make_store(tiny_config(), tmp_path / "made")
+    folder = Path("weights").absolute()
+    shutil.move(tmp_path / "made" / "checkpoint", folder)
+
+    def run(*words: str) -> tuple[str, str]:
+        assert main(["run", *words, "--temperature", "0", *SHORT]) == 0
+        said = capsys.readouterr()
+        return said.out, said.err
+
+    text, said = run("./weights", "hello")
+    assert f"weights: weights as a hub has them; once, a store is made of them: {models / 'weights'}" in said
+    for words in ([str(folder), "hello"], ["-m", str(folder), "hello"], ["-m", str(models / "weights"), "hello"]):
+        again, said = run(*words)
+        assert again == text and "once" not in said
+    assert main(["show", str(folder)]) == 0 and "weights" in capsys.readouterr().out
+    os.utime(folder / "model.safetensors", (0, 0))  # another one
+    assert "once, a store is made of them" in run("./weights", "hello")[1]
+    (folder.parent / "tiny").symlink_to(folder)
+    assert "once" not in run(str(folder.parent / "tiny"), "hello")[1]  # the same folder
+    (models / "weights" / "experts.safetensors").unlink()
+    assert run("./weights", "hello")[0] == text
+
+
+def test_a_hugging_face_folder_is_never_put_in_anothers_place(
+    models: Path, shell: Shell, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    make_store(tiny_config(), tmp_path / "made")
+    shutil.move(tmp_path / "made" / "checkpoint", "tiny")
+    before = (models / "tiny" / "experts.safetensors").read_bytes()
+    assert main(["run", "./tiny", "hello", *SHORT]) == 0
+    assert f"{models / 'tiny-store'}" in capsys.readouterr().err
+    assert (models / "tiny" / "experts.safetensors").read_bytes() == before
+    shutil.copytree("tiny", "other")
+    shutil.move("other", tmp_path / "tiny")
+    assert "has another tiny; smallthinker convert" in shell("run", str(tmp_path / "tiny"), "hello", code=2)
+    assert "weights as a hub has them" in shell("show", str(tmp_path / "tiny"), code=2)
+    cached = tmp_path / "models--me--Small-1B" / "snapshots" / ("0" * 40)
+    cached.parent.mkdir(parents=True)
+    shutil.move(tmp_path / "tiny", cached)
+    assert main(["run", str(cached), "hello", *SHORT]) == 0
+    assert (models / "Small-1B" / "experts.safetensors").exists()
