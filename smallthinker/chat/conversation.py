@@ -17,13 +17,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
+from smallthinker.chat import plain_dialogue
 from smallthinker.chat.kept_messages import Message, keep_last, read_messages, to_json
 from smallthinker.chat.line_input import LineInput
 from smallthinker.chat.wrapping import Wrapping
 from smallthinker.errors import ContextLengthError, RequestError, SmallThinkerError, one_line
 from smallthinker.files import write_whole
 from smallthinker.generation.answer import GenerationParams
-from smallthinker.llm import LLM, ChatOptions, GenerationOptions
+from smallthinker.llm import LLM, ChatOptions, GenerationOptions, TextStream
 from smallthinker.terminal import PromptBar, answer_stream
 from smallthinker.terminal import thought as print_thought
 from smallthinker.text.answer_parser import Part, Reasoning, Said
@@ -248,12 +249,19 @@ class Chat:
         self.messages.append({"role": "assistant", "content": "".join(said), **reasoning})
         keep_last(self.messages, self._kept)
 
+    def _begin(self, bar: PromptBar) -> TextStream:
+        if self._llm.tokenizer.has_chat_template:
+            return self._llm.stream(self.messages, on_prefill=bar, **self.options, **self._chat)
+        options, asked = self.options.copy(), self.options.get("stop") or ()
+        options["stop"] = (*((asked,) if isinstance(asked, str) else asked), *plain_dialogue.STOPS)
+        return self._llm.stream(plain_dialogue.as_text(self.messages), on_prefill=bar, **options)
+
     def _stream(self) -> Iterator[Part]:
         """The answer to the conversation, its oldest turns dropped if it has outgrown the context."""
         while True:
             bar = PromptBar(quiet=self._quiet)
             try:
-                stream = self._llm.stream(self.messages, on_prefill=bar, **self.options, **self._chat)
+                stream = self._begin(bar)
                 break
             except ContextLengthError:
                 first = len(self._opening)

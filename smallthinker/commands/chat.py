@@ -34,6 +34,7 @@ def add(commands: Commands) -> None:
 
 
 def handle(args: argparse.Namespace) -> int:
+    from smallthinker.chat import plain_dialogue
     from smallthinker.chat.conversation import COMMANDS, Chat
     from smallthinker.chat.kept_messages import last_messages, state_folder
     from smallthinker.chat.line_input import LineInput
@@ -63,7 +64,7 @@ def handle(args: argparse.Namespace) -> int:
                 chat = Chat(
                     llm,
                     options,
-                    chat_options(args, llm),
+                    chat_options(args, llm) if llm.tokenizer.has_chat_template else {},
                     args.system,
                     shows_thoughts=args.thinking == "show",
                     timings=args.timings,
@@ -73,6 +74,8 @@ def handle(args: argparse.Namespace) -> int:
                     messages=messages,
                     kept=kept,
                 )
+                if not (llm.tokenizer.has_chat_template or args.quiet):
+                    print(plain_dialogue.NOTE, file=sys.stderr)
                 if messages:
                     print(chat.where())
                 path, before = chat.run(lines), path

@@ -193,7 +193,7 @@ def test_a_missing_store_is_one_clear_error(tmp_path: Path) -> None:
 
 def test_what_is_not_a_store_is_one_clear_error(checkpoint: Path, tmp_path: Path) -> None:
     assert_one_clear_error(smallthinker("run", "-m", tmp_path, "x"), str(tmp_path), "a folder without a model")
-    assert_one_clear_error(smallthinker("run", "-m", checkpoint, "x"), "smallthinker convert")
+    assert_one_clear_error(smallthinker("show", "-m", checkpoint), "smallthinker convert")
 
 
 def test_a_truncated_store_is_one_clear_error(hybrid_store: Path, tmp_path: Path) -> None:
@@ -244,6 +244,22 @@ def test_a_reader_of_the_output_that_leaves_early_is_no_error(hybrid_store: Path
     process.stdout.close()
     assert b"Traceback" not in process.stderr.read()
     assert process.wait() == 0
+
+
+def test_a_chat_with_a_model_that_has_no_template_is_a_text_of_questions_and_answers(
+    hybrid_store: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(hybrid_store, store)
+    (store / "tokenizer_config.json").write_text("{}")
+    options = ("-m", store, "--max-tokens", "5", "--temperature", "0", "--ignore-eos")
+    chat = smallthinker("chat", *options, "--system", "Be brief.", stdin="hello\nagain\n")
+    assert chat.returncode == 0 and "no chat template" in chat.stderr
+    first = smallthinker("run", *options, "--raw", "Be brief.\n\nQuestion: hello\nAnswer:").stdout.removesuffix("\n")
+    text = f"Be brief.\n\nQuestion: hello\nAnswer: {first.strip()}\nQuestion: again\nAnswer:"
+    second = smallthinker("run", *options, "--raw", text).stdout.removesuffix("\n")
+    assert chat.stdout == f"{first}\n{second}\n"
+    assert "no chat template" not in smallthinker("chat", *options, "--quiet", stdin="hello\n").stderr
 
 
 def test_ctrl_c_ends_a_run_without_a_traceback(hybrid_store: Path) -> None:
