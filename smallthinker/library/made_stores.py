@@ -14,6 +14,7 @@ from shlex import quote
 
 from smallthinker.errors import ModelNotFoundError
 from smallthinker.expert_store.convert import convert
+from smallthinker.expert_store.file_names import MANIFEST_FILE
 from smallthinker.expert_store.progress import Progress
 from smallthinker.files import is_there, parse_json, read_small, write_hint
 from smallthinker.library.folder import KEPT, model_at
@@ -57,11 +58,12 @@ class MadeStores:
         convert(folder, out, force=self._kept(folder) is not None, progress=progress, notice=notice)
         kept = self._kept_path(folder)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_hint(kept, json.dumps({"store": out.name, "state": state}).encode("ascii"))
+        made = {"store": out.name, "state": state, "manifest": _digest(out)}
+        write_hint(kept, json.dumps(made).encode("ascii"))
         return out
 
     def _kept(self, folder: Path) -> tuple[Path, list[object]] | None:
-        """The store's path, and what the folder held."""
+        """The store's path, and what the folder held; None where another model has that path now."""
         try:
             found = parse_json(read_small(self._kept_path(folder)))
             name, state = found["store"], found["state"]
@@ -69,11 +71,20 @@ class MadeStores:
             return None
         if not isinstance(name, str) or not isinstance(state, list) or Path(name).name != name:
             return None
-        return self._library.folder / name, state
+        path = self._library.folder / name
+        return (path, state) if not is_there(path) or _digest(path) == found.get("manifest") else None
 
     def _kept_path(self, folder: Path) -> Path:
         name = sha256(os.path.realpath(folder).encode("utf-8", "surrogateescape")).hexdigest()[:32]
         return self._library.folder / KEPT / "made" / f"{name}.json"
+
+
+def _digest(store: Path) -> str | None:
+    """Of what says what the store is."""
+    try:
+        return sha256(read_small(store / MANIFEST_FILE)).hexdigest()
+    except (OSError, ValueError):
+        return None
 
 
 def _name(folder: Path) -> str:

@@ -252,6 +252,11 @@ def test_a_hugging_face_folder_becomes_a_store_once(
     assert "once" not in run(str(folder.parent / "tiny"), "hello")[1]  # the same folder
     (models / "weights" / "experts.safetensors").unlink()
     assert run("./weights", "hello")[0] == text
+    shutil.rmtree(models / "weights")
+    shutil.copytree(models / "tiny", models / "weights")  # another model by that name
+    before = (models / "weights" / "manifest.json").read_bytes()
+    assert f"{models / 'weights-store'}" in run("./weights", "hello")[1]
+    assert (models / "weights" / "manifest.json").read_bytes() == before
 
 
 def test_a_hugging_face_folder_is_never_put_in_anothers_place(
