@@ -5,15 +5,29 @@ Types are strict: "1" is no number. How many and how long is checked where the l
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Verbosity = Literal["low", "medium", "high"]
 Temperature = Annotated[float, Field(ge=0, le=100)]
+
+
+def _only(value: bool | str, why: str) -> BeforeValidator:
+    """Of a field that has one value here, or null: others are refused in plain words."""
+    said = f"expected {json.dumps(value)}: {why}"
+
+    def check(given: Any) -> Any:
+        if given is not None and (type(given) is not type(value) or given != value):
+            raise PydanticCustomError("only", said)
+        return given
+
+    return BeforeValidator(check)
 
 
 class Strict(BaseModel):
@@ -98,7 +112,7 @@ class TextRequest(Strict):
     prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: Literal["in_memory", "24h"] | None = None
     service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
-    store: Literal[False] | None = None
+    store: Annotated[Literal[False] | None, _only(False, "nothing is stored, so a conversation is sent whole")] = None
 
 
 class Sampling(TextRequest):
@@ -249,5 +263,7 @@ class ResponsesRequest(TextRequest):
     parallel_tool_calls: bool | None = None
     # Change nothing: thoughts are sent as they are, nothing is left out of an input or runs in the background.
     include: list[str] | None = None
-    truncation: Literal["disabled"] | None = None
-    background: Literal[False] | None = None
+    truncation: Annotated[
+        Literal["disabled"] | None, _only("disabled", "an input that is too long is refused, not cut")
+    ] = None
+    background: Annotated[Literal[False] | None, _only(False, "an answer is sent in reply to its request")] = None

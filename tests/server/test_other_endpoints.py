@@ -200,6 +200,22 @@ def test_what_a_response_cannot_be_asked_for_is_refused(client: OpenAI, options:
         client.responses.create(**INPUT | options)
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"store": True}, "store: expected false: nothing is stored, so a conversation is sent whole"),
+        ({"truncation": "auto"}, 'truncation: expected "disabled": an input that is too long is refused, not cut'),
+        ({"background": True}, "background: expected false: an answer is sent in reply to its request"),
+        ({"extra_body": {"store": 0}}, "store: expected false: nothing is stored, so a conversation is sent whole"),
+    ],
+)
+def test_what_only_one_value_is_taken_of_says_which_and_why(client: OpenAI, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadRequestError) as error:
+        client.responses.create(**INPUT | options)
+    assert error.value.body is not None and error.value.body["message"] == said  # type: ignore[index]
+    assert error.value.param == said.partition(":")[0]
+
+
 def test_a_failure_within_a_stream_is_told_in_it(
     client: OpenAI, server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:

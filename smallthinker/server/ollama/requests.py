@@ -43,7 +43,7 @@ def wanted(service: Service, asked: ChatRequest | GenerateRequest) -> WantedAnsw
         for field, why in _REFUSED.items():
             if getattr(asked, field):
                 raise bad_request(f"{field}: {why}")
-        if asked.raw:
+        if asked.raw or not service.llm.tokenizer.has_chat_template:
             return _continued(service, asked)
         system = [{"role": "system", "content": asked.system}] if asked.system else []
         messages = [*system, {"role": "user", "content": asked.prompt}]
@@ -56,9 +56,12 @@ def wanted(service: Service, asked: ChatRequest | GenerateRequest) -> WantedAnsw
 
 
 def _continued(service: Service, asked: GenerateRequest) -> WantedAnswer:
-    """A text that is its own template."""
-    if asked.system or isinstance(asked.think, str) or asked.think:
+    """A text that is its own template, or all that a model without one is asked."""
+    field = "system" if asked.system else "think" if asked.think else None
+    if field is not None and asked.raw:
         raise bad_request("raw: a text is continued as it is, without system and think")
+    if field is not None:
+        raise bad_request(f"{field}: this model has no chat template, so that a text is continued as it is")
     llm, limits = service.llm, service.settings.limits
     same = _same_of_openai(service, asked, [{"role": "user", "content": asked.prompt}])
     ids = encode(llm, asked.prompt, special_tokens=True, is_prompt=True)

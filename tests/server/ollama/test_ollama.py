@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ollama
 import pytest
-from running import NAME, Running, say
+from running import MEMORY, NAME, Running, say, serving
 
 import smallthinker
+from smallthinker import LLM
+from smallthinker.llm import DEMO_STORE
 
 MESSAGES = [{"role": "user", "content": "Who is it?"}]
 OPTIONS: dict[str, Any] = {"temperature": 0, "num_predict": 12}
@@ -72,6 +76,27 @@ def test_a_text_is_answered_in_the_template_and_continued_raw(client: ollama.Cli
     assert raw.response == server.llm.generate("The sea was", temperature=0, max_tokens=12).text
     pieces = client.generate(model=NAME, prompt="The sea was", raw=True, options=OPTIONS, stream=True)
     assert "".join(piece.response or "" for piece in pieces) == raw.response
+
+
+def test_without_a_chat_template_a_text_is_continued_as_raw_does_and_a_chat_is_refused(tmp_path: Path) -> None:
+    store = shutil.copytree(DEMO_STORE, tmp_path / "store")
+    config = json.loads((store / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (store / "tokenizer_config.json").write_text(json.dumps(config))
+    text: dict[str, Any] = {"model": NAME, "prompt": "The sea was", "options": OPTIONS}
+    with LLM(store, memory=MEMORY, threads=1) as llm, serving(llm) as running:
+        client = ollama.Client(host=running.url)
+        assert client.generate(**text).response == client.generate(**text, raw=True).response
+        assert "".join(piece.response or "" for piece in client.generate(**text, stream=True)) == (
+            llm.generate("The sea was", temperature=0, max_tokens=12).text
+        )
+        for more in ({"system": "You tell of the sea."}, {"think": True}):
+            with pytest.raises(ollama.ResponseError, match=f"^{next(iter(more))}: .* no chat template") as caught:
+                client.generate(**text, **more)
+            assert caught.value.status_code == 400
+        with pytest.raises(ollama.ResponseError, match="it has none; have it continue a text") as caught:
+            client.chat(**CHAT)
+        assert caught.value.status_code == 400 and "\n" not in caught.value.error
 
 
 def test_every_option_acts(client: ollama.Client, server: Running) -> None:
