@@ -8,19 +8,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 from smallthinker.chat import plain_dialogue
 from smallthinker.chat.kept_messages import Message, keep_last, read_messages, to_json
 from smallthinker.chat.line_input import LineInput
-from smallthinker.chat.wrapping import Wrapping
+from smallthinker.chat.wrapping import Wrapping, columns, fitted
 from smallthinker.errors import ContextLengthError, RequestError, SmallThinkerError, one_line
 from smallthinker.files import write_whole
 from smallthinker.generation.answer import GenerationParams
@@ -125,37 +124,37 @@ class Chat:
         name, _, argument = line.partition(" ")
         argument = argument.strip()
         if name == "/help":
-            print(HELP)
+            say(HELP)
         elif name == "/reset":
             self.messages = list(self._opening)
-            print("The conversation is forgotten.")
+            say("The conversation is forgotten.")
         elif name == "/retry":
             question = self._take_back()
             if question is not None:
                 self._answer(question)
         elif name == "/undo":
             if self._take_back() is not None:
-                print("The last question and its answer are forgotten.")
+                say("The last question and its answer are forgotten.")
         elif name == "/system":
             rest = self.messages[len(self._opening) :]
             self._opening = [{"role": "system", "content": argument}] if argument else []
             self.messages = [*self._opening, *rest]
         elif name == "/set":
-            print(self._set(argument))
+            say(self._set(argument))
         elif name == "/model":
             self._want(argument)
         elif name == "/save":
-            print(self._save(argument))
+            say(self._save(argument))
         elif name == "/load":
-            print(self._load(argument))
+            say(self._load(argument))
         else:
             close = get_close_matches(name, COMMANDS, n=1)
-            print(f"{name}: unknown command; {f'did you mean {close[0]}? ' if close else ''}/help lists them")
+            say(f"{name}: unknown command; {f'did you mean {close[0]}? ' if close else ''}/help lists them")
 
     def _take_back(self) -> str | None:
         """The last question, which is forgotten with its answer; None, and a word of it, where there is none."""
         if len(self.messages) - len(self._opening) < 2:
-            print("Nothing has been asked yet.")
+            say("Nothing has been asked yet.")
             return None
         question = self.messages[-2]["content"]
         del self.messages[-2:]
@@ -183,12 +182,12 @@ class Chat:
 
     def _want(self, name: str) -> None:
         if not name:
-            print("/model needs a name: smallthinker list has them")
+            say("/model needs a name: smallthinker list has them")
             return
         try:
             self._wanted = self._find(name)
         except SmallThinkerError as e:
-            print(one_line(str(e)))
+            say(one_line(str(e)))
 
     def _save(self, name: str) -> str:
         if not name:
@@ -222,7 +221,7 @@ class Chat:
         self.messages.append({"role": "user", "content": text})
         thought: list[str] = []
         said: list[str] = []
-        out, wrapping = answer_stream(), Wrapping(lambda: shutil.get_terminal_size().columns)
+        out, wrapping = answer_stream(), Wrapping(columns)
         shown = wrapping.push if out.isatty() else str
         try:
             with interrupts_cancel(self._llm):
@@ -239,12 +238,12 @@ class Chat:
         except SmallThinkerError as e:
             if not sys.stdin.isatty():  # a script's questions, of which the next may need this one's answer
                 raise
-            print(f"error: {one_line(self._words(str(e)))}", file=sys.stderr)
+            say(f"error: {one_line(self._words(str(e)))}", sys.stderr)
             self.messages.pop()
             return
         print(wrapping.end())
         if self._cut and out.isatty():
-            print_thought(f"[{self._cut}]\n", out)
+            print_thought(fitted(f"[{self._cut}]\n", out), out)
         reasoning = {"reasoning_content": "".join(thought)} if thought else {}
         self.messages.append({"role": "assistant", "content": "".join(said), **reasoning})
         keep_last(self.messages, self._kept)
@@ -268,7 +267,7 @@ class Chat:
                 if len(self.messages) - first < 3:
                     raise
                 del self.messages[first : first + 2]
-                print("(the oldest turn no longer fits the context and is forgotten)", file=sys.stderr)
+                say("(the oldest turn no longer fits the context and is forgotten)", sys.stderr)
         with stream, contextlib.closing(bar):
             for event in stream.request:
                 bar.close()
@@ -277,6 +276,12 @@ class Chat:
         self._cut = _CUT.get(reason, "")
         if self._timings and stream.completion is not None:
             print(f"\n{stream.completion.profile.table()}", end="", file=sys.stderr)
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """A line of the chat's own, on standard output if nothing is said; at a terminal its words stay whole."""
+    stream = stream or sys.stdout
+    print(fitted(text, stream), file=stream)
 
 
 @contextlib.contextmanager

@@ -6,8 +6,10 @@ wrapped.
 
 from __future__ import annotations
 
+import shutil
 import unicodedata
 from collections.abc import Callable
+from typing import TextIO
 
 _FENCES = ("```", "~~~")
 
@@ -16,6 +18,18 @@ def cells(text: str) -> int:
     """Columns that a terminal takes for it."""
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
     return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
+
+
+def columns() -> int:
+    return shutil.get_terminal_size().columns
+
+
+def fitted(text: str, stream: TextIO) -> str:
+    """A whole text, wrapped if `stream` is a terminal."""
+    if not stream.isatty():
+        return text
+    wrapping = Wrapping(columns)
+    return wrapping.push(text) + wrapping.end()
 
 
 class Wrapping:

@@ -26,7 +26,9 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.library.resolve import is_path, resolve
 
     library = Library()
-    path = resolve(args.word, library)
-    model = library.set_alias(args.name, path if is_path(args.word) else args.word)
-    print(f"{printable(args.name)}: another name of {printable(str(model.path if model.is_outside else model.name))}")
+    path, before = resolve(args.word, library), library.alias_target(args.name)
+    library.set_alias(args.name, path if is_path(args.word) else args.word)
+    name, now = args.name, library.alias_target(args.name)
+    is_same = before in (None, now)
+    print(printable(f"{name}: another name of {now}" if is_same else f"{name} names {now} now; it named {before}"))
     return 0

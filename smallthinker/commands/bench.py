@@ -192,7 +192,10 @@ def _compare(args: argparse.Namespace, a: Path, b: Path) -> int:
     check_plot(args.plot, [path / FILE if path.is_dir() else path for path in (a, b)])
     found = compare(read_results(a, _notice), read_results(b, _notice))
     if not found.changes:
-        raise ResultsError(f"{a} and {b}: expected cells that both have, found none: give results of the same budgets")
+        raise ResultsError(
+            f"{a} and {b}: nothing to compare: no budget, disk and prompt length was measured in both; run bench with "
+            "the same ones"
+        )
     for warning in found.warnings:
         _notice(f"warning: {warning}")
     save_plot(args.plot, lambda: _comparison_chart(found))

@@ -35,7 +35,7 @@ def add(commands: Commands) -> None:
 
 def handle(args: argparse.Namespace) -> int:
     from smallthinker.chat import plain_dialogue
-    from smallthinker.chat.conversation import COMMANDS, Chat
+    from smallthinker.chat.conversation import COMMANDS, Chat, say
     from smallthinker.chat.kept_messages import last_messages, state_folder
     from smallthinker.chat.line_input import LineInput
     from smallthinker.errors import SmallThinkerError, one_line
@@ -57,7 +57,7 @@ def handle(args: argparse.Namespace) -> int:
             except SmallThinkerError as e:
                 if before is None:
                     raise
-                print(one_line(str(e)))
+                say(one_line(str(e)))
                 path, before = before, None
                 continue
             with llm:
@@ -75,9 +75,9 @@ def handle(args: argparse.Namespace) -> int:
                     kept=kept,
                 )
                 if not (llm.tokenizer.has_chat_template or args.quiet):
-                    print(plain_dialogue.NOTE, file=sys.stderr)
+                    say(plain_dialogue.NOTE, sys.stderr)
                 if messages:
-                    print(chat.where())
+                    say(chat.where())
                 path, before = chat.run(lines), path
                 options, messages = chat.options, chat.messages
     return 0

@@ -132,11 +132,11 @@ def load(args: argparse.Namespace, path: Path, **more: Any) -> LLM:
     with ProgressBar("loading", leave=False, quiet=quiet) as progress:
         llm = LLM(path, engine_options(args, progress=progress, **more))
     if llm.storage is not None and not quiet:
-        print(f"the disk is emulated: {llm.storage.name} ({llm.storage.summary})", file=sys.stderr)
+        _tell(f"the disk is emulated: {llm.storage.name} ({llm.storage.summary})")
     for note in () if quiet else llm.notes:
-        print(f"note: {printable(str(path))}: {note}", file=sys.stderr)
+        _tell(f"note: {printable(str(path))}: {note}")
     if llm.storage_warning is not None:
-        print(f"warning: {llm.storage_warning}", file=sys.stderr)
+        _tell(f"warning: {llm.storage_warning}")
     if args.verbose:
         print(llm.plan.table(), file=sys.stderr)
     return llm
@@ -174,7 +174,11 @@ def tell_of_demo(args: argparse.Namespace) -> None:
     from smallthinker.library.folder import DEMO, DEMO_IS
 
     if sys.stderr.isatty() and not args.quiet:
-        print(
-            f"{DEMO} answers, a {DEMO_IS}; smallthinker list names other models, smallthinker pull brings them",
-            file=sys.stderr,
-        )
+        _tell(f"{DEMO} answers, a {DEMO_IS}; smallthinker list names other models, smallthinker pull brings them")
+
+
+def _tell(line: str) -> None:
+    """At a terminal its words stay whole."""
+    from smallthinker.chat.wrapping import fitted
+
+    print(fitted(line, sys.stderr), file=sys.stderr)

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
+from operator import ne
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
@@ -86,8 +87,10 @@ class Parser(argparse.ArgumentParser):
 def _closest(word: str, known: Iterable[str]) -> str:
     import difflib
 
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    close = difflib.get_close_matches(word, list(known))  # rum: rm before run
+    exchanged = [one for one in close if len(one) == len(word) and sum(map(ne, one, word)) == 1]
+    meant = (exchanged or close)[:1]
+    return f"; did you mean {meant[0]}?" if meant else ""
 
 
 def text(value: str) -> str:

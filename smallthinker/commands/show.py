@@ -33,21 +33,26 @@ def handle(args: argparse.Namespace) -> int:
     from smallthinker.expert_store.inspect import describe
     from smallthinker.expert_store.store import Store
 
-    path = find_model(model_word(args), used=False)
+    word = model_word(args)
+    path = find_model(word, used=False)
     with Store.open(path) as store:
         facts = describe(store)
-    kept = _kept(path)
+    kept = _kept(word, path)
     facts |= kept
     print(json.dumps(facts) if args.json else "\n".join([*_lines(kept), inspection_text(facts)]))
     return 0
 
 
-def _kept(path: Path) -> dict[str, Any]:
-    """What the library knows of it, and the memory that it needs."""
+def _kept(word: str | None, path: Path) -> dict[str, Any]:
+    """What the library knows of it, by the name that was asked for, and the memory that it needs."""
     from smallthinker.library import Library
     from smallthinker.library.facts import facts_of
+    from smallthinker.library.library import is_same
 
-    model = Library().kept_at(path)
+    library = Library()
+    model = None if word is None else library.named(word)
+    if model is None or not is_same(model.path, path):
+        model = library.kept_at(path)
     needs = facts_of(path)
     return {
         "name": model and model.name,

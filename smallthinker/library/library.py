@@ -92,8 +92,7 @@ class Library:
         if not self.folder.is_dir():
             return
         with contextlib.suppress(OSError):
-            model = self.kept_at(path)
-            if model is not None:
+            for model in self._all_at(path):
                 kept = self._kept("used", model.name)
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 kept.touch()
@@ -121,6 +120,10 @@ class Library:
         """Also one that names nothing any more."""
         return self._kept("aliases", name).is_file()
 
+    def alias_target(self, alias: str) -> str | None:
+        """What it stands for: a model's own name, or the path of one elsewhere, be it gone or not."""
+        return dict(self._aliases()).get(alias)
+
     def remove_alias(self, alias: str) -> bool:
         """Whether there was one. Raises StoreWriteError."""
         try:
@@ -139,8 +142,11 @@ class Library:
             self._kept("used", model.name).unlink()
 
     def kept_at(self, path: Path) -> LibraryModel | None:
-        """The model whose path this is."""
-        return next((model for model in self.models() if is_same(model.path, path)), None)
+        """The model whose path this is, the first of several names for one elsewhere."""
+        return next(self._all_at(path), None)
+
+    def _all_at(self, path: Path) -> Iterator[LibraryModel]:
+        return (model for model in self.models() if is_same(model.path, path))
 
     def _aliases(self) -> Iterator[tuple[str, str]]:
         with contextlib.suppress(OSError):

@@ -80,7 +80,8 @@ class Report:
         ]
 
     def text(self) -> str:
-        parts = [self._head()]
+        busy = host.busy_note(self.others_cores)  # first: whoever reads a disk's figure has seen it
+        parts = [self._head()] if busy is None else [busy, self._head()]
         if len(self.predictions) == 1:
             (prediction,) = self.predictions
             parts += [prediction.plan.table(), self._speeds(prediction)]
@@ -90,9 +91,6 @@ class Report:
             parts.append(_changes_text(self.changes))
         if self.sources:
             parts.append("predicted from\n" + "\n".join(f"  {part:<10}{what}" for part, what in self.sources.items()))
-        busy = host.busy_note(self.others_cores)
-        if busy is not None:
-            parts.append(busy)
         return "\n\n".join(parts)
 
     def _head(self) -> str:

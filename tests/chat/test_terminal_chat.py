@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from smallthinker.chat.conversation import HELP
+
 readline = pytest.importorskip("readline", reason="this Python has no readline")
 if "libedit" in (readline.__doc__ or ""):
     pytest.skip("libedit pastes line by line", allow_module_level=True)
@@ -51,9 +53,9 @@ class Terminal:
 
 
 @contextmanager
-def chat(home: Path, *args: object) -> Iterator[Terminal]:
+def chat(home: Path, *args: object, columns: int = 80) -> Iterator[Terminal]:
     master, slave = pty.openpty()
-    environment = os.environ | {"HOME": str(home), "TERM": "xterm", "COLUMNS": "80"}
+    environment = os.environ | {"HOME": str(home), "TERM": "xterm", "COLUMNS": str(columns)}
     for name in ("XDG_STATE_HOME", "XDG_DATA_HOME", "INPUTRC"):
         environment.pop(name, None)
     command = [sys.executable, "-m", "smallthinker", "chat", *map(str, args), *OPTIONS]
@@ -88,6 +90,18 @@ def test_a_paste_is_one_message_and_so_is_what_stands_between_quotes(hybrid_stor
         terminal.wait_for(r"saved 4 messages[\s\S]*> ")
         terminal.leave()
     assert questions(tmp_path / "talk.json") == ["first line\nsecond line", "one\ntwo"]
+
+
+def test_the_chat_s_own_lines_break_between_words(hybrid_store: Path, tmp_path: Path) -> None:
+    with chat(tmp_path, "-m", hybrid_store, columns=34) as terminal:
+        terminal.type("/help\r")
+        lines = terminal.wait_for(r"one\s+text\r\n").splitlines()
+        assert max(map(len, lines)) <= 34
+        assert " ".join(HELP.split()) in " ".join(" ".join(lines).split())
+        terminal.type("/set nonsense 1\r")
+        lines = terminal.wait_for(r"no\s+such option[\s\S]*> $").splitlines()[1:]
+        assert len(lines) > 4 and max(map(len, lines)) <= 34
+        terminal.leave()
 
 
 def test_history_and_the_conversation_outlive_the_session(hybrid_store: Path, tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smallthinker.chat.wrapping import Wrapping, cells
+from smallthinker.chat.wrapping import Wrapping, cells, fitted
 
 
 def wrapped(pieces: list[str], width: int) -> str:
@@ -40,3 +43,13 @@ def test_a_word_is_shown_once_it_is_known_where_it_ends_and_code_at_once() -> No
     assert wrapping.push("Hel") == ""
     assert wrapping.push("lo wor") == "Hello"
     assert wrapping.push("ld.\n```\nco") == " world.\n```\nco"
+
+
+def test_the_program_s_own_lines_are_wrapped_at_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "12")
+    assert fitted("/help this list\n/bye", Screen()) == "/help this\nlist\n/bye"
+    assert fitted("/help this list\n/bye", io.StringIO()) == "/help this list\n/bye"

@@ -82,6 +82,29 @@ def test_list_and_show_say_what_there_is(models: Path, shell: Shell) -> None:
     assert json.loads(shell("show", "tiny", "--json"))["aliases"] == ["t"]
 
 
+def test_an_alias_that_names_another_model_now_says_what_it_named(models: Path, shell: Shell, tmp_path: Path) -> None:
+    outside = shutil.copytree(models / "tiny", tmp_path / "outside")
+    assert shell("alias", "tiny", "four") == "four: another name of tiny\n"
+    assert shell("alias", "tiny", "four") == "four: another name of tiny\n"
+    assert shell("alias", str(outside), "four") == f"four names {outside} now; it named tiny\n"
+    assert shell("alias", "tiny", "four") == f"four names tiny now; it named {outside}\n"
+    shell("alias", str(outside), "five")
+    shutil.rmtree(outside)
+    assert shell("alias", "tiny", "five") == f"five names tiny now; it named {outside}\n"
+
+
+def test_show_is_headed_by_the_alias_that_was_asked_for(models: Path, shell: Shell, tmp_path: Path) -> None:
+    outside = shutil.copytree(models / "tiny", tmp_path / "outside")
+    for name in ("far", "away"):
+        shell("alias", str(outside), name)
+    shell("run", "far", "hello", *SHORT)
+    for name in ("far", "away"):
+        shown = shell("show", name)
+        assert shown.splitlines()[0] == name and "last used" in shown
+        assert json.loads(shell("show", "-m", name.upper(), "--json"))["name"] == name
+    assert shell("show", str(outside)).splitlines()[0] == "away"
+
+
 def test_a_broken_model_is_listed_with_what_is_wrong(models: Path, shell: Shell) -> None:
     (models / "bad.gguf").write_bytes(b"garbage")
     assert "bad: byte 0: magic: expected GGUF" in shell("list")
@@ -193,6 +216,8 @@ def test_messages_of_the_library_get_the_commands_options(models: Path, shell: S
     assert "a smaller --max-tokens or a larger --context" in shell("run", "tiny", "x", *too_long, code=2)
     assert "--top-p: " in shell("run", "tiny", "x", "--top-p", "7", code=2)
     assert "'rnu': no such command; did you mean run?" in shell("rnu", code=2)
+    assert "'rum': no such command; did you mean run?" in shell("rum", code=2)
+    assert "'r': no such command; did you mean rm?" in shell("r", code=2)
     assert "--seed: expected a command first" in shell("--seed", "1", "run", "x", code=2)
 
 

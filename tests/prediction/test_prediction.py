@@ -149,6 +149,7 @@ def test_a_machine_that_others_use_is_named_in_one_line() -> None:
     at_hand = setting(SMALL, 96 * MIB)
     report = Report(at_hand.model, at_hand.process, Budgets(0, None, 0), (predict(at_hand),), None, {}, 16, 48, 1.23)
     (line,) = (line for line in report.text().splitlines() if "busy" in line)
+    assert report.text().startswith(line)
     assert "1.2 of its processors were taken by others" in line
     assert report.to_dict()["others_cores"] == 1.23
     assert "busy" not in replace(report, others_cores=0.2).text()

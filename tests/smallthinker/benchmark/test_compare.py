@@ -88,7 +88,7 @@ def test_the_command_compares_folders_and_refuses_what_has_no_cell_in_common(
     other = made_up(tmp_path / "c.jsonl", memory_mib=(300,))
     write(other)
     assert main(["bench", "compare", str(tmp_path / "a"), str(tmp_path / "c.jsonl")]) == EXIT_USAGE
-    assert "expected cells that both have" in capsys.readouterr().err
+    assert "nothing to compare: no budget, disk and prompt length was measured in both" in capsys.readouterr().err
     assert main(["bench", "compare", str(tmp_path / "a")]) == EXIT_USAGE
     assert main(["bench", "compare", str(tmp_path / "a"), str(tmp_path / "nowhere")]) == EXIT_USAGE
 
