@@ -40,6 +40,7 @@ from smallthinker.host.processor import (
     cores_of_others,
     cpu_name,
     cpu_seconds,
+    last_level_cache_bytes,
     physical_cores,
     yield_to_others,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "exchange_folders",
     "held_bytes",
     "is_cached",
+    "last_level_cache_bytes",
     "lock_folder",
     "machine_memory",
     "memory_limit_bytes",

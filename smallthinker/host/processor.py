@@ -69,6 +69,17 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def last_level_cache_bytes() -> int:
+    """The largest of the processor's caches; 0 where that can't be found out."""
+    sizes = [0]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        try:
+            sizes.append(int(path.read_text().strip().removesuffix("K")) << 10)
+        except (OSError, ValueError):
+            continue
+    return max(sizes)
+
+
 def physical_cores() -> int:
     """Physical cores that this process may run on, at least 1. Hyper-threads don't add to memory-bound kernels."""
     import psutil

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker import _kernels
+from smallthinker import _kernels, host
 from smallthinker.expert_store.format import (
     TILE_ROWS,
     Formats,
@@ -70,6 +70,16 @@ class RandomModel:
         most = max(config.experts_per_token, int(share / 2 // nbytes))
         count = min(self.config.num_records, most)
         self.slots = _filled(count * nbytes, random_record(config, formats, rng)).reshape(count, nbytes)
+        own, whole = (_token_bytes(model, formats, nbytes) for model in (self.config, config))
+        cache = host.last_level_cache_bytes()
+        beside = int(min(whole - own, cache, share / 3)) if own < cache < whole else 0
+        self._beside = _filled(beside, np.zeros(1 << 20, np.uint8)) if beside else None
+
+    def spoil_cache(self, pool: _kernels.ThreadPool) -> None:
+        """Where the processor keeps the weights of this piece from token to token, and not those of the whole model:
+        read as much as the rest of it has, between two tokens."""
+        if self._beside is not None:
+            _kernels.read_memory(pool, self._beside)
 
     def dense_names(self) -> list[str]:
         return list(self._dense)
@@ -80,6 +90,11 @@ class RandomModel:
     def table_rows(self, name: str, group: int) -> npt.NDArray[np.uint8]:
         """The same of every group."""
         return self._table_rows[name]
+
+
+def _token_bytes(model: Model, formats: Formats, record_bytes: int) -> int:
+    """Weights that a token goes through."""
+    return sum(model.used_of_layers) * record_bytes + sum(spec.nbytes for spec in dense_table(model, formats))
 
 
 def random_record(config: Model, formats: Formats, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
