@@ -83,12 +83,13 @@ def _spare_threads() -> None:
         return
     import resource
 
-    can_start = True
-    try:
-        threading.Thread(target=int).start()
-    except RuntimeError:
-        can_start = False
-    if not can_start or resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+    is_short = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    if not is_short:  # else a thread's own stack and heap might be what is lacking later
+        try:
+            threading.Thread(target=int).start()
+        except RuntimeError:
+            is_short = True
+    if is_short:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
