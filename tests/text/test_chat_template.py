@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -287,7 +288,7 @@ EXPRESSIONS = st.recursive(
 
 def reference(source: str) -> str:
     environment = ImmutableSandboxedEnvironment(extensions=[LoopControlExtension])
-    return environment.from_string(source).render(messages=MESSAGES)
+    return environment.from_string(source).render(messages=deepcopy(MESSAGES))
 
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")
@@ -300,7 +301,7 @@ def test_any_expression_is_as_jinja2_renders_it_or_is_refused(expression: str) -
     sandbox, refused = Sandbox(), False
     try:
         loaded, _ = sandbox.load(source)
-        ours = sandbox.render(loaded, {"messages": MESSAGES})
+        ours = sandbox.render(loaded, {"messages": deepcopy(MESSAGES)})
     except Exception:
         refused = True
     try:
