@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +32,7 @@ from smallthinker.expert_store.sources.gguf_checkpoint import GgufCheckpoint
 from smallthinker.expert_store.sources.gguf_records import GgufRecords, in_one_piece
 from smallthinker.expert_store.sources.gguf_tokenizer.tokenizer import TokenizerFacts
 from smallthinker.expert_store.store import Store, Verified
-from smallthinker.files import SmallFiles, parse_json, read_small, write_hint
+from smallthinker.files import SmallFiles, name_of_path, parse_json, read_small, write_hint
 from smallthinker.host import pages
 from smallthinker.models.tensors import ROUTER
 
@@ -187,8 +186,7 @@ class _SmallFiles(SmallFiles):
 
 def _hints_of(path: Path) -> Path:
     """The folder of what is learned of a file: nothing is ever written beside it."""
-    real = str(path.resolve()).encode("utf-8", "surrogateescape")
-    return host.cache_folder() / sha256(real).hexdigest()[:32]
+    return host.cache_folder() / name_of_path(path)
 
 
 def _kept_facts(path: Path) -> tuple[str, TokenizerFacts] | None:

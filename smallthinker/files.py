@@ -14,6 +14,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -285,6 +286,11 @@ def write_whole(path: Path, data: bytes, *, replace: bool = True) -> None:
     """Write, or replace, a small file whole or not at all. Raises OSError."""
     with replacing(path, replace=replace) as file:
         file.write(data)
+
+
+def name_of_path(path: Path) -> str:
+    """For what is kept elsewhere of the file or folder that lies there."""
+    return sha256(os.path.realpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 def write_hint(path: Path, data: bytes) -> bool:

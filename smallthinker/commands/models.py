@@ -57,12 +57,16 @@ def _made_store(word: str | None, library: Library, *, make: bool) -> Path | Non
     from smallthinker.library.folder import model_at
     from smallthinker.library.resolve import is_path
 
-    found = (None if is_path(word) else library.named(word)) or model_at(Path(word).expanduser())
-    if found is None or found.kind != "checkpoint":
+    named, found = None if is_path(word) else library.named(word), model_at(Path(word).expanduser())
+    if "checkpoint" not in {one.kind for one in (named, found) if one is not None}:
         return None
     from smallthinker.library.made_stores import MadeStores
 
     made = MadeStores(library)
+    if named is not None and (found is None or not made.is_of(named.path, found.path)):
+        found = named  # what lies here by that name is another model, if it is one
+    if found is None or found.kind != "checkpoint":
+        return None
     path = made.find(found.path)
     if path is None and make:
         begins = f"{found.path}: weights as a hub has them; once, a store is made of them: {made.place(found.path)}"

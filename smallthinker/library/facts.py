@@ -7,15 +7,13 @@ changes. Knows nothing about names.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
 from smallthinker import host
-from smallthinker.files import parse_json, read_small, write_hint
+from smallthinker.files import name_of_path, parse_json, read_small, write_hint
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,7 @@ def _state(path: Path) -> list[object]:
 
 def _kept_path(path: Path) -> Path | None:
     try:
-        name = sha256(os.path.realpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-        return host.cache_folder() / "facts" / f"{name}.json"
+        return host.cache_folder() / "facts" / f"{name_of_path(path)}.json"
     except (RuntimeError, OSError):  # a user without a home
         return None
 

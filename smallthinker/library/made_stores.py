@@ -6,7 +6,6 @@ Owns what is remembered of which folder it was made of. Knows nothing about how 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -16,9 +15,9 @@ from smallthinker.errors import ModelNotFoundError
 from smallthinker.expert_store.convert import convert
 from smallthinker.expert_store.file_names import MANIFEST_FILE
 from smallthinker.expert_store.progress import Progress
-from smallthinker.files import is_there, parse_json, read_small, write_hint
+from smallthinker.files import is_there, name_of_path, parse_json, read_small, write_hint
 from smallthinker.library.folder import KEPT, model_at
-from smallthinker.library.library import Library
+from smallthinker.library.library import Library, is_same
 
 _SNAPSHOTS = "snapshots"  # of a hub's cache: FOLDER is models--OWNER--NAME/snapshots/REVISION
 
@@ -36,6 +35,11 @@ class MadeStores:
             return None
         found = model_at(store[0])
         return found.path if found is not None and found.runs else None
+
+    def is_of(self, store: Path, folder: Path) -> bool:
+        """Whether it was made of this folder, whatever lies there now."""
+        kept = self._kept(folder)
+        return kept is not None and is_same(kept[0], store)
 
     def place(self, folder: Path) -> Path:
         """Where `make` writes it. Raises ModelNotFoundError where both names are other models'."""
@@ -75,8 +79,7 @@ class MadeStores:
         return (path, state) if not is_there(path) or _digest(path) == found.get("manifest") else None
 
     def _kept_path(self, folder: Path) -> Path:
-        name = sha256(os.path.realpath(folder).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-        return self._library.folder / KEPT / "made" / f"{name}.json"
+        return self._library.folder / KEPT / "made" / f"{name_of_path(folder)}.json"
 
 
 def _digest(store: Path) -> str | None:

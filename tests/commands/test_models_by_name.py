@@ -267,12 +267,15 @@ def test_a_hugging_face_folder_becomes_a_store_once(
 
     text, said = run("./weights", "hello")
     assert f"weights: weights as a hub has them; once, a store is made of them: {models / 'weights'}" in said
-    for words in ([str(folder), "hello"], ["-m", str(folder), "hello"], ["-m", str(models / "weights"), "hello"]):
+    for words in (  # the name alone is no question: this folder, or the store that was made of it
+        ["weights", "hello"], [str(folder), "hello"], ["-m", str(folder), "hello"],
+        ["-m", str(models / "weights"), "hello"],
+    ):  # fmt: skip
         again, said = run(*words)
         assert again == text and "once" not in said
     assert main(["show", str(folder)]) == 0 and "weights" in capsys.readouterr().out
     os.utime(folder / "model.safetensors", (0, 0))  # another one
-    assert "once, a store is made of them" in run("./weights", "hello")[1]
+    assert "once, a store is made of them" in run("weights", "hello")[1]
     (folder.parent / "tiny").symlink_to(folder)
     assert "once" not in run(str(folder.parent / "tiny"), "hello")[1]  # the same folder
     (models / "weights" / "experts.safetensors").unlink()
@@ -280,6 +283,7 @@ def test_a_hugging_face_folder_becomes_a_store_once(
     shutil.rmtree(models / "weights")
     shutil.copytree(models / "tiny", models / "weights")  # another model by that name
     before = (models / "weights" / "manifest.json").read_bytes()
+    assert main(["run", "weights", "hello", *SHORT]) == 2 and "another one lies here" in capsys.readouterr().err
     assert f"{models / 'weights-store'}" in run("./weights", "hello")[1]
     assert (models / "weights" / "manifest.json").read_bytes() == before
 
