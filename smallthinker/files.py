@@ -14,7 +14,6 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -290,6 +289,8 @@ def write_whole(path: Path, data: bytes, *, replace: bool = True) -> None:
 
 def name_of_path(path: Path) -> str:
     """For what is kept elsewhere of the file or folder that lies there."""
+    from hashlib import sha256  # brings OpenSSL into a process that may have no other use for it
+
     return sha256(os.path.realpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
