@@ -21,8 +21,8 @@ LIMITS = {
     "num_local_experts": 4_096, "n_routed_experts": 4_096, "num_experts_per_tok": 256, "n_shared_experts": 256,
     "n_group": 256, "topk_group": 256, "decoder_sparse_step": 1_024, "no_rope_layer_interval": 1_024,
     "sliding_window_pattern": 1_024, "original_max_position_embeddings": 1 << 28, "query_pre_attn_scalar": 65_536,
-    "num_mlp_slices": 65_536,
-    "first_k_dense_replace": 1_024,
+    "num_mlp_slices": 65_536, "top_k_experts": 256, "num_kv_shared_layers": 1_024, "first_k_dense_replace": 1_024,
+    "hidden_size_per_layer_input": 65_536,
 }  # fmt: skip
 # Keys with one value that any family here has; absent or null means that value.
 _ONLY: Mapping[str, tuple[Any, ...]] = {

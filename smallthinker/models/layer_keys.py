@@ -13,7 +13,7 @@ from smallthinker.errors import ConfigError, shown
 from smallthinker.models import decoder
 from smallthinker.models import description as d
 from smallthinker.models.keys import LAYER_TYPES, Keys
-from smallthinker.models.rope_keys import rope_keys, scaling_keys
+from smallthinker.models.rope_keys import rope, rope_keys, scaling_keys
 
 _FULL, _SLIDING = LAYER_TYPES
 
@@ -102,6 +102,16 @@ def per_layer_config(types: Sequence[str], kv_heads: int, head_dim: int) -> dict
     """The way back: key heads and head_dim of layers without a window."""
     of = {"head_dim": head_dim, "num_key_value_heads": kv_heads}
     return {str(n): of for n, kind in enumerate(types) if kind == _FULL}
+
+
+def ropes(
+    keys: Keys, types: Sequence[str], head_dims: Mapping[str, int], context: int, theta: float
+) -> dict[str, d.Rope]:
+    """Positions of each type of layers, by `rope_parameters`; theta: what an absent base means. Raises ConfigError."""
+    found = keys.get("rope_parameters")
+    if not isinstance(found, Mapping) or {*found} - {*LAYER_TYPES} or not all(map(found.get, types)):
+        raise ConfigError(f"rope_parameters: expected positions of {_FULL} and {_SLIDING}, found {shown(found)}")
+    return {kind: rope(keys, size, context, theta, layer_type=kind) for kind, size in head_dims.items()}
 
 
 def sources(keys: Keys, types: Sequence[str]) -> list[int | None]:

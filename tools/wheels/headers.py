@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 WINDOWS_PYCONFIG = Path(__file__).resolve().parent / "windows"
@@ -48,8 +49,9 @@ def _places(python: str) -> list[Path]:
     named = [Path(p) for p in os.environ.get("PYTHON_HEADERS", "").split(os.pathsep) if p]
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     versions = sorted(pyenv.glob(f"{python}.*"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])
-    own = [Path("/usr/local/include"), Path("/usr/include"), *(path / "include" for path in reversed(versions))]
-    return [folder / f"python{python}" for folder in [*named, *own]]
+    own = [Path(sysconfig.get_path("include")).parent, Path("/usr/local/include"), Path("/usr/include")]
+    pyenvs = [path / "include" for path in reversed(versions)]
+    return [folder / f"python{python}" for folder in [*named, *own, *pyenvs]]
 
 
 def _from_debian(python: str, work: Path) -> Path | None:

@@ -11,13 +11,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from smallthinker.errors import ConfigError, shown
-from smallthinker.models import decoder, gguf_decoder, layer_keys
+from smallthinker.models import beside_keys, decoder, gguf_decoder, layer_keys
 from smallthinker.models import description as d
-from smallthinker.models.gguf_keys import FACTORS, GgufFacts, GgufKeys
+from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
 from smallthinker.models.keys import LAYER_TYPES, Keys
-from smallthinker.models.places import Stored
-from smallthinker.models.rope_keys import rope
 
 ARCHITECTURE = "Gemma4ForCausalLM"
 MODEL_TYPE, GGUF_ARCHITECTURE = "gemma4_text", "gemma4"
@@ -37,38 +34,20 @@ _ABSENT_POSITIONS = {
     "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
 }
 _IGNORED = {"vocab_size_per_layer_input"}  # but where there are such embeddings
-_LIMITS = decoder.LIMITS | {
-    "global_head_dim": 1_024, "num_global_key_value_heads": 1_024, "top_k_experts": 256, "num_kv_shared_layers": 1_024,
-    "hidden_size_per_layer_input": 65_536,
-}  # fmt: skip
+_LIMITS = decoder.LIMITS | {"global_head_dim": 1_024, "num_global_key_value_heads": 1_024}
 _FULL, _SLIDING = LAYER_TYPES
 
-_LAYER = "model.layers.{layer}."
-_PARTS = ("gate", "up", "down")
 CHECKPOINT_NAMES = {
     **decoder.ATTENTION_NAMES,
     **decoder.SANDWICH_NAMES,
     **layer_keys.INPUT_NAMES,
-    "post_attention_layernorm": f"{_LAYER}pre_feedforward_layernorm_2.weight",
-    **dict.fromkeys(("beside_norm", "dense_post_attention_layernorm"), f"{_LAYER}pre_feedforward_layernorm.weight"),
-    "beside_out_norm": f"{_LAYER}post_feedforward_layernorm_1.weight",
-    "experts_out_norm": f"{_LAYER}post_feedforward_layernorm_2.weight",
-    "output_scale": f"{_LAYER}layer_scalar",
-    "router": f"{_LAYER}router.proj.weight",
-    "router_norm": f"{_LAYER}router.scale",
-    "router_expert_scale": f"{_LAYER}router.per_expert_scale",
-    **{part: Stored(f"{_LAYER}experts.gate_up_proj", joined=("gate", "up")) for part in ("gate", "up")},
-    "down": f"{_LAYER}experts.down_proj",
-    **{f"{kind}_{part}": f"{_LAYER}mlp.{part}_proj.weight" for kind in ("beside", "dense") for part in _PARTS},
+    **beside_keys.NAMES,
+    "output_scale": "model.layers.{layer}.layer_scalar",
 }
 # Keys and values of layers that read other ones', which published files have all the same.
 UNUSED_TENSORS = (r"model\.layers\.\d+\.self_attn\.([kv]_proj|k_norm)\.weight",)
 UNUSED_IN_GGUF = (r"blk\.\d+\.attn_([kv]|k_norm)\.weight",)
-GGUF_NAMES = gguf_decoder.NAMES_OF_SANDWICHES | {
-    "post_attention_layernorm": "blk.{layer}.pre_ffw_norm_2.weight",
-    "dense_post_attention_layernorm": "blk.{layer}.ffn_norm.weight",
-    **{part: Stored("blk.{layer}.ffn_gate_up_exps.weight", joined=("gate", "up")) for part in ("gate", "up")},
-}
+GGUF_NAMES = gguf_decoder.NAMES_OF_SANDWICHES | beside_keys.GGUF_NAMES
 
 
 def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
@@ -78,43 +57,25 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     common = decoder.common(keys, _ABSENT_BOS, _ABSENT_EOS, own=("per_layer_config",))
     types = keys.layer_types(layer_keys.types_of_period(common.layers, _PATTERN))
     types = (*types[:-1], _FULL)  # the last one is, whatever the file says
-    if not isinstance(positions, Mapping) or {*positions} - {*LAYER_TYPES} or not all(map(positions.get, types)):
-        raise ConfigError(f"rope_parameters: expected positions of {_FULL} and {_SLIDING}, found {shown(positions)}")
     window, bias = layer_keys.check_window(keys.window("sliding_window"), types), keys.flag("attention_bias")
     keys_are_values = keys.flag("attention_k_eq_v")
     global_kv_heads = keys.positive("num_global_key_value_heads", null=common.kv_heads)
     published = global_kv_heads if keys_are_values else common.kv_heads, keys.positive("global_head_dim")
     kv_heads, head_dim = layer_keys.heads_of_full_layers(keys, types, common.kv_heads, published)
-    ropes = {
-        kind: rope(keys, size, common.context, _ABSENT_THETA, layer_type=kind)
-        for kind, size in ((_FULL, head_dim), (_SLIDING, common.head_dim))
-    }
-    sliding = d.Attention(
-        common.heads,
-        common.kv_heads,
-        common.head_dim,
-        ropes[_SLIDING],
-        window=window,
-        scale=1.0,
-        qk_norm=common.norm,
-        v_norm=replace(common.norm, has_weight=False),
-        bias=bias,
-        out_bias=bias,
-    )
+    ropes = layer_keys.ropes(keys, types, {_FULL: head_dim, _SLIDING: common.head_dim}, common.context, _ABSENT_THETA)
+    mixer = d.Attention(common.heads, common.kv_heads, common.head_dim, None, scale=1.0, bias=bias, out_bias=bias)
+    mixer = replace(mixer, qk_norm=common.norm, v_norm=replace(common.norm, has_weight=False))
     values: Literal["keys", "own"] = "keys" if keys_are_values else "own"
-    full = replace(sliding, kv_heads=kv_heads, head_dim=head_dim, rope=ropes[_FULL], window=0, values=values)
-    mixers, sources = {_SLIDING: sliding, _FULL: full}, layer_keys.sources(keys, types)
+    full = replace(mixer, kv_heads=kv_heads, head_dim=head_dim, rope=ropes[_FULL], values=values)
+    mixers = {_SLIDING: replace(mixer, rope=ropes[_SLIDING], window=window), _FULL: full}
+    sources = layer_keys.sources(keys, types)
     dense = decoder.dense(keys, common.hidden, act := decoder.activation(keys, "hidden_activation"))
     wide = replace(dense, slices=dense.slices * (2 if keys.flag("use_double_wide_mlp") else 1))
-    networks = [dense if source is None else wide for source in sources]
-    if keys.flag("enable_moe_block"):
-        networks = [_with_experts(keys, common, act, network) for network in networks]
+    networks = beside_keys.networks(keys, common, act, [dense if source is None else wide for source in sources])
     inputs = layer_keys.layer_inputs(keys, common)
     gate = None if inputs is None else d.InputGate(act, common.norm)
     head = replace(common.head, softcap=decoder.softcap(keys))
     keys.only("use_bidirectional_attention", (None, "vision"))
-    for key in () if keys.raw["enable_moe_block"] else ("num_experts", "top_k_experts", "moe_intermediate_size"):
-        keys.get(key)
     keys.reject_unknown()
     norms = d.Norms(common.norm, common.norm, common.norm, common.norm)
     layers = [
@@ -124,37 +85,19 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
     return common.model(MODEL_TYPE, layers, head=head, embedding_scale=common.hidden**0.5, layer_inputs=inputs)
 
 
-def _with_experts(keys: Keys, common: decoder.Common, act: d.Activation, dense: d.Ffn) -> d.Ffn:
-    """Beside the dense network, which is one slice then: every token uses it, and it stays in memory."""
-    experts, norm, scale = keys.positive("num_experts"), common.norm, common.hidden**-0.5
-    used = keys.positive("top_k_experts", most=experts)
-    keys.agrees("num_local_experts", (None, experts), "num_experts")
-    router = d.Router(
-        experts, used, "mixed", "softmax", "all", normalise=True, norm=norm, expert_scale=True, logit_scale=scale
-    )
-    beside = d.Beside(d.Ffn(dense.width * dense.slices, act), norm, norm, norm)
-    return d.Ffn(keys.positive("moe_intermediate_size", multiple_of=d.TILE), act, router=router, beside=beside)
-
-
 def to_config(model: d.Model) -> dict[str, Any]:
     """The config.json of a checkpoint of this model; `from_config` gives back an equal one."""
-    full, first, last = model.layers[-1].attention, model.layers[0].ffn, model.layers[-1].ffn
-    assert first is not None and last is not None
+    full, last = model.layers[-1].attention, model.layers[-1].ffn
+    assert full is not None and last is not None
     found = layer_keys.gemma_keys(model, ARCHITECTURE)
-    if first.router is not None:
-        found |= {
-            "num_experts": first.router.experts,
-            "top_k_experts": first.router.k,
-            "moe_intermediate_size": first.width,
-        }
     return found | {
+        **beside_keys.keys_of(last),
         "per_layer_config": layer_keys.per_layer_config(found["layer_types"], full.kv_heads, full.head_dim),
         "attention_k_eq_v": full.values == "keys",
         "hidden_size_per_layer_input": 0 if model.layer_inputs is None else model.layer_inputs.size,
         "vocab_size_per_layer_input": model.vocab_size,
         "num_kv_shared_layers": sum(layer.attention.kv_of is not None for layer in model.layers),
         "use_double_wide_mlp": decoder.dense_keys(last)["intermediate_size"] > found["intermediate_size"],
-        "enable_moe_block": first.router is not None,
     }
 
 
@@ -162,19 +105,16 @@ def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
     """The config.json that says what llama.cpp would compute. Raises ConfigError, naming the metadata's key."""
     width, kv_heads = keys.take("feed_forward_length"), keys.take("attention.head_count_kv")
     raw = gguf_decoder.common(keys, facts, ARCHITECTURE)
-    layers = raw["num_hidden_layers"]
-    types = gguf_decoder.layer_types(keys, layers, _PATTERN)
-    widths = gguf_decoder.of_layers(keys, "feed_forward_length", width, layers)
+    types = gguf_decoder.layer_types(keys, raw["num_hidden_layers"], _PATTERN)
+    widths = gguf_decoder.of_layers(keys, "feed_forward_length", width, len(types))
     if types[-1:] != [_FULL]:
         raise keys.fault("attention.sliding_window_pattern", "a last layer without a window", types)
-    if raw["rope_scaling"] is None:
-        raise keys.fault("rope", f"{FACTORS[0]}, a factor of each rotary pair", None)
     raw |= gguf_decoder.heads_of_types(keys, raw, types, kv_heads)
-    raw["rope_parameters"] = gguf_decoder.rope_parameters(keys, raw, _ABSENT_THETA)
-    experts = keys.integer("expert_count", 0)
+    raw["rope_parameters"] = gguf_decoder.rope_parameters(keys, raw, _ABSENT_THETA, has_factors=True)
     full_layers = [n for n, kind in enumerate(types) if kind == _FULL]
     has_values = any(facts.has(f"blk.{n}.attn_v.weight") for n in full_layers)  # not all: some may read other layers'
     return raw | {
+        **beside_keys.from_gguf(keys),
         "intermediate_size": widths[0],
         "use_double_wide_mlp": widths[-1] != widths[0],
         "attention_k_eq_v": not has_values,
@@ -184,8 +124,4 @@ def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
         "hidden_size_per_layer_input": keys.integer("embedding_length_per_layer_input", 0),
         "vocab_size_per_layer_input": facts.vocab_size,
         "final_logit_softcapping": keys.number("final_logit_softcapping", 0.0) or None,
-        "enable_moe_block": experts > 0,
-        "num_experts": experts or None,
-        "top_k_experts": keys.integer("expert_used_count", 0) or None,
-        "moe_intermediate_size": keys.integer("expert_feed_forward_length", 0) or None,
-    }  # fmt: skip
+    }
