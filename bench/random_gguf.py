@@ -4,9 +4,10 @@ python bench/random_gguf.py SHAPE OUT.gguf [--type q4_0|q4_k_m|mxfp4] [--skew 1.
 
 Zero-mean weights; SmallThinker's ReLU gates are positive for 41 to 45 %; routing depends on the token, near uniform or,
 with a skew, as uneven as published (a constant bias of each expert, in units of what tokens make of its logit). Types
-mix as llama.cpp's quantiser mixes them: q4_k_m has v and down in Q6_K in half of the layers, and the head; mxfp4 has
-experts in MXFP4 and the rest in Q8_0. Every word but the 256 bytes and two pairs is "<tN>", N its id, so that a text of
-these names its tokens. --transposed stores `down` as PowerInfer's converter does, the same values otherwise.
+mix as llama.cpp's quantiser mixes them: q4_k_m has v and down in Q6_K in half of the layers, and the head, rows that
+256 doesn't divide in Q5_0 and Q8_0 instead; mxfp4 has experts in MXFP4 and the rest in Q8_0. Every word but the 256
+bytes and two pairs is "<tN>", N its id, so that a text of these names its tokens. --transposed stores `down` as
+PowerInfer's converter does, the same values otherwise.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy.typing as npt
 from gguf import GGMLQuantizationType as Type
 
 from smallthinker.models.description import Model
+from smallthinker.models.places import Stored
 from smallthinker.models.published import PUBLISHED
 from smallthinker.models.registry import FAMILIES, parse_model
 from smallthinker.models.tensors import DOWN, EMBEDDING, EXPERT_ROLES, GATE, HEAD, Tensor, tensors
@@ -37,7 +39,11 @@ _LEVELS = {
     "embedding": np.array([*range(1, 16), 15], np.uint8),  # +0.44: with the gates' mean, 41 to 45 % are positive
 }
 _TYPES = {"q4_0": Type.Q4_0, "q4_k_m": Type.Q4_K, "mxfp4": Type.Q8_0}
-_ARCHITECTURES = {"smallthinker": "smallthinker", "qwen2": "qwen2", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss"}
+_ARCHITECTURES = {
+    "smallthinker": "smallthinker", "qwen2": "qwen2", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss",
+    "gemma4_text": "gemma4",
+}  # fmt: skip
+_FALLBACKS = {Type.Q4_K: Type.Q5_0, Type.Q6_K: Type.Q8_0}
 
 
 def f16(value: float, blocks: int) -> Bytes:
@@ -52,6 +58,10 @@ def q4_0(rng: np.random.Generator, n: int, std: float, levels: str) -> Bytes:
     table = _LEVELS[levels]
     of_byte = table[np.arange(256) & 15] | (table[np.arange(256) >> 4] << 4)
     return np.hstack([f16(std / _STEP, n), of_byte[random_bytes(rng, n, 16)]])
+
+
+def q5_0(rng: np.random.Generator, n: int, std: float, levels: str) -> Bytes:
+    return np.hstack([f16(std / 9.2, n), random_bytes(rng, n, 20)])
 
 
 def q8_0(rng: np.random.Generator, n: int, std: float, levels: str) -> Bytes:
@@ -79,7 +89,7 @@ def mxfp4(rng: np.random.Generator, n: int, std: float, levels: str) -> Bytes:
 
 
 _MAKERS: dict[Type, Callable[[np.random.Generator, int, float, str], Bytes]] = {
-    Type.Q4_0: q4_0, Type.Q8_0: q8_0, Type.Q4_K: q4_k, Type.Q6_K: q6_k, Type.MXFP4: mxfp4,
+    Type.Q4_0: q4_0, Type.Q5_0: q5_0, Type.Q8_0: q8_0, Type.Q4_K: q4_k, Type.Q6_K: q6_k, Type.MXFP4: mxfp4,
 }  # fmt: skip
 
 
@@ -89,7 +99,8 @@ def type_of(tensor: Tensor, kind: str, model: Model) -> Type:
         more_bits = layer < n // 8 or layer >= 7 * n // 8 or (layer - n // 8) % 3 == 2
         if tensor.role == HEAD or (tensor.role == EMBEDDING and model.head.tied):
             return Type.Q6_K
-        return Type.Q6_K if tensor.role in ("v_proj", DOWN) and more_bits else Type.Q4_K
+        wanted = Type.Q6_K if tensor.role in ("v_proj", DOWN, f"beside_{DOWN}") and more_bits else Type.Q4_K
+        return wanted if tensor.shape[-1] % 256 == 0 else _FALLBACKS[wanted]
     return Type.MXFP4 if kind == "mxfp4" and tensor.role in EXPERT_ROLES else _TYPES[kind]
 
 
@@ -143,13 +154,39 @@ def header(model: Model) -> dict[str, Any]:
     if model.family == "gpt_oss":
         found |= {"attention.sliding_window": 128, "rope.scaling.type": "yarn", "rope.scaling.factor": 32.0}
         found |= {"rope.scaling.original_context_length": 4096}
+    if model.family == "gemma4_text":
+        found |= gemma4(model)
     return found
+
+
+def gemma4(model: Model) -> dict[str, Any]:
+    """Of layers of two kinds, the last of them without a window."""
+    mixers = [layer.attention for layer in model.layers]
+    full, sliding = mixers[-1], mixers[0]
+    assert full.rope is not None
+    beside = model.layers[0].ffn.beside if model.layers[0].ffn is not None else None
+    assert beside is not None
+    return {
+        "feed_forward_length": beside.ffn.width,
+        "attention.head_count_kv": [mixer.kv_heads for mixer in mixers],
+        **dict.fromkeys(("attention.key_length", "attention.value_length", "rope.dimension_count"), full.head_dim),
+        **dict.fromkeys(
+            ("attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa"), sliding.head_dim
+        ),
+        "rope.freq_base": full.rope.theta,
+        "rope.freq_base_swa": 1e4,
+        "attention.sliding_window": sliding.window,
+        "attention.sliding_window_pattern": [mixer.window > 0 for mixer in mixers],
+        "attention.shared_kv_layers": 0,
+        "embedding_length_per_layer_input": 0,
+        "final_logit_softcapping": model.head.softcap,
+    }
 
 
 def write_header(writer: gguf.GGUFWriter, model: Model, architecture: str) -> None:
     for key, value in header(model).items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
-        add(f"{architecture}.{key}", value)
+        adds = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
+        adds[type(value)](f"{architecture}.{key}", value)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(words(model.vocab_size))
@@ -176,9 +213,16 @@ class RandomTensors:
             role, wide = f"dense_{role}", (shape[0] * ffn.width, self._model.hidden_size)
             shape = wide[::-1] if tensor.role == DOWN else wide
         stored = self._names[role]
+        if isinstance(stored, Stored) and stored.joined:
+            shape = (shape[0], len(stored.joined) * shape[1], *shape[2:])
         name = (stored if isinstance(stored, str) else stored.name).format(layer=tensor.layer)
         plain = "bias" in role or role in ("router", "sinks") or len(shape) == 1
         return name, shape, Type.F32 if plain else type_of(tensor, self._kind, self._model)
+
+    def is_part(self, tensor: Tensor) -> bool:
+        """Whether another tensor of the file has it."""
+        stored = self._names.get(tensor.role)
+        return isinstance(stored, Stored) and tensor.role in stored.joined[1:]
 
     def info(self, writer: gguf.GGUFWriter, tensor: Tensor) -> None:
         name, shape, kind = self.place(tensor)
@@ -208,8 +252,16 @@ class RandomTensors:
             # the embedding's mean turns a constant in a row into a bias
             bias = self._skew * 0.02 * d**0.5 / (_OFFSET / _STEP * d) * self._rng.standard_normal((experts, 1))
             return (self._rng.standard_normal(shape) * 0.02 + bias).astype(np.float32)
-        is_norm = "norm" in tensor.role and "bias" not in tensor.role
-        return np.full(shape, 1.0 if is_norm else 0.0, np.float32)
+        is_one = ("norm" in tensor.role or "scale" in tensor.role) and "bias" not in tensor.role
+        return np.full(shape, 1.0 if is_one else 0.0, np.float32)
+
+
+def rope_factors(model: Model) -> npt.NDArray[np.float32] | None:
+    """Of each pair of a head where some don't turn: by how much its frequency is divided."""
+    rope = model.layers[-1].attention.rope
+    if rope is None or rope.turning is None:
+        return None
+    return np.float32([1.0] * rope.turning + [1e30] * (rope.size // 2 - rope.turning))
 
 
 def main() -> None:
@@ -229,12 +281,17 @@ def main() -> None:
     architecture = _ARCHITECTURES[model.family]
     writer = gguf.GGUFWriter(args.out, architecture)
     write_header(writer, model, architecture)
-    random, all_tensors = RandomTensors(model, args.type, args.seed, args.skew, args.transposed), tensors(model)
+    random = RandomTensors(model, args.type, args.seed, args.skew, args.transposed)
+    all_tensors, factors = [tensor for tensor in tensors(model) if not random.is_part(tensor)], rope_factors(model)
+    if factors is not None:
+        writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
     for tensor in all_tensors:
         random.info(writer, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
+    if factors is not None:
+        writer.write_tensor_data(factors)
     for tensor in all_tensors:
         writer.write_tensor_data(random.values(tensor))
     writer.close()

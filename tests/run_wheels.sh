@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Wheels as a user gets them: built, checked, installed into a fresh environment and run there with an empty PATH. For
-# this machine's Python alone, or with --all for every target and Python of tools/wheels.sh, of which this machine runs
-# what it has Pythons for, and aarch64 in an emulator if Debian's Python can be had. docs/wheels.md says what was run.
+# Wheels as a user gets them: built, checked, installed into a fresh environment and run there with an empty PATH: Linux
+# x86_64 for this machine's Python, and aarch64 in an emulator if Debian's Python can be had. With --all for every target
+# and Python of tools/wheels.sh, of which this machine runs what it has Pythons for. docs/wheels.md says what was run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD python=${PYTHON:-python3}
 work=$(mktemp -d)
+of_aarch64=3.11 suite=bookworm  # of Debian
 trap 'rm -rf "$work"' EXIT
 version=$("$python" -c 'import sys; print(".".join(map(str, sys.version_info[:2])))')
 ran=0
@@ -36,20 +37,23 @@ run_wheel() {
 
 # run_aarch64: the same in an emulator, with Debian's Python and its libraries, which stay in a folder
 run_aarch64() {
-  local keys=/usr/share/keyrings/debian-archive-keyring.gpg state=$work/apt suite of=3.11 mirror
-  suite=bookworm  # whose Python that is
+  local of=$of_aarch64 keys=/usr/share/keyrings/debian-archive-keyring.gpg state=$work/apt mirror
   if ! command -v qemu-aarch64 > /dev/null || ! command -v apt-get > /dev/null || [[ ! -e $keys ]]; then
     say "no qemu-user or no Debian: the aarch64 wheels were only checked"
     return 0
   fi
   mkdir -p "$state"/{lists/partial,archives/partial,etc/sources.list.d,etc/preferences.d} "$work/aarch64"
-  mirror=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2> /dev/null | grep -oE 'https?://[^ ]+/debian/?( |$)' | head -n 1)
+  mirror=$({ cat /etc/apt/sources.list /etc/apt/sources.list.d/* 2> /dev/null || true; } |  # either may be missing
+    grep -oE 'https?://[^ ]+/debian/?( |$)' | head -n 1)
   echo "deb [signed-by=$keys arch=arm64] ${mirror% } $suite main" > "$state/etc/sources.list"
   : > "$state/status"
   local apt=(apt-get -qq -o Dir::Etc="$state/etc" -o Dir::State::lists="$state/lists" -o Dir::Cache="$state"
     -o Dir::State::status="$state/status" -o APT::Architecture=arm64 -o APT::Architectures=arm64)
-  "${apt[@]}" update
-  "${apt[@]}" --yes --download-only --no-install-recommends install "python$of-minimal" "libpython$of-stdlib" > /dev/null
+  if ! "${apt[@]}" update || ! "${apt[@]}" --yes --download-only --no-install-recommends install \
+    "python$of-minimal" "libpython$of-stdlib" libstdc++6 > /dev/null; then  # the last for numpy's modules
+    say "Debian's arm64 packages can't be had: the aarch64 wheels were only checked"
+    return 0
+  fi
   for package in "$state/archives/"*.deb; do dpkg-deb -x "$package" "$work/aarch64"; done
   "${WHEELS_WORK:-build/wheels}/venv/bin/pip" install --quiet --no-compile --target "$work/site" --only-binary=:all: \
     --platform manylinux_2_28_aarch64 --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 \
@@ -90,6 +94,8 @@ if [[ ${1:-} == --all ]]; then
 else
   tools/wheels.sh --target linux-x86_64 --python "$version" --out "$work/dist"
   run_wheel "$version" "$python"
+  tools/wheels.sh --target linux-aarch64 --python "$of_aarch64" --out "$work/dist"
+  run_aarch64
 fi
 refuse_without_compiler "${WHEELS_WORK:-build/wheels}"
 ((ran > 0))
