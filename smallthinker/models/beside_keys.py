@@ -47,20 +47,12 @@ def networks(keys: Keys, common: decoder.Common, act: d.Activation, dense: Seque
         for key in _EXPERT_KEYS:
             keys.get(key)
         return list(dense)
-    experts, norm = keys.positive("num_experts"), common.norm
+    experts, norm, scale = keys.positive("num_experts"), common.norm, common.hidden**-0.5
     used = keys.positive("top_k_experts", most=experts)
     width = keys.positive("moe_intermediate_size", multiple_of=d.TILE)
     keys.agrees("num_local_experts", (None, experts), "num_experts")
     router = d.Router(
-        experts,
-        used,
-        "mixed",
-        "softmax",
-        "all",
-        normalise=True,
-        norm=norm,
-        expert_scale=True,
-        logit_scale=common.hidden**-0.5,
+        experts, used, "mixed", "softmax", "all", normalise=True, norm=norm, expert_scale=True, logit_scale=scale
     )
     beside = [d.Beside(d.Ffn(one.width * one.slices, act), norm, norm, norm) for one in dense]
     return [d.Ffn(width, act, router=router, beside=one) for one in beside]

@@ -120,12 +120,9 @@ def common(keys: GgufKeys, facts: GgufFacts, architecture: str, *, partial: bool
     }
 
 
-def rope_parameters(keys: GgufKeys, raw: dict[str, Any], theta: float, *, has_factors: bool = False) -> dict[str, Any]:
+def rope_parameters(keys: GgufKeys, raw: dict[str, Any], theta: float) -> dict[str, Any]:
     """Positions of both types of layers, where each has a base of its own; what `raw` says of those without a window is
-    taken out of it. theta: what an absent base of the others means. has_factors: a file without them is no whole one.
-    Raises ConfigError."""
-    if has_factors and raw["rope_scaling"] is None:
-        raise keys.fault("rope", f"{FACTORS[0]}, a factor of each rotary pair", None)
+    taken out of it. theta: what an absent base of the others means. Raises ConfigError."""
     return {
         "full_attention": {"rope_theta": raw.pop("rope_theta")} | (raw.pop("rope_scaling") or {"rope_type": "default"}),
         "sliding_attention": {"rope_type": "default", "rope_theta": keys.number("rope.freq_base_swa", theta)},

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from smallthinker.models import beside_keys, decoder, gguf_decoder, layer_keys
 from smallthinker.models import description as d
-from smallthinker.models.gguf_keys import GgufFacts, GgufKeys
+from smallthinker.models.gguf_keys import FACTORS, GgufFacts, GgufKeys
 from smallthinker.models.keys import LAYER_TYPES, Keys
 
 ARCHITECTURE = "Gemma4ForCausalLM"
@@ -88,7 +88,7 @@ def from_config(raw: Mapping[str, Any], *, in_store: bool = False) -> d.Model:
 def to_config(model: d.Model) -> dict[str, Any]:
     """The config.json of a checkpoint of this model; `from_config` gives back an equal one."""
     full, last = model.layers[-1].attention, model.layers[-1].ffn
-    assert full is not None and last is not None
+    assert last is not None
     found = layer_keys.gemma_keys(model, ARCHITECTURE)
     return found | {
         **beside_keys.keys_of(last),
@@ -109,8 +109,10 @@ def from_gguf(keys: GgufKeys, facts: GgufFacts) -> dict[str, Any]:
     widths = gguf_decoder.of_layers(keys, "feed_forward_length", width, len(types))
     if types[-1:] != [_FULL]:
         raise keys.fault("attention.sliding_window_pattern", "a last layer without a window", types)
+    if raw["rope_scaling"] is None:
+        raise keys.fault("rope", f"{FACTORS[0]}, a factor of each rotary pair", None)
     raw |= gguf_decoder.heads_of_types(keys, raw, types, kv_heads)
-    raw["rope_parameters"] = gguf_decoder.rope_parameters(keys, raw, _ABSENT_THETA, has_factors=True)
+    raw["rope_parameters"] = gguf_decoder.rope_parameters(keys, raw, _ABSENT_THETA)
     full_layers = [n for n, kind in enumerate(types) if kind == _FULL]
     has_values = any(facts.has(f"blk.{n}.attn_v.weight") for n in full_layers)  # not all: some may read other layers'
     return raw | {
