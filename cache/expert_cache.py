@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -64,14 +63,18 @@ class ExpertCache:
         """slots: those that `queue` reads into (see `allocate_slots`). experts_of_layers: whose records are counted
         layer after layer. clock: seconds, for what waiting takes; None: the system's."""
         self.slots, self._queue, self._policy = slots, queue, policy
-        self._first_of = list(accumulate(experts_of_layers, initial=0))  # record of each layer
         self._record_bytes = slots.shape[1]
         # int32 [records]: the slot of a record that is whole, -1 for the others; not to be written to by others
-        self.slot_table = np.full(self._first_of[-1], -1, np.int32)
+        self.slot_table = np.full(sum(experts_of_layers), -1, np.int32)
         self.took_free = threading.Event()  # set each time that a free slot is taken; whoever waits clears it
         self._books = _cache.Books(
             policy, queue, experts_of_layers, len(slots), self.slot_table, clock=clock, took_free=self.took_free.set
         )
+
+    @property
+    def books(self) -> _cache.Books:
+        """For whoever asks without Python between (`_layers`)."""
+        return self._books
 
     def uses(self) -> npt.NDArray[np.uint32]:
         """How often a token has used each record since the cache was made, [records]; a copy. From
@@ -107,10 +110,6 @@ class ExpertCache:
         """The system has this slot's memory. May be asked from any thread."""
         return slot in self._books.released_slots
 
-    def first_record(self, layer: int) -> int:
-        """Of the layer's experts in `slot_table`."""
-        return self._first_of[layer]
-
     def resident_slots(
         self, layer: int, experts: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1
     ) -> list[int] | None:
@@ -119,17 +118,6 @@ class ExpertCache:
         They stay until the next layer is asked for. counts, tokens: see `request`.
         """
         return self._books.find(layer, experts, counts, tokens)
-
-    def layers_in_table(self, layer: int, layers: int) -> int:
-        """From `layer` on, the first of `layers` whose experts must be asked for although `slot_table` has them: reads
-        were guessed for it, which end with it; `layers` where there is none."""
-        return self._books.first_guessed(layer, layers)
-
-    def used_from_table(self, layer: int, used: Sequence[tuple[list[int], list[int], list[int]]], tokens: int) -> None:
-        """Some tokens found their experts of this layer, and of those that follow it, in `slot_table`: each layer's
-        experts, how many tokens wanted each, and which."""
-        for number, (experts, counts, _) in enumerate(used, layer):
-            self._books.found(number, experts, counts if tokens > 1 else None, tokens)
 
     def request(
         self, layer: int, experts: Sequence[int], counts: Sequence[int] | None = None, tokens: int = 1

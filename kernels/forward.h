@@ -13,24 +13,15 @@
 #include <numeric>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "bindings/bound_attention.h"
 #include "bindings/bound_ffn.h"
+#include "step_arithmetic.h"
 
 namespace smallthinker {
-
-// The experts that a step wants of a layer: those of one token best first, of several tokens ascending. Pairs (token * k +
-// rank) of expert i are pairs[offsets[i]] to pairs[offsets[i + 1] - 1].
-struct Routes {
-  std::vector<int32_t> experts, offsets, pairs;
-};
-
-// Experts that a later layer may want, by the best rank that a token gives them, and these ranks.
-struct Guess {
-  std::vector<int32_t> experts, ranks;
-};
 
 // LOSSY, see lossy_routing.py: what a step of less than `tokens` tokens may do instead of waiting for experts.
 struct LossyRouting {
@@ -49,22 +40,7 @@ class BoundForward {
   using Predictors = std::map<std::pair<int64_t, int64_t>, std::pair<py::array, py::array>>;
   using Caches = std::vector<std::vector<const BoundKvLayer*>>;  // of each sequence, by layer
 
-  // Why `run` ended.
-  enum class Stop {
-    done,
-    routed,          // an expert of the layer isn't in memory, or it was to go no further. Attention has been added only
-                     // where the router reads it; nothing else of the layer is computed
-    guessed,         // attention has been added, and what is guessed of a later layer isn't in memory
-    guessed_before,  // what is guessed before the layer's attention isn't in memory; nothing of the layer is computed
-  };
-  struct End {
-    int64_t layer;
-    Stop stop;
-    int64_t live_neurons;
-    std::vector<Routes> used;  // of the layers from `first` on that found their experts in slots, this one among them if guessed
-    Routes route;              // of the layer, if routed or guessed
-    Guess guess;
-  };
+  using Stop = StepArithmetic::Stop;
 
   // mixers, ffns: of every layer, BoundAttentionLayer and BoundFfn. slots [n, record_bytes]. input_gates: of every layer, or
   // none at all.
@@ -109,95 +85,69 @@ class BoundForward {
     }
   }
 
-  // x [T, d] through the layers from `first` on, in place, as long as they find their experts in slots; `last` is routed
-  // and no more. slot_of [records or more]: where an expert is, or -1; those of a layer stand together, layer after
-  // layer. counts[i] tokens of caches[i] from position starts[i] on. ahead [2, L]: the layer that is guessed before the
-  // attention of one whose router reads what comes of it, and once attention has been added; -1 for none. ids, weights
-  // [T, largest k] get the last route, as [T, its layer's k] from their start on;
-  // normed [T, d] the last norm. inputs [T, L * width]: what layers are given of the tokens, where they have input gates.
-  End run(int64_t first, int64_t last, py::array& x, py::array& normed, py::array& ids, py::array& weights,
-          const py::array& slot_of, const py::array& ahead, const Caches& caches, const std::vector<int64_t>& starts,
-          const std::vector<int64_t>& counts, const py::array& cos, const py::array& sin, const py::array& inputs) {
-    const int64_t n_layers = static_cast<int64_t>(layers_.size());
-    if (first < 0 || first > last || last > n_layers) fail("first, last: expected 0 to ", n_layers, ", found ", first, ", ", last);
-    State state;
-    state.x = output<float>(x, "x", {-1, dim()});
-    state.tokens = x.shape(0);
-    state.normed = output<float>(normed, "normed", {state.tokens, dim()});
+  // One step's arrays: x [T, d] is computed in place; normed [T, d] gets the last norm; ids, weights [T, largest k] the last
+  // route, as [T, its layer's k] from their start on. inputs [T, L * width]: what layers are given of the tokens, where they
+  // have input gates. slot_of [records or more]: where an expert is, or -1; those of a layer stand together, layer after layer.
+  struct Step {
+    float *x, *normed;
+    int64_t tokens;
+    int32_t* ids;
+    float* weights;
+    const float* inputs;
+    const int32_t* slot_of;
+    Angles angles;
+    std::vector<std::vector<Span>> spans;  // by layer
+  };
+
+  // Checked. counts[i] tokens of caches[i] from position starts[i] on.
+  Step begin(py::array& x, py::array& normed, py::array& ids, py::array& weights, const py::array& slot_of, const Caches& caches,
+             const std::vector<int64_t>& starts, const std::vector<int64_t>& counts, const py::array& cos, const py::array& sin,
+             const py::array& inputs) const {
+    Step step;
+    step.x = output<float>(x, "x", {-1, dim()});
+    step.tokens = x.shape(0);
+    step.normed = output<float>(normed, "normed", {step.tokens, dim()});
     check_disjoint(normed, x, "x");
     const int64_t widest = widest_k();
-    state.ids = output<int32_t>(ids, "ids", {state.tokens, widest});
-    state.weights = output<float>(weights, "weights", {state.tokens, widest});
-    state.inputs = check_inputs(inputs, state.tokens);
-    state.slot_of = input<int32_t>(slot_of, "slot_of", {-1});
+    step.ids = output<int32_t>(ids, "ids", {step.tokens, widest});
+    step.weights = output<float>(weights, "weights", {step.tokens, widest});
+    step.inputs = check_inputs(inputs, step.tokens);
+    step.slot_of = input<int32_t>(slot_of, "slot_of", {-1});
     if (slot_of.size() < records()) fail("slot_of: expected at least ", records(), " records, found ", slot_of.size());
-    const int32_t* const guessed_before = input<int32_t>(ahead, "ahead", {2, n_layers});
-    const int32_t* const guessed_after = guessed_before + n_layers;
-    state.angles = check_angles(cos, sin, state.tokens, pairs_);
+    step.angles = check_angles(cos, sin, step.tokens, pairs_);
     for (const auto& of_sequence : caches) {
-      if (static_cast<int64_t>(of_sequence.size()) != n_layers) fail("caches: expected those of ", n_layers, " layers, found ", of_sequence.size());
+      if (of_sequence.size() != layers_.size()) fail("caches: expected those of ", layers_.size(), " layers, found ", of_sequence.size());
     }
-    std::vector<std::vector<Span>> spans;
     std::vector<const BoundKvLayer*> of_layer(caches.size());
-    const int64_t end_of_attention = last < n_layers && layers_[static_cast<size_t>(last)].ffn->reads_mixed() ? last + 1 : last;
-    for (int64_t layer = first; layer < end_of_attention; ++layer) {
-      const auto i = static_cast<size_t>(layer);
-      for (const int32_t target : {guessed_before[layer], guessed_after[layer]}) {
-        if (target >= n_layers) fail("ahead: expected less than ", n_layers, ", found ", target);
-      }
-      for (size_t s = 0; s < caches.size(); ++s) of_layer[s] = caches[s][i];
-      spans.push_back(layers_[i].mixer->spans(of_layer, starts, counts, state.tokens));
+    for (size_t layer = 0; layer < layers_.size(); ++layer) {
+      for (size_t s = 0; s < caches.size(); ++s) of_layer[s] = caches[s][layer];
+      step.spans.push_back(layers_[layer].mixer->spans(of_layer, starts, counts, step.tokens));
     }
+    return step;
+  }
 
-    py::gil_scoped_release unlocked;
-    pool_.home().check();  // else the lock may be held for ever
-    std::lock_guard<std::mutex> lock(mutex_);
-    End end{first, Stop::done, 0, {}, {}, {}};
-    for (; end.layer < n_layers; ++end.layer) {
-      const Layer& layer = layers_[static_cast<size_t>(end.layer)];
-      const bool mixes_first = layer.ffn->reads_mixed();
-      const auto mix = [&] {
-        layer.mixer->add_to(state.x, spans[static_cast<size_t>(end.layer - first)], state.angles, state.normed);
-      };
-      if (mixes_first) {
-        if (!is_guess_there(end.layer, guessed_before[end.layer], state, &end.guess)) {
-          end.stop = Stop::guessed_before;
-          return end;
-        }
-        mix();
-      }
-      Routes route = choose(layer, state);
-      std::vector<int32_t> found;
-      if (end.layer == last || !are_there(layer, state.slot_of, route.experts, &found)) {
-        end.stop = Stop::routed;
-        end.route = std::move(route);
-        return end;
-      }
-      if (!mixes_first) mix();
-      if (!is_guess_there(end.layer, guessed_after[end.layer], state, &end.guess)) {
-        end.stop = Stop::guessed;
-        end.used.push_back(route);
-        end.route = std::move(route);
-        return end;
-      }
-      end.live_neurons += compute_locked(layer, state.normed, state.weights, state.tokens, route, found);
-      share_locked(layer, state.x, state.normed, state.tokens);
-      combine_locked(end.layer, state.x, state.weights, state.tokens, state.inputs);
-      end.used.push_back(std::move(route));
+  // See StepArithmetic. Adds up the neurons that were computed.
+  Stop run(int64_t first, int64_t last, const Step& step, const int32_t* ahead, int64_t* live_neurons) {
+    const int64_t n_layers = num_layers();
+    if (first < 0 || first > last || last > n_layers) fail("first, last: expected 0 to ", n_layers, ", found ", first, ", ", last);
+    for (int64_t i = 0; i < 2 * n_layers; ++i) {
+      if (ahead[i] >= n_layers) fail("ahead: expected less than ", n_layers, ", found ", ahead[i]);
     }
-    return end;
+    return alone([&] { return run_locked(first, last, step, ahead, ahead + n_layers, live_neurons); });
   }
 
   // What each layer in `targets` would choose for x [T, d]: as its predictor for `source` says or, without one, as its
   // own router does of the same x.
   std::vector<Guess> guess(int64_t source, const py::array& x, const std::vector<int64_t>& targets) {
     const float* from = input<float>(x, "x", {-1, dim()});
-    const int64_t tokens = x.shape(0);
+    return guess(source, from, x.shape(0), targets);
+  }
+  std::vector<Guess> guess(int64_t source, const float* from, int64_t tokens, const std::vector<int64_t>& targets) {
     for (const int64_t target : targets) {
       const bool is_known = predictors_.count({source, target}) != 0 || !at("targets", target).ffn->has_router();
       if (source == kFinal && !is_known) fail("targets: no predictor of layer ", target);
     }
-    py::gil_scoped_release unlocked;
+    const py::gil_scoped_release unlocked;
     std::vector<Guess> guesses;
     for (const int64_t target : targets) guesses.push_back(guess_one(source, target, from, tokens));
     return guesses;
@@ -227,10 +177,7 @@ class BoundForward {
       route.offsets.push_back(static_cast<int32_t>(route.pairs.size()));
     }
     if (slots.empty()) return 0;
-    py::gil_scoped_release unlocked;
-    pool_.home().check();  // else the lock may be held for ever
-    std::lock_guard<std::mutex> lock(mutex_);
-    return compute_locked(of, from, weigh, tokens, route, slots);
+    return alone([&] { return compute_locked(of, from, weigh, tokens, route, slots); });
   }
 
   // What the layer's shared network gives each of normed [T, d], or of the states x, kept until `combine`.
@@ -240,10 +187,7 @@ class BoundForward {
     const Layer& of = at("layer", layer);
     if (of.ffn->shared_reads_state() && state == nullptr) fail("x: expected states, found None");
     const int64_t tokens = normed.shape(0);
-    py::gil_scoped_release unlocked;
-    pool_.home().check();  // else the lock may be held for ever
-    std::lock_guard<std::mutex> lock(mutex_);
-    share_locked(of, state, from, tokens);
+    alone([&] { share_locked(of, state, from, tokens); });
   }
 
   // x [T, d] += the sum over rank j of weights[t, j] times what was computed last for pair t * k + j, k the layer's, and
@@ -254,15 +198,19 @@ class BoundForward {
     const int64_t tokens = x.shape(0);
     const float* w = input<float>(weights, "weights", {tokens, of.ffn->k()});
     const float* given = check_inputs(inputs, tokens);
-    py::gil_scoped_release unlocked;  // before the lock, which another thread may hold and want the GIL
-    pool_.home().check();  // else the lock may be held for ever
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (floats(of, tokens) > contributions_.size()) fail("x: expected at most the tokens that were computed, found ", tokens);
-    combine_locked(layer, to, w, tokens, given);
+    alone([&] {
+      if (floats(of, tokens) > contributions_.size()) fail("x: expected at most the tokens that were computed, found ", tokens);
+      combine_locked(layer, to, w, tokens, given);
+    });
   }
+
+  int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }
+  int64_t dim() const { return layers_[0].mixer->dim(); }
 
   void be_lossy(int64_t tokens, int64_t experts, float prefer, float skip) { lossy_ = {tokens, experts, prefer, skip}; }
   const LossyRouting& lossy() const { return lossy_; }
+
+  int64_t live_neurons = 0;  // that steps which were lent have computed
 
   // Free what experts' contributions take; the next step takes what it needs.
   void release() {
@@ -272,6 +220,17 @@ class BoundForward {
   }
 
  private:
+  friend class LentStep;
+
+  // Work that uses what calls share. Without the GIL, which another thread may want that holds the lock.
+  template <class Work>
+  std::invoke_result_t<Work> alone(Work&& work) {
+    const py::gil_scoped_release unlocked;
+    pool_.home().check();  // else the lock may be held for ever
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return work();
+  }
+
   static constexpr int64_t kFinal = -1;
   static constexpr float kTiny = 1e-12f;  // beside a mean square
 
@@ -285,17 +244,6 @@ class BoundForward {
     BoundFfn* ffn;
     int64_t first_record;
   };
-  struct State {
-    float *x, *normed;
-    int64_t tokens;
-    int32_t* ids;
-    float* weights;
-    const float* inputs;
-    const int32_t* slot_of;
-    Angles angles;
-  };
-
-  int64_t dim() const { return layers_[0].mixer->dim(); }
   // [T, L * width], or null where no layer has a gate.
   const float* check_inputs(const py::array& inputs, int64_t tokens) const {
     const int64_t width = input_width_ * static_cast<int64_t>(layers_.size());
@@ -317,20 +265,60 @@ class BoundForward {
     return layers_[static_cast<size_t>(layer)];
   }
 
-  // The layer's exact route, into state.ids and state.weights as well. Where the mixer comes first, of its norm.
-  Routes choose(const Layer& layer, const State& state) {
-    const int64_t k = layer.ffn->k(), experts = layer.ffn->experts(), tokens = state.tokens;
+  Stop run_locked(int64_t first, int64_t last, const Step& step, const int32_t* guessed_before, const int32_t* guessed_after,
+                  int64_t* live_neurons) {
+    Stop stop;
+    for (stop.layer = first; stop.layer < num_layers(); ++stop.layer) {
+      const Layer& layer = layers_[static_cast<size_t>(stop.layer)];
+      stop.is_mixed = false;
+      const auto mix = [&] {
+        layer.mixer->add_to(step.x, step.spans[static_cast<size_t>(stop.layer)], step.angles, step.normed);
+        stop.is_mixed = true;
+      };
+      if (layer.ffn->reads_mixed()) {
+        if (!is_guess_there(stop.layer, guessed_before[stop.layer], step, &stop.guess)) {
+          stop.why = StepArithmetic::Why::guessed_before;
+          return stop;
+        }
+        mix();
+      }
+      Routes route = choose(layer, step);
+      std::vector<int32_t> found;
+      if (stop.layer == last || !are_there(layer, step.slot_of, route.experts, &found)) {
+        stop.why = StepArithmetic::Why::routed;
+        stop.route = std::move(route);
+        return stop;
+      }
+      if (!stop.is_mixed) mix();
+      if (!is_guess_there(stop.layer, guessed_after[stop.layer], step, &stop.guess)) {
+        stop.why = StepArithmetic::Why::guessed;
+        stop.used.push_back(route);
+        stop.route = std::move(route);
+        stop.slots = std::move(found);
+        return stop;
+      }
+      *live_neurons += compute_locked(layer, step.normed, step.weights, step.tokens, route, found);
+      share_locked(layer, step.x, step.normed, step.tokens);
+      combine_locked(stop.layer, step.x, step.weights, step.tokens, step.inputs);
+      stop.used.push_back(std::move(route));
+    }
+    return stop;
+  }
+
+  // The layer's exact route, into step.ids and step.weights as well. Where the mixer comes first, of its norm.
+  Routes choose(const Layer& layer, const Step& step) {
+    const int64_t k = layer.ffn->k(), experts = layer.ffn->experts(), tokens = step.tokens;
     std::vector<char> is_out;  // by pair, where one may be left out
     if (layer.ffn->has_router()) {
       const bool reads_norm = layer.ffn->reads_mixed() && !layer.ffn->reads_state();
       const bool is_lossy = tokens < lossy_.tokens;
-      const Preference prefers{state.slot_of + layer.first_record, lossy_.prefer, &lossy_.replaced};
-      ask_router(*layer.ffn, reads_norm ? state.normed : state.x, tokens, state.ids, state.weights,
+      const Preference prefers{step.slot_of + layer.first_record, lossy_.prefer, &lossy_.replaced};
+      ask_router(*layer.ffn, reads_norm ? step.normed : step.x, tokens, step.ids, step.weights,
                  is_lossy && lossy_.prefer > 0 ? &prefers : nullptr);
-      if (is_lossy) is_out = leave_out(layer, state);
+      if (is_lossy) is_out = leave_out(layer, step);
     } else {
-      for (int64_t pair = 0; pair < tokens * k; ++pair) state.ids[pair] = static_cast<int32_t>(pair % k);
-      std::fill_n(state.weights, tokens * k, 1.0f);
+      for (int64_t pair = 0; pair < tokens * k; ++pair) step.ids[pair] = static_cast<int32_t>(pair % k);
+      std::fill_n(step.weights, tokens * k, 1.0f);
     }
     Routes route;
     route.offsets.push_back(0);
@@ -338,7 +326,7 @@ class BoundForward {
     if (tokens == 1) {
       for (int32_t rank = 0; rank < k; ++rank) {
         if (!is_in(rank)) continue;
-        route.experts.push_back(state.ids[rank]);
+        route.experts.push_back(step.ids[rank]);
         route.pairs.push_back(rank);
         route.offsets.push_back(static_cast<int32_t>(route.pairs.size()));
       }
@@ -346,7 +334,7 @@ class BoundForward {
     }
     std::vector<std::vector<int32_t>> pairs_of(static_cast<size_t>(experts));
     for (int64_t pair = 0; pair < tokens * k; ++pair) {
-      if (is_in(pair)) pairs_of[static_cast<size_t>(state.ids[pair])].push_back(static_cast<int32_t>(pair));
+      if (is_in(pair)) pairs_of[static_cast<size_t>(step.ids[pair])].push_back(static_cast<int32_t>(pair));
     }
     for (size_t expert = 0; expert < pairs_of.size(); ++expert) {
       if (pairs_of[expert].empty()) continue;
@@ -358,18 +346,18 @@ class BoundForward {
   }
 
   // By pair: what the lossy routing leaves out, which then weighs nothing; a token's others take its weight.
-  std::vector<char> leave_out(const Layer& layer, const State& state) {
+  std::vector<char> leave_out(const Layer& layer, const Step& step) {
     const int64_t k = layer.ffn->k();
-    std::vector<char> is_out(static_cast<size_t>(state.tokens * k));
-    if (floats(layer, state.tokens) > contributions_.size()) contributions_.resize(floats(layer, state.tokens));
-    lossy_.pairs += state.tokens * k;
-    for (int64_t t = 0; t < state.tokens; ++t) {
-      float* const weights = state.weights + t * k;
+    std::vector<char> is_out(static_cast<size_t>(step.tokens * k));
+    if (floats(layer, step.tokens) > contributions_.size()) contributions_.resize(floats(layer, step.tokens));
+    lossy_.pairs += step.tokens * k;
+    for (int64_t t = 0; t < step.tokens; ++t) {
+      float* const weights = step.weights + t * k;
       const float all = std::accumulate(weights, weights + k, 0.0f);
       float kept = weights[0];
       for (int64_t rank = 1; rank < k; ++rank) {
         const int64_t pair = t * k + rank;
-        const bool is_missing = state.slot_of[layer.first_record + state.ids[pair]] < 0;
+        const bool is_missing = step.slot_of[layer.first_record + step.ids[pair]] < 0;
         const bool is_one_more = lossy_.experts > 0 && rank >= lossy_.experts;
         if (!is_one_more && !(is_missing && weights[rank] < lossy_.skip * all)) {
           kept += weights[rank];
@@ -388,10 +376,10 @@ class BoundForward {
   }
 
   // Guesses for layer `target`, -1 for none. Whether all of it is in slots.
-  bool is_guess_there(int64_t source, int64_t target, const State& state, Guess* guess) {
+  bool is_guess_there(int64_t source, int64_t target, const Step& step, Guess* guess) {
     if (target < 0) return true;
-    *guess = guess_one(source, target, state.x, state.tokens);
-    return are_there(layers_[static_cast<size_t>(target)], state.slot_of, guess->experts, nullptr);
+    *guess = guess_one(source, target, step.x, step.tokens);
+    return are_there(layers_[static_cast<size_t>(target)], step.slot_of, guess->experts, nullptr);
   }
 
   Guess guess_one(int64_t source, int64_t target, const float* x, int64_t tokens) {

@@ -102,6 +102,7 @@ uint64_t ThreadPool::wait_for_job(uint64_t seen) {
       if (is_new(generation) || stop_.load()) return generation;
       pause();
     }
+    std::this_thread::yield();  // a thread that reads may have been woken for this core, and would wait half a millisecond
   } while (std::chrono::steady_clock::now() < park_at);
 
   std::unique_lock<std::mutex> lock(park_mutex_);

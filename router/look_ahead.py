@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 import numpy.typing as npt
 
+from smallthinker._layers import GuessRecord
 from smallthinker.router.predictor import FINAL
 from smallthinker.router.trial import IdleShare, Trial
 
@@ -46,13 +47,7 @@ class LookAhead:
         all is wanted; own: those whose routers read what attention gives."""
         self._certain, self.own = frozenset(certain), frozenset(own)
         self._next_token, self._num_layers = next_token, num_layers
-        layers = range(num_layers)
-        # of a guess by another layer's state and of one by its own: [layer guessed for][rank]
-        self._precision = {is_own: [[_HOPE] * k for _ in layers] for is_own in (False, True)}
-        self._judged = {is_own: [[0] * k for _ in layers] for is_own in (False, True)}
-        # layer guessed for -> rank, expert of guesses whose truth is still to come
-        self._open: dict[bool, list[list[tuple[int, int]]]] = {is_own: [[] for _ in layers] for is_own in (False, True)}
-        self._of_next: list[tuple[int, int]] = []  # the same of the next token's first layer
+        self.record = GuessRecord(num_layers, k, self._certain, hope=_HOPE, keep=_KEEP, worth=WORTH)
         self._nothing = np.full((2, num_layers), -1, np.int32)
         self._chosen = self._ahead = self._nothing
         self._asks_final = False
@@ -88,47 +83,32 @@ class LookAhead:
             watch = self._tokens % _WATCH == 0 or self._tokens < _LEARN
             self._chosen = self._nothing.copy()
             for target in range(self._num_layers):
-                is_worth = watch or target in self._certain or self._may_be_right(target, own=False)
+                is_worth = watch or target in self._certain or self.record.may_be_right(target, own=False)
                 if target == 0:
                     self._asks_final = self._next_token and is_worth
                 elif is_worth:
                     self._chosen[1, target - 1] = target
-                if target in self.own and (watch or self._may_be_right(target, own=True)):
+                if target in self.own and (watch or self.record.may_be_right(target, own=True)):
                     self._chosen[0, target] = target
         self._tokens += 1
         self._ahead = self._chosen if self._is_on else self._nothing
         if self.trial.losing and self._is_on:
             self._ahead = np.where(np.isin(self._chosen, list(self.trial.losing)), -1, self._chosen)
-        for of_layers in self._open.values():
-            for waiting in of_layers:  # of a token that was given up half-way
-                waiting.clear()
-        first = self._open[False]
-        first[0], self._of_next = self._of_next, first[0]
-
-    def _may_be_right(self, target: int, own: bool) -> bool:
-        return max(self._precision[own][target]) >= WORTH or not any(self._judged[own][target])
+        self.record.begin_token()
 
     def likelihoods(self, source: int, target: int) -> list[float]:
         """How likely the guess ranked first, second ... for `target` is right; 0 where it isn't worth a read."""
-        if target in self._certain:
-            return [1.0] * len(self._precision[False][target])
-        return [p if p >= WORTH else 0.0 for p in self._precision[source == target][target]]
+        return self.record.likelihoods(source, target)
 
     def precision(self, target: int, own: bool = False) -> list[float]:
         """The share of guesses that were right lately, by rank; own: of those by the layer's own state."""
-        return list(self._precision[own][target])
+        return self.record.precision(target, own)
 
     def record_prediction(self, source: int, target: int, guesses: Iterable[tuple[int, int]]) -> None:
         """These guesses (expert, rank) had to be read, and will tell how good such guesses are."""
-        waiting = self._of_next if source == FINAL else self._open[source == target][target]
-        waiting += [(rank, expert) for expert, rank in guesses]
+        experts, ranks = [*zip(*guesses, strict=True)] or ((), ())
+        self.record.predict(source, target, experts, ranks)
 
     def score_predictions(self, layer: int, experts: Collection[int]) -> None:
         """The exact experts of `layer` are known."""
-        for is_own, of_layers in self._open.items():
-            precision, judged = self._precision[is_own][layer], self._judged[is_own][layer]
-            for rank, expert in of_layers[layer]:
-                keep = min(_KEEP, 1 - 1 / (judged[rank] + 2))  # a mean at first
-                precision[rank] = keep * precision[rank] + (1 - keep) * (expert in experts)
-                judged[rank] += 1
-            of_layers[layer].clear()
+        self.record.score(layer, list(experts))

@@ -513,6 +513,26 @@ class Forward:
         [T, d] the last norm; cos, sin [T, P]. inputs [T, L * width]: what layers with input gates are given.
         """
 
+    def lend(
+        self,
+        x: F32,
+        normed: F32,
+        ids: I32,
+        weights: F32,
+        slot_of: I32,
+        caches: list[list[KvLayer]],
+        starts: list[int],
+        counts: list[int],
+        cos: F32,
+        sin: F32,
+        inputs: F32 = ...,
+    ) -> object:
+        """A step's arithmetic as a capsule, for `_layers`. Arguments are those of `run`, and live as long."""
+
+    @property
+    def live_neurons(self) -> int:
+        """Computed so far by steps that were lent."""
+
     def guess(self, source: int, x: F32, targets: Sequence[int]) -> list[tuple[list[int], list[int]]]:
         """What each layer in `targets` would choose for x [T, d]: as its predictor for layer `source` says or, without
         one, as its own router does of the same x, or of its norm if it reads the norm. From -1 there must be one.

@@ -1,7 +1,7 @@
 """A model's arithmetic: its weights bound to the kernels, checked once, and what one step's kernels share.
 
-Owns every call of a kernel on the way from token ids to logits. Knows nothing about the order of that way (forward.py),
-nor about where experts come from.
+Owns every call of a kernel on the way from token ids to logits. Knows nothing about the order of that way
+(native/layers.cpp), nor about where experts come from.
 
 Shape letters: T tokens of a step, d hidden_size, D head_dim, k experts per token, V vocabulary.
 """
@@ -55,39 +55,26 @@ class Route(NamedTuple):
     pairs: list[list[int]]
 
 
-class Stop(NamedTuple):
-    """Where `run` ended. `used`: of every layer that found its experts in slots, experts, the tokens of each, and their
-    pairs, token * k + rank, one expert's after another's.
-    `route`: of a layer that didn't; nothing of it is computed, but for attention where the router reads what comes of
-    that. `guess`: experts and ranks that are not all in slots: of a later layer, with the route of a layer whose
-    attention has been added; of the layer itself, without a route, before its attention. `is_mixed`: attention has been
-    added."""
-
-    layer: int
-    used: list[tuple[list[int], list[int], list[int]]]
-    route: Route | None
-    guess: tuple[list[int], list[int]] | None
-    is_mixed: bool
-
-
 class Step:
     """What the layers of one step share: the states `x` [T, d], which each changes in place, their last norm, and where
-    the tokens go: `counts` of each sequence from its position `starts` on. k: of the layer that uses most experts.
-    inputs: what each layer is given of each token, [T, layers * numbers]."""
+    the tokens go: `counts` of each sequence from its position `starts` on. used_of_layers: k of each. inputs: what each
+    layer is given of each token, [T, layers * numbers]."""
 
-    def __init__(self, spans: Sequence[Span], hidden_size: int, k: int) -> None:
+    def __init__(self, spans: Sequence[Span], hidden_size: int, used_of_layers: Sequence[int]) -> None:
         self.sequences = [state for state, _ in spans]
         self.counts = [len(tokens) for _, tokens in spans]
         self.starts = [state.begin(len(tokens)) for state, tokens in spans]
         self.tokens = sum(self.counts)
         self.x = np.empty((self.tokens, hidden_size), np.float32)
         self.normed = np.empty_like(self.x)
+        self._used_of_layers, k = used_of_layers, max(used_of_layers)
         self.ids = np.empty((self.tokens, k), np.int32)
         self.weights = np.empty((self.tokens, k), np.float32)
         self.cos = self.sin = self.inputs = np.empty((self.tokens, 0), np.float32)
 
-    def chosen(self, k: int) -> tuple[npt.NDArray[np.int32], Floats]:
-        """Ids and weights [T, k] of the last route, a layer's with this k: it lies at the start of both arrays."""
+    def chosen(self, layer: int) -> tuple[npt.NDArray[np.int32], Floats]:
+        """Ids and weights [T, k] of the last route, this layer's: it lies at the start of both arrays."""
+        k = self._used_of_layers[layer]
         shape, n = (self.tokens, k), self.tokens * k
         return self.ids.ravel()[:n].reshape(shape), self.weights.ravel()[:n].reshape(shape)
 
@@ -109,8 +96,7 @@ class Arithmetic:
     """Of one model. slots: uint8 [n, record_bytes], the experts' memory. predictor: what guesses later layers' experts
     better than their own routers do. logits: instead of the exact head, of normed states [T, d] -> [T, V]. context:
     positions that sequences are planned for; all that the model was made for, if it isn't said. lossy: of steps of
-    fewer than MANY_TOKENS tokens. Raises ConfigError, naming the field, for a description that no kernel computes.
-    `live_neurons` of `neurons` had to be computed so far; ReLU made the others zero."""
+    fewer than MANY_TOKENS tokens. Raises ConfigError, naming the field, for a description that no kernel computes."""
 
     def __init__(
         self,
@@ -125,14 +111,12 @@ class Arithmetic:
         config = store.config
         check_supported(config)
         self.config, self.pool, self._formats = config, pool, store.formats
-        self.live_neurons = self.neurons = 0
+        self.neurons = 0
         self._dense: dict[str, npt.NDArray[Any]] = {name: store.dense(name) for name in store.dense_names()}
         self._logits = logits  # nothing bound to self: a cycle would keep the weights until they are collected
         self._layers = range(config.num_layers)
         self._k = [0 if layer.ffn is None else layer.ffn.k for layer in config.layers]
-        self._mixes_first = frozenset(config.layers_that_mix_first)
         networks = [(number, layer.ffn) for number, layer in enumerate(config.layers) if layer.ffn]
-        self._shares = frozenset(number for number, ffn in networks if ffn.shared or ffn.beside)
         self._weighs_input = frozenset(n for n, ffn in networks if ffn.router and ffn.router.applied_to == "input")
         self._rotary = RotaryTable(config, context or config.context)
         self._head = ExactHead(config, self._formats, pool, self._dense.__getitem__)
@@ -148,7 +132,7 @@ class Arithmetic:
     def begin(self, spans: Sequence[Span]) -> Step:
         """Embed the tokens of each span, which follow those in its state."""
         c = self.config
-        step = Step(spans, c.hidden_size, c.experts_per_token)
+        step = Step(spans, c.hidden_size, self._k)
         ids = np.fromiter(chain.from_iterable(tokens for _, tokens in spans), np.int32, step.tokens)
         quant = self._formats.of(EMBEDDING, None)
         _kernels.embed(quant, self._dense[EMBEDDING], c.vocab_size, c.hidden_size, ids, step.x)
@@ -161,25 +145,14 @@ class Arithmetic:
         step.cos, step.sin = self._rotary.angles(positions)
         return step
 
-    def run(
-        self,
-        step: Step,
-        first: int,
-        last: int,
-        slot_table: npt.NDArray[np.int32],
-        ahead: npt.NDArray[np.int32],
-    ) -> Stop:
-        """The layers from `first` on, without Python between them, as long as their experts are in slots; layer `last`
-        is only routed. slot_table, ahead: `ExpertCache.slot_table`, `LookAhead.ahead`."""
-        layer, why, live, used, (experts, pairs), guess = self._forward.run(
-            first,
-            last,
+    def lend(self, step: Step, slot_table: npt.NDArray[np.int32]) -> object:
+        """The arithmetic of the step's layers, as `_layers` asks it. slot_table: `ExpertCache.slot_table`."""
+        return self._forward.lend(
             step.x,
             step.normed,
             step.ids,
             step.weights,
             slot_table,
-            ahead,
             [state.bound for state in step.sequences],
             step.starts,
             step.counts,
@@ -187,37 +160,11 @@ class Arithmetic:
             step.sin,
             step.inputs,
         )
-        self.live_neurons += live
-        stops = _kernels.Forward
-        is_guessed = why in (stops.GUESSED, stops.GUESSED_BEFORE)
-        route = Route(*step.chosen(self._k[layer]), experts, pairs) if why in (stops.ROUTED, stops.GUESSED) else None
-        is_mixed = why == stops.GUESSED or (why == stops.ROUTED and layer in self._mixes_first)
-        return Stop(layer, used, route, guess if is_guessed else None, is_mixed)
 
-    def mix(self, step: Step, layer: int) -> None:
-        """Attention, added to the states; its keys and values go into the caches."""
-        caches = [state.bound[layer] for state in step.sequences]
-        self._mixers[layer].forward(step.x, caches, step.starts, step.counts, step.cos, step.sin, step.normed)
-
-    def guess(self, step: Step, source: int, target: int) -> tuple[list[int], list[int]]:
-        """What layer `target` will choose, as its predictor says of the states after the attention of layer `source`,
-        or before it where that is the same layer; without one, as its router does of the states as they are: distinct
-        experts, and the best rank that a token gives each."""
-        return self._forward.guess(source, step.x, [target])[0]
-
-    def compute(self, step: Step, layer: int, pairs: list[list[int]], slots: list[int]) -> None:
-        """What the experts in these slots give the tokens that chose them; kept until `combine`."""
-        weights = step.chosen(self._k[layer])[1] if layer in self._weighs_input else None
-        self.live_neurons += self._forward.compute(layer, step.normed, pairs, slots, weights)
-
-    def share(self, step: Step, layer: int) -> None:
-        """What the layer's shared network, if it has one, gives every token; kept until `combine`."""
-        if layer in self._shares:
-            self._forward.share(layer, step.normed, step.x)
-
-    def combine(self, step: Step, layer: int) -> None:
-        """Add up, in the router's order and what was shared last, what was computed."""
-        self._forward.combine(layer, step.x, step.chosen(self._k[layer])[1], step.inputs)
+    @property
+    def live_neurons(self) -> int:
+        """Of `neurons`, those that had to be computed so far; ReLU made the others zero."""
+        return self._forward.live_neurons
 
     def routing_counters(self) -> RoutingCounters:
         return RoutingCounters(*self._forward.lossy_counts())

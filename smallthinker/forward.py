@@ -1,9 +1,8 @@
-"""One step's way through the layers: the only file that knows their order.
+"""One step of a model: what comes before its layers, and what they have told once they are through.
 
-What a layer needs and memory lacks is asked for as soon as its router can say, before attention or after it, and used
-as it lands; what is only guessed is read meanwhile. The arithmetic is handed in (`Arithmetic`, or a clock that only
-counts its time), as are the experts' cache and the guesses. Knows nothing about text, sampling, memory budgets or what
-one layer computes.
+Hands the layers what they ask (native/layers.cpp, the only file that knows their order): the arithmetic (`Arithmetic`,
+or a clock that only counts its time), the experts' cache, the guesses. Knows nothing about text, sampling, memory
+budgets or what one layer computes.
 """
 
 from __future__ import annotations
@@ -15,14 +14,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker.arithmetic import MANY_TOKENS, Floats, Route, Span, Step, Stop
+from smallthinker._layers import Layers
+from smallthinker.arithmetic import MANY_TOKENS, Floats, Route, Span, Step
 from smallthinker.cache.expert_cache import MAX_UNDER_WAY, ExpertCache
 from smallthinker.cache.read_counters import CacheCounters
-from smallthinker.errors import CancelledError
 from smallthinker.router.look_ahead import LookAhead
 from smallthinker.router.predictor import FINAL
-
-_TOKENS_A_CALL = 64  # times layers: how long cancelling may take
 
 
 def never() -> bool:
@@ -47,28 +44,69 @@ class Observers(NamedTuple):
     final: Callable[[Floats], None] | None = None
     entered: Callable[[int, Floats], None] | None = None
 
+    @property
+    def of_layers(self) -> bool:
+        return any((self.routed, self.attended, self.entered))
+
+
+class _Watcher:
+    """Shows observers one step."""
+
+    def __init__(self, observers: Observers, step: Step) -> None:
+        self._observers, self._step = observers, step
+
+    def entered(self, layer: int) -> None:
+        if self._observers.entered is not None:
+            self._observers.entered(layer, self._step.x)
+
+    def attended(self, layer: int) -> None:
+        if self._observers.attended is not None:
+            self._observers.attended(layer, self._step.x)
+
+    def routed(self, layer: int, is_mixed: bool, experts: list[int], pairs: list[list[int]]) -> None:
+        if self._observers.routed is not None:
+            read = self._step.normed if is_mixed else self._step.x
+            self._observers.routed(layer, read, Route(*self._step.chosen(layer), experts, pairs))
+
+
+Experts = tuple[list[int], list[list[int]]]
+"""Distinct experts of a layer, and the pairs of each, token * k + rank."""
+
+
+class Stop(NamedTuple):
+    """Where `LayerArithmetic.run` ended. `used`: of every layer that found its experts in slots. `route`: of a layer
+    that didn't; nothing of it is computed, but for attention where the router reads what comes of that. `guess`:
+    experts and ranks that are not all in slots: of a later layer, with the route of a layer whose attention has been
+    added; of the layer itself, without a route, before its attention. `is_mixed`: attention has been added."""
+
+    layer: int
+    used: list[Experts]
+    route: Experts | None
+    guess: tuple[list[int], list[int]] | None
+    is_mixed: bool
+
+
+class LayerArithmetic(Protocol):
+    """One step's, of layers without a shared network; written in Python. See kernels/step_arithmetic.h."""
+
+    def run(self, first: int, last: int, ahead: npt.NDArray[np.int32]) -> Stop: ...
+
+    def mix(self, layer: int) -> None: ...
+
+    def guess(self, source: int, target: int) -> tuple[list[int], list[int]]: ...
+
+    def compute(self, layer: int, experts: int, pairs: int) -> None: ...
+
 
 S = TypeVar("S", bound=Step)
 
 
 class StepArithmetic(Protocol[S]):
-    """See `Arithmetic`."""
+    """See `Arithmetic`. It lends its kernels, or a LayerArithmetic."""
 
     def begin(self, spans: Sequence[Span]) -> S: ...
 
-    def run(
-        self, step: S, first: int, last: int, slot_table: npt.NDArray[np.int32], ahead: npt.NDArray[np.int32]
-    ) -> Stop: ...
-
-    def mix(self, step: S, layer: int) -> None: ...
-
-    def guess(self, step: S, source: int, target: int) -> tuple[list[int], list[int]]: ...
-
-    def compute(self, step: S, layer: int, pairs: list[list[int]], slots: list[int]) -> None: ...
-
-    def share(self, step: S, layer: int) -> None: ...
-
-    def combine(self, step: S, layer: int) -> None: ...
+    def lend(self, step: S, slot_table: npt.NDArray[np.int32]) -> object: ...
 
     def logits(self, step: S, rows: npt.NDArray[np.intp] | None) -> Floats: ...
 
@@ -91,19 +129,29 @@ class ForwardPass:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.arithmetic, self.experts, self.look_ahead = arithmetic, experts, look_ahead
-        self._num_layers, self._prefetch, self._clock = num_layers, prefetch, clock
+        self._clock = clock
+        self._layers = Layers(
+            experts.books,
+            num_layers,
+            len(experts.slots),
+            own=frozenset() if look_ahead is None else look_ahead.own,
+            asks_early=prefetch,
+            many_tokens=MANY_TOKENS,
+            max_under_way=MAX_UNDER_WAY,
+        )
         self._nothing_ahead = np.full((2, num_layers), -1, np.int32)
         # of a step that is held: its tokens, and of each layer (pair, expert)
         self._held_tokens, self._routes = 0, list[tuple[int, list[tuple[int, int]]]]()
-        self.observe(Observers())
+        self._observers = Observers()
+
+    @property
+    def guess_sec(self) -> float:
+        """What guesses have taken so far, by the system's clock."""
+        return self._layers.guess_sec
 
     def observe(self, observers: Observers) -> None:
         """Show these what is computed from now on."""
-        self._is_watched = any((observers.routed, observers.attended, observers.entered))
-        self._routed = observers.routed or ignore
-        self._attended = observers.attended or ignore
-        self._final = observers.final or ignore
-        self._entered = observers.entered or ignore
+        self._observers = observers
 
     def step(
         self,
@@ -124,7 +172,6 @@ class ForwardPass:
         """
         if held:
             self.experts.hold()
-            self._routes.clear()
         try:
             return self._step(spans, all_logits, held, cancelled, on_layer)
         except BaseException:
@@ -154,37 +201,40 @@ class ForwardPass:
     ) -> Floats:
         began, waited, wanted = self._clock(), self.experts.stall_sec, self.experts.wanted
         step = self.arithmetic.begin(spans)
-        self._held_tokens = step.tokens if held else 0
         look = self.look_ahead if step.tokens < MANY_TOKENS else None
         before = None if look is None or held else self.experts.counters()
         if look is not None:
             look.begin_token(several=step.tokens > 1)
-        layer, asked = 0, -1  # asked: whose own experts have been guessed
-        while layer < self._num_layers:
-            if cancelled():
-                raise CancelledError("cancelled")
-            on_layer(layer)
-            stop = self._run(layer, step, asked)
-            layer = stop.layer + 1
-            if stop.route is None and stop.guess is not None:  # the rest of the layer is still to come
-                self._guess_and_read(stop.layer, stop.layer, step, stop.guess)
-                layer = asked = stop.layer
-            elif stop.route is not None and stop.guess is not None:
-                self._go_on(stop.layer, stop.route, stop.guess, step)
-            elif stop.route is not None:
-                self._serve(stop.layer, stop.route, step, is_mixed=stop.is_mixed)
+        lent = self.arithmetic.lend(step, self.experts.slot_table)
+        guesses = self.look_ahead
+        routes, waits = self._layers.run(
+            lent,
+            step.tokens,
+            None if guesses is None else guesses.record,
+            self._nothing_ahead if look is None else look.ahead,
+            held=held,
+            cancelled=None if cancelled is never else cancelled,
+            on_layer=None if on_layer is ignore else on_layer,
+            watcher=_Watcher(self._observers, step) if self._observers.of_layers else None,
+        )
+        if held:
+            self._held_tokens, self._routes = step.tokens, routes
         for state, n in zip(step.sequences, step.counts, strict=True):
             state.advance(n)
         if not held:
             self.experts.step(step.tokens)
         if look is not None and before is not None:
+            for wait in waits:
+                look.trial.layer(*wait)
             each, waited = 1 / step.tokens, self.experts.stall_sec - waited
             took = self._clock() - began
             look.trial.token(took * each, waited * each, self.experts.wanted - wanted)
             self._count_waste(look, took, before)
-            if step.tokens == 1:
-                self._guess_next(FINAL, step)
-        self._final(step.x)
+            target = look.target(FINAL) if step.tokens == 1 else None
+            if target is not None:
+                self._layers.guess(lent, look.record, FINAL, target)
+        if self._observers.final is not None:
+            self._observers.final(step.x)
         every = all_logits or step.tokens == len(step.counts)
         return self.arithmetic.logits(step, None if every else np.cumsum(step.counts) - 1)
 
@@ -194,119 +244,3 @@ class ForwardPass:
             read = all_of_them - before
             speed = all_of_them.bytes_read / all_of_them.busy_sec
             look.idle.token(seconds, speed, read.certain_bytes + read.useful_bytes, read.wasted_bytes)
-
-    def _run(self, layer: int, step: Step, asked: int) -> Stop:
-        """The layers from this one on, as far as everything that they need is in memory."""
-        cache, look, ahead = self.experts, self.look_ahead, self._nothing_ahead
-        last = min(cache.layers_in_table(layer, self._num_layers), layer + max(1, _TOKENS_A_CALL // step.tokens))
-        if look is not None and step.tokens >= MANY_TOKENS:
-            last = layer
-            if layer in look.own:
-                self._read_most(layer, layer, step)
-        elif look is not None:
-            ahead = look.ahead
-            if layer == asked:
-                ahead = ahead.copy()
-                ahead[0, layer] = -1
-        if self._is_watched:
-            last = layer
-            self._entered(layer, step.x)
-        stop = self.arithmetic.run(step, layer, last, cache.slot_table, ahead)
-        cache.used_from_table(layer, stop.used, step.tokens)
-        if self._held_tokens:
-            for number, (experts, counts, pairs) in enumerate(stop.used, layer):
-                owners = np.repeat(experts, counts).tolist()
-                self._routes.append((number, list(zip(pairs, owners, strict=True))))
-        return stop
-
-    def _go_on(self, layer: int, route: Route, guess: tuple[list[int], list[int]], step: Step) -> None:
-        """Attention has been added, the layer's experts are in memory, those guessed of the next layer are not."""
-        first = self.experts.slot_table[self.experts.first_record(layer) :]
-        slots = first[route.experts].tolist()
-        self._guess_next(layer, step, guess)
-        self._compute(layer, route.pairs, slots, step)
-
-    def _serve(self, layer: int, route: Route, step: Step, is_mixed: bool) -> None:
-        """One layer that may miss something; nothing of it has been computed but, if is_mixed, attention."""
-        cache, look = self.experts, self.look_ahead
-        if look is None:
-            self._serve_route(layer, route, step, is_mixed)
-            return
-        waited, wanted = cache.stall_sec, cache.wanted
-        look.score_predictions(layer, route.experts)
-        self._serve_route(layer, route, step, is_mixed)
-        if step.tokens < MANY_TOKENS and not self._held_tokens:
-            look.trial.layer(layer, cache.stall_sec - waited, cache.wanted - wanted)
-
-    def _serve_route(self, layer: int, route: Route, step: Step, is_mixed: bool) -> None:
-        cache, arithmetic = self.experts, self.arithmetic
-        if is_mixed:
-            self._attended(layer, step.x)
-        self._routed(layer, step.normed if is_mixed else step.x, route)
-        if self._held_tokens:
-            of_expert = zip(route.experts, route.pairs, strict=True)
-            self._routes.append((layer, [(pair, expert) for expert, pairs in of_expert for pair in pairs]))
-        counts = list(map(len, route.pairs))
-        slots = cache.resident_slots(layer, route.experts, counts, step.tokens)
-        if slots is not None:  # nothing to read
-            if not is_mixed:
-                self._mix(layer, step)
-            self._guess_next(layer, step)
-            self._compute(layer, route.pairs, slots, step)
-            return
-        if not (self._prefetch or is_mixed):
-            self._mix(layer, step)
-            is_mixed = True
-        with cache.request(layer, route.experts, counts, step.tokens) as request:  # misses go to the disk now
-            if not is_mixed:
-                self._guess_next(layer, step)  # for when it is through with those before attention is
-                self._mix(layer, step)  # arithmetic while the disk works
-            self._guess_next(layer, step)
-            arithmetic.share(step, layer)
-            for landed in request:
-                pairs = [route.pairs[position] for position, _ in landed]
-                arithmetic.compute(step, layer, pairs, [slot for _, slot in landed])
-        arithmetic.combine(step, layer)  # in the router's order, whichever landed first
-
-    def _compute(self, layer: int, pairs: list[list[int]], slots: list[int], step: Step) -> None:
-        """The layer's network, with all of its experts in memory."""
-        self.arithmetic.compute(step, layer, pairs, slots)
-        self.arithmetic.share(step, layer)
-        self.arithmetic.combine(step, layer)
-
-    def _mix(self, layer: int, step: Step) -> None:
-        self.arithmetic.mix(step, layer)
-        self._attended(layer, step.x)
-
-    def _guess_next(self, source: int, step: Step, guess: tuple[list[int], list[int]] | None = None) -> None:
-        """Have what the next layer will likely want read in the disk's idle time. source: the layer that the states are
-        within, or FINAL; after its attention most guesses are right. guess: where it has been made already."""
-        look = self.look_ahead
-        if look is None:
-            return
-        if step.tokens >= MANY_TOKENS:
-            if source + 1 < self._num_layers:
-                self._read_most(source, source + 1, step)
-            return
-        target = look.target(source)
-        if target is not None:
-            self._guess_and_read(source, target, step, guess)
-
-    def _guess_and_read(
-        self, source: int, target: int, step: Step, guess: tuple[list[int], list[int]] | None = None
-    ) -> None:
-        """The same for layer `target`, which may be `source` itself: before its attention, where its router reads what
-        comes of that."""
-        look = self.look_ahead
-        assert look is not None
-        experts, ranks = guess or self.arithmetic.guess(step, source, target)
-        of_rank = look.likelihoods(source, target)
-        likelihoods = [of_rank[rank] for rank in ranks]
-        missing = self.experts.prefetch(target, experts, likelihoods, min(step.tokens, 2) * MAX_UNDER_WAY)
-        if missing:
-            look.record_prediction(source, target, [(experts[place], ranks[place]) for place in missing])
-
-    def _read_most(self, source: int, target: int, step: Step) -> None:
-        """Many tokens want most of a layer's experts: all that a token names, the best-ranked first."""
-        experts, _ = self.arithmetic.guess(step, source, target)
-        self.experts.prefetch(target, experts, [1.0] * len(experts), max_under_way=len(self.experts.slots))

@@ -9,9 +9,11 @@
 #include <optional>
 #include <vector>
 
+#include "../../kernels/lending.h"
 #include "adapters.h"
 #include "books.h"
 #include "frequency.h"
+#include "layer_experts.h"
 
 namespace py = pybind11;
 
@@ -68,7 +70,7 @@ double steady_seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-class BoundBooks {
+class BoundBooks final : public LayerExperts {
  public:
   BoundBooks(py::object policy, py::object queue, const std::vector<int64_t>& experts, int64_t slots,
              py::array_t<int32_t, py::array::c_style> slot_table, std::function<double()> clock,
@@ -98,10 +100,9 @@ class BoundBooks {
 
   Books& books() { return *books_; }
 
-  std::vector<std::pair<int64_t, int32_t>> landed() {
-    std::vector<std::pair<int64_t, int32_t>> pairs;
+  std::vector<Landed> next_landed() {
     try {
-      for (const auto& landed : books_->landed()) pairs.emplace_back(landed.position, landed.slot);
+      return books_->landed();
     } catch (const NativeReads::Failed& failed) {
       py::object fault = py::none();
       if (failed.fault) fault = py::make_tuple(failed.fault->offset, failed.fault->what, failed.fault->file);
@@ -109,7 +110,33 @@ class BoundBooks {
       PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(error.ptr())), error.ptr());
       throw py::error_already_set();
     }
-    return pairs;
+  }
+
+  bool find(int64_t layer, const Ids& experts, const Ids& counts, int64_t tokens,
+            std::optional<std::vector<int32_t>>* slots) noexcept override {
+    return without_exception([&] { *slots = books_->find(layer, experts, counts, tokens); });
+  }
+  bool found(int64_t layer, const Ids& experts, const Ids& counts, int64_t tokens) noexcept override {
+    return without_exception([&] { books_->found(layer, experts, counts, tokens); });
+  }
+  int64_t first_guessed(int64_t layer, int64_t layers) const noexcept override { return books_->first_guessed(layer, layers); }
+  bool request(int64_t layer, const Ids& experts, const Ids& counts, int64_t tokens) noexcept override {
+    return without_exception([&] { books_->request(layer, experts, counts, tokens); });
+  }
+  bool landed(std::vector<Landed>* landed) noexcept override {
+    return without_exception([&] { *landed = next_landed(); });
+  }
+  bool end_request() noexcept override {
+    return without_exception([&] { books_->end_request(); });
+  }
+  bool prefetch(int64_t layer, const Ids& experts, const std::vector<double>& likelihoods, int64_t max_under_way,
+                Ids* missing) noexcept override {
+    return without_exception([&] { *missing = books_->prefetch(layer, experts, likelihoods, max_under_way); });
+  }
+  double stall_sec() const noexcept override { return books_->counts().stall_sec; }
+  int64_t wanted() const noexcept override {
+    const Counts& counts = books_->counts();
+    return counts.in_time + counts.late + counts.misses;
   }
 
   py::tuple counts() const {
@@ -162,15 +189,14 @@ PYBIND11_MODULE(_cache, m) {
       .def("find", [](BoundBooks& self, int64_t layer, const std::vector<int64_t>& experts, Counted counts, int64_t tokens) {
              return self.books().find(layer, experts, plain(std::move(counts)), tokens);
            }, py::arg("layer"), py::arg("experts"), py::arg("counts"), py::arg("tokens"))
-      .def("found", [](BoundBooks& self, int64_t layer, const std::vector<int64_t>& experts, Counted counts, int64_t tokens) {
-             self.books().found(layer, experts, plain(std::move(counts)), tokens);
-           }, py::arg("layer"), py::arg("experts"), py::arg("counts"), py::arg("tokens"))
-      .def("first_guessed", [](BoundBooks& self, int64_t layer, int64_t layers) { return self.books().first_guessed(layer, layers); },
-           py::arg("layer"), py::arg("layers"))
       .def("request", [](BoundBooks& self, int64_t layer, const std::vector<int64_t>& experts, Counted counts, int64_t tokens) {
              self.books().request(layer, experts, plain(std::move(counts)), tokens);
            }, py::arg("layer"), py::arg("experts"), py::arg("counts"), py::arg("tokens"))
-      .def("landed", &BoundBooks::landed)
+      .def("landed", [](BoundBooks& self) {
+             std::vector<std::pair<int64_t, int32_t>> pairs;
+             for (const auto& landed : self.next_landed()) pairs.emplace_back(landed.position, landed.slot);
+             return pairs;
+           })
       .def("end_request", [](BoundBooks& self) { self.books().end_request(); })
       .def("prefetch", [](BoundBooks& self, int64_t layer, const std::vector<int64_t>& experts,
                           const std::vector<double>& likelihoods, int64_t max_under_way) {
@@ -182,6 +208,11 @@ PYBIND11_MODULE(_cache, m) {
       .def("settle", [](BoundBooks& self, const std::vector<std::vector<std::pair<int64_t, std::vector<int64_t>>>>& tokens) {
              self.books().settle(tokens);
            }, py::arg("tokens"))
+      .def("lend", [](const py::object& self) {
+             LayerExperts* const lent = self.cast<BoundBooks*>();
+             const py::capsule capsule(lent, LayerExperts::kCapsule);  // as long as the books are there
+             return capsule;
+           })
       .def("tell_policy", [](BoundBooks& self) { self.books().tell_policy(); })
       .def("resize", [](BoundBooks& self, int64_t limit) {
              Books::Resized resized = self.books().resize(limit);

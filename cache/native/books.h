@@ -14,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include "layer_experts.h"
+
 namespace smallthinker {
 
 // What has been used: `tokens` tokens of a layer asked for these records, counts[i] of them for records[i], or all of them
@@ -57,10 +59,7 @@ struct Counts {
 
 class Books {
  public:
-  struct Landed {
-    int64_t position;  // in the request
-    int32_t slot;
-  };
+  using Landed = LayerExperts::Landed;
 
   // slot_of [records]: outlives the books, which write it: the slot of a record that is whole, -1 for the others. experts: of
   // each layer. seconds: for what waiting takes. took_free: called each time that a free slot is taken.

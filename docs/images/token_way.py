@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 WIDTH, LEFT, TOP = 1244, 126, 58
 LANE, BAR = 82, 44  # heights
-LANES = ("kernels", "forward.py", "disk")
-BELOW = ("C++, all threads", "Python", "read queue, C++")
+LANES = ("kernels", "layers.cpp", "disk")
+BELOW = ("C++, all threads", "C++, the order", "read queue, C++")
 
 # class -> (light fill, light text), (dark fill, dark text)
 COLORS = {
     "run": (("#1f6fd6", "#ffffff"), ("#2f7fe6", "#ffffff")),
     "call": (("#a3c8ea", "#1b1f24"), ("#2b4a6b", "#e8ecf1")),
-    "python": (("#8250c4", "#ffffff"), ("#8f66cf", "#ffffff")),
+    "order": (("#8250c4", "#ffffff"), ("#8f66cf", "#ffffff")),
     "certain": (("#c2560f", "#ffffff"), ("#c4611f", "#ffffff")),
     "guess": (("#f2d9c2", "#1b1f24"), ("#5b3d25", "#f4e6d8")),
 }
@@ -33,22 +33,22 @@ class Bar(NamedTuple):
 
 
 BARS = (
-    Bar(1, 0, 32, "python", ("step",)),
+    Bar(1, 0, 32, "order", ("step",)),
     Bar(0, 36, 82, "call", ("embed",)),
     Bar(0, 86, 240, "run", ("run: all of layer 0,", "then the route of layer 1")),
-    Bar(1, 244, 298, "python", ("request",)),
+    Bar(1, 244, 298, "order", ("request",)),
     Bar(2, 302, 440, "certain", ("expert 7 of layer 1",)),
     Bar(2, 444, 582, "certain", ("expert 12 of layer 1",)),
     Bar(2, 586, 708, "guess", ("expert 3 of layer 2",)),
     Bar(0, 302, 362, "call", ("mix:", "attention")),
     Bar(0, 366, 412, "call", ("guess", "layer 2")),
-    Bar(1, 414, 468, "python", ("prefetch",)),
+    Bar(1, 414, 468, "order", ("prefetch",)),
     Bar(0, 470, 524, "call", ("compute", "5 and 9")),
     Bar(0, 528, 584, "call", ("compute", "7")),
     Bar(0, 606, 662, "call", ("compute", "12")),
     Bar(0, 666, 722, "call", ("combine",)),
     Bar(0, 726, 798, "run", ("run: route", "of layer 2")),
-    Bar(1, 802, 862, "python", ("all there",)),
+    Bar(1, 802, 862, "order", ("all there",)),
     Bar(0, 866, 940, "call", ("layer 2,", "call by call")),
     Bar(0, 944, 1026, "run", ("run: layer 3", "to the last")),
     Bar(0, 1030, 1104, "call", ("norm, head:", "logits")),
@@ -107,8 +107,8 @@ def drawing() -> str:
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
         'role="img" aria-labelledby="title">',
-        '<title id="title">One token: kernels run layer after layer in C++ until an expert is missing; Python asks for '
-        "it, attention is computed while the disk reads, and experts are used as they land</title>",
+        '<title id="title">One token: kernels run layer after layer in C++ until an expert is missing; while '
+        "the disk reads, attention is computed, and experts are used as they land</title>",
         "<style>text{font:12px system-ui,'DejaVu Sans',Verdana,sans-serif}.centre{text-anchor:middle}"
         ".lane{font-weight:600;font-size:14px}"
         f"{style(dark=False)}@media(prefers-color-scheme:dark){{{style(dark=True)}}}</style>",
@@ -129,8 +129,8 @@ def drawing() -> str:
         out += bar(item)
     x = LEFT
     for kind, text in (
-        ("run", "layers without Python"),
-        ("call", "one call from Python"),
+        ("run", "layers at once"),
+        ("call", "one call"),
         ("certain", "a certain read"),
         ("guess", "a read for a guess: yields to certain ones, is withdrawn when wrong"),
     ):

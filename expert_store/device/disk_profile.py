@@ -19,7 +19,7 @@ from smallthinker.expert_store.store import Store
 from smallthinker.figures import rounded
 from smallthinker.files import parse_json, read_small
 
-_FORMAT: Final = 3  # of the file, and of what the figures mean
+_FORMAT: Final = 4  # of the file, and of what the figures mean
 _MOST_FILE_BYTES = 64 << 10
 # A real disk that gives this share of an emulated one's bandwidth is good enough to stand for it.
 _GOOD_ENOUGH = 0.95

@@ -33,6 +33,9 @@ _TRIAL_SEC = 0.025  # one measurement, on a disk that is fast enough for several
 _LATENCY_READS, _LATENCY_SHARE = 16, 0.1
 _GRID_SHARE = 0.75  # of the time; the rest is for the other kinds, at the best point
 _CLOSE = 0.95  # as good as the best: a busy disk doesn't give the same figure twice
+# Of the best bandwidth, what so few chunks must give that more of them take it from each other: on such a disk a guess
+# that is read beside a certain record delays that by its own length.
+_NO_ROOM = 0.75
 # How much faster another kind must be than direct reads. What goes through the page cache takes half a core
 # for each 1.3 GB/s, where direct reads take a tenth, and arithmetic wants both cores.
 _HANDICAPS: dict[NativeKind, float] = {"buffered": 1.3, "mmap": 1.3}
@@ -110,9 +113,9 @@ def emulated_profile(storage: StorageProfile, record_bytes: int, real: DiskProfi
 
 
 def _speculative_depth(best: _Trial, grid: list[_Trial]) -> int:
-    """A certain read waits for the speculative chunks under way: no more of them than it takes."""
+    """Certain reads share the disk with the speculative chunks under way: no more of them than find room."""
     alike = [trial for trial in grid if trial.chunk_bytes == best.chunk_bytes and trial.samples]
-    enough = _CLOSE * best.bytes_per_sec
+    enough = _NO_ROOM * best.bytes_per_sec
     return min(trial.depth for trial in alike if trial is best or trial.bytes_per_sec >= enough)
 
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "forward.h"
+#include "lent_step.h"
 
 #include <pybind11/stl.h>
 
@@ -18,8 +19,9 @@ py::tuple bind_run(BoundForward& self, int64_t first, int64_t last, py::array& x
                    py::array& weights, const py::array& slot_of, const py::array& ahead, const BoundForward::Caches& caches,
                    const std::vector<int64_t>& starts, const std::vector<int64_t>& counts, const py::array& cos,
                    const py::array& sin, const py::array& inputs) {
-  const BoundForward::End end =
-      self.run(first, last, x, normed, ids, weights, slot_of, ahead, caches, starts, counts, cos, sin, inputs);
+  const auto step = self.begin(x, normed, ids, weights, slot_of, caches, starts, counts, cos, sin, inputs);
+  int64_t live = 0;
+  const auto end = self.run(first, last, step, input<int32_t>(ahead, "ahead", {2, self.num_layers()}), &live);
   py::list used;
   for (const Routes& routes : end.used) {
     std::vector<int32_t> tokens;
@@ -30,8 +32,17 @@ py::tuple bind_run(BoundForward& self, int64_t first, int64_t last, py::array& x
   for (size_t i = 0; i < end.route.experts.size(); ++i) {
     pairs.emplace_back(end.route.pairs.begin() + end.route.offsets[i], end.route.pairs.begin() + end.route.offsets[i + 1]);
   }
-  return py::make_tuple(end.layer, static_cast<int>(end.stop), end.live_neurons, used, py::make_tuple(end.route.experts, pairs),
+  return py::make_tuple(end.layer, static_cast<int>(end.why), live, used, py::make_tuple(end.route.experts, pairs),
                         py::make_tuple(end.guess.experts, end.guess.ranks));
+}
+
+py::capsule bind_lend(const py::object& self, py::array& x, py::array& normed, py::array& ids, py::array& weights,
+                      const py::array& slot_of, const py::list& caches, const std::vector<int64_t>& starts,
+                      const std::vector<int64_t>& counts, const py::array& cos, const py::array& sin, const py::array& inputs) {
+  auto& forward = self.cast<BoundForward&>();
+  auto step = forward.begin(x, normed, ids, weights, slot_of, caches.cast<BoundForward::Caches>(), starts, counts, cos, sin, inputs);
+  return LentStep::lend(std::make_unique<LentStep>(
+      forward, std::move(step), py::make_tuple(self, x, normed, ids, weights, slot_of, caches, cos, sin, inputs)));
 }
 
 }  // namespace
@@ -110,6 +121,9 @@ inline void register_model(py::module_& m) {
            arg("input_gates") = std::vector<std::shared_ptr<BoundInputGate>>{}, py::keep_alive<1, 2>())
       .def("run", &bind_run, arg("first"), arg("last"), arg("x"), arg("normed"), arg("ids"), arg("weights"), arg("slot_of"),
            arg("ahead"), arg("caches"), arg("starts"), arg("counts"), arg("cos"), arg("sin"), arg("inputs") = none)
+      .def("lend", &bind_lend, arg("x"), arg("normed"), arg("ids"), arg("weights"), arg("slot_of"), arg("caches"), arg("starts"),
+           arg("counts"), arg("cos"), arg("sin"), arg("inputs") = none)
+      .def_readonly("live_neurons", &BoundForward::live_neurons)
       .def("guess",
            [](BoundForward& self, int64_t source, const py::array& x, const std::vector<int64_t>& targets) {
              py::list guesses;
@@ -129,10 +143,10 @@ inline void register_model(py::module_& m) {
              return py::make_tuple(self.lossy().pairs, self.lossy().replaced, self.lossy().left_out);
            })
       .def("release", &BoundForward::release);
-  forward.attr("DONE") = static_cast<int>(BoundForward::Stop::done);
-  forward.attr("ROUTED") = static_cast<int>(BoundForward::Stop::routed);
-  forward.attr("GUESSED") = static_cast<int>(BoundForward::Stop::guessed);
-  forward.attr("GUESSED_BEFORE") = static_cast<int>(BoundForward::Stop::guessed_before);
+  forward.attr("DONE") = static_cast<int>(StepArithmetic::Why::done);
+  forward.attr("ROUTED") = static_cast<int>(StepArithmetic::Why::routed);
+  forward.attr("GUESSED") = static_cast<int>(StepArithmetic::Why::guessed);
+  forward.attr("GUESSED_BEFORE") = static_cast<int>(StepArithmetic::Why::guessed_before);
 }
 
 }  // namespace smallthinker

@@ -1,6 +1,6 @@
 """Measures what one layer of a model costs on this machine, by running a few with random weights for about a second.
 
-Owns the measuring. What is run is the engine's own: kernels, layers, expert cache, and the Python between them.
+Owns the measuring. What is run is the engine's own: kernels, layers, expert cache, and what is between them.
 """
 
 from __future__ import annotations
@@ -107,19 +107,6 @@ class _TimedArithmetic(Arithmetic):
         return super().logits(step, rows)
 
 
-class _TimedForward(ForwardPass):
-    """Adds up the seconds of guesses."""
-
-    guess_sec = 0.0
-
-    def _guess_and_read(
-        self, source: int, target: int, step: Step, guess: tuple[list[int], list[int]] | None = None
-    ) -> None:
-        began = time.perf_counter()
-        super()._guess_and_read(source, target, step, guess)
-        self.guess_sec += time.perf_counter() - began
-
-
 class _Bench:
     """One sequence's engine of a random model."""
 
@@ -139,7 +126,7 @@ class _Bench:
         look = LookAhead(config.num_layers, k, certain=certain, own=own) if misses else None
         if look is not None:
             look.trials = _AlwaysOn(), _AlwaysOn()
-        self.forward = _TimedForward(self.arithmetic, self.experts, config.num_layers, look_ahead=look)
+        self.forward = ForwardPass(self.arithmetic, self.experts, config.num_layers, look_ahead=look)
         self.state = SequenceState(SequenceShape.of(config, tokens, tokens, kv))
 
     def run(self, tokens: Sequence[int]) -> None:
@@ -158,7 +145,7 @@ def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, read_sec:
                     pass
     for _ in range(2):
         bench.run([0])
-    bench.arithmetic.layers_sec = bench.forward.guess_sec = 0.0
+    bench.arithmetic.layers_sec, guess_sec = 0.0, bench.forward.guess_sec
     before, waited = kernel_times(_kernels.timings(), pool.timings()), bench.experts.counters().stall_sec
     tokens, seconds = 0, 0.0
     while not tokens or (tokens < most - 2 and seconds < (_TOKENS_SEC / 2 if misses else _TOKENS_SEC)):
@@ -168,19 +155,20 @@ def _decode(model: RandomModel, pool: _kernels.ThreadPool, kv: KvKind, read_sec:
         seconds += time.perf_counter() - began
         tokens += 1
     waited = bench.experts.counters().stall_sec - waited
+    guess_sec = bench.forward.guess_sec - guess_sec
     kernels = _difference(kernel_times(_kernels.timings(), pool.timings()), before)
     each = tokens * model.config.num_layers
     of_layers = sum(kernel.sec for name, kernel in kernels.items() if name not in _BESIDE)
     experts, router = sum(kernels[name].sec for name in _EXPERTS), kernels["router"]
     routes = tokens * len(model.config.routed_layers)
     guessing = router.sec * (1 - routes / router.calls) if routes else 0.0  # the same product as an exact route's
-    rest = bench.arithmetic.layers_sec - of_layers - waited - (bench.forward.guess_sec - guessing)
+    rest = bench.arithmetic.layers_sec - of_layers - waited - (guess_sec - guessing)
     return {
         "router": router.sec / max(router.calls, 1),
         "experts_sec": experts / each,
         "attend": (of_layers - experts - router.sec) / each,
         "python": max(rest, 0.0) / each,
-        "guess": bench.forward.guess_sec / each,
+        "guess": guess_sec / each,
         "calls": kernels["experts"].calls / each,
         "beside": (seconds - bench.arithmetic.layers_sec) / tokens,
         "head": kernels["linear"].sec / tokens,

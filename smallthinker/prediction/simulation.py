@@ -14,13 +14,13 @@ from itertools import accumulate, chain
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker.arithmetic import Floats, Route, Span, Step, Stop
+from smallthinker.arithmetic import Floats, Span, Step
 from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
 from smallthinker.cache.kv_ring import KvKind
 from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.cache.read_counters import CacheCounters
 from smallthinker.cache.sequence_state import SequenceShape, SequenceState
-from smallthinker.forward import ForwardPass
+from smallthinker.forward import Experts, ForwardPass, Stop
 from smallthinker.host import DIRECT_ALIGN
 from smallthinker.memory_plan import MemoryPlan, slots_at
 from smallthinker.models.description import Model
@@ -54,115 +54,116 @@ class SimulatedPhase:
 
 
 class _Arithmetic:
-    """Moves the clock on by what each kernel takes, and the Python around it. The tokens of a step are places in the
+    """Moves the clock on by what each kernel takes, and the work around it. The tokens of a step are places in the
     routing."""
 
     def __init__(self, config: Model, costs: ComputeCosts, routing: Routing, clock: Clock) -> None:
-        self._config, self._costs, self._routing, self._clock = config, costs, routing, clock
-        self.sec = 0.0  # in arithmetic and Python
-        self._mixes_first, self._certain = frozenset(config.layers_that_mix_first), frozenset(config.certain_layers)
-        self._used, self._first_of = config.used_of_layers, list(accumulate(config.experts_of_layers, initial=0))
-        self._landing_sec = 0.0  # of Python, each time that some of the layer's experts are there
-        self._at: list[int] = []
+        self.config, self.costs, self.routing, self._clock = config, costs, routing, clock
+        self.sec = 0.0  # in arithmetic and around it
+        self.mixes_first, self.certain = frozenset(config.layers_that_mix_first), frozenset(config.certain_layers)
+        self.used, self.first_of = config.used_of_layers, list(accumulate(config.experts_of_layers, initial=0))
+        self.at: list[int] = []
 
-    def _spend(self, sec: float) -> None:
+    def spend(self, sec: float) -> None:
         self._clock.sec += sec
         self.sec += sec
 
     def begin(self, spans: Sequence[Span]) -> Step:
-        self._at = list(chain.from_iterable(tokens for _, tokens in spans))
-        return Step(spans, 0, self._config.experts_per_token)
+        self.at = list(chain.from_iterable(tokens for _, tokens in spans))
+        return Step(spans, 0, self.used)
 
-    def run(
-        self, step: Step, first: int, last: int, slot_table: npt.NDArray[np.int32], ahead: npt.NDArray[np.int32]
-    ) -> Stop:
-        costs = self._costs
-        used: list[tuple[list[int], list[int], list[int]]] = []
-        for layer in range(first, self._config.num_layers):
-            mixes_first = layer in self._mixes_first
+    def lend(self, step: Step, slot_table: npt.NDArray[np.int32]) -> _Layers:
+        return _Layers(self, step, slot_table)
+
+    def logits(self, step: Step, rows: npt.NDArray[np.intp] | None) -> Floats:
+        self.spend(self.costs.head_sec)
+        return np.empty((0, 0), np.float32)
+
+
+class _Layers:
+    """One step's; a `LayerArithmetic`."""
+
+    def __init__(self, of: _Arithmetic, step: Step, slot_table: npt.NDArray[np.int32]) -> None:
+        self._of, self._costs, self._slot_table = of, of.costs, slot_table
+        self._tokens, self._start = step.tokens, step.starts[0]
+        self._landing_sec = 0.0  # beside the kernels, each time that some of the layer's experts are there
+
+    def run(self, first: int, last: int, ahead: npt.NDArray[np.int32]) -> Stop:
+        costs, of = self._costs, self._of
+        used: list[Experts] = []
+        for layer in range(first, of.config.num_layers):
+            mixes_first = layer in of.mixes_first
             if mixes_first:
-                guess = self._missing_guess(step, slot_table, layer, int(ahead[0, layer]))
+                guess = self._missing_guess(layer, int(ahead[0, layer]))
                 if guess is not None:
                     return Stop(layer, used, None, guess, False)
-                self.mix(step, layer)
-            if step.tokens == 1 and layer not in self._certain:
-                self._spend(costs.route_sec)
-            route = self._route(step, layer)
-            is_missing = not self._are_there(slot_table, layer, route.experts)
+                self.mix(layer)
+            if self._tokens == 1 and layer not in of.certain:
+                of.spend(costs.route_sec)
+            route = self._route(layer)
+            is_missing = not self._are_there(layer, route[0])
             if is_missing or layer == last:
-                self._spend(costs.miss_python_sec if is_missing else costs.hit_python_sec)
+                of.spend(costs.miss_python_sec if is_missing else costs.hit_python_sec)
                 self._landing_sec = costs.landed_python_sec if is_missing else 0.0
                 return Stop(layer, used, route, None, mixes_first)
             if not mixes_first:
-                self.mix(step, layer)
-            used.append((route.experts, list(map(len, route.pairs)), list(chain.from_iterable(route.pairs))))
+                self.mix(layer)
+            used.append(route)
             self._landing_sec = costs.hit_python_sec
-            guess = self._missing_guess(step, slot_table, layer, int(ahead[1, layer]))
+            guess = self._missing_guess(layer, int(ahead[1, layer]))
             if guess is not None:
                 return Stop(layer, used, route, guess, True)
-            self.compute(step, layer, route.pairs, [])
-        return Stop(self._config.num_layers, used, None, None, False)
+            self.compute(layer, len(route[0]), sum(map(len, route[1])))
+        return Stop(of.config.num_layers, used, None, None, False)
 
-    def _missing_guess(
-        self, step: Step, slot_table: npt.NDArray[np.int32], source: int, target: int
-    ) -> tuple[list[int], list[int]] | None:
+    def mix(self, layer: int) -> None:
+        costs, tokens, window = self._costs, self._tokens, self._of.config.layers[layer].attention.window
+        seen = self._start + (tokens - 1) / 2
+        seen = min(seen, window) if window else seen
+        if tokens == 1:
+            self._of.spend(costs.attend_sec + seen * costs.key_sec)
+        else:
+            self._of.spend(costs.chunk_attend_sec(tokens) + tokens * seen * costs.chunk_key_sec)
+
+    def guess(self, source: int, target: int) -> tuple[list[int], list[int]]:
+        of = self._of
+        of.spend(self._costs.guess_sec)
+        guesses, k = of.routing.guesses, of.used[target]
+        if self._tokens == 1:
+            experts = guesses[of.at[0], target, :k].tolist()
+            return experts, list(range(len(experts)))
+        named = guesses[of.at, target, :k].T.ravel()  # all tokens' best, then all second ones
+        distinct, first = np.unique(named, return_index=True)
+        order = np.argsort(first)
+        return distinct[order].tolist(), (first[order] // self._tokens).tolist()
+
+    def compute(self, layer: int, experts: int, pairs: int) -> None:
+        costs = self._costs
+        if self._tokens == 1:
+            self._of.spend(costs.experts_sec(experts) + self._landing_sec)
+        else:
+            self._of.spend(costs.chunk_experts_sec(experts, pairs))
+
+    def _route(self, layer: int) -> Experts:
+        of = self._of
+        flat = of.routing.ids[of.at, layer, : of.used[layer]].ravel().tolist()
+        if self._tokens == 1:
+            return flat, [[pair] for pair in range(len(flat))]
+        pairs: dict[int, list[int]] = {expert: [] for expert in sorted(set(flat))}
+        for pair, expert in enumerate(flat):
+            pairs[expert].append(pair)
+        return list(pairs), list(pairs.values())
+
+    def _missing_guess(self, source: int, target: int) -> tuple[list[int], list[int]] | None:
         """The guess of layer `target`, -1 for none, if it isn't all in slots."""
         if target < 0:
             return None
-        guess = self.guess(step, source, target)
-        return None if self._are_there(slot_table, target, guess[0]) else guess
+        guess = self.guess(source, target)
+        return None if self._are_there(target, guess[0]) else guess
 
-    def mix(self, step: Step, layer: int) -> None:
-        costs, tokens, window = self._costs, step.tokens, self._config.layers[layer].attention.window
-        seen = step.starts[0] + (tokens - 1) / 2
-        seen = min(seen, window) if window else seen
-        if tokens == 1:
-            self._spend(costs.attend_sec + seen * costs.key_sec)
-        else:
-            self._spend(costs.chunk_attend_sec(tokens) + tokens * seen * costs.chunk_key_sec)
-
-    def guess(self, step: Step, source: int, target: int) -> tuple[list[int], list[int]]:
-        self._spend(self._costs.guess_sec)
-        guesses = self._routing.guesses
-        if step.tokens == 1:
-            experts = guesses[self._at[0], target, : self._used[target]].tolist()
-            return experts, list(range(len(experts)))
-        named = guesses[self._at, target, : self._used[target]].T.ravel()  # all tokens' best, then all second ones
-        distinct, first = np.unique(named, return_index=True)
-        order = np.argsort(first)
-        return distinct[order].tolist(), (first[order] // step.tokens).tolist()
-
-    def compute(self, step: Step, layer: int, pairs: list[list[int]], slots: list[int]) -> None:
-        costs = self._costs
-        if step.tokens == 1:
-            self._spend(costs.experts_sec(len(pairs)) + self._landing_sec)
-        else:
-            self._spend(costs.chunk_experts_sec(len(pairs), sum(map(len, pairs))))
-
-    def share(self, step: Step, layer: int) -> None:
-        pass  # in the time of attention
-
-    def combine(self, step: Step, layer: int) -> None:
-        pass  # in the time of the experts
-
-    def logits(self, step: Step, rows: npt.NDArray[np.intp] | None) -> Floats:
-        self._spend(self._costs.head_sec)
-        return np.empty((0, 0), np.float32)
-
-    def _route(self, step: Step, layer: int) -> Route:
-        ids = self._routing.ids[self._at, layer, : self._used[layer]].astype(np.int32)
-        flat = ids.ravel().tolist()
-        if step.tokens == 1:
-            return Route(ids, step.weights, flat, [[pair] for pair in range(len(flat))])
-        experts = sorted(set(flat))
-        pairs: dict[int, list[int]] = {expert: [] for expert in experts}
-        for pair, expert in enumerate(flat):
-            pairs[expert].append(pair)
-        return Route(ids, step.weights, experts, list(pairs.values()))
-
-    def _are_there(self, slot_table: npt.NDArray[np.int32], layer: int, experts: list[int]) -> bool:
-        first = self._first_of[layer]
-        return all(slot_table[first + expert] >= 0 for expert in experts)
+    def _are_there(self, layer: int, experts: list[int]) -> bool:
+        first = self._of.first_of[layer]
+        return all(self._slot_table[first + expert] >= 0 for expert in experts)
 
 
 class SimulatedEngine:

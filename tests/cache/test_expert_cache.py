@@ -44,7 +44,7 @@ class Cache(ExpertCache):
         super().__init__(memory, self.queue, LRU([EXPERTS] * LAYERS, [2] * LAYERS), [EXPERTS] * LAYERS)
 
     def is_resident(self, layer: int, expert: int) -> bool:
-        return bool(self.slot_table[self.first_record(layer) + expert] >= 0)
+        return bool(self.slot_table[layer * EXPERTS + expert] >= 0)
 
 
 def use(cache: ExpertCache, layer: int, experts: list[int]) -> list[int]:

@@ -6,14 +6,19 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from queues import ShuffledQueue
 from tiny_models import random_reference, tiny_config
 
 from smallthinker import _kernels
 from smallthinker.arithmetic import Arithmetic, Floats, Route
+from smallthinker.cache.expert_cache import ExpertCache, allocate_slots
+from smallthinker.cache.policies import DEFAULT_POLICY
 from smallthinker.cache.sequence_state import SequenceShape, SequenceState
 from smallthinker.expert_store.format import Formats, Quant
+from smallthinker.forward import ForwardPass, Observers
 from smallthinker.models.description import (
     Activation,
     Ffn,
@@ -94,20 +99,23 @@ class PackedWeights:
         raise AssertionError("no layer has inputs")
 
 
-def logits(weights: PackedWeights, chunks: list[list[int]]) -> Floats:
-    """Of every position, with everything in memory."""
+def forward_pass(weights: PackedWeights) -> ForwardPass:
+    """Whose experts are copied from the weights' slots into its own, half of them at most."""
     config = weights.config
-    arithmetic = Arithmetic(weights, _kernels.ThreadPool(2), weights.slots)
-    state = SequenceState(SequenceShape.of(config, 64, 64))
-    slot_table, nothing = np.arange(config.num_records, dtype=np.int32), np.full((2, config.num_layers), -1, np.int32)
-    found = []
-    for chunk in chunks:
-        step = arithmetic.begin([(state, chunk)])
-        stop = arithmetic.run(step, 0, config.num_layers, slot_table, nothing)
-        assert stop.layer == config.num_layers
-        state.advance(len(chunk))
-        found.append(arithmetic.logits(step, None))
-    return np.concatenate(found)
+    slots = allocate_slots(max(config.num_records // 2, *config.experts_of_layers), weights.slots.shape[1])
+
+    def read(record: int, slot: npt.NDArray[np.uint8]) -> None:
+        slot[:] = weights.slots[record]
+
+    policy = DEFAULT_POLICY(config.experts_of_layers, config.used_of_layers)
+    experts = ExpertCache(slots, ShuffledQueue(slots, read), policy, config.experts_of_layers)
+    return ForwardPass(Arithmetic(weights, _kernels.ThreadPool(2), slots), experts, config.num_layers)
+
+
+def logits(weights: PackedWeights, chunks: list[list[int]]) -> Floats:
+    """Of every position."""
+    forward, state = forward_pass(weights), SequenceState(SequenceShape.of(weights.config, 64, 64))
+    return np.concatenate([forward.step([(state, chunk)], all_logits=True) for chunk in chunks])
 
 
 def model_with(*networks: Ffn) -> Model:
@@ -189,20 +197,20 @@ def test_what_is_usual_in_families_matches_the_reference_in_any_chunks(family: s
 
 def test_a_route_has_the_shape_of_its_layer() -> None:
     config = model_with(NETWORKS[3])  # five slices, then two of eight experts
-    weights = PackedWeights(random_reference(config), "q8_0")
-    arithmetic = Arithmetic(weights, _kernels.ThreadPool(1), weights.slots)
-    step = arithmetic.begin([(SequenceState(SequenceShape.of(config, 64, 64)), [1, 2, 3])])
-    slot_table, nothing = np.arange(config.num_records, dtype=np.int32), np.full((2, 2), -1, np.int32)
+    forward = forward_pass(PackedWeights(random_reference(config), "q8_0"))
+    seen: list[int] = []
 
-    def route(layer: int) -> Route:
-        found = arithmetic.run(step, 0, layer, slot_table, nothing).route
-        assert found is not None
-        return found
+    def routed(layer: int, read: Floats, route: Route) -> None:
+        seen.append(layer)
+        assert read.shape == (3, config.hidden_size)
+        if layer == 0:
+            assert route.ids.tolist() == [[0, 1, 2, 3, 4]] * 3 and route.weights.tolist() == [[1] * 5] * 3
+        else:
+            assert route.ids.shape == route.weights.shape == (3, 2)
+            assert route.weights.sum(-1) == pytest.approx(1)
+        pairs = dict(zip(route.experts, route.pairs, strict=True))
+        assert all(pair in pairs[expert] for pair, expert in enumerate(route.ids.ravel().tolist()))
 
-    slices = route(0)
-    assert slices.ids.tolist() == [[0, 1, 2, 3, 4]] * 3 and slices.weights.tolist() == [[1] * 5] * 3
-    experts = route(1)
-    assert experts.ids.shape == experts.weights.shape == (3, 2)
-    assert experts.weights.sum(-1) == pytest.approx(1)
-    pairs = dict(zip(experts.experts, experts.pairs, strict=True))
-    assert all(pair in pairs[expert] for pair, expert in enumerate(experts.ids.ravel().tolist()))
+    forward.observe(Observers(routed=routed))
+    forward.step([(SequenceState(SequenceShape.of(config, 64, 64)), [1, 2, 3])])
+    assert seen == [0, 1]
