@@ -199,15 +199,18 @@ void Layers::guess_next(int64_t source, const LayerStep& step) {
 }
 
 void Layers::guess(int64_t source, int64_t target, const LayerStep& step) {
-  const Stopwatch watch(&guess_sec);
   Guess guess;
-  throw_unless(step.arithmetic.guess(source, target, &guess));
+  {
+    const Stopwatch watch(&guess_sec);
+    throw_unless(step.arithmetic.guess(source, target, &guess));
+  }
   read_guess(source, target, step, guess);
 }
 
 // What was guessed of layer `target`, which may be `source` itself: before its attention, where its router reads what comes of
 // that.
 void Layers::read_guess(int64_t source, int64_t target, const LayerStep& step, const Guess& guess) {
+  const Stopwatch watch(&guess_sec);
   const std::vector<double> of_rank = step.guesses->likelihoods(source, target);
   std::vector<double> likelihoods;
   for (const int32_t rank : guess.ranks) likelihoods.push_back(of_rank.at(static_cast<size_t>(rank)));

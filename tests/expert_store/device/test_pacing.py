@@ -170,6 +170,25 @@ def test_an_emulated_disk_is_asked_for_chunks_that_suit_it(store: Store, name: s
     assert profile.measured and profile.latency_sec == storage.latency_sec
 
 
+@pytest.mark.parametrize(("of_one_chunk", "depth"), [(0.5, 2), (0.74, 2), (0.76, 1), (0.94, 1)])
+def test_guesses_share_a_disk_with_certain_reads_only_where_they_find_room(
+    store: Store, of_one_chunk: float, depth: int
+) -> None:
+    """Latency alone keeps this disk from giving one chunk at a time all of its bandwidth."""
+    chunk, bandwidth = min(CHUNKS[0], store.record_bytes), 1e9
+    latency = chunk / bandwidth * (1 / of_one_chunk - 1)
+    disk = replace(
+        CARD,
+        sequential_bytes_per_sec=bandwidth,
+        random_bytes_per_sec=bandwidth,
+        random_iops=1e8,
+        latency_sec=latency,
+        queue_depth=2,
+    )
+    profile = emulated_profile(disk, store.record_bytes, DiskProfile())
+    assert (profile.depth, profile.speculative_depth) == (2, depth)
+
+
 def test_a_slower_real_disk_caps_the_bandwidth_that_is_counted_on(store: Store) -> None:
     real = DiskProfile(bandwidth_bytes_per_sec=1e6, measured=True)
     assert emulated_profile(CARD, store.record_bytes, real).bandwidth_bytes_per_sec == 1e6
