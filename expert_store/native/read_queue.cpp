@@ -73,8 +73,9 @@ bool ReadQueue::submit(int64_t record, int64_t slot, bool speculative) {
     const auto [begin, end] = records_.sums(record);
     for (int64_t sum = begin; sum < end; ++sum) checksums_->begin(sum);
   }
-  wake_if_there_is_work();
-  lock.unlock();
+  const bool is_work = schedule_.can_take();
+  lock.unlock();  // which the thread that wakes up takes first
+  if (is_work) work_.notify_one();
   // The caller goes on with arithmetic on every core. The thread that was woken for its core would wait for that, half a
   // millisecond of a read of one.
   std::this_thread::yield();
