@@ -455,6 +455,8 @@ class Forward:
     and an offset [E]: what they make of a state of mean square 1 takes the place of the router's product. It is the
     state after that layer's attention, or before it where both are the same layer. Layer -1 is the final state of the
     token before.
+
+    A step's layers are run through what `lend` lends; `run` to `combine` do the same a call at a time, on any arrays.
     """
 
     DONE: int

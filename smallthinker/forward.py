@@ -87,7 +87,7 @@ class Stop(NamedTuple):
 
 
 class LayerArithmetic(Protocol):
-    """One step's, of layers without a shared network; written in Python. See kernels/step_arithmetic.h."""
+    """One step's, in Python. See kernels/step_arithmetic.h; what every token uses and sums aren't asked of it."""
 
     def run(self, first: int, last: int, ahead: npt.NDArray[np.int32]) -> Stop: ...
 

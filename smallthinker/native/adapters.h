@@ -45,8 +45,8 @@ class PythonArithmetic final : public StepArithmetic {
   bool compute(int64_t layer, const Routes& part, const std::vector<int32_t>&) noexcept override {
     return without_exception([&] { arithmetic_.attr("compute")(layer, part.experts.size(), part.pairs.size()); });
   }
-  bool share(int64_t) noexcept override { return true; }  // in the time of attention
-  bool combine(int64_t) noexcept override { return true; }  // in the time of the experts
+  bool share(int64_t) noexcept override { return true; }  // neither is asked of it
+  bool combine(int64_t) noexcept override { return true; }
 
  private:
   static Guess guess_of(const py::object& told) {
