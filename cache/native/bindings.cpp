@@ -126,8 +126,9 @@ class BoundBooks final : public LayerExperts {
   bool landed(std::vector<Landed>* landed) noexcept override {
     return without_exception([&] { *landed = next_landed(); });
   }
-  bool end_request() noexcept override {
-    return without_exception([&] { books_->end_request(); });
+  void end_request() noexcept override {
+    const py::error_scope kept;
+    without_exception([&] { books_->end_request(); });  // if it can't, it ends with the next one
   }
   bool prefetch(int64_t layer, const Ids& experts, const std::vector<double>& likelihoods, int64_t max_under_way,
                 Ids* missing) noexcept override {

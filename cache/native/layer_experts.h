@@ -24,7 +24,7 @@ struct LayerExperts {
   virtual int64_t first_guessed(int64_t layer, int64_t layers) const noexcept = 0;
   virtual bool request(int64_t layer, const Ids& experts, const Ids& counts, int64_t tokens) noexcept = 0;
   virtual bool landed(std::vector<Landed>* landed) noexcept = 0;
-  virtual bool end_request() noexcept = 0;
+  virtual void end_request() noexcept = 0;  // whatever happened: Python's error, if one is set, stays
   virtual bool prefetch(int64_t layer, const Ids& experts, const std::vector<double>& likelihoods, int64_t max_under_way,
                         Ids* missing) noexcept = 0;
   virtual double stall_sec() const noexcept = 0;

@@ -12,7 +12,7 @@
 #include "adapters.h"
 #include "guess_record.h"
 #include "layers.h"
-#include "python_error.h"
+#include "lent_error.h"
 
 namespace smallthinker {
 namespace {
@@ -34,7 +34,7 @@ class BoundLayers {
     PythonObserver observer(std::move(cancelled), std::move(on_layer), std::move(watcher));
     std::optional<PythonArithmetic> python;
     LayerStep step{asked(arithmetic, &python), observer, guesses, ahead.data(), tokens, held, {}, {}};
-    layers_.run(step);
+    told([&] { layers_.run(step); });
     py::list waits;
     for (const Wait& wait : step.waits) waits.append(py::make_tuple(wait.layer, wait.sec, wait.records));
     return py::make_tuple(step.routes, waits);
@@ -43,16 +43,26 @@ class BoundLayers {
   void guess(const py::object& arithmetic, GuessRecord& guesses, int64_t source, int64_t target) {
     PythonObserver nobody{py::none(), py::none(), py::none()};
     std::optional<PythonArithmetic> python;
-    layers_.guess(source, target, {asked(arithmetic, &python), nobody, &guesses, nullptr, 1, false, {}, {}});
+    const LayerStep step{asked(arithmetic, &python), nobody, &guesses, nullptr, 1, false, {}, {}};
+    told([&] { layers_.guess(source, target, step); });
   }
 
   double guess_sec() const { return layers_.guess_sec; }
 
  private:
+  template <class Work>
+  static void told(Work&& work) {
+    try {
+      work();
+    } catch (const LentError&) {
+      throw py::error_already_set();
+    }
+  }
+
   StepArithmetic& asked(const py::object& arithmetic, std::optional<PythonArithmetic>* python) const {
     if (!py::isinstance<py::capsule>(arithmetic)) return python->emplace(arithmetic, num_layers_);
     auto* const lent = static_cast<StepArithmetic*>(PyCapsule_GetPointer(arithmetic.ptr(), StepArithmetic::kCapsule));
-    throw_unless(lent != nullptr);
+    if (lent == nullptr) throw py::error_already_set();
     return *lent;
   }
 

@@ -5,7 +5,7 @@
 #include <chrono>
 #include <optional>
 
-#include "python_error.h"
+#include "lent_error.h"
 
 namespace smallthinker {
 namespace {
@@ -53,7 +53,7 @@ class OpenRequest {
   OpenRequest(LayerExperts& experts, int64_t layer, const Ids& wanted, const Ids& counts, int64_t tokens) : experts_(experts) {
     throw_unless(experts_.request(layer, wanted, counts, tokens));
   }
-  ~OpenRequest() { clear_error_unless(experts_.end_request()); }  // it ends with the next one as well
+  ~OpenRequest() { experts_.end_request(); }
   OpenRequest(const OpenRequest&) = delete;
   OpenRequest& operator=(const OpenRequest&) = delete;
 
