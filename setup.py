@@ -1,4 +1,4 @@
-"""Builds the extension modules of smallthinker: _kernels, _storage, _cache, _layers, _bpe; see also pyproject.toml.
+"""Builds the extension modules of smallthinker: _kernels, _storage, _cache, _bpe; all else is in pyproject.toml.
 
 What needs a newer instruction set asks for it in the file (kernels/isa/), so one wheel runs everywhere and picks the
 fastest at import.
@@ -119,7 +119,6 @@ setup(
         extension("smallthinker._kernels", "kernels"),
         extension("smallthinker._storage", "expert_store/native"),
         extension("smallthinker._cache", "cache/native"),
-        extension("smallthinker._layers", "smallthinker/native"),
         extension("smallthinker._bpe", "smallthinker/text/native"),
     ],
 )

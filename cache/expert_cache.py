@@ -73,7 +73,7 @@ class ExpertCache:
 
     @property
     def books(self) -> _cache.Books:
-        """For whoever asks without Python between (`_layers`)."""
+        """For whoever asks without Python between (`_kernels.Layers`)."""
         return self._books
 
     def uses(self) -> npt.NDArray[np.uint32]:

@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker._layers import GuessRecord
+from smallthinker._kernels import GuessRecord
 from smallthinker.router.predictor import FINAL
 from smallthinker.router.trial import IdleShare, Trial
 

@@ -1,7 +1,7 @@
 """A model's arithmetic: its weights bound to the kernels, checked once, and what one step's kernels share.
 
 Owns every call of a kernel on the way from token ids to logits. Knows nothing about the order of that way
-(native/layers.cpp), nor about where experts come from.
+(kernels/layers/layers.cpp), nor about where experts come from.
 
 Shape letters: T tokens of a step, d hidden_size, D head_dim, k experts per token, V vocabulary.
 """
@@ -146,7 +146,7 @@ class Arithmetic:
         return step
 
     def lend(self, step: Step, slot_table: npt.NDArray[np.int32]) -> object:
-        """The arithmetic of the step's layers, as `_layers` asks it. slot_table: `ExpertCache.slot_table`."""
+        """The arithmetic of the step's layers, as `_kernels.Layers` asks it. slot_table: `ExpertCache.slot_table`."""
         return self._forward.lend(
             step.x,
             step.normed,

@@ -1,8 +1,8 @@
 """One step of a model: what comes before its layers, and what they have told once they are through.
 
-Hands the layers what they ask (native/layers.cpp, the only file that knows their order): the arithmetic (`Arithmetic`,
-or a clock that only counts its time), the experts' cache, the guesses. Knows nothing about text, sampling, memory
-budgets or what one layer computes.
+Hands the layers what they ask (kernels/layers/layers.cpp, the only file that knows their order): the arithmetic
+(`Arithmetic`, or a clock that only counts its time), the experts' cache, the guesses. Knows nothing about text,
+sampling, memory budgets or what one layer computes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker._layers import Layers
+from smallthinker._kernels import Layers
 from smallthinker.arithmetic import MANY_TOKENS, Floats, Route, Span, Step
 from smallthinker.cache.expert_cache import MAX_UNDER_WAY, ExpertCache
 from smallthinker.cache.read_counters import CacheCounters

@@ -3,6 +3,7 @@
 // and calls a kernel; shapes and meanings are in _kernels.pyi.
 #include "bindings/checks.h"
 #include "bindings/register_formats.h"
+#include "bindings/register_layers.h"
 #include "bindings/register_model.h"
 #include "bindings/register_ops.h"
 #include "forks_bindings.h"
@@ -103,5 +104,6 @@ PYBIND11_MODULE(_kernels, m) {
   m.def("multiply_add", &bind_multiply_add, arg("pool"), arg("multiplications"), arg("int8") = false);
   register_formats(m);
   register_model(m);
+  register_layers(m);
   register_ops(m);  // after the classes, which signatures would else name in C++
 }

@@ -15,7 +15,7 @@ def docs(holder: object) -> Iterator[str]:
         yield getattr(member, "__doc__", None) or ""
 
 
-@pytest.mark.parametrize("module", ["_kernels", "_storage", "_cache", "_layers", "_bpe"])
+@pytest.mark.parametrize("module", ["_kernels", "_storage", "_cache", "_bpe"])
 def test_no_signature_names_a_type_of_cpp(module: str) -> None:
     signatures = list(docs(importlib.import_module(f"smallthinker.{module}")))
     assert any("->" in text for text in signatures)

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "../../kernels/step_arithmetic.h"
+#include "../step_arithmetic.h"
 
 namespace smallthinker {
 

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "../../cache/native/layer_experts.h"
-#include "../../kernels/step_arithmetic.h"
+#include "../step_arithmetic.h"
 #include "guess_record.h"
 
 namespace smallthinker {

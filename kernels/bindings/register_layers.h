@@ -1,6 +1,7 @@
-// The Python module: makes what Python hands in what layers.h asks. Meanings are in _layers.pyi.
+// The order of a step's work, and what its guesses have shown. Meanings are in _kernels.pyi.
+#pragma once
+
 #include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <numeric>
@@ -9,10 +10,10 @@
 #include <utility>
 #include <vector>
 
-#include "adapters.h"
-#include "guess_record.h"
-#include "layers.h"
-#include "lent_error.h"
+#include "bindings/python_step.h"
+#include "layers/guess_record.h"
+#include "layers/layers.h"
+#include "layers/lent_error.h"
 
 namespace smallthinker {
 namespace {
@@ -73,12 +74,8 @@ class BoundLayers {
 };
 
 }  // namespace
-}  // namespace smallthinker
 
-PYBIND11_MODULE(_layers, m) {
-  using namespace smallthinker;
-  m.doc() = "The order of a step's work (smallthinker/native/).";
-  translate_forked();
+inline void register_layers(py::module_& m) {
   py::class_<GuessRecord>(m, "GuessRecord")
       .def(py::init([](int64_t layers, int64_t k, std::set<int64_t> certain, double hope, double keep, double worth) {
              if (layers < 1 || k < 1) throw py::value_error("layers, k: expected at least 1");
@@ -106,3 +103,5 @@ PYBIND11_MODULE(_layers, m) {
       .def("guess", &BoundLayers::guess, py::arg("arithmetic"), py::arg("guesses"), py::arg("source"), py::arg("target"))
       .def_property_readonly("guess_sec", &BoundLayers::guess_sec);
 }
+
+}  // namespace smallthinker

@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "../../kernels/lending.h"
-#include "layers.h"
+#include "layers/layers.h"
+#include "lending.h"
 
 namespace smallthinker {
 
