@@ -36,7 +36,7 @@ class BoundForward {
  public:
   // (the layer whose state is taken, the layer guessed for) -> a matrix [E, d] in q8_0 and an offset [E]: what they make of
   // a state of mean square 1 takes the place of the router's product. The state is that after the source's attention; that
-  // before it, where both layers are the same; the final one of the token before, where the source is kFinal.
+  // before it, where both layers are the same; the final one of the token before, where the source is kFinalState.
   using Predictors = std::map<std::pair<int64_t, int64_t>, std::pair<py::array, py::array>>;
   using Caches = std::vector<std::vector<const BoundKvLayer*>>;  // of each sequence, by layer
 
@@ -77,7 +77,7 @@ class BoundForward {
       const auto& [matrix, offset] = of_pair;
       const BoundFfn& ffn = *at("predictors", pair.second).ffn;
       if (!ffn.has_router()) fail("predictors: layer ", pair.second, " has no router whose choice there is to predict");
-      if (pair.first != kFinal) at("predictors", pair.first);
+      if (pair.first != kFinalState) at("predictors", pair.first);
       check_matrix(Quant::q8_0, ffn.experts(), dim());
       const uint8_t* bytes = packed(matrix, "predictors", packed_bytes(Quant::q8_0, Layout::tiles, ffn.experts(), dim()));
       const float* by = input<float>(offset, "predictors", {ffn.experts()});
@@ -145,7 +145,7 @@ class BoundForward {
   std::vector<Guess> guess(int64_t source, const float* from, int64_t tokens, const std::vector<int64_t>& targets) {
     for (const int64_t target : targets) {
       const bool is_known = predictors_.count({source, target}) != 0 || !at("targets", target).ffn->has_router();
-      if (source == kFinal && !is_known) fail("targets: no predictor of layer ", target);
+      if (source == kFinalState && !is_known) fail("targets: no predictor of layer ", target);
     }
     const py::gil_scoped_release unlocked;
     std::vector<Guess> guesses;
@@ -210,7 +210,7 @@ class BoundForward {
   void be_lossy(int64_t tokens, int64_t experts, float prefer, float skip) { lossy_ = {tokens, experts, prefer, skip}; }
   const LossyRouting& lossy() const { return lossy_; }
 
-  int64_t live_neurons = 0;  // that steps which were lent have computed
+  int64_t live_neurons = 0;  // that bound steps have computed
 
   // Free what experts' contributions take; the next step takes what it needs.
   void release() {
@@ -220,7 +220,7 @@ class BoundForward {
   }
 
  private:
-  friend class LentStep;
+  friend class BoundStep;
 
   // Work that uses what calls share. Without the GIL, which another thread may want that holds the lock.
   template <class Work>
@@ -231,7 +231,6 @@ class BoundForward {
     return work();
   }
 
-  static constexpr int64_t kFinal = -1;
   static constexpr float kTiny = 1e-12f;  // beside a mean square
 
   struct Predictor {

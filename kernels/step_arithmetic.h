@@ -1,6 +1,4 @@
-// What this module lends to whoever knows the order of a step's work: the arithmetic of its layers. A capsule carries it from
-// one to the other. No exception crosses: false says that Python's error is set, which it may be by a right call, too, since
-// a forked process can't compute. All hold the GIL.
+// What the order of a step's work asks (layers/): the arithmetic of its layers, the kernels' or, for `plan`, a clock's.
 //
 // Shape letters: T tokens of a step, k experts per token, L layers.
 #pragma once
@@ -9,6 +7,8 @@
 #include <vector>
 
 namespace smallthinker {
+
+constexpr int64_t kFinalState = -1;  // in place of a layer whose state is taken: the state that goes into the head
 
 // The experts that a step wants of a layer: those of one token best first, of several tokens ascending. Pairs (token * k +
 // rank) of expert i are pairs[offsets[i]] to pairs[offsets[i + 1] - 1].
@@ -22,8 +22,6 @@ struct Guess {
 };
 
 struct StepArithmetic {
-  static constexpr const char* kCapsule = "smallthinker.StepArithmetic";
-
   // Why `run` ended.
   enum class Why {
     done,
@@ -46,13 +44,13 @@ struct StepArithmetic {
   // The layers from `first` on, as long as their experts are in slots; `last` is routed and no more. ahead [2, L]: the layer
   // that is guessed before the attention of one whose router reads what comes of it, and once attention has been added; -1
   // for none.
-  virtual bool run(int64_t first, int64_t last, const int32_t* ahead, Stop* stop) noexcept = 0;
-  virtual bool mix(int64_t layer) noexcept = 0;  // attention
-  virtual bool guess(int64_t source, int64_t target, Guess* guess) noexcept = 0;
+  virtual Stop run(int64_t first, int64_t last, const int32_t* ahead) = 0;
+  virtual void mix(int64_t layer) = 0;  // attention
+  virtual Guess guess(int64_t source, int64_t target) = 0;
   // What some of the last route's experts, in these slots, give the tokens that chose them; kept until `combine`.
-  virtual bool compute(int64_t layer, const Routes& part, const std::vector<int32_t>& slots) noexcept = 0;
-  virtual bool share(int64_t layer) noexcept = 0;  // what every token uses, kept as well
-  virtual bool combine(int64_t layer) noexcept = 0;
+  virtual void compute(int64_t layer, const Routes& part, const std::vector<int32_t>& slots) = 0;
+  virtual void share(int64_t layer) = 0;  // what every token uses, kept as well
+  virtual void combine(int64_t layer) = 0;
 };
 
 }  // namespace smallthinker

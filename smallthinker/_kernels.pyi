@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from smallthinker._cache import Books
+from smallthinker.forward import LayerArithmetic
 
 Quant = Literal[
     "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "mxfp4", "iq4_xs", "q2_k", "q3_k", "q4_k",
@@ -449,6 +450,9 @@ class InputGate:
         residual: Residual,
     ) -> None: ...
 
+class Step:
+    """One step's arithmetic, for `Layers`."""
+
 class Forward:
     """The layers of a model, each an AttentionLayer and an Ffn, which may differ in width, E and k; slots
     [n, record_bytes] hold experts' records. input_gates: what each layer ends with, of one width; empty: none.
@@ -458,7 +462,7 @@ class Forward:
     state after that layer's attention, or before it where both are the same layer. Layer -1 is the final state of the
     token before.
 
-    A step's layers are run through what `lend` lends; `run` to `combine` do the same a call at a time, on any arrays.
+    `Layers` runs a step's layers, of what `step` gives; `run` to `combine` do the same a call at a time, on any arrays.
     """
 
     DONE: int
@@ -517,7 +521,7 @@ class Forward:
         [T, d] the last norm; cos, sin [T, P]. inputs [T, L * width]: what layers with input gates are given.
         """
 
-    def lend(
+    def step(
         self,
         x: F32,
         normed: F32,
@@ -530,12 +534,12 @@ class Forward:
         cos: F32,
         sin: F32,
         inputs: F32 = ...,
-    ) -> object:
-        """A step's arithmetic as a capsule, for `Layers`. Arguments are those of `run`, and live as long."""
+    ) -> Step:
+        """A step's arithmetic. Arguments are those of `run`, and live as long."""
 
     @property
     def live_neurons(self) -> int:
-        """Computed so far by steps that were lent."""
+        """Computed so far by what `step` gave."""
 
     def guess(self, source: int, x: F32, targets: Sequence[int]) -> list[tuple[list[int], list[int]]]:
         """What each layer in `targets` would choose for x [T, d]: as its predictor for layer `source` says or, without
@@ -610,7 +614,7 @@ class Layers:
 
     def run(
         self,
-        arithmetic: object,
+        arithmetic: Step | LayerArithmetic,
         tokens: int,
         guesses: GuessRecord | None,
         ahead: npt.NDArray[np.int32],
@@ -620,13 +624,13 @@ class Layers:
         on_layer: Callable[[int], None] | None,
         watcher: Watcher | None,
     ) -> tuple[list[tuple[int, list[tuple[int, int]]]], list[tuple[int, float, int]]]:
-        """All layers of a step. arithmetic: as `StepArithmetic.lend` gives it; ahead: as `LookAhead.ahead`. Returns
+        """All layers of a step. arithmetic: of `StepArithmetic.layers_of`; ahead: as `LookAhead.ahead`. Returns
         what a step that is held has used: layers, and of each (token * k + rank, expert); and, where there are guesses,
         for `Trial.layer` what layers waited: each one's number, seconds, records that weren't kept. Raises
         CancelledError, StoreReadError, ForkedError, and
         whatever those raise that it asks."""
 
-    def guess(self, arithmetic: object, guesses: GuessRecord, source: int, target: int) -> None:
+    def guess(self, arithmetic: Step | LayerArithmetic, guesses: GuessRecord, source: int, target: int) -> None:
         """Have what layer `target` will likely want read in the disk's idle time; the states of the step are those
         within layer `source`, or FINAL ones."""
 

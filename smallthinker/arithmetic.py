@@ -145,9 +145,9 @@ class Arithmetic:
         step.cos, step.sin = self._rotary.angles(positions)
         return step
 
-    def lend(self, step: Step, slot_table: npt.NDArray[np.int32]) -> object:
+    def layers_of(self, step: Step, slot_table: npt.NDArray[np.int32]) -> _kernels.Step:
         """The arithmetic of the step's layers, as `_kernels.Layers` asks it. slot_table: `ExpertCache.slot_table`."""
-        return self._forward.lend(
+        return self._forward.step(
             step.x,
             step.normed,
             step.ids,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from smallthinker._kernels import Layers
+from smallthinker import _kernels
 from smallthinker.arithmetic import MANY_TOKENS, Floats, Route, Span, Step
 from smallthinker.cache.expert_cache import MAX_UNDER_WAY, ExpertCache
 from smallthinker.cache.read_counters import CacheCounters
@@ -102,11 +102,11 @@ S = TypeVar("S", bound=Step)
 
 
 class StepArithmetic(Protocol[S]):
-    """See `Arithmetic`. It lends its kernels, or a LayerArithmetic."""
+    """See `Arithmetic`."""
 
     def begin(self, spans: Sequence[Span]) -> S: ...
 
-    def lend(self, step: S, slot_table: npt.NDArray[np.int32]) -> object: ...
+    def layers_of(self, step: S, slot_table: npt.NDArray[np.int32]) -> _kernels.Step | LayerArithmetic: ...
 
     def logits(self, step: S, rows: npt.NDArray[np.intp] | None) -> Floats: ...
 
@@ -130,7 +130,7 @@ class ForwardPass:
     ) -> None:
         self.arithmetic, self.experts, self.look_ahead = arithmetic, experts, look_ahead
         self._clock = clock
-        self._layers = Layers(
+        self._layers = _kernels.Layers(
             experts.books,
             num_layers,
             len(experts.slots),
@@ -205,10 +205,10 @@ class ForwardPass:
         before = None if look is None or held else self.experts.counters()
         if look is not None:
             look.begin_token(several=step.tokens > 1)
-        lent = self.arithmetic.lend(step, self.experts.slot_table)
+        layers = self.arithmetic.layers_of(step, self.experts.slot_table)
         guesses = self.look_ahead
         routes, waits = self._layers.run(
-            lent,
+            layers,
             step.tokens,
             None if guesses is None else guesses.record,
             self._nothing_ahead if look is None else look.ahead,
@@ -232,7 +232,7 @@ class ForwardPass:
             self._count_waste(look, took, before)
             target = look.target(FINAL) if step.tokens == 1 else None
             if target is not None:
-                self._layers.guess(lent, look.record, FINAL, target)
+                self._layers.guess(layers, look.record, FINAL, target)
         if self._observers.final is not None:
             self._observers.final(step.x)
         every = all_logits or step.tokens == len(step.counts)

@@ -9,11 +9,11 @@
 #include <optional>
 #include <vector>
 
-#include "../../kernels/lending.h"
 #include "adapters.h"
 #include "books.h"
 #include "frequency.h"
 #include "layer_experts.h"
+#include "lending.h"
 
 namespace py = pybind11;
 

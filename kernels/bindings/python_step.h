@@ -5,13 +5,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "layers/layers.h"
-#include "lending.h"
 
 namespace smallthinker {
 
@@ -21,32 +18,28 @@ namespace py = pybind11;
 class PythonArithmetic final : public StepArithmetic {
  public:
   PythonArithmetic(py::object arithmetic, int64_t layers) : arithmetic_(std::move(arithmetic)), layers_(layers) {}
-  bool run(int64_t first, int64_t last, const int32_t* ahead, Stop* stop) noexcept override {
-    return without_exception([&] {
-      const py::array_t<int32_t> asked({int64_t{2}, layers_}, ahead);
-      const py::object told = arithmetic_.attr("run")(first, last, asked);
-      stop->layer = told.attr("layer").cast<int64_t>();
-      for (const py::handle layer : told.attr("used")) stop->used.push_back(routes(layer));
-      const py::object route = told.attr("route"), guess = told.attr("guess");
-      stop->is_mixed = told.attr("is_mixed").cast<bool>();
-      if (!route.is_none()) stop->route = routes(route);
-      if (!guess.is_none()) stop->guess = guess_of(guess);
-      stop->why = !route.is_none() ? (guess.is_none() ? Why::routed : Why::guessed)
-                                   : (guess.is_none() ? Why::done : Why::guessed_before);
-      if (stop->why == Why::guessed) stop->slots.assign(stop->route.experts.size(), 0);  // which don't tell it anything
-    });
+  Stop run(int64_t first, int64_t last, const int32_t* ahead) override {
+    const py::array_t<int32_t> asked({int64_t{2}, layers_}, ahead);
+    const py::object told = arithmetic_.attr("run")(first, last, asked);
+    Stop stop;
+    stop.layer = told.attr("layer").cast<int64_t>();
+    for (const py::handle layer : told.attr("used")) stop.used.push_back(routes(layer));
+    const py::object route = told.attr("route"), guess = told.attr("guess");
+    stop.is_mixed = told.attr("is_mixed").cast<bool>();
+    if (!route.is_none()) stop.route = routes(route);
+    if (!guess.is_none()) stop.guess = guess_of(guess);
+    stop.why = !route.is_none() ? (guess.is_none() ? Why::routed : Why::guessed)
+                                : (guess.is_none() ? Why::done : Why::guessed_before);
+    if (stop.why == Why::guessed) stop.slots.assign(stop.route.experts.size(), 0);  // which don't tell it anything
+    return stop;
   }
-  bool mix(int64_t layer) noexcept override {
-    return without_exception([&] { arithmetic_.attr("mix")(layer); });
+  void mix(int64_t layer) override { arithmetic_.attr("mix")(layer); }
+  Guess guess(int64_t source, int64_t target) override { return guess_of(arithmetic_.attr("guess")(source, target)); }
+  void compute(int64_t layer, const Routes& part, const std::vector<int32_t>&) override {
+    arithmetic_.attr("compute")(layer, part.experts.size(), part.pairs.size());
   }
-  bool guess(int64_t source, int64_t target, Guess* guess) noexcept override {
-    return without_exception([&] { *guess = guess_of(arithmetic_.attr("guess")(source, target)); });
-  }
-  bool compute(int64_t layer, const Routes& part, const std::vector<int32_t>&) noexcept override {
-    return without_exception([&] { arithmetic_.attr("compute")(layer, part.experts.size(), part.pairs.size()); });
-  }
-  bool share(int64_t) noexcept override { return true; }  // neither is asked of it
-  bool combine(int64_t) noexcept override { return true; }
+  void share(int64_t) override {}  // neither is asked of it
+  void combine(int64_t) override {}
 
  private:
   static Guess guess_of(const py::object& told) {

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/bound_step.h"
 #include "bindings/python_step.h"
 #include "layers/guess_record.h"
 #include "layers/layers.h"
@@ -61,10 +62,8 @@ class BoundLayers {
   }
 
   StepArithmetic& asked(const py::object& arithmetic, std::optional<PythonArithmetic>* python) const {
-    if (!py::isinstance<py::capsule>(arithmetic)) return python->emplace(arithmetic, num_layers_);
-    auto* const lent = static_cast<StepArithmetic*>(PyCapsule_GetPointer(arithmetic.ptr(), StepArithmetic::kCapsule));
-    if (lent == nullptr) throw py::error_already_set();
-    return *lent;
+    if (py::isinstance<BoundStep>(arithmetic)) return arithmetic.cast<BoundStep&>();
+    return python->emplace(arithmetic, num_layers_);
   }
 
   const py::object books_;

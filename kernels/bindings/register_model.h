@@ -1,8 +1,8 @@
 // A model's parts, bound once, and the runner that takes tokens through them.
 #pragma once
 
+#include "bindings/bound_step.h"
 #include "forward.h"
-#include "lent_step.h"
 
 #include <pybind11/stl.h>
 
@@ -36,13 +36,14 @@ py::tuple bind_run(BoundForward& self, int64_t first, int64_t last, py::array& x
                         py::make_tuple(end.guess.experts, end.guess.ranks));
 }
 
-py::capsule bind_lend(const py::object& self, py::array& x, py::array& normed, py::array& ids, py::array& weights,
-                      const py::array& slot_of, const py::list& caches, const std::vector<int64_t>& starts,
-                      const std::vector<int64_t>& counts, const py::array& cos, const py::array& sin, const py::array& inputs) {
+std::unique_ptr<BoundStep> bind_step(const py::object& self, py::array& x, py::array& normed, py::array& ids, py::array& weights,
+                                     const py::array& slot_of, const py::list& caches, const std::vector<int64_t>& starts,
+                                     const std::vector<int64_t>& counts, const py::array& cos, const py::array& sin,
+                                     const py::array& inputs) {
   auto& forward = self.cast<BoundForward&>();
   auto step = forward.begin(x, normed, ids, weights, slot_of, caches.cast<BoundForward::Caches>(), starts, counts, cos, sin, inputs);
-  return LentStep::lend(std::make_unique<LentStep>(
-      forward, std::move(step), py::make_tuple(self, x, normed, ids, weights, slot_of, caches, cos, sin, inputs)));
+  return std::make_unique<BoundStep>(forward, std::move(step),
+                                     py::make_tuple(self, x, normed, ids, weights, slot_of, caches, cos, sin, inputs));
 }
 
 }  // namespace
@@ -113,6 +114,8 @@ inline void register_model(py::module_& m) {
                     const py::array&, const BoundResidual&>(),
            arg("quants"), arg("hidden"), arg("width"), arg("activation"), arg("gate"), arg("proj"), arg("residual"));
 
+  py::class_<BoundStep>(m, "Step");
+
   py::class_<BoundForward> forward(m, "Forward");
   forward
       .def(py::init<ThreadPool&, const std::vector<py::object>&, const std::vector<py::object>&, const py::array&,
@@ -121,7 +124,7 @@ inline void register_model(py::module_& m) {
            arg("input_gates") = std::vector<std::shared_ptr<BoundInputGate>>{}, py::keep_alive<1, 2>())
       .def("run", &bind_run, arg("first"), arg("last"), arg("x"), arg("normed"), arg("ids"), arg("weights"), arg("slot_of"),
            arg("ahead"), arg("caches"), arg("starts"), arg("counts"), arg("cos"), arg("sin"), arg("inputs") = none)
-      .def("lend", &bind_lend, arg("x"), arg("normed"), arg("ids"), arg("weights"), arg("slot_of"), arg("caches"), arg("starts"),
+      .def("step", &bind_step, arg("x"), arg("normed"), arg("ids"), arg("weights"), arg("slot_of"), arg("caches"), arg("starts"),
            arg("counts"), arg("cos"), arg("sin"), arg("inputs") = none)
       .def_readonly("live_neurons", &BoundForward::live_neurons)
       .def("guess",

@@ -35,7 +35,7 @@ bool GuessRecord::may_be_right(int64_t target, bool own) const {
 
 void GuessRecord::predict(int64_t source, int64_t target, const Guess& guess, const std::vector<int64_t>& missing) {
   OfLayer& layer = of_layers_[source == target ? 1 : 0].at(static_cast<size_t>(target));
-  Open& open = source == kFinal ? of_next_ : layer.open;
+  Open& open = source == kFinalState ? of_next_ : layer.open;
   for (const int64_t place : missing) {
     const auto i = static_cast<size_t>(place);
     if (guess.ranks.at(i) < 0 || static_cast<size_t>(guess.ranks.at(i)) >= layer.precision.size()) throw std::out_of_range("rank");

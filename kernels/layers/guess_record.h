@@ -15,7 +15,6 @@ namespace smallthinker {
 
 class GuessRecord {
  public:
-  static constexpr int64_t kFinal = -1;  // a source: the final state of a token, which tells of the next one's first layer
   struct Rules {
     double hope;   // a precision to begin with
     double keep;   // of the running precision, at each guess once there were some
@@ -31,7 +30,7 @@ class GuessRecord {
   std::vector<double> likelihoods(int64_t source, int64_t target) const;
   std::vector<double> precision(int64_t target, bool own) const { return at(own, target).precision; }
   bool may_be_right(int64_t target, bool own) const;
-  // These had to be read: places in the guess.
+  // These had to be read: places in the guess. A token's final state tells of the next one's first layer.
   void predict(int64_t source, int64_t target, const Guess& guess, const std::vector<int64_t>& missing);
   void score(int64_t layer, const std::vector<int32_t>& experts);  // the exact ones
 

@@ -113,8 +113,7 @@ StepArithmetic::Stop Layers::run_in_memory(int64_t layer, int64_t asked, LayerSt
     last = layer;
     step.observer.entered(layer);
   }
-  Stop stop;
-  throw_unless(step.arithmetic.run(layer, last, ahead.data(), &stop));
+  Stop stop = step.arithmetic.run(layer, last, ahead.data());
   for (const Routes& used : stop.used) {
     throw_unless(experts_.found(layer, experts_of(used), counts_of(used, step.tokens), step.tokens));
     if (step.is_held) hold(layer, used, step);
@@ -162,28 +161,28 @@ void Layers::serve_route(int64_t layer, const Routes& route, LayerStep& step, bo
       mix(layer, step);         // arithmetic while the disk works
     }
     guess_next(layer, step);
-    throw_unless(step.arithmetic.share(layer));
+    step.arithmetic.share(layer);
     for (;;) {  // resident ones first
       std::vector<LayerExperts::Landed> landed;
       throw_unless(experts_.landed(&landed));
       if (landed.empty()) break;
       std::vector<int32_t> of_landed;
       for (const auto& one : landed) of_landed.push_back(one.slot);
-      throw_unless(step.arithmetic.compute(layer, part_of(route, landed), of_landed));
+      step.arithmetic.compute(layer, part_of(route, landed), of_landed);
     }
   }
-  throw_unless(step.arithmetic.combine(layer));  // in the router's order, whichever landed first
+  step.arithmetic.combine(layer);  // in the router's order, whichever landed first
 }
 
 // The layer's network, with all of its experts in memory.
 void Layers::compute(int64_t layer, const Routes& route, const std::vector<int32_t>& slots, LayerStep& step) {
-  throw_unless(step.arithmetic.compute(layer, route, slots));
-  throw_unless(step.arithmetic.share(layer));
-  throw_unless(step.arithmetic.combine(layer));
+  step.arithmetic.compute(layer, route, slots);
+  step.arithmetic.share(layer);
+  step.arithmetic.combine(layer);
 }
 
 void Layers::mix(int64_t layer, LayerStep& step) {
-  throw_unless(step.arithmetic.mix(layer));
+  step.arithmetic.mix(layer);
   if (step.observer.is_watching()) step.observer.attended(layer);
 }
 
@@ -202,7 +201,7 @@ void Layers::guess(int64_t source, int64_t target, const LayerStep& step) {
   Guess guess;
   {
     const Stopwatch watch(&guess_sec);
-    throw_unless(step.arithmetic.guess(source, target, &guess));
+    guess = step.arithmetic.guess(source, target);
   }
   read_guess(source, target, step, guess);
 }
@@ -222,8 +221,7 @@ void Layers::read_guess(int64_t source, int64_t target, const LayerStep& step, c
 
 // Many tokens want most of a layer's experts: all that a token names, the best-ranked first.
 void Layers::read_most(int64_t source, int64_t target, const LayerStep& step) {
-  Guess guess;
-  throw_unless(step.arithmetic.guess(source, target, &guess));
+  const Guess guess = step.arithmetic.guess(source, target);
   Ids missing;
   throw_unless(experts_.prefetch(target, {guess.experts.begin(), guess.experts.end()},
                                  std::vector<double>(guess.experts.size(), 1.0), limits_.slots, &missing));

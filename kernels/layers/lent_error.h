@@ -1,4 +1,4 @@
-// What a call of another module's left as Python's error, on its way to whoever speaks Python here (bindings.cpp).
+// What a call of the cache's module left as Python's error, on its way to who speaks Python here (bindings/).
 #pragma once
 
 #include <exception>

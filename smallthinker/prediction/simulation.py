@@ -72,7 +72,7 @@ class _Arithmetic:
         self.at = list(chain.from_iterable(tokens for _, tokens in spans))
         return Step(spans, 0, self.used)
 
-    def lend(self, step: Step, slot_table: npt.NDArray[np.int32]) -> _Layers:
+    def layers_of(self, step: Step, slot_table: npt.NDArray[np.int32]) -> _Layers:
         return _Layers(self, step, slot_table)
 
     def logits(self, step: Step, rows: npt.NDArray[np.intp] | None) -> Floats:

@@ -1,5 +1,5 @@
-// For what one module lends to another: an exception doesn't cross, which would take one C++ runtime for both; Python's error
-// does.
+// For what this module lends to another: an exception doesn't cross, which would take one C++ runtime for both; Python's
+// error does.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,7 +7,7 @@
 #include <exception>
 #include <new>
 
-#include "forks_bindings.h"
+#include "../../kernels/forks_bindings.h"
 
 namespace smallthinker {
 
